@@ -1,0 +1,20 @@
+"""Errors that a caller can cause through a model's settings, images, prompts or exported folder.
+
+Every message says what was wrong, with which value, and what to do about it.
+"""
+
+
+class ModelError(Exception):
+    """Base of everything this package raises on purpose."""
+
+
+class InvalidInput(ModelError, ValueError):
+    """A prompt, an image or a setting that the model cannot take: the caller's to mend (HTTP 400)."""
+
+
+class ConfigError(ModelError, ValueError):
+    """A config.toml, a checkpoint's config.json or an entry in it that cannot be used as it stands."""
+
+
+class ManifestError(ModelError):
+    """An exported folder whose manifest.json is missing, damaged or of another version."""

@@ -1,0 +1,95 @@
+"""How one request wants its image cut and its text decoded: the options dataclass that every layer passes on.
+
+The server builds it from defaults, config.toml, flags and the request body; the Python API from keyword arguments; the
+families read the image half, the runtime the decoding half.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self
+
+from .errors import InvalidInput
+
+
+@dataclass(frozen=True, slots=True)
+class InferenceSettings:
+    """Options of one request. ``None`` means the model's own value (its manifest), or "off" where so noted."""
+
+    # Image preparation (families that take pages at their own size ignore these).
+    base_size: int | None = None  # side of the padded global view, pixels
+    image_size: int | None = None  # side of a tile, or of the only view without crop mode, pixels
+    crop_mode: bool = True  # cut large images into tiles beside the global view
+    max_tiles: int | None = None  # most tiles of one image
+
+    # Length of the answer.
+    max_new_tokens: int = 512
+    stop: tuple[str, ...] = ()  # generation ends before the first of these strings
+    deadline_s: float | None = None  # seconds from submission after which the partial text is returned; None: never
+
+    # Sampling: greedy unless do_sample and temperature > 0.
+    do_sample: bool = False
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int | None = None  # None: all tokens
+    seed: int | None = None  # None: a fresh one for each request
+
+    # Repetition.
+    repetition_penalty: float = 1.0
+    no_repeat_ngram_size: int = 20  # 0 switches the filter off
+    no_repeat_ngram_window: int | None = None  # look back this many tokens only; None: prompt and answer
+    no_repeat_ngram_whitelist: tuple[int, ...] = ()  # token ids that the filter never forbids
+    stop_on_loop: bool = True  # end an answer whose tail repeats itself
+
+    def __post_init__(self) -> None:
+        """Refuse values outside their range.
+
+        Raises
+        ------
+        InvalidInput
+            naming the setting, its value and the allowed range.
+        """
+        for name, (low, high, meaning) in _RANGES.items():
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                raise InvalidInput(f"{name} is {value}; it must be {meaning}")
+        if any(not text for text in self.stop):
+            raise InvalidInput("stop holds an empty string; leave it out or name the text to stop at")
+
+    @property
+    def samples(self) -> bool:
+        """Whether tokens are drawn at random: needs both ``do_sample`` and a temperature above 0."""
+        return self.do_sample and self.temperature > 0
+
+    def override(self, values: Mapping[str, Any]) -> Self:
+        """A copy with the named values replaced.
+
+        Raises
+        ------
+        InvalidInput
+            for a name that is no setting, or a value out of range.
+        """
+        unknown = sorted(values.keys() - SETTING_NAMES)
+        if unknown:
+            raise InvalidInput(f"unknown setting {unknown[0]!r}; known are {', '.join(sorted(SETTING_NAMES))}")
+        return replace(self, **values)
+
+
+SETTING_NAMES = frozenset(field.name for field in fields(InferenceSettings))
+
+_INF = float("inf")
+_RANGES: dict[str, tuple[float, float, str]] = {
+    "base_size": (32, 4096, "between 32 and 4096 pixels"),
+    "image_size": (32, 4096, "between 32 and 4096 pixels"),
+    "max_tiles": (1, 64, "between 1 and 64"),
+    "max_new_tokens": (1, _INF, "at least 1"),
+    "deadline_s": (0, _INF, "0 seconds or more"),
+    "temperature": (0, 100, "between 0 and 100"),
+    "top_p": (0, 1, "between 0 and 1"),
+    "top_k": (1, _INF, "at least 1, or left out for all tokens"),
+    "seed": (0, 2**64 - 1, "between 0 and 2**64 - 1"),
+    "repetition_penalty": (1e-3, 1e3, "between 0.001 and 1000"),
+    "no_repeat_ngram_size": (0, _INF, "0 (off) or more"),
+    "no_repeat_ngram_window": (1, _INF, "at least 1, or left out for the whole sequence"),
+}

@@ -1,0 +1,17 @@
+"""Errors of the runtime. What a caller did wrong is ``models.errors.InvalidInput`` instead."""
+
+
+class RuntimeUnavailable(Exception):
+    """ONNX Runtime, or the execution provider that was asked for, is not there; the message has the install line."""
+
+
+class QueueFull(Exception):
+    """The bounded request queue has no place left; try again after ``retry_after`` seconds."""
+
+    def __init__(self, waiting: int, retry_after: float) -> None:
+        super().__init__(f"{waiting} requests are waiting already; try again in {retry_after:.0f} s")
+        self.retry_after = retry_after
+
+
+class EngineClosed(Exception):
+    """The model was closed (or its engine has failed) while the request was waiting or running."""

@@ -1,0 +1,117 @@
+"""What goes into the engine and what comes out: requests, events, results. Used by the Python API and the server."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from PIL import Image
+
+from models.settings import InferenceSettings
+
+FinishReason = Literal["stop", "length", "cancelled"]
+
+# Why exactly a generation ended, finer than the finish reason.
+# eos: end-of-sequence token · stop_string · max_tokens: the request's budget · context: the model's own limit ·
+# loop: the tail repeated itself · deadline · cancelled · error: the engine failed
+FinishDetail = Literal["eos", "stop_string", "max_tokens", "context", "loop", "deadline", "cancelled", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One prompt with its images. ``prompt`` holds one ``<image>`` slot for each image, in order."""
+
+    prompt: str
+    images: Sequence[Image.Image] = ()
+    settings: InferenceSettings = InferenceSettings()
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Seconds spent on one request, by stage."""
+
+    queued: float = 0.0  # from submission until the engine took it up
+    prepare: float = 0.0  # image resizing and tokenizing, on the caller's thread
+    vision: float = 0.0
+    prefill: float = 0.0
+    decode: float = 0.0  # from the first token to the last
+    first_token: float = 0.0  # from submission to the first token
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens really fed (BOS and image tokens included) and tokens generated (the end token not counted)."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    image_tokens: int = 0  # part of prompt_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class TextDelta:
+    """A piece of the answer; the pieces of a generation joined are its text."""
+
+    text: str
+    token_count: int = 1  # tokens behind this piece
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The last event of every generation."""
+
+    reason: FinishReason
+    detail: FinishDetail
+    usage: Usage
+    timings: Timings
+    error: str | None = None  # set when detail is "error"
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A whole answer."""
+
+    text: str
+    tokens: list[int] = field(repr=False)
+    finished: Finished
+
+
+class Generation(Protocol):
+    """A running request, as its caller sees it. Safe to use from one consumer thread beside the engine's."""
+
+    def next_event(self, timeout: float | None = None) -> TextDelta | Finished | None:
+        """Wait up to ``timeout`` seconds (None: for ever) for the next event; None when nothing came."""
+
+    def cancel(self) -> None:
+        """Ask the engine to stop; a ``Finished`` with reason ``cancelled`` follows within one step. Idempotent."""
+
+
+class TextModel(Protocol):
+    """The part of ``runtime.Model`` that the server uses; tests put a scripted one in its place."""
+
+    def submit(self, request: Request) -> Generation:
+        """Prepare the images and the prompt on this thread, then queue.
+
+        Raises
+        ------
+        models.errors.InvalidInput
+            the prompt, an image or a setting cannot be taken.
+        runtime.errors.QueueFull
+            too many requests are waiting.
+        runtime.errors.EngineClosed
+            the model was closed.
+        """
+
+    def drain(self, timeout: float | None = None) -> bool:
+        """Wait until no request is queued or running; False when ``timeout`` seconds passed first."""
+
+    def close(self) -> None:
+        """Cancel what runs, stop the engine thread and free the sessions and caches. Idempotent."""
+
+    @property
+    def queue_depth(self) -> int:
+        """Requests waiting for the engine."""
+
+    @property
+    def active(self) -> int:
+        """Requests being encoded, prefilled or decoded."""
