@@ -1,0 +1,70 @@
+"""The last look at finished graphs before they are published: each loads, and one tiny forward pass is finite."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+from PIL import Image
+
+from models.manifest import Manifest
+from models.registry import family_of
+from models.settings import InferenceSettings
+
+from .errors import ExportError
+
+
+def check_graphs(folder: Path, manifest: Manifest) -> None:
+    """Run the CPU graphs once: the smallest view through the vision tower, its features through the decoder.
+
+    Sessions map the weights from the files rather than copying them, so the check costs little memory.
+
+    Raises
+    ------
+    ExportError
+        when a graph does not load, or gives a value that is not finite.
+    """
+    family = family_of(manifest)
+    side = 4 * int(manifest.image["patch_size"])
+    image = Image.effect_noise((side, side), 64)
+    prepared = family.prepare_image(image, InferenceSettings(crop_mode=False, image_size=side))
+    vision = _session(folder / manifest.vision.files["cpu"])
+    names = [output.name for output in vision.get_outputs()]
+    outputs = [dict(zip(names, vision.run(names, dict(feeds)), strict=True)) for feeds in prepared.passes]
+    del vision
+    features = _finite("the vision graph", prepared.assemble(outputs))
+    embed = _session(folder / manifest.embed.files["cpu"])
+    token = np.array([[manifest.tokens.bos]])
+    (start,) = embed.run(None, {"input_ids": token})
+    del embed
+    sizes = manifest.sizes
+    length = 1 + len(features)
+    cache = np.zeros((1, sizes.kv_heads, length, sizes.head_dim), start.dtype)
+    feeds = {
+        "inputs_embeds": np.concatenate([start, features[None].astype(start.dtype)], axis=1),
+        "seqlens_k": np.array([length - 1], np.int32),
+        "total_length": np.array(length, np.int32),
+    }
+    for layer in range(sizes.layers):
+        feeds[f"past_key_values.{layer}.key"] = feeds[f"past_key_values.{layer}.value"] = cache
+    (logits,) = _session(folder / manifest.decoder.files["cpu"]).run(["logits"], feeds)
+    _finite("the decoder", logits)
+
+
+def _session(path: Path) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.add_session_config_entry("session.disable_prepacking", "1")  # weights stay mapped from the file
+    # No folding: it would hold float32 copies of all float16 weights at once.
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 3
+    try:
+        return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime raises several unrelated classes
+        raise ExportError(f"ONNX Runtime cannot load {path.name}: {error}") from error
+
+
+def _finite(what: str, array: np.ndarray) -> np.ndarray:
+    if not np.isfinite(array).all():
+        raise ExportError(f"{what} gives values that are not finite; the checkpoint is damaged, or too large for f16")
+    return array

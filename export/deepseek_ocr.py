@@ -1,0 +1,182 @@
+"""DeepSeek-OCR checkpoints as graphs: what config.json and the tensor shapes say, as specs and modules.
+
+Sizes that the published config leaves unsaid (MLP widths, the neck, the window) are read from tensor shapes, so a model
+of other sizes needs no code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from models.deepseek_ocr.images import ImageRules
+from models.manifest import DecoderInfo, TokenIds
+
+from .checkpoint import Checkpoint
+from .decoder import Decoder, DecoderSpec, Embedding, MoeSpec
+from .deepseek_vision import ClipSpec, SamSpec, VisionSpec, VisionTower
+from .errors import ExportError
+from .family import ModelParts
+from .layers import Precision
+
+# In the checkpoint, and never used: SAM's map takes the place of CLIP's own patch embeddings.
+UNUSED = ("model.vision_model.embeddings.patch_embedding.", "model.vision_model.embeddings.position_ids")
+
+# What the graphs implement; another value would change the arithmetic.
+_REQUIRED: Mapping[str, tuple[Any, ...]] = {
+    "use_mla": (False,),
+    "topk_method": ("greedy",),
+    "scoring_func": ("softmax",),
+    "hidden_act": ("silu",),
+    "moe_layer_freq": (1,),
+    "attention_bias": (False,),
+    "rope_scaling": (None,),
+    "tie_word_embeddings": (False,),
+}
+
+
+class DeepseekOcrExport:
+    """One checkpoint of the family, understood; see ``export.family.FamilyExport``."""
+
+    unused = UNUSED
+
+    def __init__(self, checkpoint: Checkpoint, processor: Mapping[str, Any]) -> None:
+        config = checkpoint.config
+        self._decoder = decoder_spec(_decoder_config(config))
+        self._vision = vision_spec(config, checkpoint, self._decoder.hidden)
+        self._processor = processor
+        self._config = config
+
+    def parts(self, precision: Precision) -> ModelParts:
+        decoder = self._decoder
+        return ModelParts(
+            vision=VisionTower("model", self._vision, precision),
+            embedding=Embedding("model.embed_tokens.weight", decoder, precision),
+            decoder=Decoder("model", "lm_head", decoder, precision),
+        )
+
+    @property
+    def sizes(self) -> DecoderInfo:
+        spec = self._decoder
+        return DecoderInfo(
+            layers=spec.layers, hidden_size=spec.hidden, kv_heads=spec.kv_heads, head_dim=spec.head_dim,
+            vocabulary=spec.vocabulary, max_length=spec.max_length,
+        )  # fmt: skip
+
+    @property
+    def image_rules(self) -> ImageRules:
+        """The image settings, with the defaults that the checkpoint's processor_config.json overrides."""
+        known = {
+            "base_size": self._processor.get("base_size"),
+            "image_size": self._processor.get("image_size"),
+            "max_tiles": self._processor.get("max_tiles"),
+            "mean": self._processor.get("image_mean"),
+            "std": self._processor.get("image_std"),
+        }
+        sam = self._vision.sam
+        return ImageRules(
+            patch_size=sam.patch, downsample=4, grid=sam.grid, clip_grid=self._vision.clip.grid,
+            **{name: value for name, value in known.items() if value is not None},
+        )  # fmt: skip
+
+    def tokens(self, token_id: Mapping[str, int]) -> TokenIds:
+        """Ids of the tokens with a meaning; ``token_id`` is the tokenizer's vocabulary."""
+        config = _decoder_config(self._config)
+        image = self._processor.get("image_token", "<image>")
+        if image not in token_id:
+            raise ExportError(f"the tokenizer has no token {image!r}, which marks an image; use the model's own one")
+        eos = _required(config, "eos_token_id")
+        return TokenIds(
+            bos=_required(config, "bos_token_id"),
+            eos=tuple(eos) if isinstance(eos, list) else (eos,),
+            image=token_id[image],
+        )
+
+
+def decoder_spec(config: Mapping[str, Any]) -> DecoderSpec:
+    """The decoder's sizes and rules from its part of config.json.
+
+    Raises
+    ------
+    ExportError
+        when a key is missing or has a value that the graphs do not implement.
+    """
+    for key, accepted in _REQUIRED.items():
+        if config.get(key, accepted[0]) not in accepted:
+            raise ExportError(f"config.json: {key} is {config[key]!r}; this exporter knows {accepted[0]!r} only")
+    hidden, heads = _required(config, "hidden_size"), _required(config, "num_attention_heads")
+    layers, dense = _required(config, "num_hidden_layers"), config.get("first_k_dense_replace", 0)
+    moe = None
+    if config.get("n_routed_experts") and dense < layers:
+        width = _required(config, "moe_intermediate_size")
+        renormalize = bool(config.get("norm_topk_prob", False))
+        moe = MoeSpec(
+            experts=config["n_routed_experts"],
+            top_k=_required(config, "num_experts_per_tok"),
+            width=width,
+            shared_width=width * (config.get("n_shared_experts") or 0),
+            renormalize=renormalize,
+            # The published routing applies the factor only where it does not renormalise.
+            scale=1.0 if renormalize else float(config.get("routed_scaling_factor", 1.0)),
+        )
+    return DecoderSpec(
+        hidden=hidden,
+        layers=layers,
+        heads=heads,
+        kv_heads=config.get("num_key_value_heads") or heads,
+        head_dim=config.get("head_dim") or hidden // heads,
+        mlp_width=_required(config, "intermediate_size"),
+        dense_layers=dense,
+        moe=moe,
+        vocabulary=_required(config, "vocab_size"),
+        max_length=_required(config, "max_position_embeddings"),
+        rope_theta=float(config.get("rope_theta", 10_000.0)),
+        rms_epsilon=float(config.get("rms_norm_eps", 1e-6)),
+    )
+
+
+def vision_spec(config: Mapping[str, Any], checkpoint: Checkpoint, hidden: int) -> VisionSpec:
+    """The tower's sizes: from ``vision_config``, and from tensor shapes where that is silent."""
+    vision = _required(config, "vision_config")
+    widths = _required(vision, "width")
+    sam, clip = _required(widths, "sam_vit_b"), _required(widths, "clip-l-14-224")
+    layers, global_layers = _required(sam, "layers"), tuple(_required(sam, "global_attn_indexes"))
+    windowed = next((i for i in range(layers) if i not in global_layers), None)
+    window = 14
+    if windowed is not None:
+        window = (checkpoint.shape(f"model.sam_model.blocks.{windowed}.attn.rel_pos_h")[0] + 1) // 2
+    patch = checkpoint.shape("model.sam_model.patch_embed.proj.weight")[-1]
+    first, second = _required(sam, "downsample_channels")
+    return VisionSpec(
+        sam=SamSpec(
+            width=_required(sam, "width"),
+            layers=layers,
+            heads=_required(sam, "heads"),
+            mlp_width=checkpoint.shape("model.sam_model.blocks.0.mlp.lin1.weight")[0],
+            patch=patch,
+            grid=_required(vision, "image_size") // patch,
+            window=window,
+            global_layers=global_layers,
+            neck=checkpoint.shape("model.sam_model.neck.0.weight")[0],
+            channels=(first, second),
+        ),
+        clip=ClipSpec(
+            width=_required(clip, "width"),
+            layers=_required(clip, "layers"),
+            heads=_required(clip, "heads"),
+            mlp_width=checkpoint.shape("model.vision_model.transformer.layers.0.mlp.fc1.weight")[0],
+            grid=_required(clip, "image_size") // _required(clip, "patch_size"),
+        ),
+        hidden=hidden,
+    )
+
+
+def _decoder_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The decoder's values: ``language_config`` over the copies at the top level."""
+    return {**config, **config.get("language_config", {})}
+
+
+def _required(config: Mapping[str, Any], key: str) -> Any:
+    if config.get(key) is None:
+        raise ExportError(f"config.json has no {key}; is this a DeepSeek-OCR checkpoint?")
+    return config[key]

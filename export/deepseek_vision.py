@@ -1,0 +1,359 @@
+"""DeepSeek-OCR's vision tower: SAM with windows and global attention, CLIP on its map, and the projector.
+
+Declared rather than traced, for three reasons that the profile of the traced graph gave (shared facts): one graph with
+ONE copy of the weights serves every view size; the decomposed relative-position bias, a fifth of the traced graph's
+time, becomes two small products and one matrix product that feeds an attention kernel; and weights bind by name, so an
+export never holds the tower in memory. transformers' modules stay the reference that the tests compare with.
+
+Everything that depends on the view's size comes in as small matrices that ``models.deepseek_ocr.positions`` computes:
+resampling a position table is linear, so ``rows @ table @ columns`` is exactly PyTorch's interpolation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from onnxscript import OpBuilder, nn
+
+from .layers import FLOAT, INT64, MICROSOFT, Conv, LayerNorm, Linear, Precision, Table, new_graph
+from .weights import Load, Recipe, Weight, copied
+
+
+@dataclass(frozen=True)
+class SamSpec:
+    """SAM ViT with a convolutional neck."""
+
+    width: int
+    layers: int
+    heads: int
+    mlp_width: int
+    patch: int
+    grid: int  # side of the position table, patches
+    window: int  # side of an attention window, patches
+    global_layers: tuple[int, ...]
+    neck: int
+    channels: tuple[int, int]  # of the two stride-2 convolutions
+    epsilon: float = 1e-6
+
+
+@dataclass(frozen=True)
+class ClipSpec:
+    """CLIP's transformer, which takes the SAM map in place of its own patch embeddings."""
+
+    width: int
+    layers: int
+    heads: int
+    mlp_width: int
+    grid: int  # side of the position table, patches
+    epsilon: float = 1e-5
+
+
+@dataclass(frozen=True)
+class VisionSpec:
+    sam: SamSpec
+    clip: ClipSpec
+    hidden: int  # the decoder's width
+
+
+@dataclass(frozen=True)
+class ViewInputs:
+    """What the host computes for a view size; s = side in patches, q = s / 4."""
+
+    sam_rows: ir.Value  # [s, grid]: resamples SAM's position table
+    clip_rows: ir.Value  # [q, clip grid]: resamples CLIP's
+    relative_rows: ir.Value  # [2 s - 1, 2 grid - 1]: resamples the relative tables of global layers
+    relative_index: ir.Value  # [s, s]: row of that table for (query, key)
+    spread: ir.Value  # [2 s, s * s] of 0 and 1: lays out row and column biases over all keys
+
+
+class RelativeBias(nn.Module):
+    """Decomposed relative positions (MViTv2, arXiv 2112.01526) as an additive attention bias.
+
+        q ──┬─ x rows table ────┐
+            └─ x columns table ─┴─ concat ─ x spread ─ [B, heads, S, S]
+    """
+
+    def __init__(self, at: str, side: int, spec: SamSpec, precision: Precision, *, windowed: bool) -> None:
+        super().__init__()
+        self.spec, self.precision, self.windowed = spec, precision, windowed
+        head_dim = spec.width // spec.heads
+        for axis in "hw":
+            name = f"{at}.rel_pos_{axis}"
+            if windowed:  # the size never changes: keep the gathered table [query, head_dim, key]
+                weight = Weight([side, head_dim, side], _gathered(name, side, head_dim), precision.storage)
+            else:
+                shape = (2 * side - 1, head_dim)
+                weight = Weight(shape, copied(name, shape), precision.storage)
+            setattr(self, f"rel_pos_{axis}", weight)
+
+    def forward(self, op: OpBuilder, q: ir.Value, view: ViewInputs, spread: ir.Value) -> ir.Value:
+        """q [B, s, s, C], spread [2 s, s * s] -> bias [B, heads, s * s, s * s]."""
+        heads = self.spec.heads
+        q = op.Reshape(q, [0, 0, 0, heads, self.spec.width // heads])
+        by_row = op.Transpose(q, perm=[0, 3, 1, 2, 4])  # [B, heads, row, column, head_dim]
+        by_column = op.Transpose(q, perm=[0, 3, 2, 1, 4])  # [B, heads, column, row, head_dim]
+        rows = op.MatMul(by_row, self._table(op, self.rel_pos_h, view))  # [B, heads, row, column, s]
+        columns = op.Transpose(op.MatMul(by_column, self._table(op, self.rel_pos_w, view)), perm=[0, 1, 3, 2, 4])
+        both = op.MatMul(op.Concat(rows, columns, axis=-1), spread)  # [B, heads, row, column, S]
+        tokens = op.Shape(spread, start=1, end=2)
+        return op.Reshape(both, op.Concat([0, heads], tokens, tokens, axis=0))
+
+    def _table(self, op: OpBuilder, weight: Weight, view: ViewInputs) -> ir.Value:
+        """[query, head_dim, key]"""
+        table = self.precision.use(op, weight)
+        if self.windowed:
+            return table
+        resized = op.MatMul(view.relative_rows, table)
+        return op.Transpose(op.Gather(resized, view.relative_index, axis=0), perm=[0, 2, 1])
+
+
+class SamAttention(nn.Module):
+    """Self-attention over a square of patches [B, s, s, C]."""
+
+    def __init__(self, at: str, side: int, spec: SamSpec, precision: Precision, *, windowed: bool) -> None:
+        super().__init__()
+        self.spec = spec
+        self.qkv = Linear(f"{at}.qkv", spec.width, 3 * spec.width, precision, bias=True)
+        self.bias = RelativeBias(at, side, spec, precision, windowed=windowed)
+        self.proj = Linear(f"{at}.proj", spec.width, spec.width, precision, bias=True)
+
+    def forward(self, op: OpBuilder, x: ir.Value, view: ViewInputs, spread: ir.Value) -> ir.Value:
+        q, k, v = op.Split(self.qkv(op, x), axis=-1, num_outputs=3, _outputs=3)
+        bias = self.bias(op, q, view, spread)
+        flat = [op.Reshape(part, [0, -1, self.spec.width]) for part in (q, k, v)]
+        attended = op.MultiHeadAttention(
+            *flat, None, None, bias, num_heads=self.spec.heads, _domain=MICROSOFT
+        )  # [B, S, C]
+        return self.proj(op, op.Reshape(attended, op.Shape(x)))
+
+
+class SamBlock(nn.Module):
+    """Transformer block; attention within windows of ``spec.window`` patches, or over the whole view."""
+
+    def __init__(self, at: str, index: int, spec: SamSpec, precision: Precision) -> None:
+        super().__init__()
+        self.spec = spec
+        self.windowed = index not in spec.global_layers
+        side = spec.window if self.windowed else spec.grid
+        self.norm1 = LayerNorm(f"{at}.norm1", spec.width, spec.epsilon, precision)
+        self.attn = SamAttention(f"{at}.attn", side, spec, precision, windowed=self.windowed)
+        self.norm2 = LayerNorm(f"{at}.norm2", spec.width, spec.epsilon, precision)
+        self.mlp = SamMlp(f"{at}.mlp", spec, precision)
+
+    def forward(self, op: OpBuilder, x: ir.Value, view: ViewInputs, window_spread: ir.Value) -> ir.Value:
+        normed = self.norm1(op, x)
+        if self.windowed:
+            windows = partition(op, normed, self.spec.window)
+            attended = unpartition(op, self.attn(op, windows, view, window_spread), normed, self.spec.window)
+        else:
+            attended = self.attn(op, normed, view, view.spread)
+        x = op.Add(x, attended)
+        return op.Add(x, self.mlp(op, self.norm2(op, x)))
+
+
+class SamMlp(nn.Module):
+    def __init__(self, at: str, spec: SamSpec, precision: Precision) -> None:
+        super().__init__()
+        self.lin1 = Linear(f"{at}.lin1", spec.width, spec.mlp_width, precision, bias=True)
+        self.lin2 = Linear(f"{at}.lin2", spec.mlp_width, spec.width, precision, bias=True)
+
+    def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
+        return self.lin2(op, op.Gelu(self.lin1(op, x)))
+
+
+class Neck(nn.Module):
+    """Two convolutions, each with a norm over channels: [B, s, s, width] -> [B, neck, s, s]."""
+
+    def __init__(self, at: str, spec: SamSpec, precision: Precision) -> None:
+        super().__init__()
+        self.conv1 = Conv(f"{at}.0", spec.width, spec.neck, 1, precision, stride=1, padding=0, bias=False)
+        self.norm1 = LayerNorm(f"{at}.1", spec.neck, spec.epsilon, precision)
+        self.conv2 = Conv(f"{at}.2", spec.neck, spec.neck, 3, precision, stride=1, padding=1, bias=False)
+        self.norm2 = LayerNorm(f"{at}.3", spec.neck, spec.epsilon, precision)
+
+    def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
+        x = op.Transpose(x, perm=[0, 3, 1, 2])
+        for conv, norm in ((self.conv1, self.norm1), (self.conv2, self.norm2)):
+            x = op.Transpose(norm(op, op.Transpose(conv(op, x), perm=[0, 2, 3, 1])), perm=[0, 3, 1, 2])
+        return x
+
+
+class Sam(nn.Module):
+    """pixels [B, 3, 16 s, 16 s] -> map [B, channels, s / 4, s / 4]."""
+
+    def __init__(self, at: str, spec: SamSpec, precision: Precision) -> None:
+        super().__init__()
+        self.spec, self.precision = spec, precision
+        self.patch_embed = Conv(
+            f"{at}.patch_embed.proj", 3, spec.width, spec.patch, precision, stride=spec.patch, padding=0, bias=True
+        )
+        positions = (1, spec.grid, spec.grid, spec.width)
+        self.pos_embed = Weight(positions, copied(f"{at}.pos_embed", positions), precision.storage)
+        self.blocks = nn.ModuleList(
+            [SamBlock(f"{at}.blocks.{i}", i, spec, precision) for i in range(spec.layers)]
+        )
+        self.neck = Neck(f"{at}.neck", spec, precision)
+        down = {"stride": 2, "padding": 1, "bias": False}
+        self.net_2 = Conv(f"{at}.net_2", spec.neck, spec.channels[0], 3, precision, **down)
+        self.net_3 = Conv(f"{at}.net_3", spec.channels[0], spec.channels[1], 3, precision, **down)
+        self.window_spread = Weight(
+            (2 * spec.window, spec.window**2), Recipe({}, lambda load: iter((spread_matrix(spec.window),))),
+            precision.compute,
+        )  # fmt: skip
+
+    def forward(self, op: OpBuilder, pixels: ir.Value, view: ViewInputs) -> ir.Value:
+        x = op.Transpose(self.patch_embed(op, pixels), perm=[0, 2, 3, 1])  # [B, s, s, C]
+        table = self.precision.use(op, self.pos_embed)
+        x = op.Add(x, resample(op, table, view.sam_rows, self.spec.grid, self.spec.width))
+        for block in self.blocks:
+            x = block(op, x, view, self.window_spread)
+        return self.net_3(op, self.net_2(op, self.neck(op, x)))
+
+
+class ClipLayer(nn.Module):
+    """Pre-norm transformer layer with quick GELU."""
+
+    def __init__(self, at: str, spec: ClipSpec, precision: Precision) -> None:
+        super().__init__()
+        self.heads = spec.heads
+        self.layer_norm1 = LayerNorm(f"{at}.layer_norm1", spec.width, spec.epsilon, precision)
+        self.qkv_proj = Linear(f"{at}.self_attn.qkv_proj", spec.width, 3 * spec.width, precision, bias=True)
+        self.out_proj = Linear(f"{at}.self_attn.out_proj", spec.width, spec.width, precision, bias=True)
+        self.layer_norm2 = LayerNorm(f"{at}.layer_norm2", spec.width, spec.epsilon, precision)
+        self.fc1 = Linear(f"{at}.mlp.fc1", spec.width, spec.mlp_width, precision, bias=True)
+        self.fc2 = Linear(f"{at}.mlp.fc2", spec.mlp_width, spec.width, precision, bias=True)
+
+    def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
+        q, k, v = op.Split(self.qkv_proj(op, self.layer_norm1(op, x)), axis=-1, num_outputs=3, _outputs=3)
+        attended = op.MultiHeadAttention(q, k, v, num_heads=self.heads, _domain=MICROSOFT)
+        x = op.Add(x, self.out_proj(op, attended))
+        inner = op.QuickGelu(self.fc1(op, self.layer_norm2(op, x)), alpha=1.702, _domain=MICROSOFT)
+        return op.Add(x, self.fc2(op, inner))
+
+
+class Clip(nn.Module):
+    """SAM map [B, q * q, C] -> [B, q * q, C], the class token cut off again."""
+
+    def __init__(self, at: str, spec: ClipSpec, precision: Precision) -> None:
+        super().__init__()
+        self.spec, self.precision = spec, precision
+        self.class_embedding = Weight(
+            [spec.width], copied(f"{at}.embeddings.class_embedding", (spec.width,)), precision.storage
+        )
+        positions = (spec.grid**2 + 1, spec.width)
+        self.position_embedding = Table(
+            positions, copied(f"{at}.embeddings.position_embedding.weight", positions), precision
+        )
+        self.pre_layrnorm = LayerNorm(f"{at}.pre_layrnorm", spec.width, spec.epsilon, precision)
+        self.layers = nn.ModuleList(
+            [ClipLayer(f"{at}.transformer.layers.{i}", spec, precision) for i in range(spec.layers)]
+        )
+
+    def forward(self, op: OpBuilder, patches: ir.Value, view: ViewInputs) -> ir.Value:
+        width = self.spec.width
+        table = self.position_embedding(op)  # [1 + grid * grid, C], the class token's first
+        first = op.Add(self.precision.use(op, self.class_embedding), op.Slice(table, [0], [1], [0]))  # [1, C]
+        batch = op.Shape(patches, start=0, end=1)
+        first = op.Expand(op.Reshape(first, [1, 1, width]), op.Concat(batch, [1, width], axis=0))
+        others = resample(op, op.Slice(table, [1], [2**31 - 1], [0]), view.clip_rows, self.spec.grid, width)
+        patches = op.Add(patches, op.Reshape(others, [1, -1, width]))
+        x = self.pre_layrnorm(op, op.Concat(first, patches, axis=1))
+        for layer in self.layers:
+            x = layer(op, x)
+        return op.Slice(x, [1], [2**31 - 1], [1])
+
+
+class VisionTower(nn.Module):
+    """pixels [B, 3, side, side] -> features [B, q * q, hidden], with the two separators of the image layout."""
+
+    def __init__(self, at: str, spec: VisionSpec, precision: Precision) -> None:
+        super().__init__()
+        self.spec, self.precision = spec, precision
+        self.sam_model = Sam(f"{at}.sam_model", spec.sam, precision)
+        self.vision_model = Clip(f"{at}.vision_model", spec.clip, precision)
+        width = spec.sam.channels[1] + spec.clip.width
+        self.projector = Linear(f"{at}.projector.layers", width, spec.hidden, precision, bias=True)
+        self.newline = Weight([spec.hidden], copied(f"{at}.image_newline", (spec.hidden,)), precision.storage)
+        self.separator = Weight([spec.hidden], copied(f"{at}.view_seperator", (spec.hidden,)), precision.storage)
+
+    def forward(self, op: OpBuilder, pixels: ir.Value, view: ViewInputs) -> ir.Value:
+        grid = op.Transpose(self.sam_model(op, pixels, view), perm=[0, 2, 3, 1])
+        patches = op.Reshape(grid, [0, -1, self.spec.sam.channels[1]])
+        return self.projector(op, op.Concat(self.vision_model(op, patches, view), patches, axis=-1))
+
+
+def vision_graph(tower: VisionTower) -> ir.Graph:
+    """Declare vision.onnx. All float inputs and outputs are float32; the graph casts to what it computes in."""
+    spec, compute = tower.spec, tower.precision.compute
+    builder = new_graph("vision")
+    op = builder.op
+    shapes: dict[str, list[str | int]] = {
+        "pixel_values": ["views", 3, "side", "side"],
+        "sam_rows": ["s", spec.sam.grid],
+        "clip_rows": ["q", spec.clip.grid],
+        "relative_rows": ["2s_1", 2 * spec.sam.grid - 1],
+        "spread": ["2s", "s_s"],
+    }
+    inputs = {name: builder.input(name, FLOAT, shape) for name, shape in shapes.items()}
+    index = builder.input("relative_index", INT64, ["s", "s"])
+    if compute != FLOAT:
+        inputs = {name: op.Cast(value, to=compute) for name, value in inputs.items()}
+    pixels = inputs.pop("pixel_values")
+    outputs = {
+        "features": (tower(op, pixels, ViewInputs(relative_index=index, **inputs)), ["views", "q_q", spec.hidden]),
+        "image_newline": (op.Identity(tower.newline), [spec.hidden]),
+        "view_separator": (op.Identity(tower.separator), [spec.hidden]),
+    }
+    for name, (value, shape) in outputs.items():
+        stored = tower.precision.storage if name != "features" else compute
+        result = value if stored == FLOAT else op.Cast(value, to=FLOAT)
+        result.name, result.type, result.shape = name, ir.TensorType(FLOAT), ir.Shape(shape)
+        builder.graph.outputs.append(result)
+    return builder.graph
+
+
+def partition(op: OpBuilder, x: ir.Value, window: int) -> ir.Value:
+    """[B, s, s, C] -> [B * n * n, window, window, C], zero-padded to n = ceil(s / window) windows a side."""
+    side = op.Shape(x, start=1, end=2)
+    padding = op.Mod(op.Sub([window], op.Mod(side, [window])), [window])
+    x = op.Pad(x, op.Concat([0, 0, 0, 0, 0], padding, padding, [0], axis=0))
+    count = op.Div(op.Add(side, padding), [window])
+    x = op.Reshape(x, op.Concat([0], count, [window], count, [window, -1], axis=0))
+    x = op.Transpose(x, perm=[0, 1, 3, 2, 4, 5])  # [B, n, n, window, window, C]
+    return op.Reshape(x, op.Concat([-1, window, window], op.Shape(x, start=5, end=6), axis=0))
+
+
+def unpartition(op: OpBuilder, windows: ir.Value, like: ir.Value, window: int) -> ir.Value:
+    """Undo ``partition``: back to the shape of ``like`` [B, s, s, C]."""
+    batch, side = op.Shape(like, start=0, end=1), op.Shape(like, start=1, end=2)
+    count = op.Div(op.Add(side, [window - 1]), [window])
+    x = op.Reshape(windows, op.Concat(batch, count, count, [window, window, -1], axis=0))
+    x = op.Transpose(x, perm=[0, 1, 3, 2, 4, 5])  # [B, n, window, n, window, C]
+    padded = op.Mul(count, [window])
+    x = op.Reshape(x, op.Concat(batch, padded, padded, [-1], axis=0))
+    return op.Slice(x, [0, 0], op.Concat(side, side, axis=0), [1, 2])
+
+
+def resample(op: OpBuilder, table: ir.Value, rows: ir.Value, grid: int, width: int) -> ir.Value:
+    """rows [n, grid] applied to both axes of a square table of grid * grid positions -> [n, n, width]."""
+    down = op.MatMul(rows, op.Reshape(table, [grid, grid * width]))  # [n, grid * width]
+    return op.MatMul(rows, op.Reshape(down, [-1, grid, width]))  # broadcast over the first axis: [n, n, width]
+
+
+def spread_matrix(side: int) -> np.ndarray:
+    """[2 side, side * side]: column (r, c) has ones in rows r and side + c, so [rows, columns] @ it = rows_r + columns_c."""
+    eye = np.eye(side, dtype=np.float32)
+    return np.concatenate([np.repeat(eye, side, axis=1), np.tile(eye, (1, side))])
+
+
+def _gathered(name: str, side: int, head_dim: int) -> Recipe:
+    """The relative table [2 side - 1, head_dim] laid out as [query, head_dim, key]."""
+    index = np.arange(side)[:, None] - np.arange(side)[None, :] + side - 1
+
+    def chunks(load: Load) -> Iterator[np.ndarray]:
+        yield load(name)[index].transpose(0, 2, 1)
+
+    return Recipe({name: (2 * side - 1, head_dim)}, chunks)

@@ -1,0 +1,148 @@
+"""The layers that every graph is declared from, in the style of PyTorch modules.
+
+``at`` arguments are paths in the checkpoint; module attributes give the names in the graph. Shapes stand as comments at
+the end of lines: B batch, S sequence, C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+from onnxscript import GraphBuilder, OpBuilder, nn
+
+from .weights import Recipe, Weight, copied, transposed
+
+FLOAT, FLOAT16, INT32, INT64 = ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.INT32, ir.DataType.INT64
+MICROSOFT = "com.microsoft"
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How the matrices are kept and what the graph computes in.
+
+    The CPU provider has no float16 products worth using, so a float16 export has two graphs on one data file: one
+    that computes in float16 for GPUs and one that widens the weights for the CPU (the session folds those casts).
+    """
+
+    storage: ir.DataType
+    compute: ir.DataType
+
+    def use(self, op: OpBuilder, weight: Weight) -> ir.Value:
+        """The weight as the graph computes with it."""
+        return weight if weight.dtype == self.compute else op.Cast(weight, to=self.compute)
+
+
+class Table(nn.Module):
+    """One tensor and nothing else: embeddings, position tables, separators."""
+
+    def __init__(self, shape: Sequence[int], recipe: Recipe, precision: Precision) -> None:
+        super().__init__()
+        self.precision = precision
+        self.weight = Weight(shape, recipe, precision.storage)
+
+    def forward(self, op: OpBuilder) -> ir.Value:
+        return self.precision.use(op, self.weight)
+
+
+class Linear(nn.Module):
+    """y = x Wᵀ + b. Several checkpoint matrices may stand side by side, for one larger product.
+
+    The checkpoint keeps W as [out, in]; the graph keeps it transposed, as MatMul's right-hand side.
+    """
+
+    def __init__(
+        self, at: str | Sequence[str], inputs: int, outputs: int | Sequence[int], precision: Precision, *, bias: bool
+    ) -> None:
+        super().__init__()
+        paths = [at] if isinstance(at, str) else list(at)
+        widths = [outputs] if isinstance(outputs, int) else list(outputs)
+        self.precision = precision
+        recipe = transposed([f"{path}.weight" for path in paths], widths, inputs)
+        self.weight = Weight([inputs, sum(widths)], recipe, precision.storage)
+        self.bias = None
+        if bias:
+            assert len(paths) == 1, "packed matrices have no bias in the models at hand"
+            self.bias = Weight([sum(widths)], copied(f"{paths[0]}.bias", (sum(widths),)), precision.storage)
+
+    def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
+        y = op.MatMul(x, self.precision.use(op, self.weight))
+        return y if self.bias is None else op.Add(y, self.precision.use(op, self.bias))
+
+
+class LayerNorm(nn.Module):
+    """LayerNormalization over the last axis."""
+
+    def __init__(self, at: str, width: int, epsilon: float, precision: Precision) -> None:
+        super().__init__()
+        self.epsilon = epsilon
+        self.precision = precision
+        self.weight = Weight([width], copied(f"{at}.weight", (width,)), precision.storage)
+        self.bias = Weight([width], copied(f"{at}.bias", (width,)), precision.storage)
+
+    def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
+        weight, bias = self.precision.use(op, self.weight), self.precision.use(op, self.bias)
+        return op.LayerNormalization(x, weight, bias, axis=-1, epsilon=self.epsilon)
+
+
+class RmsNorm(nn.Module):
+    """RMS normalisation, fused with the addition of the residual where there is one."""
+
+    def __init__(self, at: str, width: int, epsilon: float, precision: Precision) -> None:
+        super().__init__()
+        self.epsilon = epsilon
+        self.precision = precision
+        self.weight = Weight([width], copied(f"{at}.weight", (width,)), precision.storage)
+
+    def forward(self, op: OpBuilder, x: ir.Value, residual: ir.Value | None = None) -> tuple[ir.Value, ir.Value]:
+        """Returns (normalised, sum to carry on as the next residual)."""
+        weight = self.precision.use(op, self.weight)
+        if residual is None:
+            return op.SimplifiedLayerNormalization(x, weight, axis=-1, epsilon=self.epsilon, stash_type=1), x
+        normed, _, _, total = op.SkipSimplifiedLayerNormalization(
+            x, residual, weight, epsilon=self.epsilon, _domain=MICROSOFT, _outputs=4
+        )
+        return normed, total
+
+
+class Conv(nn.Module):
+    """2-D convolution on [B, C, H, W] with square kernels."""
+
+    def __init__(
+        self, at: str, inputs: int, outputs: int, kernel: int, precision: Precision, *, stride: int, padding: int,
+        bias: bool,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.precision = precision
+        self.attributes = {"kernel_shape": [kernel] * 2, "strides": [stride] * 2, "pads": [padding] * 4}
+        shape = (outputs, inputs, kernel, kernel)
+        self.weight = Weight(shape, copied(f"{at}.weight", shape), precision.storage)
+        self.bias = Weight([outputs], copied(f"{at}.bias", (outputs,)), precision.storage) if bias else None
+
+    def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
+        inputs = [x, self.precision.use(op, self.weight)]
+        if self.bias is not None:
+            inputs.append(self.precision.use(op, self.bias))
+        return op.Conv(*inputs, **self.attributes)
+
+
+class GatedMlp(nn.Module):
+    """down(silu(gate(x)) * up(x)), gate and up as one product."""
+
+    def __init__(self, at: str, hidden: int, width: int, precision: Precision) -> None:
+        super().__init__()
+        pair = (f"{at}.gate_proj", f"{at}.up_proj")
+        self.gate_up_proj = Linear(pair, hidden, (width, width), precision, bias=False)
+        self.down_proj = Linear(f"{at}.down_proj", width, hidden, precision, bias=False)
+
+    def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
+        gate, up = op.Split(self.gate_up_proj(op, x), axis=-1, num_outputs=2, _outputs=2)
+        silu = op.QuickGelu(gate, alpha=1.0, _domain=MICROSOFT)  # x * sigmoid(alpha x) in one kernel
+        return self.down_proj(op, op.Mul(silu, up))
+
+
+def new_graph(name: str) -> GraphBuilder:
+    """An empty graph to declare into."""
+    graph = ir.Graph(inputs=[], outputs=[], nodes=[], opset_imports={"": 21, MICROSOFT: 1}, name=name)
+    return GraphBuilder(graph)

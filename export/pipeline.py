@@ -1,0 +1,180 @@
+"""The export of one model, from source to published folder."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import onnx_ir as ir
+from tokenizers import Tokenizer
+from tqdm import tqdm
+
+from models.errors import ManifestError
+from models.manifest import FILE_NAME, FileInfo, Graph, Manifest, SourceInfo
+
+from . import publish
+from .check import check_graphs
+from .checkpoint import Checkpoint, read_json
+from .decoder import decoder_graph, embedding_graph
+from .deepseek_ocr import DeepseekOcrExport
+from .deepseek_vision import vision_graph
+from .errors import ExportError
+from .family import FamilyExport, ModelParts
+from .hub import Source
+from .layers import FLOAT, FLOAT16, Precision
+from .weights import DataFile, stored_bytes, weights_of
+
+Dtype = Literal["f32", "f16"]
+DTYPES: tuple[Dtype, ...] = ("f32", "f16")
+
+_FAMILIES: Mapping[str, Callable[[Checkpoint, Mapping[str, Any]], FamilyExport]] = {"deepseek-ocr": DeepseekOcrExport}
+
+# Which graphs a dtype has, and in what each computes. GroupQueryAttention has no float32 kernel on CUDA, and the CPU
+# has no float16 products worth using.
+_PRECISIONS: Mapping[Dtype, Mapping[Literal["cpu", "cuda"], Precision]] = {
+    "f32": {"cpu": Precision(FLOAT, FLOAT)},
+    "f16": {"cpu": Precision(FLOAT16, FLOAT), "cuda": Precision(FLOAT16, FLOAT16)},
+}
+
+_KEPT_FILES = ("config.json", "processor_config.json", "preprocessor_config.json", "generation_config.json")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to export, from where, to where."""
+
+    model_id: str
+    family: str
+    source: Source
+    dtype: Dtype
+    target: Path
+    force: bool = False
+    config_file: Path | None = None  # these three replace the source's own files
+    tokenizer_file: Path | None = None
+    weights: Path | None = None
+
+
+def export_model(job: Job, report: Callable[[str], None]) -> Manifest:
+    """Convert and publish; does nothing when a good export of the same source is there already.
+
+    Raises
+    ------
+    ExportError
+        for a source that cannot be read or does not fit its config, too little disk, or a graph that fails its check.
+        Whatever was published before stays.
+    """
+    with publish.exclusive(job.target, report):
+        publish.sweep(job.target)
+        if not job.force and (present := _present(job)) is not None:
+            report(f"{job.target} is there already; --force exports it again")
+            return present
+        if job.family not in _FAMILIES:
+            raise ExportError(f"no exporter for family {job.family!r}; known are {', '.join(_FAMILIES)}")
+        checkpoint = Checkpoint(job.source.folder, config_file=job.config_file, weights=job.weights)
+        family = _FAMILIES[job.family](checkpoint, _processor_config(job))
+        precisions = _PRECISIONS[job.dtype]
+        parts = {provider: family.parts(precision) for provider, precision in precisions.items()}
+        weights = weights_of(next(iter(parts.values())).named().values())
+        expected = {name: shape for weight in weights.values() for name, shape in weight.recipe.sources.items()}
+        checkpoint.check(expected, family.unused)
+        publish.check_disk(job.target, stored_bytes(weights.values()))
+        tokenizer_file = _tokenizer_file(job)
+        tokens = family.tokens(Tokenizer.from_file(str(tokenizer_file)).get_vocab(with_added_tokens=True))
+        with publish.staged(job.target) as folder:
+            report(f"writing {job.dtype} graphs of {job.model_id} ({checkpoint.parameter_count / 1e6:,.0f} M parameters)")
+            hashes = _write_graphs(folder, parts, checkpoint)
+            shutil.copyfile(tokenizer_file, folder / "tokenizer.json")
+            for name in _KEPT_FILES:
+                if (job.source.folder / name).is_file():
+                    shutil.copyfile(job.source.folder / name, folder / name)
+            if job.config_file is not None:
+                shutil.copyfile(job.config_file, folder / "config.json")
+            manifest = Manifest(
+                id=job.model_id,
+                family=job.family,
+                dtype=job.dtype,
+                created_by=f"ocr-onnx {importlib.metadata.version('ocr-onnx')}",
+                source=SourceInfo(origin=job.source.origin, name=job.source.name, revision=job.source.revision),
+                parameters=checkpoint.parameter_count,
+                **{name: _graph_entry(name, precisions) for name in ("vision", "embed", "decoder")},
+                sizes=family.sizes,
+                tokens=tokens,
+                image=family.image_rules.model_dump(),
+                files={file.name: _file_info(file, hashes.get(file.name)) for file in sorted(folder.iterdir())},
+            )
+            report("checking the graphs")
+            check_graphs(folder, manifest)
+            manifest.save(folder)
+        report(f"published {job.target} ({sum(info.size for info in manifest.files.values()) / 1e9:.2f} GB)")
+        return manifest
+
+
+def _present(job: Job) -> Manifest | None:
+    """The manifest of a whole export of the same source and revision, if one is published."""
+    if not (job.target / FILE_NAME).is_file():
+        return None
+    try:
+        manifest = Manifest.load(job.target)
+    except ManifestError:
+        return None
+    same = (manifest.source.name, manifest.source.revision) == (job.source.name, job.source.revision)
+    return manifest if same else None
+
+
+def _write_graphs(folder: Path, parts: Mapping[str, ModelParts], checkpoint: Checkpoint) -> dict[str, str]:
+    """Write every graph with its data file; returns the data files' hashes by name."""
+    hashes = {}
+    declare = {"vision": vision_graph, "embed": embedding_graph, "decoder": decoder_graph}
+    modules = {provider: part.named() for provider, part in parts.items()}
+    total = sum(stored_bytes(weights_of([module]).values()) for module in next(iter(modules.values())).values())
+    with tqdm(total=total, unit="B", unit_scale=True, desc="weights", mininterval=0.5) as bar:
+        for name, make in declare.items():
+            with DataFile(folder / f"{name}.onnx.data") as data:
+                for provider, by_name in modules.items():
+                    weights = weights_of([by_name[name]])
+                    for parameter, weight in weights.items():
+                        key = data.key(parameter, weight)
+                        if key not in data.stored:
+                            data.add(key, weight, checkpoint.load, bar)
+                    graph = make(by_name[name])  # type: ignore[operator]
+                    for parameter, weight in weights.items():
+                        weight.const_value = data.tensor(data.key(parameter, weight))
+                    ir.save(ir.Model(graph, ir_version=10), folder / graph_file(name, provider))
+            hashes[data.path.name] = data.sha256
+    return hashes
+
+
+def graph_file(name: str, provider: str) -> str:
+    """File of one graph for one provider."""
+    return f"{name}.onnx" if provider == "cpu" else f"{name}.{provider}.onnx"
+
+
+def _graph_entry(name: str, precisions: Mapping[Literal["cpu", "cuda"], Precision]) -> Graph:
+    return Graph(
+        files={provider: graph_file(name, provider) for provider in precisions},
+        compute={p: "float16" if precision.compute == FLOAT16 else "float32" for p, precision in precisions.items()},
+    )
+
+
+def _processor_config(job: Job) -> Mapping[str, Any]:
+    path = job.source.folder / "processor_config.json"
+    return read_json(path) if path.is_file() else {}
+
+
+def _tokenizer_file(job: Job) -> Path:
+    path = job.tokenizer_file or job.source.folder / "tokenizer.json"
+    if not path.is_file():
+        raise ExportError(f"{path} is missing; the model needs its tokenizer (--tokenizer names another)")
+    return path
+
+
+def _file_info(path: Path, sha256: str | None) -> FileInfo:
+    if sha256 is None:
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    return FileInfo(size=path.stat().st_size, sha256=sha256)

@@ -1,0 +1,102 @@
+"""Publishing an export whole or not at all: lock, disk check, temporary folder, rename.
+
+    <model folder>/onnx/.f32.lock          held by the export that works on it
+    <model folder>/onnx/.f32.partial-XXXX  the folder being written; swept by the next export
+    <model folder>/onnx/f32                the finished export, swapped in by rename
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from .errors import ExportError
+
+_SPARE_BYTES = 64 << 20  # graphs, tokenizer and manifest beside the weights
+
+
+@contextmanager
+def exclusive(target: Path, report: Callable[[str], None]) -> Iterator[None]:
+    """Hold the export lock of a target folder; say so, then wait, when another process has it.
+
+    The operating system frees the lock when its holder dies, however it dies.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(target.parent / f".{target.name}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        report(f"another export is writing {target}; waiting for it to finish")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def sweep(target: Path) -> None:
+    """Remove what killed exports of this target left, and finish or undo a swap that was cut off."""
+    retired = _retired(target)
+    if retired.exists():
+        if target.exists():
+            shutil.rmtree(retired)
+        else:
+            retired.rename(target)
+    for leftover in target.parent.glob(f".{target.name}.partial-*"):
+        shutil.rmtree(leftover)
+
+
+def check_disk(target: Path, needed: int) -> None:
+    """Compare the space that an export needs with what is free.
+
+    Raises
+    ------
+    ExportError
+        with both numbers, when it cannot fit.
+    """
+    needed += _SPARE_BYTES
+    free = shutil.disk_usage(target.parent).free
+    if free < needed:
+        raise ExportError(
+            f"{target.parent} has {free / 1e9:.2f} GB free and the export needs {needed / 1e9:.2f} GB; "
+            "free some space or choose another place with --output"
+        )
+
+
+@contextmanager
+def staged(target: Path) -> Iterator[Path]:
+    """A temporary folder beside ``target`` that takes its place when the block ends well, and vanishes otherwise."""
+    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
+    try:
+        yield folder
+        _sync(folder)
+        _swap(folder, target)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _swap(folder: Path, target: Path) -> None:
+    """Rename over ``target``. A folder that holds files cannot be replaced in one step, so the old one steps aside."""
+    folder.chmod(0o755)
+    retired = _retired(target)
+    if target.exists():
+        target.rename(retired)
+    folder.rename(target)
+    shutil.rmtree(retired, ignore_errors=True)
+
+
+def _retired(target: Path) -> Path:
+    return target.parent / f".{target.name}.retired"
+
+
+def _sync(folder: Path) -> None:
+    """Flush the files, so that a power cut after the rename does not leave empty ones."""
+    for file in folder.iterdir():
+        with file.open("rb") as opened:
+            os.fsync(opened.fileno())

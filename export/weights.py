@@ -1,0 +1,203 @@
+"""Weights on their way from a checkpoint to a graph's data file: one recipe per parameter, one chunk in memory.
+
+A graph is declared with ``Weight`` parameters that say which checkpoint tensors they are made from. ``DataFile`` then
+writes them one after another, and the graph keeps references into the file. So the peak memory of an export is that
+of its largest chunk, whatever the model's size, and two graphs can share one data file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol, Self
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+from onnxscript import nn
+from tqdm import tqdm
+
+from .errors import ExportError
+
+Load = Callable[[str], np.ndarray]
+
+# Offsets of large tensors are multiples of this, so that every system can map them (Windows maps at 64 KiB steps).
+_MAP_ALIGNMENT = 64 * 1024
+_SMALL_ALIGNMENT = 64
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a parameter is made.
+
+    sources : checkpoint tensor names with the shapes they must have.
+    chunks : given a loader, yields arrays of any float type that follow each other in the parameter's memory.
+    """
+
+    sources: Mapping[str, tuple[int, ...]]
+    chunks: Callable[[Load], Iterator[np.ndarray]]
+
+
+class Weight(nn.Parameter):
+    """A graph parameter with the recipe that fills it."""
+
+    def __init__(self, shape: Sequence[int], recipe: Recipe, dtype: ir.DataType = ir.DataType.FLOAT) -> None:
+        super().__init__(shape, dtype=dtype)
+        self.recipe = recipe
+
+
+def copied(name: str, shape: tuple[int, ...]) -> Recipe:
+    """The tensor as it stands."""
+    return Recipe({name: shape}, lambda load: iter((load(name),)))
+
+
+def transposed(names: Sequence[str], outputs: Sequence[int], inputs: int) -> Recipe:
+    """Linear weights [out, in] side by side as one right-hand matrix [in, sum of outs] for MatMul."""
+    sources = {name: (out, inputs) for name, out in zip(names, outputs, strict=True)}
+
+    def chunks(load: Load) -> Iterator[np.ndarray]:
+        if len(names) == 1:
+            yield load(names[0]).T
+        else:
+            yield np.concatenate([load(name) for name in names]).T
+
+    return Recipe(sources, chunks)
+
+
+def computed(array: np.ndarray) -> Recipe:
+    """A table that comes from no checkpoint."""
+    return Recipe({}, lambda load: iter((array,)))
+
+
+def expert_gate_up(at: str, experts: int, width: int, hidden: int) -> Recipe:
+    """[experts, 2 * width, hidden] with gate and up rows interleaved, as MoE's ``swiglu_fusion=1`` reads them."""
+    names = [(f"{at}.{i}.gate_proj.weight", f"{at}.{i}.up_proj.weight") for i in range(experts)]
+
+    def chunks(load: Load) -> Iterator[np.ndarray]:
+        for gate, up in names:
+            yield np.stack([load(gate), load(up)], axis=1)
+
+    return Recipe({name: (width, hidden) for pair in names for name in pair}, chunks)
+
+
+def expert_down(at: str, experts: int, width: int, hidden: int) -> Recipe:
+    """[experts, hidden, width]."""
+    names = [f"{at}.{i}.down_proj.weight" for i in range(experts)]
+    return Recipe(dict.fromkeys(names, (hidden, width)), lambda load: (load(name) for name in names))
+
+
+def convert(array: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
+    """A contiguous copy in the target float type.
+
+    Raises
+    ------
+    ExportError
+        when a value is not finite, or leaves the range of the target type.
+    """
+    if array.dtype == ml_dtypes.bfloat16:
+        # bfloat16 is the upper half of float32: widening by a shift is several times faster than astype.
+        order = "K" if array.flags.c_contiguous or array.flags.f_contiguous else "C"
+        bits = array.view(np.uint16).astype(np.uint32, order=order)
+        bits <<= 16
+        array = bits.view(np.float32)
+    with np.errstate(over="ignore"):  # checked below, with a better message
+        result = np.ascontiguousarray(array.astype(dtype, copy=False))
+    if not np.isfinite(result).all():
+        worst = np.abs(array.astype(np.float32)).max()
+        raise ExportError(f"{name} has values that {dtype} cannot hold (largest {worst}); export with --dtype f32")
+    return result
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """Where a written parameter stands in the data file."""
+
+    dtype: ir.DataType
+    shape: tuple[int, ...]
+    offset: int
+    length: int
+
+
+@dataclass
+class DataFile:
+    """One external data file, written front to back and hashed on the way."""
+
+    path: Path
+    stored: dict[str, Stored] = field(default_factory=dict)
+
+    def __enter__(self) -> Self:
+        self._file = self.path.open("wb")
+        self._hash = hashlib.sha256()
+        self._size = 0
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    @staticmethod
+    def key(name: str, weight: Weight) -> str:
+        """Under which a parameter is stored: tables may differ in type between the graphs that share the file."""
+        assert weight.dtype is not None
+        return f"{name}:{weight.dtype.name}"
+
+    def add(self, name: str, weight: Weight, load: Load, bar: tqdm[None] | None = None) -> None:
+        """Write one parameter, chunk by chunk.
+
+        Raises
+        ------
+        ExportError
+            when a value does not fit the stored type.
+        """
+        assert weight.dtype is not None
+        dtype = weight.dtype.numpy()
+        shape = tuple(int(d) for d in weight.shape or ())
+        expected = int(np.prod(shape)) * dtype.itemsize
+        self._write(b"\0" * (-self._size % (_MAP_ALIGNMENT if expected >= 1 << 20 else _SMALL_ALIGNMENT)))
+        offset = self._size
+        for chunk in weight.recipe.chunks(load):
+            data = convert(chunk, dtype, name)
+            self._write(memoryview(data).cast("B"))
+            if bar is not None:
+                bar.update(data.nbytes)
+        if self._size - offset != expected:
+            raise AssertionError(f"{name}: the recipe gave {self._size - offset} bytes for shape {shape}")
+        self.stored[name] = Stored(weight.dtype, shape, offset, expected)
+
+    def _write(self, data: bytes | memoryview) -> None:
+        self._file.write(data)
+        self._hash.update(data)
+        self._size += len(data)
+
+    @property
+    def sha256(self) -> str:
+        return self._hash.hexdigest()
+
+    def tensor(self, name: str) -> ir.ExternalTensor:
+        """A reference to a written parameter, for a graph that is saved beside the data file."""
+        at = self.stored[name]
+        return ir.ExternalTensor(
+            location=self.path.name, offset=at.offset, length=at.length, dtype=at.dtype, shape=ir.Shape(at.shape),
+            name=name, base_dir=self.path.parent,
+        )  # fmt: skip
+
+
+def weights_of(modules: Iterable[nn.Module]) -> dict[str, Weight]:
+    """Every parameter of the modules under its dotted name."""
+    found: dict[str, Weight] = {}
+    for module in modules:
+        for name, parameter in module.named_parameters():
+            assert isinstance(parameter, Weight), f"{name} has no recipe"
+            found[name] = parameter
+    return found
+
+
+def stored_bytes(weights: Iterable[Weight]) -> int:
+    """Bytes that the parameters take in a data file, padding aside."""
+    total = 0
+    for weight in weights:
+        assert weight.dtype is not None
+        assert weight.shape is not None
+        total += int(np.prod([int(d) for d in weight.shape])) * weight.dtype.numpy().itemsize
+    return total

@@ -1,0 +1,67 @@
+"""The rules of DeepSeek-OCR, bound to one exported model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+from models.errors import InvalidInput
+from models.family import IMAGE_SLOT, Encode, Feeds, PreparedImage
+from models.manifest import Manifest
+from models.settings import InferenceSettings
+
+from .images import ImageRules, lay_out, make_views, token_count
+from .positions import view_inputs
+
+
+class DeepseekOcr:
+    """See ``models.family.Family``."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self.tokens = manifest.tokens
+        self.rules = ImageRules.model_validate(manifest.image)
+
+    def prepare_image(self, image: Image.Image, settings: InferenceSettings) -> PreparedImage:
+        """One vision pass for each tile, then one for the global view.
+
+        One by one, not as a batch: a view fills the machine by itself, and between two views the engine can decode
+        other requests and notice a cancellation.
+        """
+        views = make_views(image, settings, self.rules)
+        singles = [] if views.tiles is None else [views.tiles[i : i + 1] for i in range(len(views.tiles))]
+        passes = [
+            {"pixel_values": pixels, **view_inputs(pixels.shape[-1], self.rules)} for pixels in (*singles, views.whole)
+        ]
+
+        def assemble(outputs: Sequence[Feeds]) -> np.ndarray:
+            *tiles, whole = outputs
+            return lay_out(
+                whole["features"][0],
+                np.concatenate([tile["features"] for tile in tiles]) if tiles else None,
+                views.grid,
+                whole["image_newline"],
+                whole["view_separator"],
+            )
+
+        return PreparedImage(passes, token_count(views, self.rules), assemble)
+
+    def prompt_ids(self, prompt: str, image_tokens: Sequence[int], encode: Encode) -> list[int]:
+        """The ``plain`` template: no roles, BOS in front, the text around each slot encoded by itself."""
+        texts = prompt.strip().split(IMAGE_SLOT)
+        slots = len(texts) - 1
+        if slots != len(image_tokens):
+            raise InvalidInput(
+                f"the prompt has {slots} {IMAGE_SLOT} slots for {len(image_tokens)} images; "
+                f"write {IMAGE_SLOT} once for each image"
+            )
+        ids = [self.tokens.bos, *encode(texts[0])]
+        for text, count in zip(texts[1:], image_tokens, strict=True):
+            ids += [self.tokens.image] * count
+            ids += encode(text)
+        return ids
+
+    def clean(self, text: str) -> str:
+        """Without the blanks around the answer."""
+        return text.strip()

@@ -1,0 +1,173 @@
+"""DeepSeek-OCR's image preparation: tiles, global view, normalisation.
+
+A transcription of the published code (deepseek-ai/DeepSeek-OCR, modeling_deepseekocr.py). The model is sensitive to the
+resampling, so Pillow does it, with the same calls.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageOps
+from pydantic import BaseModel, ConfigDict
+
+from models.errors import InvalidInput
+from models.settings import InferenceSettings
+
+# Without crop mode, views up to this side are stretched to a square, larger ones padded (published code).
+STRETCH_LIMIT = 640
+
+
+class ImageRules(BaseModel):
+    """The model's own image settings, from its checkpoint; the manifest keeps them."""
+
+    model_config = ConfigDict(frozen=True)
+
+    patch_size: int  # pixels
+    downsample: int  # patches a side that one vision token covers
+    grid: int  # side of SAM's position table, patches
+    clip_grid: int  # side of CLIP's position table
+    base_size: int = 1024  # default side of the global view, pixels
+    image_size: int = 640  # default side of a tile
+    max_tiles: int = 9  # 9 in the published Hugging Face code, 6 in the authors' vLLM code
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+
+    @property
+    def largest_side(self) -> int:
+        """Largest view the model was made for: 1280 at the published sizes (the "Large" mode), and in proportion."""
+        return self.grid * self.patch_size * 5 // 4
+
+    def tokens_per_side(self, side: int) -> int:
+        """Vision tokens along one side of a view of so many pixels."""
+        return -(-(side // self.patch_size) // self.downsample)
+
+
+@dataclass(frozen=True)
+class Views:
+    """One image as the vision tower takes it.
+
+    whole : [1, 3, base, base], the global view.
+    tiles : [columns * rows, 3, size, size], row by row; None when the image was not cut.
+    grid : (columns, rows) of the tiles, (1, 1) without.
+    """
+
+    whole: np.ndarray
+    tiles: np.ndarray | None
+    grid: tuple[int, int]
+
+
+def make_views(image: Image.Image, settings: InferenceSettings, rules: ImageRules) -> Views:
+    """Orient the image by its EXIF data, convert it to RGB, and cut and scale it as the settings say.
+
+    Raises
+    ------
+    InvalidInput
+        for an empty image, or a view size that the model cannot take.
+    """
+    base = _checked_side("base_size", settings.base_size or rules.base_size, rules)
+    size = _checked_side("image_size", settings.image_size or rules.image_size, rules)
+    if 0 in image.size:
+        raise InvalidInput(f"the image has size {image.size[0]} x {image.size[1]}; it needs at least one pixel")
+    image = ImageOps.exif_transpose(image).convert("RGB")
+    if not settings.crop_mode:
+        if size <= STRETCH_LIMIT:
+            image = image.resize((size, size))
+        return Views(_normalise([_padded(image, size, rules)], rules), None, (1, 1))
+    whole = _normalise([_padded(image, base, rules)], rules)
+    if image.width <= size and image.height <= size:
+        return Views(whole, None, (1, 1))
+    columns, rows = choose_grid(image.width, image.height, size, settings.max_tiles or rules.max_tiles)
+    if columns * rows == 1:
+        return Views(whole, None, (1, 1))
+    stretched = image.resize((columns * size, rows * size))
+    tiles = [
+        stretched.crop((column * size, row * size, (column + 1) * size, (row + 1) * size))
+        for row in range(rows)
+        for column in range(columns)
+    ]
+    return Views(whole, _normalise(tiles, rules), (columns, rows))
+
+
+def choose_grid(width: int, height: int, size: int, max_tiles: int) -> tuple[int, int]:
+    """(columns, rows) of the tiling whose aspect ratio is closest to the image's; (1, 1) when only one tile is allowed.
+
+    All grids of 2 to ``max_tiles`` tiles compete in order of their area; a later one wins a tie when the image has more
+    than half its pixels.
+    """
+    grids = {
+        (columns, rows)
+        for columns in range(1, max_tiles + 1)
+        for rows in range(1, max_tiles + 1)
+        if 2 <= columns * rows <= max_tiles
+    }
+    best, best_difference = (1, 1), float("inf")
+    for columns, rows in sorted(grids, key=lambda grid: (grid[0] * grid[1], grid)):
+        difference = abs(width / height - columns / rows)
+        enough_pixels = width * height > 0.5 * size * size * columns * rows
+        if difference < best_difference or (difference == best_difference and enough_pixels):
+            best, best_difference = (columns, rows), difference
+    return best
+
+
+def token_count(views: Views, rules: ImageRules) -> int:
+    """Features of one image: a newline ends each row of the tiles' grid and of the global view, a separator ends all."""
+    q = rules.tokens_per_side(views.whole.shape[-1])
+    total = (q + 1) * q + 1
+    if views.tiles is not None:
+        columns, rows = views.grid
+        q = rules.tokens_per_side(views.tiles.shape[-1])
+        total += (q * columns + 1) * (q * rows)
+    return total
+
+
+def lay_out(
+    whole: np.ndarray, tiles: np.ndarray | None, grid: tuple[int, int], newline: np.ndarray, separator: np.ndarray
+) -> np.ndarray:
+    """Features in the order of the prompt: tiles as one grid, global view, separator.
+
+    whole : [q * q, hidden]; tiles : [columns * rows, q' * q', hidden] or None; newline, separator : [hidden].
+    Returns [image tokens, hidden].
+    """
+    parts = [_with_newlines(_square(whole), newline), separator[None]]
+    if tiles is not None:
+        columns, rows = grid
+        q, hidden = round(tiles.shape[1] ** 0.5), tiles.shape[2]
+        stitched = tiles.reshape(rows, columns, q, q, hidden).transpose(0, 2, 1, 3, 4)
+        parts.insert(0, _with_newlines(stitched.reshape(rows * q, columns * q, hidden), newline))
+    return np.concatenate(parts)
+
+
+def _square(features: np.ndarray) -> np.ndarray:
+    q = round(len(features) ** 0.5)
+    return features.reshape(q, q, -1)
+
+
+def _with_newlines(grid: np.ndarray, newline: np.ndarray) -> np.ndarray:
+    """[rows, columns, hidden] -> [rows * (columns + 1), hidden]"""
+    rows, _, hidden = grid.shape
+    column = np.broadcast_to(newline, (rows, 1, hidden))
+    return np.concatenate([grid, column], axis=1).reshape(-1, hidden)
+
+
+def _padded(image: Image.Image, side: int, rules: ImageRules) -> Image.Image:
+    red, green, blue = (int(value * 255) for value in rules.mean)
+    return ImageOps.pad(image, (side, side), color=(red, green, blue))
+
+
+def _normalise(images: list[Image.Image], rules: ImageRules) -> np.ndarray:
+    """[n, 3, side, side] float32"""
+    pixels = np.stack([np.asarray(image) for image in images]).transpose(0, 3, 1, 2).astype(np.float32)
+    pixels /= np.float32(255)
+    pixels -= np.float32(rules.mean).reshape(3, 1, 1)
+    pixels /= np.float32(rules.std).reshape(3, 1, 1)
+    return np.ascontiguousarray(pixels)
+
+
+def _checked_side(name: str, side: int, rules: ImageRules) -> int:
+    if side % rules.patch_size or not rules.patch_size <= side <= rules.largest_side:
+        raise InvalidInput(
+            f"{name} is {side}; this model takes multiples of {rules.patch_size} up to {rules.largest_side} pixels"
+        )
+    return side

@@ -1,0 +1,67 @@
+"""The matrices that fit the model's position tables to a view's size.
+
+Interpolation along one axis is a linear map, so each table is resized in the graph by products with the matrices made
+here. They reproduce ``torch.nn.functional.interpolate``: bicubic with antialiasing for SAM's and CLIP's tables, linear
+for SAM's relative tables (align_corners=False throughout).
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+
+from models.family import Feeds
+
+from .images import ImageRules
+
+_CUBIC = -0.5  # Keys' parameter; PyTorch uses -0.5 with antialiasing (as Pillow does), -0.75 without
+
+
+@lru_cache(maxsize=8)
+def view_inputs(side: int, rules: ImageRules) -> Feeds:
+    """What the vision graph needs beside the pixels, for views of ``side`` pixels (see export.deepseek_vision)."""
+    s = side // rules.patch_size
+    index = np.arange(s)[:, None] - np.arange(s)[None, :] + s - 1
+    eye = np.eye(s, dtype=np.float32)
+    return {
+        "sam_rows": bicubic_rows(rules.grid, s),
+        "clip_rows": bicubic_rows(rules.clip_grid, rules.tokens_per_side(side)),
+        "relative_rows": linear_rows(2 * rules.grid - 1, 2 * s - 1),
+        "relative_index": index.astype(np.int64),
+        "spread": np.concatenate([np.repeat(eye, s, axis=1), np.tile(eye, (1, s))]),
+    }
+
+
+def bicubic_rows(source: int, target: int) -> np.ndarray:
+    """[target, source]: antialiased bicubic resampling, the weights of each output summing to 1."""
+    scale = source / target
+    stretch = max(scale, 1.0)
+    centres = scale * (np.arange(target) + 0.5)
+    first = np.maximum((centres - 2 * stretch + 0.5).astype(np.int64), 0)
+    last = np.minimum((centres + 2 * stretch + 0.5).astype(np.int64), source)
+    positions = np.arange(source)
+    weights = _cubic((positions[None, :] - centres[:, None] + 0.5) / stretch)
+    weights[(positions < first[:, None]) | (positions >= last[:, None])] = 0.0
+    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def linear_rows(source: int, target: int) -> np.ndarray:
+    """[target, source]: linear interpolation without antialiasing."""
+    centres = np.maximum((np.arange(target) + 0.5) * (source / target) - 0.5, 0.0)
+    low = centres.astype(np.int64)
+    high = np.minimum(low + 1, source - 1)
+    fraction = centres - low
+    weights = np.zeros((target, source))
+    rows = np.arange(target)
+    weights[rows, low] += 1.0 - fraction
+    weights[rows, high] += fraction
+    return weights.astype(np.float32)
+
+
+def _cubic(x: np.ndarray) -> np.ndarray:
+    """Keys' cubic convolution kernel (IEEE ASSP 29, 1981)."""
+    x = np.abs(x)
+    near = ((_CUBIC + 2) * x - (_CUBIC + 3)) * x * x + 1
+    far = _CUBIC * (((x - 5) * x + 8) * x - 4)
+    return np.where(x < 1, near, np.where(x < 2, far, 0.0))

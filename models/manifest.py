@@ -1,0 +1,142 @@
+"""manifest.json: all that the runtime needs to know about an exported folder, and nothing it has to guess.
+
+The exporter writes it last, so a folder with a manifest is a whole one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from .errors import ManifestError
+
+FILE_NAME = "manifest.json"
+FORMAT = 1  # raised when the runtime can no longer read older folders
+
+Provider = Literal["cpu", "cuda"]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SourceInfo(_Part):
+    """Where the checkpoint came from."""
+
+    origin: Literal["directory", "huggingface", "modelscope"]
+    name: str
+    revision: str | None = None
+
+
+class FileInfo(_Part):
+    """One file of the folder."""
+
+    size: int  # bytes
+    sha256: str
+
+
+class Graph(_Part):
+    """One part of the model: a graph per provider (they share the data file) and the type it computes in.
+
+    A provider that is not named has no graph that it could run. CoreML uses the ``cpu`` one.
+    """
+
+    files: Mapping[Provider, str]
+    compute: Mapping[Provider, Literal["float32", "float16"]]
+
+
+class DecoderInfo(_Part):
+    """Sizes that the runtime needs for the KV cache and the logits."""
+
+    layers: int
+    hidden_size: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int
+    max_length: int  # prompt and answer together, tokens
+
+
+class TokenIds(_Part):
+    """Ids with a meaning of their own."""
+
+    bos: int
+    eos: tuple[int, ...]
+    image: int  # the placeholder, one for each image feature
+
+
+class Manifest(_Part):
+    """What an exported folder holds."""
+
+    format: int = FORMAT
+    id: str
+    family: str
+    dtype: Literal["f32", "f16", "q8", "q4"]
+    created_by: str  # program and version
+    source: SourceInfo
+    parameters: int
+    vision: Graph
+    embed: Graph
+    decoder: Graph
+    sizes: DecoderInfo
+    tokens: TokenIds
+    image: Mapping[str, Any]  # read by the family: patch size, default view sizes, ...
+    report: Mapping[str, Any] = {}  # measured errors, when the export was asked for them
+    files: Mapping[str, FileInfo]
+
+    @property
+    def max_length(self) -> int:
+        return self.sizes.max_length
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read a folder's manifest and check that its files are there with their sizes (hashes: see ``verify``).
+
+        Raises
+        ------
+        ManifestError
+            when the manifest is missing, damaged or of another format, or a file is missing or of another size.
+        """
+        path = folder / FILE_NAME
+        try:
+            text = path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise ManifestError(f"{path} is missing; export the model first: python -m export MODEL_ID") from None
+        try:
+            manifest = cls.model_validate_json(text)
+        except ValidationError as error:
+            problem = error.errors()[0]
+            where = ".".join(map(str, problem["loc"])) or "the file"
+            raise ManifestError(f"{path}: {where}: {problem['msg']}; export the model again with --force") from error
+        if manifest.format != FORMAT:
+            raise ManifestError(
+                f"{path} has format {manifest.format}, this version reads {FORMAT}; export the model again"
+            )
+        for name, info in manifest.files.items():
+            file = folder / name
+            size = file.stat().st_size if file.is_file() else None
+            if size != info.size:
+                found = "missing" if size is None else f"{size} bytes"
+                raise ManifestError(f"{file} is {found}, expected {info.size} bytes; export again with --force")
+        return manifest
+
+    def save(self, folder: Path) -> None:
+        """Write manifest.json into the folder."""
+        (folder / FILE_NAME).write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
+
+    def verify(self, folder: Path) -> None:
+        """Read every file and compare its hash.
+
+        Raises
+        ------
+        ManifestError
+            naming the first file that differs.
+        """
+        for name, info in self.files.items():
+            with (folder / name).open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+            if found != info.sha256:
+                raise ManifestError(f"{folder / name} has sha256 {found}, expected {info.sha256}; export again")
