@@ -31,7 +31,7 @@ def check_graphs(folder: Path, manifest: Manifest) -> None:
     prepared = family.prepare_image(image, InferenceSettings(crop_mode=False, image_size=side))
     vision = _session(folder / manifest.vision.files["cpu"])
     names = [output.name for output in vision.get_outputs()]
-    outputs = [dict(zip(names, vision.run(names, dict(feeds)), strict=True)) for feeds in prepared.passes]
+    outputs = [dict(zip(names, vision.run(names, dict(make())), strict=True)) for make in prepared.passes]
     del vision
     features = _finite("the vision graph", prepared.assemble(outputs))
     embed = _session(folder / manifest.embed.files["cpu"])

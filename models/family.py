@@ -25,11 +25,11 @@ IMAGE_SLOT = "<image>"
 class PreparedImage:
     """One image, cut and scaled, ready for the vision graph.
 
-    passes : what each run of the vision graph is fed, in order.
+    passes : make what each run of the vision graph is fed, in order; called when its turn comes.
     assemble : the outputs of those runs, in the same order -> features [token_count, hidden], as the decoder sees them.
     """
 
-    passes: Sequence[Feeds]
+    passes: Sequence[Callable[[], Feeds]]
     token_count: int
     assemble: Callable[[Sequence[Feeds]], np.ndarray]
 
@@ -54,6 +54,3 @@ class Family(Protocol):
         InvalidInput
             when slots and images do not match in number.
         """
-
-    def clean(self, text: str) -> str:
-        """The answer as users want it, from the raw decoded text."""

@@ -1,1 +1,25 @@
-"""Runs an exported folder: images and a prompt in, text out. ONNX Runtime, tokenizers and NumPy; never torch."""
+"""Runs an exported folder: images and a prompt in, text out. ONNX Runtime, tokenizers and NumPy; never torch.
+
+    from runtime import Model
+
+    with Model.open("~/.cache/deepseek-ocr/models/tiny-ocr/onnx/f32") as model:
+        print(model.read("page.png", "<image>\\nFree OCR.").text)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .model import Model
+
+__all__ = ["Model"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import ``Model`` when it is first asked for: the requests and errors are of use without ONNX Runtime."""
+    if name == "Model":
+        from .model import Model
+
+        return Model
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

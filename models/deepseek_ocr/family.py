@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 from PIL import Image
@@ -12,7 +13,7 @@ from models.family import IMAGE_SLOT, Encode, Feeds, PreparedImage
 from models.manifest import Manifest
 from models.settings import InferenceSettings
 
-from .images import ImageRules, lay_out, make_views, token_count
+from .images import ImageRules, lay_out, make_views, normalise, token_count
 from .positions import view_inputs
 
 
@@ -31,9 +32,7 @@ class DeepseekOcr:
         """
         views = make_views(image, settings, self.rules)
         singles = [] if views.tiles is None else [views.tiles[i : i + 1] for i in range(len(views.tiles))]
-        passes = [
-            {"pixel_values": pixels, **view_inputs(pixels.shape[-1], self.rules)} for pixels in (*singles, views.whole)
-        ]
+        passes = [partial(self._feeds, view) for view in (*singles, views.whole)]
 
         def assemble(outputs: Sequence[Feeds]) -> np.ndarray:
             *tiles, whole = outputs
@@ -46,6 +45,9 @@ class DeepseekOcr:
             )
 
         return PreparedImage(passes, token_count(views, self.rules), assemble)
+
+    def _feeds(self, view: np.ndarray) -> Feeds:
+        return {"pixel_values": normalise(view, self.rules), **view_inputs(view.shape[1], self.rules)}
 
     def prompt_ids(self, prompt: str, image_tokens: Sequence[int], encode: Encode) -> list[int]:
         """The ``plain`` template: no roles, BOS in front, the text around each slot encoded by itself."""
@@ -61,7 +63,3 @@ class DeepseekOcr:
             ids += [self.tokens.image] * count
             ids += encode(text)
         return ids
-
-    def clean(self, text: str) -> str:
-        """Without the blanks around the answer."""
-        return text.strip()

@@ -48,9 +48,11 @@ class ImageRules(BaseModel):
 class Views:
     """One image as the vision tower takes it.
 
-    whole : [1, 3, base, base], the global view.
-    tiles : [columns * rows, 3, size, size], row by row; None when the image was not cut.
+    whole : [1, base, base, 3] uint8, the global view.
+    tiles : [columns * rows, size, size, 3] uint8, row by row; None when the image was not cut.
     grid : (columns, rows) of the tiles, (1, 1) without.
+
+    Bytes, not floats: a request that waits in the queue holds a quarter of the memory.
     """
 
     whole: np.ndarray
@@ -74,8 +76,8 @@ def make_views(image: Image.Image, settings: InferenceSettings, rules: ImageRule
     if not settings.crop_mode:
         if size <= STRETCH_LIMIT:
             image = image.resize((size, size))
-        return Views(_normalise([_padded(image, size, rules)], rules), None, (1, 1))
-    whole = _normalise([_padded(image, base, rules)], rules)
+        return Views(_stack([_padded(image, size, rules)]), None, (1, 1))
+    whole = _stack([_padded(image, base, rules)])
     if image.width <= size and image.height <= size:
         return Views(whole, None, (1, 1))
     columns, rows = choose_grid(image.width, image.height, size, settings.max_tiles or rules.max_tiles)
@@ -87,7 +89,7 @@ def make_views(image: Image.Image, settings: InferenceSettings, rules: ImageRule
         for row in range(rows)
         for column in range(columns)
     ]
-    return Views(whole, _normalise(tiles, rules), (columns, rows))
+    return Views(whole, _stack(tiles), (columns, rows))
 
 
 def choose_grid(width: int, height: int, size: int, max_tiles: int) -> tuple[int, int]:
@@ -113,11 +115,11 @@ def choose_grid(width: int, height: int, size: int, max_tiles: int) -> tuple[int
 
 def token_count(views: Views, rules: ImageRules) -> int:
     """Features of one image: a newline ends each row of the tiles' grid and of the global view, a separator ends all."""
-    q = rules.tokens_per_side(views.whole.shape[-1])
+    q = rules.tokens_per_side(views.whole.shape[1])
     total = (q + 1) * q + 1
     if views.tiles is not None:
         columns, rows = views.grid
-        q = rules.tokens_per_side(views.tiles.shape[-1])
+        q = rules.tokens_per_side(views.tiles.shape[1])
         total += (q * columns + 1) * (q * rows)
     return total
 
@@ -156,13 +158,17 @@ def _padded(image: Image.Image, side: int, rules: ImageRules) -> Image.Image:
     return ImageOps.pad(image, (side, side), color=(red, green, blue))
 
 
-def _normalise(images: list[Image.Image], rules: ImageRules) -> np.ndarray:
-    """[n, 3, side, side] float32"""
-    pixels = np.stack([np.asarray(image) for image in images]).transpose(0, 3, 1, 2).astype(np.float32)
+def normalise(views: np.ndarray, rules: ImageRules) -> np.ndarray:
+    """[n, side, side, 3] uint8 -> [n, 3, side, side] float32, as torchvision's ToTensor and Normalize do."""
+    pixels = views.transpose(0, 3, 1, 2).astype(np.float32, order="C")
     pixels /= np.float32(255)
     pixels -= np.float32(rules.mean).reshape(3, 1, 1)
     pixels /= np.float32(rules.std).reshape(3, 1, 1)
-    return np.ascontiguousarray(pixels)
+    return pixels
+
+
+def _stack(images: list[Image.Image]) -> np.ndarray:
+    return np.stack([np.asarray(image) for image in images])
 
 
 def _checked_side(name: str, side: int, rules: ImageRules) -> int:

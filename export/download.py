@@ -1,0 +1,186 @@
+"""Resumable, checked downloads over HTTP: what both hubs share.
+
+huggingface_hub throws the part of a file away when a run ends before the file is whole (seen in 2.4: partial files have
+random names and are removed). A checkpoint has gigabytes, so its files come through here: an ``.incomplete`` file
+outlives the process, the next run asks for the rest with a Range header, and nothing gets its final name before its
+size and hash are what the hub said.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+import httpx2
+from filelock import FileLock
+from tqdm import tqdm
+
+from .errors import ExportError
+
+# The files of a repository that an export can use; only those in its root.
+WANTED = (
+    "config.json",
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "tokenizer*.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "processor_config.json",
+    "preprocessor_config.json",
+    "generation_config.json",
+    "chat_template*",
+)
+UNWANTED = ("*/*",)
+
+_ATTEMPTS = 5  # in a row without one new byte
+_RETRY_WAIT_S = 1.0  # after the first failure; doubles with each further one
+_TIMEOUT = httpx2.Timeout(30.0, connect=10.0)  # seconds without any data
+_CHUNK = 1 << 20  # bytes
+
+Report = Callable[[str], None]
+
+
+class Unreachable(ExportError):
+    """A hub that does not answer, or answers that it cannot: another hub may have the files."""
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """One file of a repository, and what its hub says of it."""
+
+    path: str
+    url: str
+    size: int  # bytes
+    digest: str  # hex: 64 digits are the SHA-256 of the content, 40 are git's id of the blob
+
+
+def wanted(path: str) -> bool:
+    """Whether an export can use this file of a repository."""
+    return any(fnmatch(path, p) for p in WANTED) and not any(fnmatch(path, p) for p in UNWANTED)
+
+
+def mismatch(path: Path, size: int | None, digest: str) -> str | None:
+    """Compare a file with what its hub says of it: None when it is whole, else what was expected and found."""
+    found_size = path.stat().st_size
+    if size is not None and found_size != size:
+        return f"expected {size} bytes, found {found_size}"
+    with path.open("rb") as file:
+        if len(digest) == 40:  # git hashes a header with the content: `git hash-object`
+            blob = hashlib.sha1(b"blob %d\0" % found_size)
+            found = hashlib.file_digest(file, lambda: blob).hexdigest()
+        else:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    return None if found == digest else f"expected hash {digest}, found {found}"
+
+
+def download(files: Sequence[tuple[RemoteFile, Path]], headers: Mapping[str, str], report: Report) -> None:
+    """Bring every file to its place, unless it is there and whole. Safe beside another process that does the same.
+
+    Raises
+    ------
+    ExportError
+        for too little disk space, or a file that arrives damaged twice.
+    httpx2.TransportError, httpx2.HTTPStatusError
+        when the server stays away, or refuses; what has arrived is kept for the next run.
+    """
+    _check_disk(files)
+    with (
+        httpx2.Client(headers=dict(headers), follow_redirects=True, timeout=_TIMEOUT) as client,
+        tqdm(total=sum(file.size for file, _ in files), unit="B", unit_scale=True, desc="download") as bar,
+    ):
+        for file, target in files:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(target.with_name(f"{target.name}.lock")):
+                _bring(file, target, client, bar, report)
+
+
+def _bring(file: RemoteFile, target: Path, client: httpx2.Client, bar: tqdm[None], report: Report) -> None:
+    before = bar.n
+    if target.is_file():
+        wrong = mismatch(target, file.size, file.digest)
+        if wrong is None:
+            bar.update(file.size)
+            return
+        report(f"{file.path} in the cache is damaged ({wrong}); fetching it again")
+        target.unlink()
+    partial = _partial(target)
+    for _ in range(2):
+        _transfer(file, partial, client, bar, report)
+        wrong = mismatch(partial, file.size, file.digest)
+        if wrong is None:
+            partial.replace(target)
+            return
+        report(f"{file.path} arrived damaged ({wrong})")
+        partial.unlink()
+        bar.update(before - bar.n)
+    raise ExportError(
+        f"{file.path} arrived damaged twice: {wrong}; the damaged file was deleted. A proxy or mirror on the way may "
+        f"change it: try again later, or from another network (its address: {file.url})"
+    )
+
+
+def _transfer(file: RemoteFile, partial: Path, client: httpx2.Client, bar: tqdm[None], report: Report) -> None:
+    """Append to the partial file until it has the whole size, asking again when the connection breaks."""
+    partial.touch()
+    have = partial.stat().st_size
+    report(f"{file.path}: {file.size / 1e6:,.1f} MB" + (f", the first {have / 1e6:,.1f} MB are here" if have else ""))
+    bar.update(have)
+    failures = 0
+    while have < file.size:
+        trouble: Exception = httpx2.RemoteProtocolError("the answer ended early")
+        try:
+            _append(file, partial, client, bar)
+        except httpx2.TransportError as error:
+            trouble = error
+        except httpx2.HTTPStatusError as error:
+            if not is_temporary(error.response.status_code):
+                raise
+            trouble = error
+        had, have = have, partial.stat().st_size
+        failures = 0 if have > had else failures + 1
+        if failures >= _ATTEMPTS:
+            raise trouble
+        if have < file.size:
+            time.sleep(_RETRY_WAIT_S * 2 ** max(failures - 1, 0))
+
+
+def _append(file: RemoteFile, partial: Path, client: httpx2.Client, bar: tqdm[None]) -> None:
+    have = partial.stat().st_size
+    headers = {"Accept-Encoding": "identity"}  # compressed bytes could not be resumed
+    if have:
+        headers["Range"] = f"bytes={have}-"
+    with client.stream("GET", file.url, headers=headers) as response:
+        response.raise_for_status()
+        resumed = response.status_code == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
+        if have and not resumed:  # the server sends the file from its start
+            bar.update(-have)
+        with partial.open("ab" if resumed else "wb") as out:
+            for chunk in response.iter_bytes(_CHUNK):
+                out.write(chunk)
+                bar.update(len(chunk))
+
+
+def is_temporary(status: int) -> bool:
+    """Whether a server that answers so may do better later, or another one at once."""
+    return status in (408, 429) or status >= 500
+
+
+def _partial(target: Path) -> Path:
+    return target.with_name(f"{target.name}.incomplete")
+
+
+def _check_disk(files: Sequence[tuple[RemoteFile, Path]]) -> None:
+    missing = [(file, target) for file, target in files if not target.is_file()]
+    if not missing:
+        return
+    have = sum(_partial(target).stat().st_size for _, target in missing if _partial(target).is_file())
+    needed = sum(file.size for file, _ in missing) - have
+    folder = next(parent for parent in missing[0][1].parents if parent.exists())
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise ExportError(f"the download needs {needed / 1e9:.2f} GB in {folder}, where {free / 1e9:.2f} GB are free")

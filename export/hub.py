@@ -1,0 +1,207 @@
+"""Where a checkpoint comes from: a directory, the Hugging Face hub, or ModelScope when that hub cannot be reached."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+import httpx2
+from huggingface_hub import HfApi, constants, hf_hub_url, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.file_download import are_symlinks_supported, repo_folder_name
+from huggingface_hub.utils import build_hf_headers, get_token
+from tqdm import tqdm
+
+from models.paths import cache_dir
+
+from . import modelscope
+from .download import UNWANTED, WANTED, RemoteFile, Report, Unreachable, download, is_temporary, mismatch, wanted
+from .errors import ExportError
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+_PATH_START = (".", "/", "~", "\\")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint on this machine, and where it came from."""
+
+    folder: Path
+    name: str  # the hub id, or the directory
+    revision: str | None  # the commit; None for a directory
+    origin: Literal["directory", "huggingface", "modelscope"]
+
+
+def fetch(
+    source: str,
+    revision: str | None = None,
+    *,
+    offline: bool = False,
+    report: Report,
+    cache: Path | None = None,
+) -> Source:
+    """Find or download a checkpoint.
+
+    ``source`` is a directory or a hub id, ``revision`` a branch, tag or commit. ``HF_HOME``, ``HF_TOKEN``,
+    ``HF_ENDPOINT`` and ``HF_HUB_OFFLINE`` are honoured. ``cache`` is where ModelScope's files go (Hugging Face's go to
+    that hub's own cache, which other programs share).
+
+    Raises
+    ------
+    ExportError
+        for a directory or model that is not there, a refusal, damaged files, or when neither hub can be reached.
+    """
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return Source(folder.resolve(), str(folder.resolve()), None, "directory")
+    if source.startswith(_PATH_START) or folder.is_absolute():
+        raise ExportError(f"{folder} is {'a file, not' if folder.exists() else 'no'} directory; --source wants a "
+                          "directory with config.json and *.safetensors, or a hub id")  # fmt: skip
+    if not _HUB_ID.fullmatch(source) or ".." in source or "--" in source:
+        raise ExportError(f"{source!r} is neither a directory nor a hub id; hub ids look like owner/name")
+
+    cache = cache or cache_dir()
+    if offline or constants.is_offline_mode():
+        return _from_caches(source, revision, cache) or _not_cached(source, revision)
+    try:
+        return _download(source, revision, report)
+    except Unreachable as hub_error:
+        report(str(hub_error))
+        if found := _from_caches(source, revision, cache):
+            report(f"using the files of {source} at {found.revision} that were downloaded earlier")
+            return found
+        report(f"trying ModelScope's copy of {source}")
+        try:
+            copy, commit = modelscope.fetch(source, revision, cache, report)
+        except ExportError as copy_error:
+            raise ExportError(
+                f"{source} could not be downloaded.\n  Hugging Face: {hub_error}\n  ModelScope: {copy_error}\n"
+                "Run the same command again to go on where it stopped, set HF_ENDPOINT to a mirror of the hub, or "
+                "fetch the files in another way and name their directory with --source."
+            ) from copy_error
+        return Source(copy, source, commit, "modelscope")
+
+
+def _download(repo: str, revision: str | None, report: Report) -> Source:
+    """Fetch from the Hugging Face hub into its own cache."""
+    with _hub_errors(repo, revision):
+        info = HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+        commit = info.sha
+        if commit is None:
+            raise ValueError("the answer names no commit")
+        files = []
+        for entry in info.siblings or ():
+            if wanted(entry.rfilename):
+                size, digest = (entry.lfs.size, entry.lfs.sha256) if entry.lfs else (entry.size, entry.blob_id)
+                if size is None or digest is None:
+                    raise ValueError(f"the answer gives no size or hash of {entry.rfilename}")
+                files.append(
+                    RemoteFile(entry.rfilename, hf_hub_url(repo, entry.rfilename, revision=commit), size, digest)
+                )
+        if not any(file.path.endswith(".safetensors") for file in files):
+            raise ExportError(
+                f"{constants.ENDPOINT}/{repo} has no safetensors files at revision {revision or 'main'!r}"
+            )
+        report(f"{repo} at {commit}: {sum(file.size for file in files) / 1e9:.2f} GB in {len(files)} files")
+        download(
+            [(file, _place(repo, commit, file)) for file in files], build_hf_headers(library_name="ocr-onnx"), report
+        )
+        # Every file is in the hub's cache now, under its hash; the hub itself only links them to a snapshot.
+        folder = snapshot_download(
+            repo, revision=commit, allow_patterns=[file.path for file in files], tqdm_class=_NoBar
+        )
+    _remember(repo, revision, commit)
+    return Source(Path(folder), repo, commit, "huggingface")
+
+
+def _place(repo: str, commit: str, file: RemoteFile) -> Path:
+    """Where the hub's cache wants a file: ``blobs/<hash>``, or in the snapshot where there are no symbolic links."""
+    storage = _storage(repo)
+    in_snapshot = storage / "snapshots" / commit / file.path
+    if in_snapshot.is_file() and not in_snapshot.is_symlink():
+        return in_snapshot
+    return storage / "blobs" / file.digest if are_symlinks_supported(constants.HF_HUB_CACHE) else in_snapshot
+
+
+def _remember(repo: str, revision: str | None, commit: str) -> None:
+    """Note which commit a branch was at, in the hub's own way, once all of it is here: offline runs start from it."""
+    if revision != commit:
+        ref = _storage(repo) / "refs" / (revision or constants.DEFAULT_REVISION)
+        ref.parent.mkdir(parents=True, exist_ok=True)
+        ref.write_text(commit, encoding="utf-8")
+
+
+def _storage(repo: str) -> Path:
+    return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type="model")
+
+
+class _NoBar(tqdm[None]):
+    """The hub's bars would count files that are here already."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{**kwargs, "disable": True})
+
+
+def _from_caches(repo: str, revision: str | None, cache: Path) -> Source | None:
+    """What an earlier run downloaded from either hub, if it is whole."""
+    try:
+        folder = Path(
+            snapshot_download(
+                repo,
+                revision=revision,
+                allow_patterns=list(WANTED),
+                ignore_patterns=list(UNWANTED),
+                local_files_only=True,
+            )
+        )
+    except LocalEntryNotFoundError:
+        folder = None
+    if folder and any(folder.glob("*.safetensors")):
+        for file in folder.iterdir():
+            blob = file.resolve()  # named by its hash, where the cache has links
+            if blob != file and wanted(file.name) and (wrong := mismatch(blob, None, blob.name)):
+                raise ExportError(f"{file} is damaged ({wrong}); run once online to have it fetched again")
+        return Source(folder, repo, folder.name, "huggingface")
+    if copy := modelscope.cached(repo, revision, cache):
+        return Source(copy[0], repo, copy[1], "modelscope")
+    return None
+
+
+def _not_cached(repo: str, revision: str | None) -> NoReturn:
+    at = f" at revision {revision}" if revision else ""
+    raise ExportError(
+        f"{repo}{at} is not in the local cache ({constants.HF_HUB_CACHE}) and downloads are off. Run the same command "
+        "once with a network, without --offline and without HF_HUB_OFFLINE, or name a local directory with --source."
+    )
+
+
+@contextmanager
+def _hub_errors(repo: str, revision: str | None) -> Iterator[None]:
+    """Turn what the hub and the network can raise into ``Unreachable`` or an error that says what to do."""
+    hub = constants.ENDPOINT
+    try:
+        yield
+    except (HfHubHTTPError, httpx2.HTTPStatusError) as error:
+        status, code = error.response.status_code, error.response.headers.get("X-Error-Code", "")
+        if is_temporary(status):
+            raise Unreachable(f"{hub} answered {status} to {error.response.url}") from error
+        token = "the access token (HF_TOKEN) does not help" if get_token() else "no access token is set (HF_TOKEN)"
+        if code == "RevisionNotFound":
+            reason = f"{hub}/{repo} has no revision {revision!r}; leave --revision out for the newest"
+        elif code == "GatedRepo" or status == 403:
+            reason = f"{hub}/{repo} is not open to you ({status}), and {token}; accept the model's terms on that page"
+            reason += " and set HF_TOKEN to a token of that account"
+        elif status in (401, 404):
+            reason = f"{hub} knows no model {repo!r} that it would show you ({status}), and {token}; check the spelling"
+            reason += ", and for a private model set HF_TOKEN"
+        else:
+            reason = f"{hub} refused {repo}: {status} for {error.response.url}"
+        raise ExportError(reason) from error
+    except (httpx2.TransportError, LocalEntryNotFoundError) as error:
+        raise Unreachable(f"{hub} cannot be reached: {error or type(error).__name__}") from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise Unreachable(f"{hub} does not answer as the hub does ({error!r}); is HF_ENDPOINT right?") from error

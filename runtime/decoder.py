@@ -1,0 +1,107 @@
+"""The decoder's sessions with their bindings: embed, prefill into a row, one decode step for all rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+
+from models.family import Feeds
+from models.manifest import Manifest
+
+from .buffers import Buffer
+from .kv_cache import KvCache
+from .providers import Device
+
+# Tokens of a prompt that go through the decoder at once: bounds the memory of activations, and prefill is no faster
+# beyond it.
+PREFILL_CHUNK = 1024
+
+
+class Decoder:
+    """Embeddings and decoder of one exported model, over a KV cache of ``slots`` rows. Used by one thread."""
+
+    def __init__(self, folder: Path, manifest: Manifest, device: Device, slots: int) -> None:
+        self._device, self._sizes = device, manifest.sizes
+        self._embed = device.session(folder, manifest.embed)
+        self._session = device.session(folder, manifest.decoder)
+        self.dtype = np.dtype(manifest.decoder.compute[device.graph])
+        hidden, vocabulary = manifest.sizes.hidden_size, manifest.sizes.vocabulary
+        self._cache = KvCache(manifest.sizes, slots, self.dtype, device)
+        self._ids = Buffer((slots, 1), np.dtype(np.int64), device)
+        self._embeddings = Buffer((slots, 1, hidden), self.dtype, device)
+        self._seqlens = Buffer((slots,), np.dtype(np.int32), device)
+        self._logits = Buffer((slots, vocabulary), np.dtype(np.float32), device)
+        self._total = np.zeros((), np.int32)  # read by the kernels on the host, whatever the device
+        self._steps: dict[int, tuple[ort.IOBinding, ort.IOBinding]] = {}
+
+    def embed(self, token_ids: Sequence[int]) -> np.ndarray:
+        """Embeddings of a prompt's tokens, shape [len(token_ids), hidden], on the host."""
+        (rows,) = self._embed.run(["inputs_embeds"], {"input_ids": np.array([token_ids], np.int64)})
+        return np.asarray(rows)[0]
+
+    def prefill(self, row: int, embeddings: np.ndarray) -> np.ndarray:
+        """Fill a row's cache with a prompt.
+
+        embeddings : [tokens, hidden]. Returns the logits after its last token, [vocabulary].
+        """
+        logits = np.empty((1, self._sizes.vocabulary), np.float32)
+        embeddings = np.ascontiguousarray(embeddings, self.dtype)
+        for start in range(0, len(embeddings), PREFILL_CHUNK):
+            chunk = embeddings[start : start + PREFILL_CHUNK]
+            length = start + len(chunk)
+            binding = self._session.io_binding()
+            binding.bind_cpu_input("inputs_embeds", chunk[None])
+            binding.bind_cpu_input("seqlens_k", np.array([length - 1], np.int32))
+            binding.bind_cpu_input("total_length", np.array(length, np.int32))
+            binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
+            self._cache.bind(binding, 1, first=row)
+            self._session.run_with_iobinding(binding)
+        return logits[0]
+
+    def step(self, token_ids: Sequence[int], lengths: Sequence[int]) -> np.ndarray:
+        """Feed one token to each of the first rows.
+
+        token_ids : the rows' newest tokens. lengths : tokens in each row's cache before this step.
+        Returns logits [rows, vocabulary]: memory that the next step overwrites.
+        """
+        rows = len(token_ids)
+        self._ids.write(np.array(token_ids, np.int64)[:, None])
+        self._seqlens.write(np.array(lengths, np.int32))
+        self._total[...] = max(lengths) + 1
+        embed, decode = self._steps.get(rows) or self._bind(rows)
+        self._embed.run_with_iobinding(embed)
+        self._session.run_with_iobinding(decode)
+        return self._logits.read(rows)
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """Give a row's cache another row's content, so that the rows in use stay the first ones."""
+        self._cache.move(source, target, length)
+
+    def _bind(self, rows: int) -> tuple[ort.IOBinding, ort.IOBinding]:
+        """Bindings for a step of so many rows; they hold addresses only, so they are made once."""
+        embed = self._embed.io_binding()
+        self._ids.bind_input(embed, "input_ids", rows)
+        self._embeddings.bind_output(embed, "inputs_embeds", rows)
+        decode = self._session.io_binding()
+        self._embeddings.bind_input(decode, "inputs_embeds", rows)
+        self._seqlens.bind_input(decode, "seqlens_k", rows)
+        decode.bind_input("total_length", "cpu", 0, np.int32, (), self._total.ctypes.data)
+        self._logits.bind_output(decode, "logits", rows)
+        self._cache.bind(decode, rows)
+        self._steps[rows] = embed, decode
+        return embed, decode
+
+
+class VisionTower:
+    """The vision session of one exported model."""
+
+    def __init__(self, folder: Path, manifest: Manifest, device: Device) -> None:
+        self._session = device.session(folder, manifest.vision, encoder=True)
+        self._outputs = [output.name for output in self._session.get_outputs()]
+
+    def encode(self, feeds: Feeds) -> Feeds:
+        """One vision pass: named arrays in, named arrays out (see the family's ``PreparedImage``)."""
+        return dict(zip(self._outputs, self._session.run(self._outputs, dict(feeds)), strict=True))

@@ -1,0 +1,149 @@
+"""From logits to a token: filters, then a sampler. Pure NumPy on one row, and incremental: no filter rescans the text.
+
+The order is that of Hugging Face's generation: repetition penalty, n-gram filter, temperature, top k, top p.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from models.settings import InferenceSettings
+
+
+class LogitFilter(Protocol):
+    """Changes one row of logits before a token is chosen."""
+
+    def observe(self, token: int) -> None:
+        """Take note of the next token of the sequence, prompt and answer alike."""
+
+    def apply(self, logits: np.ndarray) -> None:
+        """Change the logits, shape [vocabulary], in place."""
+
+
+class VocabularyFilter:
+    """Forbids the rows of the vocabulary that have no token (padding of the embedding table)."""
+
+    def __init__(self, forbidden: np.ndarray) -> None:
+        """forbidden : token ids, shape [n]."""
+        self._forbidden = forbidden
+
+    def observe(self, token: int) -> None:
+        """Nothing depends on the text."""
+
+    def apply(self, logits: np.ndarray) -> None:
+        logits[self._forbidden] = -np.inf
+
+
+class RepetitionPenalty:
+    """Divides positive and multiplies negative logits of every token seen (CTRL, arXiv 1909.05858)."""
+
+    def __init__(self, penalty: float) -> None:
+        self._penalty = np.float32(penalty)
+        self._seen: dict[int, None] = {}
+        self._ids = np.empty(0, np.int64)
+
+    def observe(self, token: int) -> None:
+        if token not in self._seen:
+            self._seen[token] = None
+            if len(self._seen) > len(self._ids):
+                self._ids = np.resize(self._ids, max(64, 2 * len(self._ids)))
+            self._ids[len(self._seen) - 1] = token
+
+    def apply(self, logits: np.ndarray) -> None:
+        ids = self._ids[: len(self._seen)]
+        values = logits[ids]
+        logits[ids] = np.where(values > 0, values / self._penalty, values * self._penalty)
+
+
+class NoRepeatNgram:
+    """Forbids every token that would repeat an n-gram of the sequence (or of its last ``window`` tokens).
+
+    Whitelisted tokens are never forbidden: table cells repeat by nature. The rule with window and whitelist is that of
+    DeepSeek-OCR's vLLM recipe; without them it is Hugging Face's ``no_repeat_ngram_size``.
+    """
+
+    def __init__(self, size: int, window: int | None = None, whitelist: Sequence[int] = ()) -> None:
+        self._size, self._window, self._whitelist = size, window, frozenset(whitelist)
+        self._length = 0
+        self._prefix: tuple[int, ...] = ()  # the last size - 1 tokens
+        # prefix -> token that followed -> where that n-gram last began
+        self._following: defaultdict[tuple[int, ...], dict[int, int]] = defaultdict(dict)
+
+    def observe(self, token: int) -> None:
+        if len(self._prefix) == self._size - 1:
+            self._following[self._prefix][token] = self._length - (self._size - 1)
+            self._prefix = (*self._prefix[1:], token) if self._size > 1 else ()
+        else:
+            self._prefix = (*self._prefix, token)
+        self._length += 1
+
+    def apply(self, logits: np.ndarray) -> None:
+        oldest = 0 if self._window is None else self._length - self._window
+        for token, begin in self._following.get(self._prefix, {}).items():
+            if begin >= oldest and token not in self._whitelist:
+                logits[token] = -np.inf
+
+
+class Greedy:
+    """The most probable token."""
+
+    def choose(self, logits: np.ndarray) -> int:
+        return int(logits.argmax())
+
+
+class Sampler:
+    """A random token after temperature, top k and top p; the same seed draws the same tokens."""
+
+    def __init__(self, temperature: float, top_k: int | None, top_p: float, seed: int | None) -> None:
+        self._temperature, self._top_k, self._top_p = temperature, top_k, top_p
+        self._random = np.random.default_rng(seed)
+
+    def choose(self, logits: np.ndarray) -> int:
+        ids, probabilities = self.distribution(logits)
+        drawn = np.searchsorted(np.cumsum(probabilities), self._random.random(), side="right")
+        return int(ids[min(drawn, len(ids) - 1)])
+
+    def distribution(self, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The tokens that may be drawn and their probabilities, most probable first; shapes [n] and [n]."""
+        count = len(logits) if self._top_k is None else min(self._top_k, len(logits))
+        # A stable order makes ties go to the lower id, so that a seed means the same on every platform.
+        if count < len(logits):
+            bound = np.partition(logits, -count)[-count]
+            ids = np.flatnonzero(logits >= bound)
+        else:
+            ids = np.arange(len(logits))
+        ids = ids[np.argsort(-logits[ids], kind="stable")][:count]
+        scaled = logits[ids].astype(np.float64) / self._temperature
+        probabilities = np.exp(scaled - scaled[0])
+        probabilities /= probabilities.sum()
+        if self._top_p < 1.0:
+            # The smallest set whose probability reaches top_p: a token stays while those before it fall short.
+            before = np.cumsum(probabilities) - probabilities
+            kept = max(1, int(np.count_nonzero(before < self._top_p)))
+            ids, probabilities = ids[:kept], probabilities[:kept] / probabilities[:kept].sum()
+        return ids, probabilities
+
+
+def filters_for(settings: InferenceSettings, forbidden: np.ndarray) -> list[LogitFilter]:
+    """The filters that a request's settings ask for, in order."""
+    filters: list[LogitFilter] = [VocabularyFilter(forbidden)] if len(forbidden) else []
+    if settings.repetition_penalty != 1.0:
+        filters.append(RepetitionPenalty(settings.repetition_penalty))
+    if settings.no_repeat_ngram_size:
+        filters.append(
+            NoRepeatNgram(
+                settings.no_repeat_ngram_size, settings.no_repeat_ngram_window, settings.no_repeat_ngram_whitelist
+            )
+        )
+    return filters
+
+
+def sampler_for(settings: InferenceSettings) -> Greedy | Sampler:
+    """Greedy unless the settings really sample."""
+    if not settings.samples:
+        return Greedy()
+    return Sampler(settings.temperature, settings.top_k, settings.top_p, settings.seed)

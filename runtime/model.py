@@ -1,0 +1,207 @@
+"""The Python API: open an exported folder, read images."""
+
+from __future__ import annotations
+
+import io
+import os
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+from tokenizers import Tokenizer
+
+from models.errors import InvalidInput, ManifestError
+from models.family import IMAGE_SLOT
+from models.manifest import Manifest
+from models.registry import family_of
+from models.settings import InferenceSettings
+
+from .decoder import Decoder, VisionTower
+from .engine import Engine
+from .providers import find_device
+from .requests import Finished, Generation, Request, Result, TextDelta
+from .sequence import Sequence as EngineSequence
+from .sequence import Vocabulary
+
+ImageLike = str | os.PathLike[str] | bytes | Image.Image
+
+DEFAULT_PROMPT = f"{IMAGE_SLOT}\nFree OCR."
+DEFAULT_SLOTS = 4
+
+
+class Model:
+    """One exported model, loaded. Its methods may be called from any number of threads; they share the batch.
+
+    Implements ``runtime.requests.TextModel``.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, *, device: str, threads: int | None, slots: int, max_queue: int):
+        self.manifest = manifest
+        self.device = find_device(device, threads)
+        self._family = family_of(manifest)
+        self._tokenizer = _load_tokenizer(folder)
+        self._vocabulary = Vocabulary(
+            self._tokenizer,
+            frozenset(manifest.tokens.eos),
+            manifest.tokens.image,
+            _rows_without_token(self._tokenizer, manifest.sizes.vocabulary),
+        )
+        self._engine = Engine(
+            VisionTower(folder, manifest, self.device),
+            Decoder(folder, manifest, self.device, slots),
+            slots=slots,
+            max_queue=max_queue,
+        )
+
+    @classmethod
+    def open(
+        cls, folder: str | os.PathLike[str], *, device: str = "auto", threads: int | None = None,
+        slots: int | None = None, max_queue: int = 64,
+    ) -> Self:  # fmt: skip
+        """Load an exported folder.
+
+        Parameters
+        ----------
+        folder
+            what ``python -m export`` published, with its manifest.json.
+        device
+            cpu, cuda, coreml (or metal), or auto for the best one that is there.
+        threads
+            CPU threads of one operator; None takes one for each physical core.
+        slots
+            requests decoded together; None takes 4.
+        max_queue
+            requests that may wait beyond those; more are refused with ``QueueFull``.
+
+        Raises
+        ------
+        ManifestError
+            when the folder holds no whole export that this version can read.
+        RuntimeUnavailable
+            when the device is not there, or the export has no graph for it.
+        """
+        path = Path(folder).expanduser()
+        manifest = Manifest.load(path)
+        return cls(
+            path, manifest, device=device, threads=threads, slots=slots or DEFAULT_SLOTS, max_queue=max_queue
+        )
+
+    def submit(self, request: Request) -> Generation:
+        """See ``TextModel.submit``."""
+        started = time.monotonic()
+        images = [self._family.prepare_image(image, request.settings) for image in request.images]
+        prompt_ids = self._family.prompt_ids(request.prompt, [image.token_count for image in images], self._encode)
+        limit = self.manifest.max_length
+        if len(prompt_ids) >= limit:
+            raise InvalidInput(
+                f"the prompt has {len(prompt_ids)} tokens ({sum(image.token_count for image in images)} of them for "
+                f"images); the model takes {limit} with its answer: send fewer or smaller images, or less text"
+            )
+        sequence = EngineSequence(
+            prompt_ids, images, request.settings, self._vocabulary, limit, time.monotonic() - started
+        )
+        self._engine.submit(sequence)
+        return sequence
+
+    def read(self, image: ImageLike | Sequence[ImageLike], prompt: str = DEFAULT_PROMPT, **settings: Any) -> Result:
+        """Read one or several images and return the whole answer.
+
+        Parameters
+        ----------
+        image
+            a path, an encoded image as bytes, a PIL image, or a list of those.
+        prompt
+            one ``<image>`` slot for each image, in order.
+        settings
+            fields of ``models.settings.InferenceSettings``.
+
+        Raises
+        ------
+        InvalidInput
+            for an image, a prompt or a setting that cannot be taken.
+        QueueFull, EngineClosed
+            see ``TextModel.submit``.
+        """
+        sequence = self._start(image, prompt, settings)
+        pieces: list[str] = []
+        while not isinstance(event := sequence.next_event(), Finished):
+            if event is not None:
+                pieces.append(event.text)
+        return Result("".join(pieces), list(sequence.tokens), event)
+
+    def stream(
+        self, image: ImageLike | Sequence[ImageLike], prompt: str = DEFAULT_PROMPT, **settings: Any
+    ) -> Iterator[str]:
+        """Like ``read``, piece by piece as the text comes. Closing the iterator cancels the request."""
+        sequence = self._start(image, prompt, settings)
+        try:
+            while not isinstance(event := sequence.next_event(), Finished):
+                if isinstance(event, TextDelta):
+                    yield event.text
+        finally:
+            sequence.cancel()
+
+    def drain(self, timeout: float | None = None) -> bool:
+        """See ``TextModel.drain``."""
+        return self._engine.drain(timeout)
+
+    def close(self) -> None:
+        """See ``TextModel.close``."""
+        self._engine.close()
+
+    @property
+    def queue_depth(self) -> int:
+        """Requests waiting for the engine."""
+        return self._engine.queue_depth
+
+    @property
+    def active(self) -> int:
+        """Requests being encoded, prefilled or decoded."""
+        return self._engine.active
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _start(
+        self, image: ImageLike | Sequence[ImageLike], prompt: str, settings: dict[str, Any]
+    ) -> EngineSequence:
+        images = [image] if isinstance(image, (str, os.PathLike, bytes, Image.Image)) else list(image)
+        request = Request(prompt, [_open_image(one) for one in images], InferenceSettings().override(settings))
+        sequence = self.submit(request)
+        assert isinstance(sequence, EngineSequence)
+        return sequence
+
+    def _encode(self, text: str) -> list[int]:
+        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+def _open_image(image: ImageLike) -> Image.Image:
+    if isinstance(image, Image.Image):
+        return image
+    source = io.BytesIO(image) if isinstance(image, bytes) else Path(image).expanduser()
+    name = "the image bytes" if isinstance(image, bytes) else str(source)
+    try:
+        with Image.open(source) as opened:
+            opened.load()
+            return opened
+    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+        raise InvalidInput(f"{name} cannot be read as an image: {error}") from error
+
+
+def _load_tokenizer(folder: Path) -> Tokenizer:
+    try:
+        return Tokenizer.from_file(str(folder / "tokenizer.json"))
+    except Exception as error:  # tokenizers raises plain Exception
+        raise ManifestError(f"{folder / 'tokenizer.json'} cannot be loaded: {error}; export the model again") from error
+
+
+def _rows_without_token(tokenizer: Tokenizer, vocabulary: int) -> np.ndarray:
+    """Ids below ``vocabulary`` that the tokenizer has no token for, shape [n]."""
+    known = np.fromiter(tokenizer.get_vocab(with_added_tokens=True).values(), np.int64)
+    return np.setdiff1d(np.arange(vocabulary), known)

@@ -1,0 +1,144 @@
+"""Devices: which execution provider serves ``cpu``, ``cuda``, ``coreml`` or ``auto``, and how sessions are made on it.
+
+The one place that imports ONNX Runtime's sessions. A device that was asked for and is not there is an error with the
+reason and the command that mends it, never a silent fall back to the CPU.
+"""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from models.manifest import Graph, Provider
+
+from .errors import RuntimeUnavailable
+
+try:
+    import onnxruntime as ort
+except ImportError as error:
+    raise RuntimeUnavailable(
+        f"ONNX Runtime is not installed ({error}); install it with: pip install 'ocr-onnx[cpu]' "
+        "(or 'ocr-onnx[cuda]' for an NVIDIA GPU)"
+    ) from error
+
+DeviceName = Literal["cpu", "cuda", "coreml"]
+DEVICE_NAMES = ("cpu", "cuda", "coreml", "metal", "auto")
+
+_EXECUTION_PROVIDER = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "coreml": "CoreMLExecutionProvider",
+}
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where a model runs.
+
+    graph : which of an export's graphs the provider takes.
+    memory : ONNX Runtime's name of the memory that the KV cache lives in.
+    """
+
+    name: DeviceName
+    threads: int  # of one operator on the CPU; 0: one for each physical core
+
+    @property
+    def graph(self) -> Provider:
+        return "cuda" if self.name == "cuda" else "cpu"
+
+    @property
+    def memory(self) -> str:
+        return "cuda" if self.name == "cuda" else "cpu"
+
+    def session(self, folder: Path, graph: Graph, *, encoder: bool = False) -> ort.InferenceSession:
+        """Open one graph of an export.
+
+        encoder : a vision graph, which runs rarely and with large buffers; CoreML takes part in these only, since it
+        has none of the decoder's operators.
+
+        Raises
+        ------
+        RuntimeUnavailable
+            when the export has no graph for this device, or the provider refuses to start.
+        """
+        if self.graph not in graph.files:
+            raise RuntimeUnavailable(
+                f"the export in {folder} has no graph for {self.name}; export one with --dtype f16, or use --device cpu"
+            )
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        options.log_severity_level = 3
+        # Buffers of a large view would stay in the arena for good; freed ones go back to the system.
+        options.enable_cpu_mem_arena = not encoder
+        wanted = self.name if encoder or self.name != "coreml" else "cpu"
+        session = ort.InferenceSession(
+            folder / graph.files[self.graph], options, providers=[(_EXECUTION_PROVIDER[wanted], _options(wanted))]
+        )
+        if session.get_providers()[0] != _EXECUTION_PROVIDER[wanted]:
+            raise RuntimeUnavailable(
+                f"ONNX Runtime has the {wanted} provider but could not start it (driver or NVIDIA libraries missing?); "
+                f"{_remedy(wanted)}, or use --device cpu"
+            )
+        return session
+
+
+def find_device(name: str = "auto", threads: int | None = None) -> Device:
+    """The device for a name that a user gave.
+
+    ``auto`` takes CUDA, else CoreML, else the CPU, whichever this installation has. ``metal`` means ``coreml``.
+
+    Raises
+    ------
+    RuntimeUnavailable
+        when the installed ONNX Runtime has no such provider; the message has the install command.
+    ValueError
+        for a name that is no device.
+    """
+    if name not in DEVICE_NAMES:
+        raise ValueError(f"device {name!r} is unknown; use one of {', '.join(DEVICE_NAMES)}")
+    if name in ("cuda", "auto"):
+        _load_cuda_libraries()
+    available = ort.get_available_providers()
+    if name == "auto":
+        chosen: DeviceName = next(
+            (device for device in ("cuda", "coreml") if _EXECUTION_PROVIDER[device] in available), "cpu"
+        )  # type: ignore[assignment]
+    else:
+        chosen = "coreml" if name == "metal" else name  # type: ignore[assignment]
+    if _EXECUTION_PROVIDER[chosen] not in available:
+        raise RuntimeUnavailable(
+            f"--device {name} needs ONNX Runtime's {_EXECUTION_PROVIDER[chosen]}; the installed onnxruntime "
+            f"{ort.__version__} has {', '.join(available)}. {_remedy(chosen)}"
+        )
+    return Device(chosen, threads or 0)
+
+
+def _load_cuda_libraries() -> None:
+    """Make the NVIDIA libraries of the ``cuda`` extra known to the loader; a build without CUDA has nothing to load."""
+    if _EXECUTION_PROVIDER["cuda"] in ort.get_available_providers():
+        ort.preload_dlls()
+
+
+def _options(device: DeviceName) -> dict[str, Any]:
+    if device == "cuda":
+        return {
+            "arena_extend_strategy": "kSameAsRequested",
+            "cudnn_conv_algo_search": "HEURISTIC",  # an exhaustive search would take seconds for each new view size
+            "do_copy_in_default_stream": "1",
+        }
+    if device == "coreml":
+        return {"ModelFormat": "MLProgram", "MLComputeUnits": "ALL"}
+    return {}
+
+
+def _remedy(device: DeviceName) -> str:
+    if device == "cuda":
+        if platform.system() == "Darwin":
+            return "There is no CUDA on macOS: use --device coreml"
+        # Both packages install the same module, so the CPU one has to go first.
+        return "Install the CUDA build with: pip uninstall -y onnxruntime && pip install 'ocr-onnx[cuda]'"
+    if device == "coreml":
+        return "CoreML comes with macOS and pip install 'ocr-onnx[cpu]' there"
+    return "Install it with: pip install 'ocr-onnx[cpu]'"

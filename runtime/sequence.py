@@ -1,0 +1,195 @@
+"""One request from its prompt to its last event: it knows its own state, and nobody else keeps any of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from models.family import Feeds, PreparedImage
+from models.settings import InferenceSettings
+
+from .logits import filters_for, sampler_for
+from .requests import FinishDetail, Finished, FinishReason, TextDelta, Timings, Usage
+from .text import LoopDetector, TextStream
+
+_REASONS: dict[FinishDetail, FinishReason] = {
+    "eos": "stop",
+    "stop_string": "stop",
+    "loop": "stop",
+    "max_tokens": "length",
+    "context": "length",
+    "deadline": "length",
+    "cancelled": "cancelled",
+    "error": "cancelled",
+}
+
+
+@dataclass
+class _Clock:
+    """Moments and durations of one request, seconds."""
+
+    submitted: float = field(default_factory=time.monotonic)
+    prepare: float = 0.0
+    taken_up: float | None = None
+    vision: float = 0.0
+    prefill: float = 0.0
+    first_token: float | None = None
+
+    def timings(self) -> Timings:
+        now = time.monotonic()
+        return Timings(
+            queued=(self.taken_up or now) - self.submitted,
+            prepare=self.prepare,
+            vision=self.vision,
+            prefill=self.prefill,
+            decode=now - self.first_token if self.first_token else 0.0,
+            first_token=self.first_token - self.submitted if self.first_token else 0.0,
+        )
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What a sequence needs to know about its model's tokens.
+
+    forbidden : ids of vocabulary rows without a token, shape [n].
+    """
+
+    tokenizer: Tokenizer
+    eos: frozenset[int]
+    image: int
+    forbidden: np.ndarray
+
+
+class Sequence:
+    """The engine's side of one request; its caller holds it as a ``Generation``.
+
+    Stages: images (``next_pass`` / ``add_pass``), then ``embeddings`` for the prefill, then ``accept`` for each row of
+    logits, until ``finished``.
+    """
+
+    def __init__(
+        self, prompt_ids: list[int], images: SequenceOf[PreparedImage], settings: InferenceSettings,
+        vocabulary: Vocabulary, max_length: int, prepare_seconds: float = 0.0,
+    ) -> None:  # fmt: skip
+        self.prompt_ids = prompt_ids
+        self.settings = settings
+        self.tokens: list[int] = []  # generated so far, the end token not among them
+        self.finished = False
+        self.clock = _Clock(prepare=prepare_seconds)
+        self._vocabulary = vocabulary
+        self._max_length = max_length
+        self._images = list(images)
+        self._outputs: list[Feeds] = []  # of the current image's passes
+        self._features: list[np.ndarray] = []  # of finished images, [tokens, hidden] each
+        self._image_tokens = sum(image.token_count for image in images)
+        self._filters = filters_for(settings, vocabulary.forbidden)
+        self._sampler = sampler_for(settings)
+        self._text = TextStream(vocabulary.tokenizer, settings.stop)
+        self._loop = LoopDetector() if settings.stop_on_loop else None
+        self._unannounced = 0  # tokens whose text is still held back
+        self._events: SimpleQueue[TextDelta | Finished] = SimpleQueue()
+        self._cancelled = False
+        for token in prompt_ids:
+            for logit_filter in self._filters:
+                logit_filter.observe(token)
+
+    # What the caller sees (runtime.requests.Generation).
+
+    def next_event(self, timeout: float | None = None) -> TextDelta | Finished | None:
+        """See ``Generation``."""
+        try:
+            return self._events.get(timeout=timeout)
+        except Empty:
+            return None
+
+    def cancel(self) -> None:
+        """See ``Generation``."""
+        self._cancelled = True
+
+    # What the engine does with it.
+
+    @property
+    def length(self) -> int:
+        """Tokens in the KV cache: the newest token is not yet among them."""
+        return len(self.prompt_ids) + len(self.tokens) - 1
+
+    def overdue(self) -> FinishDetail | None:
+        """Why the request should end before its next step, if it should."""
+        if self._cancelled:
+            return "cancelled"
+        deadline = self.settings.deadline_s
+        if deadline is not None and time.monotonic() - self.clock.submitted > deadline:
+            return "deadline"
+        return None
+
+    def next_pass(self) -> Feeds | None:
+        """Arrays for the next vision pass; None when all images are encoded."""
+        if not self._images:
+            return None
+        return self._images[0].passes[len(self._outputs)]()
+
+    def add_pass(self, outputs: Feeds) -> None:
+        """Take the outputs of the pass that ``next_pass`` asked for."""
+        self._outputs.append(outputs)
+        image = self._images[0]
+        if len(self._outputs) == len(image.passes):
+            self._features.append(image.assemble(self._outputs))
+            self._outputs = []
+            self._images.pop(0)
+
+    def embeddings(self, token_embeddings: np.ndarray) -> np.ndarray:
+        """The prompt's embeddings with image features in the image slots.
+
+        token_embeddings : [prompt tokens, hidden]. Returns the same shape.
+        """
+        if not self._features:
+            return token_embeddings
+        merged = token_embeddings.copy()
+        slots = np.array(self.prompt_ids) == self._vocabulary.image
+        merged[slots] = np.concatenate(self._features)
+        self._features = []
+        return merged
+
+    def accept(self, logits: np.ndarray) -> None:
+        """Choose the next token from a row of logits [vocabulary], which is changed, and send what text it completes."""
+        for logit_filter in self._filters:
+            logit_filter.apply(logits)
+        token = self._sampler.choose(logits)
+        if self.clock.first_token is None:
+            self.clock.first_token = time.monotonic()
+        if token in self._vocabulary.eos:
+            self.finish("eos")
+            return
+        self.tokens.append(token)
+        for logit_filter in self._filters:
+            logit_filter.observe(token)
+        self._unannounced += 1
+        self._send(self._text.add(token))
+        if self._text.stopped:
+            self.finish("stop_string")
+        elif self._loop is not None and self._loop.add(token):
+            self.finish("loop")
+        elif len(self.tokens) >= self.settings.max_new_tokens:
+            self.finish("max_tokens")
+        elif self.length >= self._max_length:
+            self.finish("context")
+
+    def finish(self, detail: FinishDetail, error: str | None = None) -> None:
+        """Send the last event. Idempotent."""
+        if self.finished:
+            return
+        self.finished = True
+        self._send(self._text.finish())
+        usage = Usage(len(self.prompt_ids), len(self.tokens), self._image_tokens)
+        self._events.put(Finished(_REASONS[detail], detail, usage, self.clock.timings(), error))
+        self._images, self._outputs, self._features = [], [], []
+
+    def _send(self, text: str) -> None:
+        if text:
+            self._events.put(TextDelta(text, self._unannounced))
+            self._unannounced = 0

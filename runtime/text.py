@@ -1,0 +1,79 @@
+"""From tokens to text pieces: incremental detokenizing, stop strings, and the detection of loops."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from tokenizers import Tokenizer
+from tokenizers.decoders import DecodeStream
+
+
+class TextStream:
+    """Turns tokens into pieces of clean text as they come.
+
+    Text is held back while it is part of a character, could be the beginning of a stop string, or is a blank at the
+    end: the pieces joined are the answer without blanks around it. Special tokens are kept, since grounding needs them.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str] = ()) -> None:
+        self._tokenizer = tokenizer
+        self._stream = DecodeStream(skip_special_tokens=False)
+        self._stops = tuple(stops)
+        self._held = ""
+        self._started = False
+        self.stopped = False  # a stop string was found; nothing comes after it
+
+    def add(self, token: int) -> str:
+        """The text that is certain now, perhaps empty."""
+        return self._release(self._stream.step(self._tokenizer, token) or "")
+
+    def finish(self) -> str:
+        """What was held back for a stop string that never came."""
+        rest, self._held = self._held.rstrip(), ""
+        return "" if self.stopped else rest if self._started else rest.lstrip()
+
+    def _release(self, piece: str) -> str:
+        if self.stopped or not piece:
+            return ""
+        text = self._held + piece
+        if not self._started:
+            text = text.lstrip()
+        found = [at for stop in self._stops if (at := text.find(stop)) >= 0]
+        if found:
+            self.stopped = True
+            self._held = ""
+            return text[: min(found)].rstrip()
+        keep = len(text) - self._beginning_of_stop(text)
+        keep = len(text[:keep].rstrip())
+        self._held = text[keep:]
+        self._started = self._started or keep > 0
+        return text[:keep]
+
+    def _beginning_of_stop(self, text: str) -> int:
+        """Length of the longest end of the text with which a stop string begins."""
+        return max(
+            (size for stop in self._stops for size in range(1, min(len(stop), len(text) + 1)) if text.endswith(stop[:size])),
+            default=0,
+        )
+
+
+class LoopDetector:
+    """Notices an answer whose tail repeats one unit over and over.
+
+    For every period up to ``longest`` it counts how many tokens in a row equal the one a period earlier. An answer is
+    in a loop when such a run is both ``minimum`` tokens and ``repeats`` periods long: short enough to save a budget,
+    long enough for a table with many empty cells.
+    """
+
+    def __init__(self, longest: int = 128, minimum: int = 128, repeats: int = 8) -> None:
+        self._recent = np.full(longest, -1, np.int64)  # most recent first
+        self._runs = np.zeros(longest, np.int64)
+        self._limits = np.maximum(minimum, repeats * np.arange(1, longest + 1))
+
+    def add(self, token: int) -> bool:
+        """Take the next token; true when the tail is a loop."""
+        self._runs = (self._runs + 1) * (self._recent == token)
+        self._recent[1:] = self._recent[:-1]
+        self._recent[0] = token
+        return bool((self._runs >= self._limits).any())
