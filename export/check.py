@@ -57,6 +57,7 @@ def _session(path: Path) -> ort.InferenceSession:
     options.add_session_config_entry("session.disable_prepacking", "1")  # weights stay mapped from the file
     # No folding: it would hold float32 copies of all float16 weights at once.
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.enable_cpu_mem_arena = False  # widened weights of one layer go back before the next
     options.log_severity_level = 3
     try:
         return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])

@@ -37,8 +37,9 @@ class Checkpoint:
     def __init__(self, folder: Path, *, config_file: Path | None = None, weights: Path | None = None) -> None:
         self.folder = folder
         self._config_file = config_file or folder / "config.json"
-        self._files = _weight_files(folder, weights)
-        self.tensors = _read_headers(self._files)
+        weight_files = _weight_files(folder, weights)
+        self.tensors = _read_headers(weight_files)
+        self.files = [self._config_file, *weight_files]
 
     @cached_property
     def config(self) -> Mapping[str, Any]:

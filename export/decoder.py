@@ -88,6 +88,10 @@ class Experts(nn.Module):
     CPU: the kernel takes the logits, applies softmax over all experts, takes the top k and, with
     ``normalize_routing_weights=0``, keeps their weights as they are (seen: 4e-7 from a NumPy reference).
     CUDA: the same attributes; the kernel wants the logits in its own type. The gate itself is float32 on both.
+
+    The CPU kernel (1.31.1) says that it may write over its input, and then reads what it wrote: as the last reader of
+    its input it gives wrong sums. So something that depends on its output has to read the input once more; ``Where``
+    with a condition that is never true does, at the price of one pass over [tokens, hidden].
     """
 
     def __init__(self, at: str, spec: DecoderSpec, precision: Precision) -> None:
@@ -120,6 +124,7 @@ class Experts(nn.Module):
             normalize_routing_weights=int(self.moe.renormalize),
             activation_type="swiglu", swiglu_fusion=1, activation_alpha=1.0, activation_beta=0.0, _domain=MICROSOFT,
         )  # fmt: skip
+        routed = op.Where(False, x, routed)
         if self.moe.scale != 1.0:
             routed = op.Mul(routed, op.CastLike(self.moe.scale, routed))
         return routed if self.shared_experts is None else op.Add(routed, self.shared_experts(op, x))

@@ -65,18 +65,20 @@ class DeepseekOcrExport:
 
     @property
     def image_rules(self) -> ImageRules:
-        """The image settings, with the defaults that the checkpoint's processor_config.json overrides."""
-        known = {
-            "base_size": self._processor.get("base_size"),
-            "image_size": self._processor.get("image_size"),
+        """The image settings: in proportion to the published ones, unless processor_config.json says otherwise."""
+        sam = self._vision.sam
+        side = sam.grid * sam.patch
+        rules = {
+            "base_size": side,  # 1024 as published
+            "image_size": side * 5 // 8,  # 640 as published
             "max_tiles": self._processor.get("max_tiles"),
             "mean": self._processor.get("image_mean"),
             "std": self._processor.get("image_std"),
         }
-        sam = self._vision.sam
+        rules |= {name: self._processor[name] for name in ("base_size", "image_size") if name in self._processor}
         return ImageRules(
             patch_size=sam.patch, downsample=4, grid=sam.grid, clip_grid=self._vision.clip.grid,
-            **{name: value for name, value in known.items() if value is not None},
+            **{name: value for name, value in rules.items() if value is not None},
         )  # fmt: skip
 
     def tokens(self, token_id: Mapping[str, int]) -> TokenIds:

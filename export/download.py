@@ -9,15 +9,18 @@ size and hash are what the hub said.
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import NoReturn
 
 import httpx2
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from .errors import ExportError
@@ -36,11 +39,11 @@ WANTED = (
     "chat_template*",
 )
 UNWANTED = ("*/*",)
+_PLAIN_NAME = re.compile(r"[\w.-]+")
 
 _ATTEMPTS = 5  # in a row without one new byte
 _RETRY_WAIT_S = 1.0  # after the first failure; doubles with each further one
 _TIMEOUT = httpx2.Timeout(30.0, connect=10.0)  # seconds without any data
-_CHUNK = 1 << 20  # bytes
 
 Report = Callable[[str], None]
 
@@ -58,10 +61,20 @@ class RemoteFile:
     size: int  # bytes
     digest: str  # hex: 64 digits are the SHA-256 of the content, 40 are git's id of the blob
 
+    def __post_init__(self) -> None:
+        """Refuse what could not be checked, or could leave its folder: path and digest become file names."""
+        if self.size < 0 or not is_digest(self.digest) or not _PLAIN_NAME.fullmatch(self.path):
+            raise ValueError(f"no usable entry of a file list: {self}")
+
 
 def wanted(path: str) -> bool:
     """Whether an export can use this file of a repository."""
-    return any(fnmatch(path, p) for p in WANTED) and not any(fnmatch(path, p) for p in UNWANTED)
+    return _PLAIN_NAME.fullmatch(path) is not None and any(fnmatch(path, pattern) for pattern in WANTED)
+
+
+def is_digest(text: str) -> bool:
+    """Whether this is a SHA-256 or a git id in hex."""
+    return re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", text) is not None
 
 
 def mismatch(path: Path, size: int | None, digest: str) -> str | None:
@@ -78,28 +91,50 @@ def mismatch(path: Path, size: int | None, digest: str) -> str | None:
     return None if found == digest else f"expected hash {digest}, found {found}"
 
 
-def download(files: Sequence[tuple[RemoteFile, Path]], headers: Mapping[str, str], report: Report) -> None:
-    """Bring every file to its place, unless it is there and whole. Safe beside another process that does the same.
+def download(
+    files: Sequence[tuple[RemoteFile, Path]], *, lock: Path, headers: Mapping[str, str], report: Report
+) -> None:
+    """Bring every file to its place, unless it is there and whole.
+
+    The ``lock`` file keeps a second process that wants the same files waiting, which then finds them there.
 
     Raises
     ------
     ExportError
-        for too little disk space, or a file that arrives damaged twice.
+        for too little disk space or none that can be written, or a file that arrives damaged twice.
     httpx2.TransportError, httpx2.HTTPStatusError
         when the server stays away, or refuses; what has arrived is kept for the next run.
     """
-    _check_disk(files)
-    with (
-        httpx2.Client(headers=dict(headers), follow_redirects=True, timeout=_TIMEOUT) as client,
-        tqdm(total=sum(file.size for file, _ in files), unit="B", unit_scale=True, desc="download") as bar,
-    ):
-        for file, target in files:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(target.with_name(f"{target.name}.lock")):
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        with (
+            _held(lock, report),
+            httpx2.Client(headers=dict(headers), follow_redirects=True, timeout=_TIMEOUT) as client,
+            tqdm(total=sum(file.size for file, _ in files), unit="B", unit_scale=True, desc="download") as bar,
+        ):
+            _check_disk(files)
+            for file, target in files:
+                target.parent.mkdir(parents=True, exist_ok=True)
                 _bring(file, target, client, bar, report)
+    except OSError as error:
+        raise ExportError(f"the downloaded files cannot be written or read: {error}") from error
 
 
-def _bring(file: RemoteFile, target: Path, client: httpx2.Client, bar: tqdm[None], report: Report) -> None:
+@contextmanager
+def _held(lock: Path, report: Report) -> Iterator[None]:
+    file_lock = FileLock(lock)
+    try:
+        file_lock.acquire(timeout=0)
+    except Timeout:
+        report("another process is downloading the same files; waiting for it to finish")
+        file_lock.acquire()
+    try:
+        yield
+    finally:
+        file_lock.release()
+
+
+def _bring(file: RemoteFile, target: Path, client: httpx2.Client, bar: tqdm[NoReturn], report: Report) -> None:
     before = bar.n
     if target.is_file():
         wrong = mismatch(target, file.size, file.digest)
@@ -124,7 +159,7 @@ def _bring(file: RemoteFile, target: Path, client: httpx2.Client, bar: tqdm[None
     )
 
 
-def _transfer(file: RemoteFile, partial: Path, client: httpx2.Client, bar: tqdm[None], report: Report) -> None:
+def _transfer(file: RemoteFile, partial: Path, client: httpx2.Client, bar: tqdm[NoReturn], report: Report) -> None:
     """Append to the partial file until it has the whole size, asking again when the connection breaks."""
     partial.touch()
     have = partial.stat().st_size
@@ -149,7 +184,7 @@ def _transfer(file: RemoteFile, partial: Path, client: httpx2.Client, bar: tqdm[
             time.sleep(_RETRY_WAIT_S * 2 ** max(failures - 1, 0))
 
 
-def _append(file: RemoteFile, partial: Path, client: httpx2.Client, bar: tqdm[None]) -> None:
+def _append(file: RemoteFile, partial: Path, client: httpx2.Client, bar: tqdm[NoReturn]) -> None:
     have = partial.stat().st_size
     headers = {"Accept-Encoding": "identity"}  # compressed bytes could not be resumed
     if have:
@@ -160,8 +195,9 @@ def _append(file: RemoteFile, partial: Path, client: httpx2.Client, bar: tqdm[No
         if have and not resumed:  # the server sends the file from its start
             bar.update(-have)
         with partial.open("ab" if resumed else "wb") as out:
-            for chunk in response.iter_bytes(_CHUNK):
+            for chunk in response.iter_bytes():
                 out.write(chunk)
+                out.flush()  # what has arrived survives a kill
                 bar.update(len(chunk))
 
 

@@ -7,19 +7,29 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Literal, NoReturn
 
 import httpx2
-from huggingface_hub import HfApi, constants, hf_hub_url, snapshot_download
+from huggingface_hub import HfApi, constants, get_token, hf_hub_url, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from huggingface_hub.file_download import are_symlinks_supported, repo_folder_name
-from huggingface_hub.utils import build_hf_headers, get_token
-from tqdm import tqdm
+from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from models.paths import cache_dir
 
 from . import modelscope
-from .download import UNWANTED, WANTED, RemoteFile, Report, Unreachable, download, is_temporary, mismatch, wanted
+from .download import (
+    UNWANTED,
+    WANTED,
+    RemoteFile,
+    Report,
+    Unreachable,
+    download,
+    is_digest,
+    is_temporary,
+    mismatch,
+    wanted,
+)
 from .errors import ExportError
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
@@ -66,23 +76,25 @@ def fetch(
 
     cache = cache or cache_dir()
     if offline or constants.is_offline_mode():
-        return _from_caches(source, revision, cache) or _not_cached(source, revision)
+        found = _from_hub_cache(source, revision) or _from_copy_cache(source, revision, cache)
+        return found or _not_cached(source, revision)
     try:
         return _download(source, revision, report)
     except Unreachable as hub_error:
         report(str(hub_error))
-        if found := _from_caches(source, revision, cache):
+        if found := _from_hub_cache(source, revision):
             report(f"using the files of {source} at {found.revision} that were downloaded earlier")
             return found
         report(f"trying ModelScope's copy of {source}")
         try:
             copy, commit = modelscope.fetch(source, revision, cache, report)
+        except Unreachable as copy_error:
+            if found := _from_copy_cache(source, revision, cache):
+                report(f"{copy_error}; using the copy of {source} at {found.revision} that was downloaded earlier")
+                return found
+            raise _both_failed(source, hub_error, copy_error) from copy_error
         except ExportError as copy_error:
-            raise ExportError(
-                f"{source} could not be downloaded.\n  Hugging Face: {hub_error}\n  ModelScope: {copy_error}\n"
-                "Run the same command again to go on where it stopped, set HF_ENDPOINT to a mirror of the hub, or "
-                "fetch the files in another way and name their directory with --source."
-            ) from copy_error
+            raise _both_failed(source, hub_error, copy_error) from copy_error
         return Source(copy, source, commit, "modelscope")
 
 
@@ -91,8 +103,8 @@ def _download(repo: str, revision: str | None, report: Report) -> Source:
     with _hub_errors(repo, revision):
         info = HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT)
         commit = info.sha
-        if commit is None:
-            raise ValueError("the answer names no commit")
+        if not commit or not is_digest(commit):
+            raise ValueError(f"commit {commit!r}")
         files = []
         for entry in info.siblings or ():
             if wanted(entry.rfilename):
@@ -108,12 +120,14 @@ def _download(repo: str, revision: str | None, report: Report) -> Source:
             )
         report(f"{repo} at {commit}: {sum(file.size for file in files) / 1e9:.2f} GB in {len(files)} files")
         download(
-            [(file, _place(repo, commit, file)) for file in files], build_hf_headers(library_name="ocr-onnx"), report
+            [(file, _place(repo, commit, file)) for file in files],
+            lock=Path(constants.HF_HUB_CACHE) / ".locks" / _folder_name(repo) / "ocr-onnx.lock",
+            headers=_headers(),
+            report=report,
         )
         # Every file is in the hub's cache now, under its hash; the hub itself only links them to a snapshot.
-        folder = snapshot_download(
-            repo, revision=commit, allow_patterns=[file.path for file in files], tqdm_class=_NoBar
-        )
+        disable_progress_bars()
+        folder = snapshot_download(repo, revision=commit, allow_patterns=[file.path for file in files])
     _remember(repo, revision, commit)
     return Source(Path(folder), repo, commit, "huggingface")
 
@@ -135,40 +149,52 @@ def _remember(repo: str, revision: str | None, commit: str) -> None:
         ref.write_text(commit, encoding="utf-8")
 
 
+def _headers() -> dict[str, str]:
+    token = None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token()
+    return {"User-Agent": "ocr-onnx"} | ({"Authorization": f"Bearer {token}"} if token else {})
+
+
+def _folder_name(repo: str) -> str:
+    return repo_folder_name(repo_id=repo, repo_type="model")
+
+
 def _storage(repo: str) -> Path:
-    return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type="model")
+    return Path(constants.HF_HUB_CACHE) / _folder_name(repo)
 
 
-class _NoBar(tqdm[None]):
-    """The hub's bars would count files that are here already."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{**kwargs, "disable": True})
-
-
-def _from_caches(repo: str, revision: str | None, cache: Path) -> Source | None:
-    """What an earlier run downloaded from either hub, if it is whole."""
+def _from_hub_cache(repo: str, revision: str | None) -> Source | None:
+    """What this or another program downloaded from the Hugging Face hub, if it is whole."""
     try:
-        folder = Path(
-            snapshot_download(
-                repo,
-                revision=revision,
-                allow_patterns=list(WANTED),
-                ignore_patterns=list(UNWANTED),
-                local_files_only=True,
-            )
+        found = snapshot_download(
+            repo,
+            revision=revision,
+            allow_patterns=list(WANTED),
+            ignore_patterns=list(UNWANTED),
+            local_files_only=True,
         )
     except LocalEntryNotFoundError:
-        folder = None
-    if folder and any(folder.glob("*.safetensors")):
-        for file in folder.iterdir():
-            blob = file.resolve()  # named by its hash, where the cache has links
-            if blob != file and wanted(file.name) and (wrong := mismatch(blob, None, blob.name)):
-                raise ExportError(f"{file} is damaged ({wrong}); run once online to have it fetched again")
-        return Source(folder, repo, folder.name, "huggingface")
-    if copy := modelscope.cached(repo, revision, cache):
-        return Source(copy[0], repo, copy[1], "modelscope")
-    return None
+        return None
+    folder = Path(found)
+    if not any(folder.glob("*.safetensors")):
+        return None
+    for file in filter(Path.is_symlink, folder.iterdir()):
+        digest = file.readlink().name  # blobs are named by their hash
+        if wanted(file.name) and is_digest(digest) and (wrong := mismatch(file, None, digest)):
+            raise ExportError(f"{file} is damaged ({wrong}); run once online to have it fetched again")
+    return Source(folder, repo, folder.name, "huggingface")
+
+
+def _from_copy_cache(repo: str, revision: str | None, cache: Path) -> Source | None:
+    copy = modelscope.cached(repo, revision, cache)
+    return Source(copy[0], repo, copy[1], "modelscope") if copy else None
+
+
+def _both_failed(repo: str, hub_error: ExportError, copy_error: ExportError) -> ExportError:
+    return ExportError(
+        f"{repo} could not be downloaded.\n  Hugging Face: {hub_error}\n  ModelScope: {copy_error}\n"
+        "Run the same command again to go on where it stopped, set HF_ENDPOINT to a mirror of the hub, or fetch the "
+        "files in another way and name their directory with --source."
+    )
 
 
 def _not_cached(repo: str, revision: str | None) -> NoReturn:

@@ -25,7 +25,7 @@ from urllib.parse import quote
 
 import httpx2
 
-from .download import RemoteFile, Report, download, mismatch, wanted
+from .download import RemoteFile, Report, Unreachable, download, is_temporary, mismatch, wanted
 from .errors import ExportError
 
 DEFAULT_ENDPOINT = "https://modelscope.cn"
@@ -38,20 +38,24 @@ def fetch(repo: str, revision: str | None, cache: Path, report: Report) -> tuple
 
     Raises
     ------
+    Unreachable
+        when ModelScope does not answer.
     ExportError
-        when ModelScope cannot be reached, has no such model or revision, or sends damaged files.
+        when it has no such model or revision, or sends damaged files.
     """
     branch = _branch(revision)
     try:
         commit, files = _list(repo, branch)
         folder = _folder(repo, branch, cache)
-        download([(file, folder / file.path) for file in files], {}, report)
+        places = [(file, folder / file.path) for file in files]
+        download(places, lock=folder / ".lock", headers={}, report=report)
     except httpx2.HTTPStatusError as error:
         status = error.response.status_code
-        known = f"has no public model {repo}" if status in (401, 403, 404) else f"answered {status} to"
-        raise ExportError(f"{endpoint()} {known} ({error.request.url})") from error
+        if is_temporary(status):
+            raise Unreachable(f"{endpoint()} answered {status} to {error.request.url}") from error
+        raise ExportError(f"{endpoint()} shows no model {repo!r} ({status} for {error.request.url})") from error
     except httpx2.TransportError as error:
-        raise ExportError(f"{endpoint()} cannot be reached: {error or type(error).__name__}") from error
+        raise Unreachable(f"{endpoint()} cannot be reached: {error or type(error).__name__}") from error
     listing = {"commit": commit, "files": [asdict(file) for file in files]}
     (folder / _LISTING).write_text(json.dumps(listing, indent=2), encoding="utf-8")
     return folder, commit

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import shutil
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -70,12 +71,14 @@ def export_model(job: Job, report: Callable[[str], None]) -> Manifest:
     """
     with publish.exclusive(job.target, report):
         publish.sweep(job.target)
-        if not job.force and (present := _present(job)) is not None:
-            report(f"{job.target} is there already; --force exports it again")
-            return present
         if job.family not in _FAMILIES:
             raise ExportError(f"no exporter for family {job.family!r}; known are {', '.join(_FAMILIES)}")
         checkpoint = Checkpoint(job.source.folder, config_file=job.config_file, weights=job.weights)
+        tokenizer_file = _tokenizer_file(job)
+        fingerprint = _fingerprint([*checkpoint.files, tokenizer_file])
+        if not job.force and (present := _present(job.target, fingerprint)) is not None:
+            report(f"{job.target} is there already; --force exports it again")
+            return present
         family = _FAMILIES[job.family](checkpoint, _processor_config(job))
         precisions = _PRECISIONS[job.dtype]
         parts = {provider: family.parts(precision) for provider, precision in precisions.items()}
@@ -83,11 +86,11 @@ def export_model(job: Job, report: Callable[[str], None]) -> Manifest:
         expected = {name: shape for weight in weights.values() for name, shape in weight.recipe.sources.items()}
         checkpoint.check(expected, family.unused)
         publish.check_disk(job.target, stored_bytes(weights.values()))
-        tokenizer_file = _tokenizer_file(job)
         tokens = family.tokens(Tokenizer.from_file(str(tokenizer_file)).get_vocab(with_added_tokens=True))
         with publish.staged(job.target) as folder:
             report(f"writing {job.dtype} graphs of {job.model_id} ({checkpoint.parameter_count / 1e6:,.0f} M parameters)")
             hashes = _write_graphs(folder, parts, checkpoint)
+            report(f"weights written{_peak_memory()}")
             shutil.copyfile(tokenizer_file, folder / "tokenizer.json")
             for name in _KEPT_FILES:
                 if (job.source.folder / name).is_file():
@@ -99,7 +102,12 @@ def export_model(job: Job, report: Callable[[str], None]) -> Manifest:
                 family=job.family,
                 dtype=job.dtype,
                 created_by=f"ocr-onnx {importlib.metadata.version('ocr-onnx')}",
-                source=SourceInfo(origin=job.source.origin, name=job.source.name, revision=job.source.revision),
+                source=SourceInfo(
+                    origin=job.source.origin,
+                    name=job.source.name,
+                    revision=job.source.revision,
+                    fingerprint=fingerprint,
+                ),
                 parameters=checkpoint.parameter_count,
                 **{name: _graph_entry(name, precisions) for name in ("vision", "embed", "decoder")},
                 sizes=family.sizes,
@@ -114,16 +122,24 @@ def export_model(job: Job, report: Callable[[str], None]) -> Manifest:
         return manifest
 
 
-def _present(job: Job) -> Manifest | None:
-    """The manifest of a whole export of the same source and revision, if one is published."""
-    if not (job.target / FILE_NAME).is_file():
+def _present(target: Path, fingerprint: str) -> Manifest | None:
+    """The manifest of a whole export of the very same files, if one is published."""
+    if not (target / FILE_NAME).is_file():
         return None
     try:
-        manifest = Manifest.load(job.target)
+        manifest = Manifest.load(target)
     except ManifestError:
         return None
-    same = (manifest.source.name, manifest.source.revision) == (job.source.name, job.source.revision)
-    return manifest if same else None
+    return manifest if manifest.source.fingerprint == fingerprint else None
+
+
+def _fingerprint(files: Iterable[Path]) -> str:
+    """Hash of the files' paths, sizes and times: reading 7 GB to find that nothing changed would take too long."""
+    digest = hashlib.sha256()
+    for file in files:
+        status = file.stat()
+        digest.update(f"{file.resolve()}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
 
 
 def _write_graphs(folder: Path, parts: Mapping[str, ModelParts], checkpoint: Checkpoint) -> dict[str, str]:
@@ -159,6 +175,16 @@ def _graph_entry(name: str, precisions: Mapping[Literal["cpu", "cuda"], Precisio
         files={provider: graph_file(name, provider) for provider in precisions},
         compute={p: "float16" if precision.compute == FLOAT16 else "float32" for p, precision in precisions.items()},
     )
+
+
+def _peak_memory() -> str:
+    """For the log, where the system tells."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return ""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return f" (peak memory {peak / 1e9:.2f} GB)"
 
 
 def _processor_config(job: Job) -> Mapping[str, Any]:

@@ -30,6 +30,7 @@ class SourceInfo(_Part):
     origin: Literal["directory", "huggingface", "modelscope"]
     name: str
     revision: str | None = None
+    fingerprint: str  # of the files that were read: changes when any of them does
 
 
 class FileInfo(_Part):

@@ -20,21 +20,28 @@ class TextStream:
         self._tokenizer = tokenizer
         self._stream = DecodeStream(skip_special_tokens=False)
         self._stops = tuple(stops)
+        self._incomplete: list[int] = []  # tokens since the last whole character
         self._held = ""
         self._started = False
         self.stopped = False  # a stop string was found; nothing comes after it
 
     def add(self, token: int) -> str:
         """The text that is certain now, perhaps empty."""
-        return self._release(self._stream.step(self._tokenizer, token) or "")
+        piece = self._stream.step(self._tokenizer, token)
+        if piece is None:
+            self._incomplete.append(token)
+            return ""
+        self._incomplete.clear()
+        return self._release(piece)
 
     def finish(self) -> str:
-        """What was held back for a stop string that never came."""
+        """What was held back for a stop string that never came, or for a character that stayed incomplete."""
+        certain = self._release(self._tokenizer.decode(self._incomplete, skip_special_tokens=False))
         rest, self._held = self._held.rstrip(), ""
-        return "" if self.stopped else rest if self._started else rest.lstrip()
+        return certain + rest
 
     def _release(self, piece: str) -> str:
-        if self.stopped or not piece:
+        if self.stopped:
             return ""
         text = self._held + piece
         if not self._started:

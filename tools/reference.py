@@ -61,9 +61,11 @@ def reference_config(folder: Path) -> UnlimitedOcrConfig:
 def load_reference(folder: Path, dtype: torch.dtype = torch.float32) -> UnlimitedOcrForConditionalGeneration:
     """transformers' model with the checkpoint's weights, in evaluation mode."""
     config = reference_config(folder)
-    model = UnlimitedOcrForConditionalGeneration.from_pretrained(
-        folder, config=config, dtype=dtype, attn_implementation="eager"
+    model, loading = UnlimitedOcrForConditionalGeneration.from_pretrained(
+        folder, config=config, dtype=dtype, attn_implementation="eager", output_loading_info=True
     )
+    if loading["missing_keys"] or loading["mismatched_keys"]:
+        raise ValueError(f"transformers could not fill {loading['missing_keys']} {loading['mismatched_keys']}")
     return model.eval()
 
 
@@ -96,15 +98,15 @@ def embed(model: UnlimitedOcrForConditionalGeneration, token_ids: Sequence[int])
 
 @torch.no_grad()
 def greedy_logits(
-    model: UnlimitedOcrForConditionalGeneration, embeddings: np.ndarray, steps: int
+    model: UnlimitedOcrForConditionalGeneration, embeddings: np.ndarray, steps: int, vocabulary: int
 ) -> tuple[np.ndarray, list[int]]:
-    """Prefill, then decode greedily with transformers' cache.
+    """Prefill, then decode greedily with transformers' cache, among the first ``vocabulary`` tokens.
 
-    embeddings : [prompt tokens, hidden]. Returns logits [steps + 1, vocabulary] and the chosen tokens [steps + 1].
+    embeddings : [prompt tokens, hidden]. Returns logits [steps + 1, all rows] and the chosen tokens [steps + 1].
     """
     output = model(inputs_embeds=torch.from_numpy(embeddings)[None], use_cache=True)
     logits = [output.logits[0, -1]]
-    tokens = [int(logits[-1].argmax())]
+    tokens = [int(logits[-1][:vocabulary].argmax())]
     for _ in range(steps):
         output = model(
             inputs_embeds=model.get_input_embeddings()(torch.tensor([[tokens[-1]]])),
@@ -112,7 +114,7 @@ def greedy_logits(
             use_cache=True,
         )
         logits.append(output.logits[0, -1])
-        tokens.append(int(logits[-1].argmax()))
+        tokens.append(int(logits[-1][:vocabulary].argmax()))
     return torch.stack(logits).numpy(), tokens
 
 

@@ -68,7 +68,6 @@ def make_views(image: Image.Image, settings: InferenceSettings, rules: ImageRule
     InvalidInput
         for an empty image, or a view size that the model cannot take.
     """
-    base = _checked_side("base_size", settings.base_size or rules.base_size, rules)
     size = _checked_side("image_size", settings.image_size or rules.image_size, rules)
     if 0 in image.size:
         raise InvalidInput(f"the image has size {image.size[0]} x {image.size[1]}; it needs at least one pixel")
@@ -77,6 +76,7 @@ def make_views(image: Image.Image, settings: InferenceSettings, rules: ImageRule
         if size <= STRETCH_LIMIT:
             image = image.resize((size, size))
         return Views(_stack([_padded(image, size, rules)]), None, (1, 1))
+    base = _checked_side("base_size", settings.base_size or rules.base_size, rules)
     whole = _stack([_padded(image, base, rules)])
     if image.width <= size and image.height <= size:
         return Views(whole, None, (1, 1))

@@ -1,0 +1,289 @@
+"""config.toml: read, checked, laid over the catalogue; written with commented defaults where it is missing.
+
+The exporter and the server both read it. The file is deepseek-ocr.rs's too: what only that program understands is
+skipped and named once in the log. An existing file is never rewritten.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import tempfile
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from . import catalog, paths, precedence
+from .catalog import CATALOG, DTYPES, ModelEntry
+from .config_template import DEFAULT_ACTIVE, SERVER_KEYS, render
+from .errors import ConfigError, InvalidInput
+from .settings import InferenceSettings
+
+log = logging.getLogger(__name__)
+
+DEVICES = ("cpu", "cuda", "coreml", "metal", "auto")
+
+# deepseek-ocr.rs's names of quantised snapshots.
+_SNAPSHOT_DTYPES = {"q4_k": "q4", "q6_k": "q8", "q8_0": "q8"}
+# deepseek-ocr.rs writes these too; here prompts have no template to choose and the cache is always used.
+_IGNORED_INFERENCE = frozenset({"template", "use_cache"})
+
+
+class UnknownModel(ConfigError):
+    """A model id that neither config.toml nor the catalogue knows."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """A checked configuration. Tables hold only what the file sets."""
+
+    path: Path
+    active: str = DEFAULT_ACTIVE
+    entries: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # id -> fields of ModelEntry that it sets
+    inference: Mapping[str, Any] = field(default_factory=dict)  # inference settings by field name
+    device: str | None = None
+    dtype: str | None = None
+    server: Mapping[str, Any] = field(default_factory=dict)  # keys of config_template.SERVER_KEYS
+
+    def model_ids(self) -> list[str]:
+        """Every id that is configured or in the catalogue, usable or not."""
+        return sorted({*self.entries, *CATALOG})
+
+    def entry(self, model_id: str) -> ModelEntry:
+        """The model's entry: config.toml's fields over the catalogue's.
+
+        An id that ends in a dtype (``deepseek-ocr-q8``) is its base model with that dtype, and keeps the base's id so
+        that both share one export, unless its own table gives it another source.
+
+        Raises
+        ------
+        UnknownModel
+            listing the known ids.
+        """
+        if model_id in CATALOG or (model_id in self.entries and not self._is_variant(model_id)):
+            return self._plain_entry(model_id)
+        variant = catalog.split_variant(model_id)
+        if variant is None or (variant[0] not in CATALOG and variant[0] not in self.entries):
+            raise UnknownModel(f"model {model_id!r} is not known; known models: {', '.join(self.model_ids())}")
+        base = self.entry(variant[0])
+        own = dict(self.entries.get(model_id, {}))
+        own["defaults"] = {**base.defaults, **own.get("defaults", {})}
+        own.setdefault("dtype", variant[1])
+        own.pop("family", None)
+        if "source" in own or "revision" in own:
+            own["id"] = model_id
+        return dataclasses.replace(base, **own)
+
+    def _is_variant(self, model_id: str) -> bool:
+        variant = catalog.split_variant(model_id)
+        if variant is None or (variant[0] not in CATALOG and variant[0] not in self.entries):
+            return False
+        own, base = self.entries[model_id].get("family"), self.entry(variant[0]).family
+        return own in (None, base)
+
+    def _plain_entry(self, model_id: str) -> ModelEntry:
+        own = dict(self.entries.get(model_id, {}))
+        known = CATALOG.get(model_id)
+        if known is None:
+            family = own.pop("family", "deepseek-ocr")
+            # As in deepseek-ocr.rs, an entry without a source is the family's published model.
+            published = CATALOG[family].source
+            return dataclasses.replace(ModelEntry(model_id, family, published), **own)
+        if known.family == "deepseek-ocr-2" and own.get("family") == "deepseek-ocr":
+            own.pop("family")  # deepseek-ocr.rs writes kind = "deepseek" for both generations
+        own["defaults"] = {**known.defaults, **own.get("defaults", {})}
+        return dataclasses.replace(known, **own)
+
+
+def load_config(path: Path | None = None) -> Config:
+    """Read ``path`` (None: the platform's place); write it with commented defaults first when it is not there.
+
+    Raises
+    ------
+    ConfigError
+        naming file, key, what was found and what was expected.
+    """
+    path = (path or paths.config_path()).expanduser().absolute()
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        text = render()
+        _write_new(path, text)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    return _Reader(path).config(document)
+
+
+def _write_new(path: Path, text: str) -> None:
+    """Publish a new file whole; when another process was faster, or nothing can be written here, go on without."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        temporary = Path(name)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+                file.write(text)
+            temporary.chmod(0o644)
+            _publish(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        log.warning("cannot write the default configuration %s (%s); going on with the defaults", path, error)
+
+
+def _publish(temporary: Path, path: Path) -> None:
+    # A hard link appears whole and fails when the name is taken. Where there are none, both writers hold the same text.
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return
+    except OSError:
+        if not path.exists():
+            temporary.replace(path)
+    log.info("wrote a configuration with commented defaults: %s", path)
+
+
+class _Reader:
+    """Checks one document. Holds the file's name for messages and the list of what was skipped."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.ignored: list[str] = []
+
+    def config(self, document: Mapping[str, Any]) -> Config:
+        self._known(document, "", {"models", "inference", "server"})
+        models = self._table(document, "models")
+        self._known(models, "models", {"active", "entries"})
+        inference = self._table(document, "inference")
+        device = self._choice(inference, "inference", "device", DEVICES)
+        dtype = self._choice(inference, "inference", "precision", DTYPES)
+        if "dtype" in inference:
+            dtype = self._choice(inference, "inference", "dtype", DTYPES)
+        settings = {key: value for key, value in inference.items() if key not in {"device", "precision", "dtype"}}
+        entries = self._table(models, "entries", "models")
+        config = Config(
+            path=self.path,
+            active=self._typed(models, "models", "active", str, "a model id") or DEFAULT_ACTIVE,
+            entries={key: self._entry(key, self._table(entries, key, "models.entries")) for key in entries},
+            inference=self._settings(settings, "inference", {"device", "precision", "dtype"}),
+            device=device,
+            dtype=dtype,
+            server=self._server(self._table(document, "server")),
+        )
+        if self.ignored:
+            log.info("%s: skipped what only deepseek-ocr.rs uses: %s", self.path, ", ".join(self.ignored))
+        return config
+
+    def _entry(self, model_id: str, table: Mapping[str, Any]) -> dict[str, Any]:
+        where = f"models.entries.{model_id}"
+        files = ("config", "tokenizer", "weights")
+        self._known(table, where, {"kind", "source", "revision", "dtype", "snapshot", "defaults", *files})
+        try:
+            paths.check_model_id(model_id)
+        except ConfigError as error:
+            raise ConfigError(f"{self.path}: [models.entries]: {error}") from None
+        entry: dict[str, Any] = {}
+        if "kind" in table:
+            kind = self._typed(table, where, "kind", str, "a model kind") or ""
+            family = catalog.normalise_family(kind)
+            if family is None:
+                self._fail(where, "kind", f"one of {', '.join(catalog.family_spellings())}", kind)
+            entry["family"] = family
+        if (source := self._typed(table, where, "source", str, "a directory or a hub id")) is not None:
+            entry["source"] = self._source(source)
+        if (revision := self._typed(table, where, "revision", str, "a branch, tag or commit")) is not None:
+            entry["revision"] = revision
+        if (dtype := self._entry_dtype(table, where)) is not None:
+            entry["dtype"] = dtype
+        for name in files:
+            if (file := self._typed(table, where, name, str, "a path")) is not None:
+                entry[name] = self.path.parent / Path(file).expanduser()
+        if "defaults" in table:
+            defaults = self._table(table, "defaults", where)
+            # deepseek-ocr.rs nests the settings one level deeper.
+            nested = self._table(defaults, "inference", f"{where}.defaults")
+            flat = {key: value for key, value in defaults.items() if key != "inference"}
+            entry["defaults"] = {
+                **self._settings(flat, f"{where}.defaults", {"inference"}),
+                **self._settings(nested, f"{where}.defaults.inference"),
+            }
+        return entry
+
+    def _entry_dtype(self, table: Mapping[str, Any], where: str) -> str | None:
+        dtype = self._choice(table, where, "dtype", DTYPES)
+        snapshot = self._table(table, "snapshot", where)
+        self._known(snapshot, f"{where}.snapshot", {"dtype", "path"})
+        if snapshot:
+            self.ignored.append(f"{where}.snapshot (its file; the dtype is kept)")
+        name = self._typed(snapshot, f"{where}.snapshot", "dtype", str, "a quantisation name")
+        return dtype or (_SNAPSHOT_DTYPES.get(name.lower()) if name else None)
+
+    def _source(self, source: str) -> str:
+        """Directories written relative to the file, or with ``~``, become absolute; a hub id stays as it is."""
+        if source.startswith("~"):
+            return str(Path(source).expanduser())
+        if source.startswith(("./", "../", ".\\", "..\\")) or source in {".", ".."}:
+            return str((self.path.parent / source).resolve())
+        return source
+
+    def _settings(self, table: Mapping[str, Any], where: str, others: set[str] | None = None) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        for key, value in table.items():
+            if key in _IGNORED_INFERENCE:
+                self.ignored.append(f"{where}.{key}")
+                continue
+            if key not in precedence.BY_NAME:
+                self._unknown(where, key, {*precedence.BY_NAME, *(others or set())})
+            try:
+                values[key] = precedence.check_value(precedence.BY_NAME[key], value)
+                InferenceSettings().override({key: values[key]})
+            except InvalidInput as error:
+                raise ConfigError(f"{self.path}: [{where}] {key}: {error}") from None
+        return values
+
+    def _server(self, table: Mapping[str, Any]) -> dict[str, Any]:
+        self._known(table, "server", {key.name for key in SERVER_KEYS})
+        for key in SERVER_KEYS:
+            if key.name in table and not key.accepts(table[key.name]):
+                self._fail("server", key.name, key.expected, table[key.name])
+        return dict(table)
+
+    def _table(self, parent: Mapping[str, Any], key: str, where: str = "") -> Mapping[str, Any]:
+        value = parent.get(key, {})
+        if not isinstance(value, dict):
+            self._fail(where, key, "a table", value)
+        return value  # type: ignore[no-any-return]
+
+    def _typed(self, table: Mapping[str, Any], where: str, key: str, kind: type[str], expected: str) -> str | None:
+        value = table.get(key)
+        if value is not None and (not isinstance(value, kind) or not value):
+            self._fail(where, key, expected, value)
+        return value
+
+    def _choice(self, table: Mapping[str, Any], where: str, key: str, choices: tuple[str, ...]) -> str | None:
+        value = table.get(key)
+        if value is None:
+            return None
+        if not isinstance(value, str) or value.lower() not in choices:
+            self._fail(where, key, f"one of {', '.join(choices)}", value)
+        return str(value).lower()
+
+    def _known(self, table: Mapping[str, Any], where: str, keys: set[str]) -> None:
+        for key in table:
+            if key not in keys:
+                self._unknown(where, key, keys)
+
+    def _unknown(self, where: str, key: str, keys: set[str]) -> None:
+        place = f"[{where}] " if where else ""
+        raise ConfigError(f"{self.path}: {place}{key}: unknown key; expected one of {', '.join(sorted(keys))}")
+
+    def _fail(self, where: str, key: str, expected: str, value: Any) -> None:
+        place = f"[{where}] " if where else ""
+        raise ConfigError(f"{self.path}: {place}{key}: expected {expected}, found {value!r:.80}")

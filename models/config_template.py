@@ -1,0 +1,146 @@
+"""The keys of config.toml's [server] table, and the commented file that is written where none exists."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from .precedence import SETTINGS
+from .settings import InferenceSettings
+
+DEFAULT_ACTIVE = "deepseek-ocr"
+
+
+@dataclass(frozen=True)
+class ServerKey:
+    """One key of [server]; the command line has a flag of the same name."""
+
+    name: str
+    default: Any
+    accepts: Callable[[Any], bool]
+    expected: str
+    help: str
+
+
+def _is_int(low: int, high: float = float("inf")) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < float("inf")
+
+
+def _is_strings(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) and item for item in value)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
+def _one_of(*choices: str) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, str) and value in choices
+
+
+_COUNT = "an integer of at least 1"
+_SECONDS = "a number of seconds, 0 or more"
+
+SERVER_KEYS: tuple[ServerKey, ...] = (
+    ServerKey(
+        "host", "0.0.0.0", lambda v: isinstance(v, str) and bool(v), "a host name or address", "address to listen on"
+    ),
+    ServerKey(
+        "port", 8000, _is_int(0, 65535), "a port number from 0 to 65535", "port to listen on; 0 takes a free one"
+    ),
+    ServerKey(
+        "slots", 0, _is_int(0), "an integer, 0 for automatic", "requests decoded at once; 0: by device and memory"
+    ),
+    ServerKey("threads", 0, _is_int(0), "an integer, 0 for automatic", "computing threads of the CPU; 0: all cores"),
+    ServerKey("max_queue", 64, _is_int(1), _COUNT, "requests that may wait; more get 503 and Retry-After"),
+    ServerKey("queue_timeout", 600.0, _is_number, _SECONDS, "longest wait for a model to be loaded, in seconds"),
+    ServerKey("max_loaded_models", 1, _is_int(1), _COUNT, "models kept in memory"),
+    ServerKey("max_body_mb", 50, _is_int(1), _COUNT, "largest request body in MiB"),
+    ServerKey("max_images", 10, _is_int(1), _COUNT, "images in one request"),
+    ServerKey("max_image_mb", 20, _is_int(1), _COUNT, "largest image file in MiB"),
+    ServerKey("max_image_megapixels", 50, _is_int(1), _COUNT, "largest image in millions of pixels"),
+    ServerKey(
+        "remote_images",
+        "public",
+        _one_of("off", "public", "any"),
+        "off, public or any",
+        "fetch http(s) images: off, from public addresses, or from any address",
+    ),
+    ServerKey("remote_timeout", 20.0, _is_number, _SECONDS, "longest fetch of one remote image in seconds"),
+    ServerKey("api_keys", [], _is_strings, "a list of strings", "clients must send one of these as a bearer token"),
+    ServerKey("cors_origins", [], _is_strings, "a list of origins", "browser origins that may call the API"),
+    ServerKey("shutdown_timeout", 30.0, _is_number, _SECONDS, "seconds that running requests get at shutdown"),
+    ServerKey("log_format", "text", _one_of("text", "json"), "text or json", "form of the log lines: text or json"),
+)
+
+_HEAD = """\
+# Configuration of ocr-onnx (and of deepseek-ocr.rs: the file is the same).
+# Every line below shows a default; remove the # to change it.
+# A request's own fields win over command line flags, those over a model entry's defaults, those over this file.
+
+[models]
+# active = {active}
+
+# A model of your own, exported from a directory or a hub repository:
+# [models.entries.my-model]
+# kind = "deepseek-ocr"
+# source = "./my-checkpoint"
+# revision = "main"
+# dtype = "f32"
+# defaults = {{ max_new_tokens = 2048 }}
+
+[inference]
+# device = "cpu"                  # cpu, cuda, coreml (or metal), auto
+# dtype = "f32"                   # f32, f16, bf16, q8, q4; default: the device's own
+"""
+
+
+# What the file shows for settings whose default is None, which TOML cannot say.
+_EXAMPLES = {
+    "base_size": 1024,
+    "image_size": 640,
+    "max_tiles": 9,
+    "deadline_s": 300.0,
+    "top_k": 50,
+    "seed": 0,
+    "no_repeat_ngram_window": 90,
+}
+
+
+def render() -> str:
+    """The file's text: valid TOML as it stands, and after removing any ``# `` in front of a key."""
+    lines = [_HEAD.format(active=_toml(DEFAULT_ACTIVE))]
+    builtin = InferenceSettings()
+    for setting in SETTINGS:
+        value = getattr(builtin, setting.name)
+        if value is None:
+            example = {
+                "base_size": 1024,
+                "image_size": 640,
+                "max_tiles": 9,
+                "deadline_s": 300.0,
+                "top_k": 50,
+                "seed": 0,
+            }
+            value = example.get(setting.name, 90)
+            lines.append(_line(setting.name, value, f"{setting.help}; default: {setting.default_text or 'none'}"))
+        else:
+            lines.append(_line(setting.name, value, setting.help))
+    lines.append("\n[server]\n")
+    lines += [_line(key.name, key.default, key.help) for key in SERVER_KEYS]
+    return "".join(lines)
+
+
+def _line(key: str, value: Any, comment: str) -> str:
+    return f"{f'# {key} = {_toml(value)}':<34}# {comment}\n"
+
+
+def _toml(value: Any) -> str:
+    # JSON and TOML write these values alike: strings, numbers, booleans, flat lists.
+    return json.dumps(list(value) if isinstance(value, tuple) else value)

@@ -1,0 +1,186 @@
+"""Who may set which inference setting, under which name, and who wins: one table.
+
+request body > flags > the model entry's defaults > config.toml > built-in. The configuration reads types and names
+from here to check files, the server's command line makes its flags from it, the request schemas their fields.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from .errors import InvalidInput
+from .settings import InferenceSettings
+
+Kind = Literal["integer", "number", "boolean", "strings", "integers"]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One inference setting as the sources see it."""
+
+    name: str  # of the InferenceSettings field, and in config.toml
+    kind: Kind
+    help: str
+    flag: str | None = None  # on the command line; None: not there
+    body: tuple[str, ...] = ()  # spellings in a request; () means the field's own name
+    off: tuple[Any, ...] = ()  # values that mean None ("no limit"), as other programs spell it
+    default_text: str | None = None  # how help texts say a None default
+
+    @property
+    def spellings(self) -> tuple[str, ...]:
+        """Names that a request body may use."""
+        return self.body or (self.name,)
+
+
+SETTINGS: tuple[Setting, ...] = (
+    Setting(
+        "base_size",
+        "integer",
+        "side of the padded global view in pixels",
+        "--base-size",
+        default_text="the model's own, 1024 for DeepSeek-OCR",
+    ),
+    Setting(
+        "image_size",
+        "integer",
+        "side of a tile, or of the only view without crop mode, in pixels",
+        "--image-size",
+        default_text="the model's own, 640 for DeepSeek-OCR",
+    ),
+    Setting("crop_mode", "boolean", "cut large images into tiles beside the global view", "--crop-mode"),
+    Setting(
+        "max_tiles",
+        "integer",
+        "most tiles of one image",
+        "--max-tiles",
+        default_text="the model's own, 9 for DeepSeek-OCR",
+    ),
+    Setting(
+        "max_new_tokens",
+        "integer",
+        "longest answer in tokens",
+        "--max-new-tokens",
+        body=("max_completion_tokens", "max_output_tokens", "max_tokens", "max_new_tokens"),
+    ),
+    Setting("stop", "strings", "the answer ends before the first of these strings"),
+    Setting(
+        "deadline_s",
+        "number",
+        "seconds after which the text so far is returned; 0 in a request ends it at once",
+        "--deadline",
+        default_text="none",
+    ),
+    Setting("do_sample", "boolean", "draw tokens at random; needs a temperature above 0 too", "--do-sample"),
+    Setting("temperature", "number", "sampling temperature; 0 is greedy", "--temperature"),
+    Setting("top_p", "number", "draw from the most likely tokens that reach this probability", "--top-p"),
+    Setting(
+        "top_k",
+        "integer",
+        "draw from this many of the most likely tokens; 0 for all",
+        "--top-k",
+        off=(0, -1),
+        default_text="none",
+    ),
+    Setting("seed", "integer", "seed of the sampling", "--seed", default_text="a fresh one for each request"),
+    Setting("repetition_penalty", "number", "penalty on tokens seen before; 1 is off", "--repetition-penalty"),
+    Setting(
+        "no_repeat_ngram_size",
+        "integer",
+        "no sequence of this many tokens comes twice; 0 is off",
+        "--no-repeat-ngram-size",
+    ),
+    Setting(
+        "no_repeat_ngram_window",
+        "integer",
+        "look back this many tokens only; 0 for all",
+        "--no-repeat-ngram-window",
+        off=(0,),
+        default_text="the whole sequence",
+    ),
+    Setting("no_repeat_ngram_whitelist", "integers", "token ids that the n-gram rule never forbids"),
+    Setting("stop_on_loop", "boolean", "end an answer whose tail repeats itself", "--stop-on-loop"),
+)
+
+BY_NAME: Mapping[str, Setting] = {setting.name: setting for setting in SETTINGS}
+
+_EXPECTED: dict[Kind, str] = {
+    "integer": "an integer",
+    "number": "a number",
+    "boolean": "true or false",
+    "strings": "a list of strings",
+    "integers": "a list of integers",
+}
+
+
+def check_value(setting: Setting, value: Any) -> Any:
+    """Return ``value`` in the type of the setting's field, with the "off" spellings turned into None.
+
+    Raises
+    ------
+    InvalidInput
+        when the type is another; the message says what was expected, without the setting's name.
+    """
+    integer = isinstance(value, int) and not isinstance(value, bool)
+    converted: Any = None
+    if (setting.kind == "integer" and integer) or (setting.kind == "boolean" and isinstance(value, bool)):
+        converted = value
+    elif setting.kind == "number" and (integer or isinstance(value, float)):
+        converted = _as_float(value)
+    elif setting.kind == "strings" and isinstance(value, str):
+        converted = (value,)
+    elif (setting.kind == "strings" and isinstance(value, list) and all(isinstance(item, str) for item in value)) or (
+        setting.kind == "integers"
+        and isinstance(value, list)
+        and all(isinstance(item, int) and not isinstance(item, bool) for item in value)
+    ):
+        converted = tuple(value)
+    else:
+        raise InvalidInput(f"expected {_EXPECTED[setting.kind]}, found {value!r:.80}")
+    return None if converted in setting.off else converted
+
+
+def _as_float(value: int | float) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return float("inf") if value > 0 else float("-inf")
+
+
+def from_body(body: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that a request body sets. An absent or null field sets nothing.
+
+    Raises
+    ------
+    InvalidInput
+        for a wrong type, or two spellings of one setting that disagree.
+    """
+    values: dict[str, Any] = {}
+    for setting in SETTINGS:
+        given = {name: body[name] for name in setting.spellings if body.get(name) is not None}
+        for name, value in given.items():
+            try:
+                checked = check_value(setting, value)
+            except InvalidInput as error:
+                raise InvalidInput(f"{name}: {error}") from None
+            if setting.name in values and values[setting.name] != checked:
+                raise InvalidInput(f"{' and '.join(given)} name the same limit but disagree; send one of them")
+            values[setting.name] = checked
+    return values
+
+
+def resolve(
+    config: Mapping[str, Any], entry: Mapping[str, Any], flags: Mapping[str, Any], body: Mapping[str, Any]
+) -> InferenceSettings:
+    """Lay the four sources over the built-in defaults, the strongest last. All are keyed by field name.
+
+    Raises
+    ------
+    InvalidInput
+        for a value outside its range.
+    """
+    settings = InferenceSettings()
+    for source in (config, entry, flags, body):
+        settings = settings.override(source)
+    return settings

@@ -1,0 +1,61 @@
+"""Fixtures that several packages' tests share: random checkpoints, their exports, pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def random_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A scaled-down DeepSeek-OCR checkpoint with random weights, in the published layout."""
+    from tools.checkpoints import write_random_checkpoint
+
+    return write_random_checkpoint(tmp_path_factory.mktemp("checkpoint"))
+
+
+@pytest.fixture(scope="session")
+def export_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Export a checkpoint folder and return the published folder."""
+    from export.hub import Source
+    from export.pipeline import Job, export_model
+
+    def export(checkpoint: Path, dtype: str = "f32", model_id: str = "deepseek-ocr") -> Path:
+        target = tmp_path_factory.mktemp("export") / dtype
+        source = Source(checkpoint, str(checkpoint), None, "directory")
+        export_model(Job(model_id, "deepseek-ocr", source, dtype, target), lambda line: None)
+        return target
+
+    return export
+
+
+@pytest.fixture(scope="session")
+def random_model_folder(random_checkpoint: Path, export_checkpoint: Callable[..., Path]) -> Path:
+    """The float32 export of ``random_checkpoint``."""
+    return export_checkpoint(random_checkpoint)
+
+
+@pytest.fixture(scope="session")
+def picture() -> Callable[..., Image.Image]:
+    """Make a reproducible picture of soft coloured noise: ``picture(width, height, seed)``."""
+
+    def make(width: int, height: int, seed: int = 0) -> Image.Image:
+        coarse = np.random.default_rng(seed).integers(0, 256, (max(2, height // 16), max(2, width // 16), 3), np.uint8)
+        return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def real_tokenizer() -> Path:
+    """DeepSeek-OCR's own tokenizer.json, which is too large for the repository."""
+    path = SHARED / "checkpoints" / "deepseek-ocr" / "tokenizer.json"
+    if not path.is_file():
+        pytest.skip(f"the real tokenizer is not at {path}")
+    return path
