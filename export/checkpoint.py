@@ -46,9 +46,6 @@ class Checkpoint:
         """config.json, parsed."""
         return read_json(self._config_file)
 
-    def has(self, name: str) -> bool:
-        return name in self.tensors
-
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor, from the header.
 
@@ -90,7 +87,9 @@ class Checkpoint:
         ExportError
             listing every missing, unexpected, wrongly shaped or non-float tensor with both shapes and the file.
         """
-        problems = [f"missing: {name}, expected {list(shape)}" for name, shape in expected.items() if not self.has(name)]
+        problems = [
+            f"missing: {name}, expected {list(shape)}" for name, shape in expected.items() if name not in self.tensors
+        ]
         for name, info in self.tensors.items():
             where = f"in {info.file.name}"
             if name not in expected:

@@ -49,7 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--force", action="store_true", help="export again even if a good export is there")
     parser.add_argument("--offline", action="store_true", help="use only what is on this machine")
     parser.add_argument("--tokenizer", type=Path, metavar="FILE", help="tokenizer.json to use instead of the source's")
-    parser.add_argument("--weights", type=Path, metavar="PATH", help="safetensors file or folder, instead of the source's")
+    parser.add_argument("--weights", type=Path, metavar="PATH", help="safetensors to use instead of the source's")
     parser.add_argument("--model-config", type=Path, metavar="FILE", help="config.json to use instead of the source's")
     return parser
 
@@ -79,7 +79,12 @@ def run(args: argparse.Namespace) -> None:
     entry = _with_flags(load_config(args.config).entry(args.model_id), args)
     require_supported(entry)
     dtype = args.dtype or entry.dtype or default_dtype("cpu")
-    pipeline, hub = _converter()
+    try:
+        from . import hub, pipeline
+    except ImportError as error:
+        raise ExportError(
+            f"exporting needs more packages ({error}); install them with: pip install 'ocr-onnx[export,cpu]'"
+        ) from error
     if dtype not in pipeline.DTYPES:
         raise ExportError(f"--dtype {dtype} is not available yet; use one of {', '.join(pipeline.DTYPES)}")
     source = hub.fetch(entry.source, entry.revision, offline=args.offline, report=report)
@@ -111,20 +116,3 @@ def _with_flags(entry: ModelEntry, args: argparse.Namespace) -> ModelEntry:
         "revision": args.revision, "config": args.model_config, "tokenizer": args.tokenizer, "weights": args.weights,
     }  # fmt: skip
     return replace(entry, **{name: value for name, value in changes.items() if value is not None})
-
-
-def _converter():  # type: ignore[no-untyped-def]
-    """The modules that need the ``export`` extra.
-
-    Raises
-    ------
-    ExportError
-        naming the missing package and the command that installs it.
-    """
-    try:
-        from . import hub, pipeline
-    except ImportError as error:
-        raise ExportError(
-            f"exporting needs more packages ({error}); install them with: pip install 'ocr-onnx[export,cpu]'"
-        ) from error
-    return pipeline, hub

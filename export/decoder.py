@@ -59,9 +59,9 @@ class StepInputs:
 class Attention(nn.Module):
     """Causal self-attention with rotary positions (rotate-half) and the KV cache in place.
 
-        hidden ─ qkv_proj ─ GroupQueryAttention ─ o_proj
-                             │   ▲
-                 present.N ◄─┘   └─ past_key_values.N
+    hidden ─ qkv_proj ─ GroupQueryAttention ─ o_proj
+                         │   ▲
+             present.N ◄─┘   └─ past_key_values.N
     """
 
     def __init__(self, at: str, spec: DecoderSpec, precision: Precision) -> None:
@@ -162,9 +162,7 @@ class DecoderModel(nn.Module):
 
     def __init__(self, at: str, spec: DecoderSpec, precision: Precision) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(
-            [DecoderLayer(f"{at}.layers.{i}", i, spec, precision) for i in range(spec.layers)]
-        )
+        self.layers = nn.ModuleList([DecoderLayer(f"{at}.layers.{i}", i, spec, precision) for i in range(spec.layers)])
         self.norm = RmsNorm(f"{at}.norm", spec.hidden, spec.rms_epsilon, precision)
         cos, sin = rope_tables(spec)
         self.rope_cos = Weight(cos.shape, computed(cos), precision.compute)
@@ -219,13 +217,13 @@ class Embedding(nn.Module):
 
 
 def decoder_graph(decoder: Decoder) -> ir.Graph:
-    """Declare decoder.onnx: inputs_embeds, past_key_values.N.{key,value}, seqlens_k, total_length -> logits, presents."""
+    """Declare decoder.onnx: embeddings, cache, lengths -> logits, cache."""
     spec, compute = decoder.spec, decoder.precision.compute
     builder = new_graph("decoder")
     embeddings = builder.input("inputs_embeds", compute, ["batch", "sequence", spec.hidden])
     seqlens = builder.input("seqlens_k", INT32, ["batch"])
     total = builder.input("total_length", INT32, [])
-    cache_shape = ["batch", spec.kv_heads, "max_length", spec.head_dim]
+    cache_shape: list[str | int] = ["batch", spec.kv_heads, "max_length", spec.head_dim]
     pasts = [
         (
             builder.input(f"past_key_values.{i}.key", compute, cache_shape),
@@ -246,7 +244,7 @@ def embedding_graph(embedding: Embedding) -> ir.Graph:
     builder = new_graph("embed")
     token_ids = builder.input("input_ids", INT64, ["batch", "sequence"])
     rows = embedding(builder.op, token_ids)
-    hidden = int(embedding.embed_tokens.weight.shape[1])
+    hidden = embedding.embed_tokens.weight.sizes[1]
     _add_output(builder.graph, rows, "inputs_embeds", embedding.precision.compute, ["batch", "sequence", hidden])
     return builder.graph
 

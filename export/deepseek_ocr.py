@@ -68,7 +68,7 @@ class DeepseekOcrExport:
         """The image settings: in proportion to the published ones, unless processor_config.json says otherwise."""
         sam = self._vision.sam
         side = sam.grid * sam.patch
-        rules = {
+        rules: dict[str, Any] = {
             "base_size": side,  # 1024 as published
             "image_size": side * 5 // 8,  # 640 as published
             "max_tiles": self._processor.get("max_tiles"),

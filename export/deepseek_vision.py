@@ -19,7 +19,9 @@ import onnx_ir as ir
 from onnxscript import OpBuilder, nn
 
 from .layers import FLOAT, INT64, MICROSOFT, Conv, LayerNorm, Linear, Precision, Table, new_graph
-from .weights import Load, Recipe, Weight, copied
+from .weights import Load, Recipe, Weight, computed, copied
+
+HEADS_AT_ONCE = 3  # of global attention
 
 
 @dataclass(frozen=True)
@@ -72,27 +74,27 @@ class ViewInputs:
 class RelativeBias(nn.Module):
     """Decomposed relative positions (MViTv2, arXiv 2112.01526) as an additive attention bias.
 
-        q ──┬─ x rows table ────┐
-            └─ x columns table ─┴─ concat ─ x spread ─ [B, heads, S, S]
+    q ──┬─ x rows table ────┐
+        └─ x columns table ─┴─ concat ─ x spread ─ [B, heads, S, S]
     """
 
     def __init__(self, at: str, side: int, spec: SamSpec, precision: Precision, *, windowed: bool) -> None:
         super().__init__()
         self.spec, self.precision, self.windowed = spec, precision, windowed
         head_dim = spec.width // spec.heads
-        for axis in "hw":
-            name = f"{at}.rel_pos_{axis}"
-            if windowed:  # the size never changes: keep the gathered table [query, head_dim, key]
-                weight = Weight([side, head_dim, side], _gathered(name, side, head_dim), precision.storage)
-            else:
-                shape = (2 * side - 1, head_dim)
-                weight = Weight(shape, copied(name, shape), precision.storage)
-            setattr(self, f"rel_pos_{axis}", weight)
 
-    def forward(self, op: OpBuilder, q: ir.Value, view: ViewInputs, spread: ir.Value) -> ir.Value:
-        """q [B, s, s, C], spread [2 s, s * s] -> bias [B, heads, s * s, s * s]."""
-        heads = self.spec.heads
-        q = op.Reshape(q, [0, 0, 0, heads, self.spec.width // heads])
+        def table(name: str) -> Weight:
+            if windowed:  # the size never changes: keep the gathered table [query, head_dim, key]
+                return Weight([side, head_dim, side], _gathered(name, side, head_dim), precision.storage)
+            shape = (2 * side - 1, head_dim)
+            return Weight(shape, copied(name, shape), precision.storage)
+
+        self.rel_pos_h = table(f"{at}.rel_pos_h")
+        self.rel_pos_w = table(f"{at}.rel_pos_w")
+
+    def forward(self, op: OpBuilder, q: ir.Value, heads: int, view: ViewInputs, spread: ir.Value) -> ir.Value:
+        """q [B, s, s, heads * head_dim], spread [2 s, s * s] -> bias [B, heads, s * s, s * s]."""
+        q = op.Reshape(q, [0, 0, 0, heads, self.spec.width // self.spec.heads])
         by_row = op.Transpose(q, perm=[0, 3, 1, 2, 4])  # [B, heads, row, column, head_dim]
         by_column = op.Transpose(q, perm=[0, 3, 2, 1, 4])  # [B, heads, column, row, head_dim]
         rows = op.MatMul(by_row, self._table(op, self.rel_pos_h, view))  # [B, heads, row, column, s]
@@ -111,23 +113,33 @@ class RelativeBias(nn.Module):
 
 
 class SamAttention(nn.Module):
-    """Self-attention over a square of patches [B, s, s, C]."""
+    """Self-attention over a square of patches [B, s, s, C].
+
+    Over a whole view the bias and the scores are [heads, S, S] each: 800 MB for 1024 pixels at the published sizes. So
+    a global layer takes its heads a few at a time, and the buffers of one group serve the next.
+    """
 
     def __init__(self, at: str, side: int, spec: SamSpec, precision: Precision, *, windowed: bool) -> None:
         super().__init__()
         self.spec = spec
+        self.groups = 1 if windowed else spec.heads // largest_divisor(spec.heads, HEADS_AT_ONCE)
         self.qkv = Linear(f"{at}.qkv", spec.width, 3 * spec.width, precision, bias=True)
         self.bias = RelativeBias(at, side, spec, precision, windowed=windowed)
         self.proj = Linear(f"{at}.proj", spec.width, spec.width, precision, bias=True)
 
     def forward(self, op: OpBuilder, x: ir.Value, view: ViewInputs, spread: ir.Value) -> ir.Value:
-        q, k, v = op.Split(self.qkv(op, x), axis=-1, num_outputs=3, _outputs=3)
-        bias = self.bias(op, q, view, spread)
-        flat = [op.Reshape(part, [0, -1, self.spec.width]) for part in (q, k, v)]
-        attended = op.MultiHeadAttention(
-            *flat, None, None, bias, num_heads=self.spec.heads, _domain=MICROSOFT
-        )  # [B, S, C]
-        return self.proj(op, op.Reshape(attended, op.Shape(x)))
+        parts = op.Split(self.qkv(op, x), axis=-1, num_outputs=3 * self.groups, _outputs=3 * self.groups)
+        heads = self.spec.heads // self.groups
+        attended = []
+        for group in range(self.groups):
+            q, k, v = parts[group :: self.groups]
+            bias = self.bias(op, q, heads, view, spread)
+            flat = [op.Reshape(part, [0, -1, self.spec.width // self.groups]) for part in (q, k, v)]
+            attended.append(
+                op.MultiHeadAttention(*flat, None, None, bias, num_heads=heads, _domain=MICROSOFT)  # [B, S, C / groups]
+            )
+        joined = attended[0] if self.groups == 1 else op.Concat(*attended, axis=-1)
+        return self.proj(op, op.Reshape(joined, op.Shape(x)))
 
 
 class SamBlock(nn.Module):
@@ -192,17 +204,14 @@ class Sam(nn.Module):
         )
         positions = (1, spec.grid, spec.grid, spec.width)
         self.pos_embed = Weight(positions, copied(f"{at}.pos_embed", positions), precision.storage)
-        self.blocks = nn.ModuleList(
-            [SamBlock(f"{at}.blocks.{i}", i, spec, precision) for i in range(spec.layers)]
-        )
+        self.blocks = nn.ModuleList([SamBlock(f"{at}.blocks.{i}", i, spec, precision) for i in range(spec.layers)])
         self.neck = Neck(f"{at}.neck", spec, precision)
-        down = {"stride": 2, "padding": 1, "bias": False}
-        self.net_2 = Conv(f"{at}.net_2", spec.neck, spec.channels[0], 3, precision, **down)
-        self.net_3 = Conv(f"{at}.net_3", spec.channels[0], spec.channels[1], 3, precision, **down)
+        first, second = spec.channels
+        self.net_2 = Conv(f"{at}.net_2", spec.neck, first, 3, precision, stride=2, padding=1, bias=False)
+        self.net_3 = Conv(f"{at}.net_3", first, second, 3, precision, stride=2, padding=1, bias=False)
         self.window_spread = Weight(
-            (2 * spec.window, spec.window**2), Recipe({}, lambda load: iter((spread_matrix(spec.window),))),
-            precision.compute,
-        )  # fmt: skip
+            (2 * spec.window, spec.window**2), computed(spread_matrix(spec.window)), precision.compute
+        )
 
     def forward(self, op: OpBuilder, pixels: ir.Value, view: ViewInputs) -> ir.Value:
         x = op.Transpose(self.patch_embed(op, pixels), perm=[0, 2, 3, 1])  # [B, s, s, C]
@@ -302,7 +311,7 @@ def vision_graph(tower: VisionTower) -> ir.Graph:
     if compute != FLOAT:
         inputs = {name: op.Cast(value, to=compute) for name, value in inputs.items()}
     pixels = inputs.pop("pixel_values")
-    outputs = {
+    outputs: dict[str, tuple[ir.Value, list[str | int]]] = {
         "features": (tower(op, pixels, ViewInputs(relative_index=index, **inputs)), ["views", "q_q", spec.hidden]),
         "image_newline": (op.Identity(tower.newline), [spec.hidden]),
         "view_separator": (op.Identity(tower.separator), [spec.hidden]),
@@ -344,9 +353,14 @@ def resample(op: OpBuilder, table: ir.Value, rows: ir.Value, grid: int, width: i
 
 
 def spread_matrix(side: int) -> np.ndarray:
-    """[2 side, side * side]: column (r, c) has ones in rows r and side + c, so [rows, columns] @ it = rows_r + columns_c."""
+    """[2 side, side * side]: column (r, c) has ones in rows r and side + c, which lays out rows_r + columns_c."""
     eye = np.eye(side, dtype=np.float32)
     return np.concatenate([np.repeat(eye, side, axis=1), np.tile(eye, (1, side))])
+
+
+def largest_divisor(number: int, limit: int) -> int:
+    """The largest divisor of ``number`` that is at most ``limit``."""
+    return next(divisor for divisor in range(min(limit, number), 0, -1) if number % divisor == 0)
 
 
 def _gathered(name: str, side: int, head_dim: int) -> Recipe:

@@ -32,7 +32,9 @@ class ModelParts:
 class FamilyExport(Protocol):
     """A checkpoint whose config has been read and understood."""
 
-    unused: tuple[str, ...]  # prefixes of tensors that may be present and are not needed
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """Prefixes of tensors that may be present and are not needed."""
 
     def parts(self, precision: Precision) -> ModelParts:
         """Declare the model's modules in one precision."""
@@ -47,5 +49,3 @@ class FamilyExport(Protocol):
 
     def tokens(self, token_id: Mapping[str, int]) -> TokenIds:
         """Ids with a meaning of their own."""
-
-

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from models.errors import ManifestError
-from models.manifest import FILE_NAME, FileInfo, Graph, Manifest, SourceInfo
+from models.manifest import FILE_NAME, FileInfo, Graph, Manifest, Provider, SourceInfo
 
 from . import publish
 from .check import check_graphs
@@ -33,11 +33,11 @@ from .weights import DataFile, stored_bytes, weights_of
 Dtype = Literal["f32", "f16"]
 DTYPES: tuple[Dtype, ...] = ("f32", "f16")
 
-_FAMILIES: Mapping[str, Callable[[Checkpoint, Mapping[str, Any]], FamilyExport]] = {"deepseek-ocr": DeepseekOcrExport}
+_FAMILIES: dict[str, Callable[[Checkpoint, Mapping[str, Any]], FamilyExport]] = {"deepseek-ocr": DeepseekOcrExport}
 
 # Which graphs a dtype has, and in what each computes. GroupQueryAttention has no float32 kernel on CUDA, and the CPU
 # has no float16 products worth using.
-_PRECISIONS: Mapping[Dtype, Mapping[Literal["cpu", "cuda"], Precision]] = {
+_PRECISIONS: Mapping[Dtype, Mapping[Provider, Precision]] = {
     "f32": {"cpu": Precision(FLOAT, FLOAT)},
     "f16": {"cpu": Precision(FLOAT16, FLOAT), "cuda": Precision(FLOAT16, FLOAT16)},
 }
@@ -88,7 +88,8 @@ def export_model(job: Job, report: Callable[[str], None]) -> Manifest:
         publish.check_disk(job.target, stored_bytes(weights.values()))
         tokens = family.tokens(Tokenizer.from_file(str(tokenizer_file)).get_vocab(with_added_tokens=True))
         with publish.staged(job.target) as folder:
-            report(f"writing {job.dtype} graphs of {job.model_id} ({checkpoint.parameter_count / 1e6:,.0f} M parameters)")
+            millions = checkpoint.parameter_count / 1e6
+            report(f"writing {job.dtype} graphs of {job.model_id} ({millions:,.0f} M parameters)")
             hashes = _write_graphs(folder, parts, checkpoint)
             report(f"weights written{_peak_memory()}")
             shutil.copyfile(tokenizer_file, folder / "tokenizer.json")
@@ -109,7 +110,9 @@ def export_model(job: Job, report: Callable[[str], None]) -> Manifest:
                     fingerprint=fingerprint,
                 ),
                 parameters=checkpoint.parameter_count,
-                **{name: _graph_entry(name, precisions) for name in ("vision", "embed", "decoder")},
+                vision=_graph_entry("vision", precisions),
+                embed=_graph_entry("embed", precisions),
+                decoder=_graph_entry("decoder", precisions),
                 sizes=family.sizes,
                 tokens=tokens,
                 image=family.image_rules.model_dump(),
@@ -142,10 +145,14 @@ def _fingerprint(files: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
-def _write_graphs(folder: Path, parts: Mapping[str, ModelParts], checkpoint: Checkpoint) -> dict[str, str]:
+def _write_graphs(folder: Path, parts: Mapping[Provider, ModelParts], checkpoint: Checkpoint) -> dict[str, str]:
     """Write every graph with its data file; returns the data files' hashes by name."""
     hashes = {}
-    declare = {"vision": vision_graph, "embed": embedding_graph, "decoder": decoder_graph}
+    declare: dict[str, Callable[[Any], ir.Graph]] = {
+        "vision": vision_graph,
+        "embed": embedding_graph,
+        "decoder": decoder_graph,
+    }
     modules = {provider: part.named() for provider, part in parts.items()}
     total = sum(stored_bytes(weights_of([module]).values()) for module in next(iter(modules.values())).values())
     with tqdm(total=total, unit="B", unit_scale=True, desc="weights", mininterval=0.5) as bar:
@@ -157,7 +164,7 @@ def _write_graphs(folder: Path, parts: Mapping[str, ModelParts], checkpoint: Che
                         key = data.key(parameter, weight)
                         if key not in data.stored:
                             data.add(key, weight, checkpoint.load, bar)
-                    graph = make(by_name[name])  # type: ignore[operator]
+                    graph = make(by_name[name])
                     for parameter, weight in weights.items():
                         weight.const_value = data.tensor(data.key(parameter, weight))
                     ir.save(ir.Model(graph, ir_version=10), folder / graph_file(name, provider))
@@ -165,12 +172,12 @@ def _write_graphs(folder: Path, parts: Mapping[str, ModelParts], checkpoint: Che
     return hashes
 
 
-def graph_file(name: str, provider: str) -> str:
+def graph_file(name: str, provider: Provider) -> str:
     """File of one graph for one provider."""
     return f"{name}.onnx" if provider == "cpu" else f"{name}.{provider}.onnx"
 
 
-def _graph_entry(name: str, precisions: Mapping[Literal["cpu", "cuda"], Precision]) -> Graph:
+def _graph_entry(name: str, precisions: Mapping[Provider, Precision]) -> Graph:
     return Graph(
         files={provider: graph_file(name, provider) for provider in precisions},
         compute={p: "float16" if precision.compute == FLOAT16 else "float32" for p, precision in precisions.items()},

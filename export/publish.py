@@ -1,8 +1,8 @@
 """Publishing an export whole or not at all: lock, disk check, temporary folder, rename.
 
-    <model folder>/onnx/.f32.lock          held by the export that works on it
-    <model folder>/onnx/.f32.partial-XXXX  the folder being written; swept by the next export
-    <model folder>/onnx/f32                the finished export, swapped in by rename
+<model folder>/onnx/.f32.lock          held by the export that works on it
+<model folder>/onnx/.f32.partial-XXXX  the folder being written; swept by the next export
+<model folder>/onnx/f32                the finished export, swapped in by rename
 """
 
 from __future__ import annotations

@@ -8,10 +8,11 @@ of its largest chunk, whatever the model's size, and two graphs can share one da
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, Self
+from typing import NoReturn, Self
 
 import ml_dtypes
 import numpy as np
@@ -45,7 +46,14 @@ class Weight(nn.Parameter):
 
     def __init__(self, shape: Sequence[int], recipe: Recipe, dtype: ir.DataType = ir.DataType.FLOAT) -> None:
         super().__init__(shape, dtype=dtype)
+        self.sizes = tuple(shape)
+        self.stored_type = dtype
         self.recipe = recipe
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the data file."""
+        return math.prod(self.sizes) * self.stored_type.numpy().itemsize
 
 
 def copied(name: str, shape: tuple[int, ...]) -> Recipe:
@@ -98,8 +106,7 @@ def convert(array: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
     """
     if array.dtype == ml_dtypes.bfloat16:
         # bfloat16 is the upper half of float32: widening by a shift is several times faster than astype.
-        order = "K" if array.flags.c_contiguous or array.flags.f_contiguous else "C"
-        bits = array.view(np.uint16).astype(np.uint32, order=order)
+        bits = array.view(np.uint16).astype(np.uint32)
         bits <<= 16
         array = bits.view(np.float32)
     with np.errstate(over="ignore"):  # checked below, with a better message
@@ -139,10 +146,9 @@ class DataFile:
     @staticmethod
     def key(name: str, weight: Weight) -> str:
         """Under which a parameter is stored: tables may differ in type between the graphs that share the file."""
-        assert weight.dtype is not None
-        return f"{name}:{weight.dtype.name}"
+        return f"{name}:{weight.stored_type.name}"
 
-    def add(self, name: str, weight: Weight, load: Load, bar: tqdm[None] | None = None) -> None:
+    def add(self, name: str, weight: Weight, load: Load, bar: tqdm[NoReturn] | None = None) -> None:
         """Write one parameter, chunk by chunk.
 
         Raises
@@ -150,20 +156,17 @@ class DataFile:
         ExportError
             when a value does not fit the stored type.
         """
-        assert weight.dtype is not None
-        dtype = weight.dtype.numpy()
-        shape = tuple(int(d) for d in weight.shape or ())
-        expected = int(np.prod(shape)) * dtype.itemsize
+        dtype, expected = weight.stored_type.numpy(), weight.nbytes
         self._write(b"\0" * (-self._size % (_MAP_ALIGNMENT if expected >= 1 << 20 else _SMALL_ALIGNMENT)))
         offset = self._size
         for chunk in weight.recipe.chunks(load):
             data = convert(chunk, dtype, name)
-            self._write(memoryview(data).cast("B"))
+            self._write(data.reshape(-1).view(np.uint8).data)
             if bar is not None:
                 bar.update(data.nbytes)
         if self._size - offset != expected:
-            raise AssertionError(f"{name}: the recipe gave {self._size - offset} bytes for shape {shape}")
-        self.stored[name] = Stored(weight.dtype, shape, offset, expected)
+            raise AssertionError(f"{name}: the recipe gave {self._size - offset} bytes for shape {weight.sizes}")
+        self.stored[name] = Stored(weight.stored_type, weight.sizes, offset, expected)
 
     def _write(self, data: bytes | memoryview) -> None:
         self._file.write(data)
@@ -195,9 +198,4 @@ def weights_of(modules: Iterable[nn.Module]) -> dict[str, Weight]:
 
 def stored_bytes(weights: Iterable[Weight]) -> int:
     """Bytes that the parameters take in a data file, padding aside."""
-    total = 0
-    for weight in weights:
-        assert weight.dtype is not None
-        assert weight.shape is not None
-        total += int(np.prod([int(d) for d in weight.shape])) * weight.dtype.numpy().itemsize
-    return total
+    return sum(weight.nbytes for weight in weights)

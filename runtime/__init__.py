@@ -1,9 +1,9 @@
 """Runs an exported folder: images and a prompt in, text out. ONNX Runtime, tokenizers and NumPy; never torch.
 
-    from runtime import Model
+from runtime import Model
 
-    with Model.open("~/.cache/deepseek-ocr/models/tiny-ocr/onnx/f32") as model:
-        print(model.read("page.png", "<image>\\nFree OCR.").text)
+with Model.open("~/.cache/deepseek-ocr/models/tiny-ocr/onnx/f32") as model:
+    print(model.read("page.png", "<image>\\nFree OCR.").text)
 """
 
 from __future__ import annotations

@@ -40,7 +40,8 @@ class Decoder:
     def embed(self, token_ids: Sequence[int]) -> np.ndarray:
         """Embeddings of a prompt's tokens, shape [len(token_ids), hidden], on the host."""
         (rows,) = self._embed.run(["inputs_embeds"], {"input_ids": np.array([token_ids], np.int64)})
-        return np.asarray(rows)[0]
+        embeddings: np.ndarray = rows[0]
+        return embeddings
 
     def prefill(self, row: int, embeddings: np.ndarray) -> np.ndarray:
         """Fill a row's cache with a prompt.
@@ -59,7 +60,8 @@ class Decoder:
             binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
             self._cache.bind(binding, 1, first=row)
             self._session.run_with_iobinding(binding)
-        return logits[0]
+        row_logits: np.ndarray = logits[0]
+        return row_logits
 
     def step(self, token_ids: Sequence[int], lengths: Sequence[int]) -> np.ndarray:
         """Feed one token to each of the first rows.

@@ -10,7 +10,6 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -164,12 +163,12 @@ class Engine:
             self._fail(rows, error)
         else:
             for row, sequence in enumerate(rows):
-                self._guarded(sequence, lambda sequence=sequence, row=row: sequence.accept(logits[row]))
+                self._accept(sequence, logits[row])
         self._retire()
 
-    def _guarded(self, sequence: Sequence, work: Callable[[], None]) -> None:
+    def _accept(self, sequence: Sequence, logits: np.ndarray) -> None:
         try:
-            work()
+            sequence.accept(logits)
         except Exception as error:  # a filter or sampler of this row only
             self._fail([sequence], error)
 

@@ -27,7 +27,9 @@ class KvCache:
         self._sizes = sizes
         shape = (slots, sizes.kv_heads, sizes.max_length, sizes.head_dim)
         self._layers = [
-            (f"{layer}.{side}", Buffer(shape, dtype, device)) for layer in range(sizes.layers) for side in ("key", "value")
+            (f"{layer}.{side}", Buffer(shape, dtype, device))
+            for layer in range(sizes.layers)
+            for side in ("key", "value")
         ]
         self._device = device
 

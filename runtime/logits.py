@@ -104,7 +104,7 @@ class Sampler:
 
     def choose(self, logits: np.ndarray) -> int:
         ids, probabilities = self.distribution(logits)
-        drawn = np.searchsorted(np.cumsum(probabilities), self._random.random(), side="right")
+        drawn = int(np.searchsorted(np.cumsum(probabilities), self._random.random(), side="right"))
         return int(ids[min(drawn, len(ids) - 1)])
 
     def distribution(self, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

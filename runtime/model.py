@@ -38,7 +38,9 @@ class Model:
     Implements ``runtime.requests.TextModel``.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, *, device: str, threads: int | None, slots: int, max_queue: int):
+    def __init__(
+        self, folder: Path, manifest: Manifest, *, device: str, threads: int | None, slots: int, max_queue: int
+    ) -> None:
         self.manifest = manifest
         self.device = find_device(device, threads)
         self._family = family_of(manifest)
@@ -85,9 +87,7 @@ class Model:
         """
         path = Path(folder).expanduser()
         manifest = Manifest.load(path)
-        return cls(
-            path, manifest, device=device, threads=threads, slots=slots or DEFAULT_SLOTS, max_queue=max_queue
-        )
+        return cls(path, manifest, device=device, threads=threads, slots=slots or DEFAULT_SLOTS, max_queue=max_queue)
 
     def submit(self, request: Request) -> Generation:
         """See ``TextModel.submit``."""
@@ -168,9 +168,7 @@ class Model:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _start(
-        self, image: ImageLike | Sequence[ImageLike], prompt: str, settings: dict[str, Any]
-    ) -> EngineSequence:
+    def _start(self, image: ImageLike | Sequence[ImageLike], prompt: str, settings: dict[str, Any]) -> EngineSequence:
         images = [image] if isinstance(image, (str, os.PathLike, bytes, Image.Image)) else list(image)
         request = Request(prompt, [_open_image(one) for one in images], InferenceSettings().override(settings))
         sequence = self.submit(request)

@@ -24,9 +24,10 @@ except ImportError as error:
     ) from error
 
 DeviceName = Literal["cpu", "cuda", "coreml"]
-DEVICE_NAMES = ("cpu", "cuda", "coreml", "metal", "auto")
+_DEVICES: dict[str, DeviceName] = {"cpu": "cpu", "cuda": "cuda", "coreml": "coreml", "metal": "coreml"}
+DEVICE_NAMES = (*_DEVICES, "auto")
 
-_EXECUTION_PROVIDER = {
+_EXECUTION_PROVIDER: dict[DeviceName, str] = {
     "cpu": "CPUExecutionProvider",
     "cuda": "CUDAExecutionProvider",
     "coreml": "CoreMLExecutionProvider",
@@ -102,11 +103,10 @@ def find_device(name: str = "auto", threads: int | None = None) -> Device:
         _load_cuda_libraries()
     available = ort.get_available_providers()
     if name == "auto":
-        chosen: DeviceName = next(
-            (device for device in ("cuda", "coreml") if _EXECUTION_PROVIDER[device] in available), "cpu"
-        )  # type: ignore[assignment]
+        preferred: tuple[DeviceName, ...] = ("cuda", "coreml", "cpu")
+        chosen = next(device for device in preferred if _EXECUTION_PROVIDER[device] in available)
     else:
-        chosen = "coreml" if name == "metal" else name  # type: ignore[assignment]
+        chosen = _DEVICES[name]
     if _EXECUTION_PROVIDER[chosen] not in available:
         raise RuntimeUnavailable(
             f"--device {name} needs ONNX Runtime's {_EXECUTION_PROVIDER[chosen]}; the installed onnxruntime "

@@ -156,7 +156,7 @@ class Sequence:
         return merged
 
     def accept(self, logits: np.ndarray) -> None:
-        """Choose the next token from a row of logits [vocabulary], which is changed, and send what text it completes."""
+        """Choose the next token from logits [vocabulary], which are changed, and send what text it completes."""
         for logit_filter in self._filters:
             logit_filter.apply(logits)
         token = self._sampler.choose(logits)

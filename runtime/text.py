@@ -59,10 +59,8 @@ class TextStream:
 
     def _beginning_of_stop(self, text: str) -> int:
         """Length of the longest end of the text with which a stop string begins."""
-        return max(
-            (size for stop in self._stops for size in range(1, min(len(stop), len(text) + 1)) if text.endswith(stop[:size])),
-            default=0,
-        )
+        beginnings = (stop[:size] for stop in self._stops for size in range(1, len(stop)))
+        return max((len(beginning) for beginning in beginnings if text.endswith(beginning)), default=0)
 
 
 class LoopDetector:

@@ -71,7 +71,10 @@ def load_reference(folder: Path, dtype: torch.dtype = torch.float32) -> Unlimite
 
 @torch.no_grad()
 def image_features(
-    model: UnlimitedOcrForConditionalGeneration, global_view: np.ndarray, tiles: np.ndarray | None, grid: tuple[int, int]
+    model: UnlimitedOcrForConditionalGeneration,
+    global_view: np.ndarray,
+    tiles: np.ndarray | None,
+    grid: tuple[int, int],
 ) -> np.ndarray:
     """Features of one image in the order that the decoder sees them.
 

@@ -114,7 +114,7 @@ def choose_grid(width: int, height: int, size: int, max_tiles: int) -> tuple[int
 
 
 def token_count(views: Views, rules: ImageRules) -> int:
-    """Features of one image: a newline ends each row of the tiles' grid and of the global view, a separator ends all."""
+    """Features of one image: a newline ends each row of tiles' and of global features, a separator ends all."""
     q = rules.tokens_per_side(views.whole.shape[1])
     total = (q + 1) * q + 1
     if views.tiles is not None:
@@ -162,8 +162,8 @@ def normalise(views: np.ndarray, rules: ImageRules) -> np.ndarray:
     """[n, side, side, 3] uint8 -> [n, 3, side, side] float32, as torchvision's ToTensor and Normalize do."""
     pixels = views.transpose(0, 3, 1, 2).astype(np.float32, order="C")
     pixels /= np.float32(255)
-    pixels -= np.float32(rules.mean).reshape(3, 1, 1)
-    pixels /= np.float32(rules.std).reshape(3, 1, 1)
+    pixels -= np.array(rules.mean, np.float32).reshape(3, 1, 1)
+    pixels /= np.array(rules.std, np.float32).reshape(3, 1, 1)
     return pixels
 
 

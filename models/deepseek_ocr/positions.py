@@ -43,7 +43,8 @@ def bicubic_rows(source: int, target: int) -> np.ndarray:
     positions = np.arange(source)
     weights = _cubic((positions[None, :] - centres[:, None] + 0.5) / stretch)
     weights[(positions < first[:, None]) | (positions >= last[:, None])] = 0.0
-    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+    rows: np.ndarray = weights / weights.sum(axis=1, keepdims=True)
+    return rows.astype(np.float32)
 
 
 def linear_rows(source: int, target: int) -> np.ndarray:

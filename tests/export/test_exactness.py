@@ -30,7 +30,9 @@ SIZES = {
     "six heads, two dense layers": Sizes(
         hidden=96, heads=6, kv_heads=6, layers=4, dense_layers=2, experts=6, top_k=2, expert_mlp=48, shared_experts=1
     ),
-    "one expert of four": Sizes(layers=2, experts=4, top_k=1, clip_layers=3, clip_heads=2, sam_layers=4, sam_global=(0, 3)),
+    "one expert of four": Sizes(
+        layers=2, experts=4, top_k=1, clip_layers=3, clip_heads=2, sam_layers=4, sam_global=(0, 3)
+    ),
     "all experts": Sizes(layers=2, experts=4, top_k=4, sam_window=7, sam_channels=(24, 32), sam_neck=16),
 }  # fmt: skip
 

@@ -138,7 +138,9 @@ def test_features_are_laid_out_tile_grid_then_global_view_then_separator() -> No
     assert lay_out(whole, None, (1, 1), newline, separator)[:, 0].tolist() == [1, 2, -1, 3, 4, -1, -2]
 
 
-@pytest.mark.parametrize(("source", "target"), [(16, 8), (16, 10), (16, 16), (16, 20), (64, 32), (64, 40), (64, 80), (8, 5)])
+@pytest.mark.parametrize(
+    ("source", "target"), [(16, 8), (16, 10), (16, 16), (16, 20), (64, 32), (64, 40), (64, 80), (8, 5)]
+)
 def test_bicubic_matrix_equals_torch_interpolation(source, target) -> None:
     """In float64: in float32 torch's own weights are off by 1e-5, since it computes positions in that type."""
     table = torch.randn(1, 5, source, source, generator=torch.Generator().manual_seed(0))
