@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +36,10 @@ class Checkpoint:
     def __init__(self, folder: Path, *, config_file: Path | None = None, weights: Path | None = None) -> None:
         self.folder = folder
         self._config_file = config_file or folder / "config.json"
+        self.config: Mapping[str, Any] = read_json(self._config_file)
         weight_files = _weight_files(folder, weights)
         self.tensors = _read_headers(weight_files)
         self.files = [self._config_file, *weight_files]
-
-    @cached_property
-    def config(self) -> Mapping[str, Any]:
-        """config.json, parsed."""
-        return read_json(self._config_file)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor, from the header.
@@ -134,7 +129,7 @@ def _weight_files(folder: Path, weights: Path | None) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         weight_map = read_json(index).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
+        if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(n, str) for n in weight_map.values()):
             raise ExportError(f"{index} has no weight_map; download it again")
         files = [folder / name for name in sorted(set(weight_map.values()))]
         missing = [file.name for file in files if not file.is_file()]

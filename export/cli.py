@@ -24,6 +24,7 @@ EXAMPLES = """\
 examples:
   python -m export deepseek-ocr                             download, convert to float32, publish in the cache
   python -m export deepseek-ocr --dtype f16                 half the size; what CUDA needs
+  python -m export deepseek-ocr --dtype q4 --vision-dtype q8    smallest and fastest on a CPU
   python -m export deepseek-ocr --source ~/my-fine-tune     a directory with config.json, tokenizer and safetensors
   python -m export deepseek-ocr --revision COMMIT           a pinned revision of the hub repository
   python -m export tiny-ocr --output /srv/models/tiny       publish somewhere else
@@ -44,6 +45,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--dtype", choices=("f32", "f16", "q8", "q4"), help="type of the weights (default: the entry's own, else f32)"
     )
+    parser.add_argument(
+        "--vision-dtype", choices=("f32", "f16", "q8"), help="type of the vision tower (default: f32 for f32, else f16)"
+    )
+    parser.add_argument(
+        "--block-size", type=int, choices=(16, 32, 64, 128), help="channels that share a scale (default: q8 128, q4 64)"
+    )
+    parser.add_argument("--report", action="store_true", help="measure each weight's quantisation error, in manifest.json")
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder to publish (default: in the cache)")
     parser.add_argument("--config", type=Path, metavar="FILE", help="config.toml to read instead of the user's")
     parser.add_argument("--force", action="store_true", help="export again even if a good export is there")
@@ -86,7 +94,7 @@ def run(args: argparse.Namespace) -> None:
             f"exporting needs more packages ({error}); install them with: pip install 'ocr-onnx[export,cpu]'"
         ) from error
     if dtype not in pipeline.DTYPES:
-        raise ExportError(f"--dtype {dtype} is not available yet; use one of {', '.join(pipeline.DTYPES)}")
+        raise ExportError(f"{entry.id} asks for {dtype}, which cannot be exported; use one of {', '.join(pipeline.DTYPES)}")
     source = hub.fetch(entry.source, entry.revision, offline=args.offline, report=report)
     job = pipeline.Job(
         model_id=entry.id,
@@ -94,6 +102,9 @@ def run(args: argparse.Namespace) -> None:
         source=source,
         dtype=dtype,
         target=(args.output or export_dir(entry, dtype)).expanduser().resolve(),
+        vision_dtype=args.vision_dtype,
+        block_size=args.block_size,
+        report=args.report,
         force=args.force,
         config_file=entry.config,
         tokenizer_file=entry.tokenizer,

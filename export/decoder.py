@@ -12,7 +12,8 @@ import numpy as np
 import onnx_ir as ir
 from onnxscript import OpBuilder, nn
 
-from .layers import FLOAT, INT32, INT64, MICROSOFT, GatedMlp, Linear, Precision, RmsNorm, Table, new_graph
+from .layers import FLOAT, FLOAT16, INT32, INT64, MICROSOFT, UINT8, GatedMlp, Precision, RmsNorm, linear, new_graph
+from .quantize import Blocks, quantized
 from .weights import Weight, computed, copied, expert_down, expert_gate_up
 
 
@@ -68,8 +69,8 @@ class Attention(nn.Module):
         super().__init__()
         self.spec = spec
         outputs = [heads * spec.head_dim for heads in (spec.heads, spec.kv_heads, spec.kv_heads)]
-        self.qkv_proj = Linear([f"{at}.{n}_proj" for n in "qkv"], spec.hidden, outputs, precision, bias=False)
-        self.o_proj = Linear(f"{at}.o_proj", spec.heads * spec.head_dim, spec.hidden, precision, bias=False)
+        self.qkv_proj = linear([f"{at}.{n}_proj" for n in "qkv"], spec.hidden, outputs, precision)
+        self.o_proj = linear(f"{at}.o_proj", spec.heads * spec.head_dim, spec.hidden, precision)
 
     def forward(
         self, op: OpBuilder, x: ir.Value, past: tuple[ir.Value, ir.Value], step: StepInputs
@@ -83,51 +84,97 @@ class Attention(nn.Module):
 
 
 class Experts(nn.Module):
-    """Routed experts in one MoE node, plus the shared ones.
+    """Routed experts in one node, plus the shared ones as one MLP.
 
-    CPU: the kernel takes the logits, applies softmax over all experts, takes the top k and, with
-    ``normalize_routing_weights=0``, keeps their weights as they are (seen: 4e-7 from a NumPy reference).
-    CUDA: the same attributes; the kernel wants the logits in its own type. The gate itself is float32 on both.
+    The gate is float32 on every provider. The kernels apply softmax over all experts to its logits and take the top k,
+    and with ``normalize_routing_weights=0`` keep their weights as they are.
 
-    The CPU kernel (1.31.1) says that it may write over its input, and then reads what it wrote: as the last reader of
-    its input it gives wrong sums. So something that depends on its output has to read the input once more; ``Where``
-    with a condition that is never true does, at the price of one pass over [tokens, hidden].
+    The CPU's MoE kernel (1.31.1) says that it may write over its input, and then reads what it wrote: as the last
+    reader of its input it gives wrong sums. So something that depends on its output has to read the input once more;
+    ``Where`` with a condition that is never true does, at the price of one pass over [tokens, hidden].
     """
 
     def __init__(self, at: str, spec: DecoderSpec, precision: Precision) -> None:
         super().__init__()
         assert spec.moe is not None
         self.moe, self.precision = spec.moe, precision
-        moe, hidden = spec.moe, spec.hidden
-        self.gate = Linear(f"{at}.gate", hidden, moe.experts, Precision(FLOAT, FLOAT), bias=False)
-        self.gate_up = Weight(
-            [moe.experts, 2 * moe.width, hidden],
-            expert_gate_up(f"{at}.experts", moe.experts, moe.width, hidden),
-            precision.storage,
-        )
-        self.down = Weight(
-            [moe.experts, hidden, moe.width],
-            expert_down(f"{at}.experts", moe.experts, moe.width, hidden),
-            precision.storage,
-        )
+        self.gate = linear(f"{at}.gate", spec.hidden, spec.moe.experts, Precision(FLOAT, FLOAT))
+        kind = FloatExperts if precision.blocks is None else QuantizedExperts
+        self.experts = kind(f"{at}.experts", spec.hidden, spec.moe, precision)
         self.shared_experts = (
-            GatedMlp(f"{at}.shared_experts", hidden, moe.shared_width, precision) if moe.shared_width else None
+            GatedMlp(f"{at}.shared_experts", spec.hidden, spec.moe.shared_width, precision)
+            if spec.moe.shared_width
+            else None
         )
 
     def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
-        compute = self.precision.compute
-        logits = self.gate(op, x if compute == FLOAT else op.Cast(x, to=FLOAT))  # [B, S, experts]
-        logits = op.Reshape(logits, [-1, self.moe.experts])
-        routed = op.MoE(
-            x, logits if compute == FLOAT else op.Cast(logits, to=compute), self.precision.use(op, self.gate_up), None,
-            self.precision.use(op, self.down), k=self.moe.top_k,
-            normalize_routing_weights=int(self.moe.renormalize),
-            activation_type="swiglu", swiglu_fusion=1, activation_alpha=1.0, activation_beta=0.0, _domain=MICROSOFT,
-        )  # fmt: skip
+        logits = self.gate(op, x if self.precision.compute == FLOAT else op.Cast(x, to=FLOAT))  # [B, S, experts]
+        routed = self.experts(op, x, op.Reshape(logits, [-1, self.moe.experts]))
         routed = op.Where(False, x, routed)
         if self.moe.scale != 1.0:
             routed = op.Mul(routed, op.CastLike(self.moe.scale, routed))
         return routed if self.shared_experts is None else op.Add(routed, self.shared_experts(op, x))
+
+
+# How the kernels read the first matrix (gate and up rows interleaved) and what they compute: silu(gate) * up.
+_SWIGLU = {"activation_type": "swiglu", "swiglu_fusion": 1, "activation_alpha": 1.0, "activation_beta": 0.0}
+
+
+class FloatExperts(nn.Module):
+    """MoE with float weights; within 4e-7 of a NumPy reference on the CPU."""
+
+    def __init__(self, at: str, hidden: int, moe: MoeSpec, precision: Precision) -> None:
+        super().__init__()
+        self.moe, self.precision = moe, precision
+        gate_up = expert_gate_up(at, moe.experts, moe.width, hidden)
+        down = expert_down(at, moe.experts, moe.width, hidden)
+        self.gate_up = Weight([moe.experts, 2 * moe.width, hidden], gate_up, precision.storage)
+        self.down = Weight([moe.experts, hidden, moe.width], down, precision.storage)
+
+    def forward(self, op: OpBuilder, x: ir.Value, logits: ir.Value) -> ir.Value:
+        """x [B, S, hidden], logits [B * S, experts] float32 -> [B, S, hidden]"""
+        use, compute = self.precision.use, self.precision.compute
+        return op.MoE(
+            x, logits if compute == FLOAT else op.Cast(logits, to=compute), use(op, self.gate_up), None,
+            use(op, self.down), k=self.moe.top_k, normalize_routing_weights=int(self.moe.renormalize), **_SWIGLU,
+            _domain=MICROSOFT,
+        )  # fmt: skip
+
+
+class QuantizedExperts(nn.Module):
+    """QMoE with 8- or 4-bit weights.
+
+    The CPU kernel ignores ``normalize_routing_weights=0`` unless it is given the weights to use: so it gets the logits,
+    by which it chooses, and their softmax, with which it weighs. CUDA's is reported to compute both from the logits.
+    """
+
+    def __init__(self, at: str, hidden: int, moe: MoeSpec, precision: Precision) -> None:
+        super().__init__()
+        assert precision.blocks is not None
+        self.moe, self.precision = moe, precision
+        self.blocks = precision.blocks.fitting(hidden, moe.width)
+        row_bytes, count = self.blocks.row_bytes, self.blocks.count
+        gate_up = expert_gate_up(at, moe.experts, moe.width, hidden)
+        values, scales = quantized(gate_up, self.blocks, f"{at}.gate_up", precision.meter)
+        self.gate_up = Weight([moe.experts, 2 * moe.width, row_bytes(hidden)], values, UINT8)
+        self.gate_up_scales = Weight([moe.experts, 2 * moe.width, count(hidden)], scales, FLOAT16)
+        down = expert_down(at, moe.experts, moe.width, hidden)
+        values, scales = quantized(down, self.blocks, f"{at}.down", precision.meter)
+        self.down = Weight([moe.experts, hidden, row_bytes(moe.width)], values, UINT8)
+        self.down_scales = Weight([moe.experts, hidden, count(moe.width)], scales, FLOAT16)
+
+    def forward(self, op: OpBuilder, x: ir.Value, logits: ir.Value) -> ir.Value:
+        """x [B, S, hidden], logits [B * S, experts] float32 -> [B, S, hidden]"""
+        use, compute = self.precision.use, self.precision.compute
+        weights = op.Softmax(logits, axis=-1)
+        if compute != FLOAT:
+            logits, weights = op.Cast(logits, to=compute), op.Cast(weights, to=compute)
+        absent: list[ir.Value | None] = [None] * 7  # second bias, third matrix, zero points
+        return op.QMoE(
+            x, logits, self.gate_up, use(op, self.gate_up_scales), None, self.down, use(op, self.down_scales), *absent,
+            weights, k=self.moe.top_k, normalize_routing_weights=int(self.moe.renormalize),
+            expert_weight_bits=self.blocks.bits, block_size=self.blocks.size, **_SWIGLU, _domain=MICROSOFT,
+        )  # fmt: skip
 
 
 class DecoderLayer(nn.Module):
@@ -191,7 +238,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.spec, self.precision = spec, precision
         self.model = DecoderModel(at, spec, precision)
-        self.lm_head = Linear(head, spec.hidden, spec.vocabulary, precision, bias=False)
+        self.lm_head = linear(head, spec.hidden, spec.vocabulary, precision)
 
     def forward(
         self, op: OpBuilder, embeddings: ir.Value, pasts: list[tuple[ir.Value, ir.Value]], seqlens: ir.Value,
@@ -203,17 +250,32 @@ class Decoder(nn.Module):
 
 
 class Embedding(nn.Module):
-    """Token ids [B, S] -> embeddings [B, S, hidden] in the decoder's compute type."""
+    """Token ids [B, S] -> embeddings [B, S, hidden] in the decoder's compute type.
+
+    A quantised model keeps this table in 8 bits: it is read one row at a time, so its size matters and its speed does
+    not.
+    """
 
     def __init__(self, name: str, spec: DecoderSpec, precision: Precision) -> None:
         super().__init__()
-        self.precision = precision
+        self.precision, self.hidden = precision, spec.hidden
         shape = (spec.vocabulary, spec.hidden)
-        self.embed_tokens = Table(shape, copied(name, shape), Precision(precision.storage, precision.storage))
+        self.blocks = None if precision.blocks is None else Blocks(8, precision.blocks.size).fitting(spec.hidden)
+        if self.blocks is None:
+            self.embed_tokens = Weight(shape, copied(name, shape), precision.storage)
+        else:
+            values, scales = quantized(copied(name, shape), self.blocks, name, precision.meter)
+            self.embed_tokens = Weight(shape, values, UINT8)
+            self.embed_scales = Weight([spec.vocabulary, self.blocks.count(spec.hidden)], scales, FLOAT16)
 
     def forward(self, op: OpBuilder, token_ids: ir.Value) -> ir.Value:
-        rows = op.Gather(self.embed_tokens(op), token_ids, axis=0)
-        return rows if self.precision.storage == self.precision.compute else op.Cast(rows, to=self.precision.compute)
+        if self.blocks is None:
+            rows = op.Gather(self.embed_tokens, token_ids, axis=0)
+            return rows if self.precision.storage == self.precision.compute else op.Cast(rows, to=self.precision.compute)
+        return op.GatherBlockQuantized(
+            self.embed_tokens, token_ids, self.precision.use(op, self.embed_scales), gather_axis=0, quantize_axis=1,
+            bits=8, block_size=self.blocks.size, _domain=MICROSOFT,
+        )  # fmt: skip
 
 
 def decoder_graph(decoder: Decoder) -> ir.Graph:
@@ -244,8 +306,7 @@ def embedding_graph(embedding: Embedding) -> ir.Graph:
     builder = new_graph("embed")
     token_ids = builder.input("input_ids", INT64, ["batch", "sequence"])
     rows = embedding(builder.op, token_ids)
-    hidden = embedding.embed_tokens.weight.sizes[1]
-    _add_output(builder.graph, rows, "inputs_embeds", embedding.precision.compute, ["batch", "sequence", hidden])
+    _add_output(builder.graph, rows, "inputs_embeds", embedding.precision.compute, ["batch", "sequence", embedding.hidden])
     return builder.graph
 
 

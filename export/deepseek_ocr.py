@@ -47,12 +47,11 @@ class DeepseekOcrExport:
         self._processor = processor
         self._config = config
 
-    def parts(self, precision: Precision) -> ModelParts:
-        decoder = self._decoder
+    def parts(self, vision: Precision, decoder: Precision) -> ModelParts:
         return ModelParts(
-            vision=VisionTower("model", self._vision, precision),
-            embedding=Embedding("model.embed_tokens.weight", decoder, precision),
-            decoder=Decoder("model", "lm_head", decoder, precision),
+            vision=VisionTower("model", self._vision, vision),
+            embedding=Embedding("model.embed_tokens.weight", self._decoder, decoder),
+            decoder=Decoder("model", "lm_head", self._decoder, decoder),
         )
 
     @property

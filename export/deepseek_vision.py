@@ -18,7 +18,7 @@ import numpy as np
 import onnx_ir as ir
 from onnxscript import OpBuilder, nn
 
-from .layers import FLOAT, INT64, MICROSOFT, Conv, LayerNorm, Linear, Precision, Table, new_graph
+from .layers import FLOAT, INT64, MICROSOFT, Conv, LayerNorm, Precision, Table, linear, new_graph
 from .weights import Load, Recipe, Weight, computed, copied
 
 HEADS_AT_ONCE = 3  # of global attention
@@ -123,9 +123,9 @@ class SamAttention(nn.Module):
         super().__init__()
         self.spec = spec
         self.groups = 1 if windowed else spec.heads // largest_divisor(spec.heads, HEADS_AT_ONCE)
-        self.qkv = Linear(f"{at}.qkv", spec.width, 3 * spec.width, precision, bias=True)
+        self.qkv = linear(f"{at}.qkv", spec.width, 3 * spec.width, precision, bias=True)
         self.bias = RelativeBias(at, side, spec, precision, windowed=windowed)
-        self.proj = Linear(f"{at}.proj", spec.width, spec.width, precision, bias=True)
+        self.proj = linear(f"{at}.proj", spec.width, spec.width, precision, bias=True)
 
     def forward(self, op: OpBuilder, x: ir.Value, view: ViewInputs, spread: ir.Value) -> ir.Value:
         parts = op.Split(self.qkv(op, x), axis=-1, num_outputs=3 * self.groups, _outputs=3 * self.groups)
@@ -169,8 +169,8 @@ class SamBlock(nn.Module):
 class SamMlp(nn.Module):
     def __init__(self, at: str, spec: SamSpec, precision: Precision) -> None:
         super().__init__()
-        self.lin1 = Linear(f"{at}.lin1", spec.width, spec.mlp_width, precision, bias=True)
-        self.lin2 = Linear(f"{at}.lin2", spec.mlp_width, spec.width, precision, bias=True)
+        self.lin1 = linear(f"{at}.lin1", spec.width, spec.mlp_width, precision, bias=True)
+        self.lin2 = linear(f"{at}.lin2", spec.mlp_width, spec.width, precision, bias=True)
 
     def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
         return self.lin2(op, op.Gelu(self.lin1(op, x)))
@@ -229,11 +229,11 @@ class ClipLayer(nn.Module):
         super().__init__()
         self.heads = spec.heads
         self.layer_norm1 = LayerNorm(f"{at}.layer_norm1", spec.width, spec.epsilon, precision)
-        self.qkv_proj = Linear(f"{at}.self_attn.qkv_proj", spec.width, 3 * spec.width, precision, bias=True)
-        self.out_proj = Linear(f"{at}.self_attn.out_proj", spec.width, spec.width, precision, bias=True)
+        self.qkv_proj = linear(f"{at}.self_attn.qkv_proj", spec.width, 3 * spec.width, precision, bias=True)
+        self.out_proj = linear(f"{at}.self_attn.out_proj", spec.width, spec.width, precision, bias=True)
         self.layer_norm2 = LayerNorm(f"{at}.layer_norm2", spec.width, spec.epsilon, precision)
-        self.fc1 = Linear(f"{at}.mlp.fc1", spec.width, spec.mlp_width, precision, bias=True)
-        self.fc2 = Linear(f"{at}.mlp.fc2", spec.mlp_width, spec.width, precision, bias=True)
+        self.fc1 = linear(f"{at}.mlp.fc1", spec.width, spec.mlp_width, precision, bias=True)
+        self.fc2 = linear(f"{at}.mlp.fc2", spec.mlp_width, spec.width, precision, bias=True)
 
     def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
         q, k, v = op.Split(self.qkv_proj(op, self.layer_norm1(op, x)), axis=-1, num_outputs=3, _outputs=3)
@@ -284,7 +284,7 @@ class VisionTower(nn.Module):
         self.sam_model = Sam(f"{at}.sam_model", spec.sam, precision)
         self.vision_model = Clip(f"{at}.vision_model", spec.clip, precision)
         width = spec.sam.channels[1] + spec.clip.width
-        self.projector = Linear(f"{at}.projector.layers", width, spec.hidden, precision, bias=True)
+        self.projector = linear(f"{at}.projector.layers", width, spec.hidden, precision, bias=True)
         self.newline = Weight([spec.hidden], copied(f"{at}.image_newline", (spec.hidden,)), precision.storage)
         self.separator = Weight([spec.hidden], copied(f"{at}.view_seperator", (spec.hidden,)), precision.storage)
 

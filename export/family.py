@@ -36,8 +36,8 @@ class FamilyExport(Protocol):
     def unused(self) -> tuple[str, ...]:
         """Prefixes of tensors that may be present and are not needed."""
 
-    def parts(self, precision: Precision) -> ModelParts:
-        """Declare the model's modules in one precision."""
+    def parts(self, vision: Precision, decoder: Precision) -> ModelParts:
+        """Declare the model's modules."""
 
     @property
     def sizes(self) -> DecoderInfo:

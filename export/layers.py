@@ -7,20 +7,24 @@ the end of lines: B batch, S sequence, C channels.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import onnx_ir as ir
 from onnxscript import GraphBuilder, OpBuilder, nn
 
-from .weights import Recipe, Weight, copied, transposed
+from .quantize import Blocks, ErrorMeter, quantized
+from .weights import Recipe, Weight, copied, stacked, transposed
 
-FLOAT, FLOAT16, INT32, INT64 = ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.INT32, ir.DataType.INT64
+FLOAT, FLOAT16 = ir.DataType.FLOAT, ir.DataType.FLOAT16
+UINT8, INT32, INT64 = ir.DataType.UINT8, ir.DataType.INT32, ir.DataType.INT64
 MICROSOFT = "com.microsoft"
 
 
 @dataclass(frozen=True)
 class Precision:
-    """How the matrices are kept and what the graph computes in.
+    """How the weights are kept and what the graph computes in.
+
+    storage : of everything that is not quantised. blocks : how the large matrices are, if they are.
 
     The CPU provider has no float16 products worth using, so a float16 export has two graphs on one data file: one
     that computes in float16 for GPUs and one that widens the weights for the CPU (the session folds those casts).
@@ -28,6 +32,8 @@ class Precision:
 
     storage: ir.DataType
     compute: ir.DataType
+    blocks: Blocks | None = None
+    meter: ErrorMeter | None = field(default=None, compare=False)
 
     def use(self, op: OpBuilder, weight: Weight) -> ir.Value:
         """The weight as the graph computes with it."""
@@ -47,28 +53,64 @@ class Table(nn.Module):
 
 
 class Linear(nn.Module):
-    """y = x Wᵀ + b. Several checkpoint matrices may stand side by side, for one larger product.
+    """y = x Wᵀ + b with W in a float type.
 
     The checkpoint keeps W as [out, in]; the graph keeps it transposed, as MatMul's right-hand side.
     """
 
     def __init__(
-        self, at: str | Sequence[str], inputs: int, outputs: int | Sequence[int], precision: Precision, *, bias: bool
+        self, at: Sequence[str], inputs: int, outputs: Sequence[int], precision: Precision, *, bias: bool
     ) -> None:
         super().__init__()
-        paths = [at] if isinstance(at, str) else list(at)
-        widths = [outputs] if isinstance(outputs, int) else list(outputs)
         self.precision = precision
-        recipe = transposed([f"{path}.weight" for path in paths], widths, inputs)
-        self.weight = Weight([inputs, sum(widths)], recipe, precision.storage)
+        recipe = transposed([f"{path}.weight" for path in at], outputs, inputs)
+        self.weight = Weight([inputs, sum(outputs)], recipe, precision.storage)
         self.bias = None
         if bias:
-            assert len(paths) == 1, "packed matrices have no bias in the models at hand"
-            self.bias = Weight([sum(widths)], copied(f"{paths[0]}.bias", (sum(widths),)), precision.storage)
+            self.bias = Weight([sum(outputs)], copied(f"{at[0]}.bias", (sum(outputs),)), precision.storage)
 
     def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
         y = op.MatMul(x, self.precision.use(op, self.weight))
         return y if self.bias is None else op.Add(y, self.precision.use(op, self.bias))
+
+
+class QuantizedLinear(nn.Module):
+    """y = x Wᵀ + b with W in blocks; the kernel quantises x on the way where its ``accuracy_level`` says so."""
+
+    # int8 products on the CPU: about 0.7 % of error against exact ones, for two to three times the speed.
+    ACCURACY_LEVEL = 4
+
+    def __init__(
+        self, at: Sequence[str], inputs: int, outputs: Sequence[int], precision: Precision, *, bias: bool
+    ) -> None:
+        super().__init__()
+        assert precision.blocks is not None
+        self.inputs, self.outputs = inputs, sum(outputs)
+        self.precision, self.blocks = precision, precision.blocks.fitting(inputs)
+        source = stacked([f"{path}.weight" for path in at], outputs, inputs)
+        values, scales = quantized(source, self.blocks, at[0], precision.meter)
+        count = self.blocks.count(inputs)
+        self.weight = Weight([self.outputs, count, self.blocks.row_bytes(inputs) // count], values, UINT8)
+        self.scales = Weight([self.outputs, count], scales, FLOAT16)
+        self.bias = Weight([self.outputs], copied(f"{at[0]}.bias", (self.outputs,)), precision.storage) if bias else None
+
+    def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
+        y = op.MatMulNBits(
+            x, self.weight, self.precision.use(op, self.scales), K=self.inputs, N=self.outputs, bits=self.blocks.bits,
+            block_size=self.blocks.size, accuracy_level=self.ACCURACY_LEVEL, _domain=MICROSOFT,
+        )  # fmt: skip
+        return y if self.bias is None else op.Add(y, self.precision.use(op, self.bias))
+
+
+def linear(
+    at: str | Sequence[str], inputs: int, outputs: int | Sequence[int], precision: Precision, *, bias: bool = False
+) -> Linear | QuantizedLinear:
+    """A linear layer in the given precision. Several checkpoint matrices may stand side by side, for one product."""
+    paths = [at] if isinstance(at, str) else list(at)
+    widths = [outputs] if isinstance(outputs, int) else list(outputs)
+    assert not bias or len(paths) == 1, "packed matrices have no bias in the models at hand"
+    kind = Linear if precision.blocks is None else QuantizedLinear
+    return kind(paths, inputs, widths, precision, bias=bias)
 
 
 class LayerNorm(nn.Module):
@@ -133,8 +175,8 @@ class GatedMlp(nn.Module):
     def __init__(self, at: str, hidden: int, width: int, precision: Precision) -> None:
         super().__init__()
         pair = (f"{at}.gate_proj", f"{at}.up_proj")
-        self.gate_up_proj = Linear(pair, hidden, (width, width), precision, bias=False)
-        self.down_proj = Linear(f"{at}.down_proj", width, hidden, precision, bias=False)
+        self.gate_up_proj = linear(pair, hidden, (width, width), precision)
+        self.down_proj = linear(f"{at}.down_proj", width, hidden, precision)
 
     def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
         gate, up = op.Split(self.gate_up_proj(op, x), axis=-1, num_outputs=2, _outputs=2)

@@ -28,21 +28,22 @@ from .errors import ExportError
 from .family import FamilyExport, ModelParts
 from .hub import Source
 from .layers import FLOAT, FLOAT16, Precision
+from .quantize import Blocks, ErrorMeter
 from .weights import DataFile, stored_bytes, weights_of
 
-Dtype = Literal["f32", "f16"]
-DTYPES: tuple[Dtype, ...] = ("f32", "f16")
+Dtype = Literal["f32", "f16", "q8", "q4"]
+VisionDtype = Literal["f32", "f16", "q8"]
+DTYPES: tuple[Dtype, ...] = ("f32", "f16", "q8", "q4")
+VISION_DTYPES: tuple[VisionDtype, ...] = ("f32", "f16", "q8")
 
 _FAMILIES: dict[str, Callable[[Checkpoint, Mapping[str, Any]], FamilyExport]] = {"deepseek-ocr": DeepseekOcrExport}
 
-# Which graphs a dtype has, and in what each computes. GroupQueryAttention has no float32 kernel on CUDA, and the CPU
-# has no float16 products worth using.
-_PRECISIONS: Mapping[Dtype, Mapping[Provider, Precision]] = {
-    "f32": {"cpu": Precision(FLOAT, FLOAT)},
-    "f16": {"cpu": Precision(FLOAT16, FLOAT), "cuda": Precision(FLOAT16, FLOAT16)},
-}
+# Channels that share a scale. Larger blocks are faster and smaller, smaller ones are more exact (README, Quantisation).
+BLOCK_SIZES: Mapping[str, int] = {"q8": 128, "q4": 64}
 
 _KEPT_FILES = ("config.json", "processor_config.json", "preprocessor_config.json", "generation_config.json")
+
+Precisions = Mapping[Provider, tuple[Precision, Precision]]  # of the vision tower and of the decoder
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,9 @@ class Job:
     source: Source
     dtype: Dtype
     target: Path
+    vision_dtype: VisionDtype | None = None  # None: float32 for f32, float16 for the others
+    block_size: int | None = None  # of quantised weights; None: BLOCK_SIZES
+    report: bool = False  # measure the quantisation error of every parameter
     force: bool = False
     config_file: Path | None = None  # these three replace the source's own files
     tokenizer_file: Path | None = None
@@ -71,31 +75,45 @@ def export_model(job: Job, report: Callable[[str], None]) -> Manifest:
     """
     with publish.exclusive(job.target, report):
         publish.sweep(job.target)
+        publish.check_replaceable(job.target)
         if job.family not in _FAMILIES:
             raise ExportError(f"no exporter for family {job.family!r}; known are {', '.join(_FAMILIES)}")
         checkpoint = Checkpoint(job.source.folder, config_file=job.config_file, weights=job.weights)
         tokenizer_file = _tokenizer_file(job)
-        fingerprint = _fingerprint([*checkpoint.files, tokenizer_file])
-        if not job.force and (present := _present(job.target, fingerprint)) is not None:
+        kept = [job.source.folder / name for name in _KEPT_FILES if (job.source.folder / name).is_file()]
+        options = f"{job.vision_dtype} {job.block_size} {job.report}"
+        fingerprint = _fingerprint([*checkpoint.files, tokenizer_file, *kept], options)
+        if not job.force and (present := _present(job, fingerprint)) is not None:
             report(f"{job.target} is there already; --force exports it again")
             return present
-        family = _FAMILIES[job.family](checkpoint, _processor_config(job))
-        precisions = _PRECISIONS[job.dtype]
-        parts = {provider: family.parts(precision) for provider, precision in precisions.items()}
+        meter = ErrorMeter() if job.report else None
+        precisions = _precisions(job, meter)
+        vocabulary = _vocabulary(tokenizer_file)
+        try:
+            family = _FAMILIES[job.family](checkpoint, _processor_config(job))
+            parts = {provider: family.parts(*precision) for provider, precision in precisions.items()}
+            sizes, tokens, image_rules = family.sizes, family.tokens(vocabulary), family.image_rules.model_dump()
+        except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
+            raise ExportError(
+                f"the configuration in {job.config_file or job.source.folder} has a value of the wrong kind: {error}"
+            ) from error
+        if (largest := max(vocabulary.values())) >= sizes.vocabulary:
+            raise ExportError(
+                f"{tokenizer_file} has token ids up to {largest} and the model only {sizes.vocabulary} rows for them; "
+                "use the model's own tokenizer"
+            )
         weights = weights_of(next(iter(parts.values())).named().values())
         expected = {name: shape for weight in weights.values() for name, shape in weight.recipe.sources.items()}
         checkpoint.check(expected, family.unused)
         publish.check_disk(job.target, stored_bytes(weights.values()))
-        tokens = family.tokens(Tokenizer.from_file(str(tokenizer_file)).get_vocab(with_added_tokens=True))
         with publish.staged(job.target) as folder:
             millions = checkpoint.parameter_count / 1e6
             report(f"writing {job.dtype} graphs of {job.model_id} ({millions:,.0f} M parameters)")
             hashes = _write_graphs(folder, parts, checkpoint)
             report(f"weights written{_peak_memory()}")
             shutil.copyfile(tokenizer_file, folder / "tokenizer.json")
-            for name in _KEPT_FILES:
-                if (job.source.folder / name).is_file():
-                    shutil.copyfile(job.source.folder / name, folder / name)
+            for file in kept:
+                shutil.copyfile(file, folder / file.name)
             if job.config_file is not None:
                 shutil.copyfile(job.config_file, folder / "config.json")
             manifest = Manifest(
@@ -113,9 +131,10 @@ def export_model(job: Job, report: Callable[[str], None]) -> Manifest:
                 vision=_graph_entry("vision", precisions),
                 embed=_graph_entry("embed", precisions),
                 decoder=_graph_entry("decoder", precisions),
-                sizes=family.sizes,
+                report={} if meter is None else {"relative_weight_errors": meter.relative},
+                sizes=sizes,
                 tokens=tokens,
-                image=family.image_rules.model_dump(),
+                image=image_rules,
                 files={file.name: _file_info(file, hashes.get(file.name)) for file in sorted(folder.iterdir())},
             )
             report("checking the graphs")
@@ -125,20 +144,47 @@ def export_model(job: Job, report: Callable[[str], None]) -> Manifest:
         return manifest
 
 
-def _present(target: Path, fingerprint: str) -> Manifest | None:
+def _precisions(job: Job, meter: ErrorMeter | None) -> Precisions:
+    """Which graphs the export has, and in what each keeps its weights and computes.
+
+    The CPU has no float16 products worth using, and GroupQueryAttention has no float32 kernel on CUDA: so an export
+    whose weights are float16 or quantised has a graph for each, and a float32 one only the CPU's.
+    """
+    vision_dtype = job.vision_dtype or ("f32" if job.dtype == "f32" else "f16")
+    bits = {"q8": 8, "q4": 4}
+
+    def precision(dtype: str, compute: ir.DataType) -> Precision:
+        storage = FLOAT if dtype == "f32" else FLOAT16
+        if dtype not in bits:
+            return Precision(storage, compute)
+        return Precision(storage, compute, Blocks(bits[dtype], job.block_size or BLOCK_SIZES[dtype]), meter)
+
+    both: dict[Provider, tuple[Precision, Precision]] = {
+        "cpu": (precision(vision_dtype, FLOAT), precision(job.dtype, FLOAT))
+    }
+    if job.dtype != "f32":
+        both["cuda"] = (precision(vision_dtype, FLOAT16), precision(job.dtype, FLOAT16))
+    return both
+
+
+def _present(job: Job, fingerprint: str) -> Manifest | None:
     """The manifest of a whole export of the very same files, if one is published."""
-    if not (target / FILE_NAME).is_file():
+    if not (job.target / FILE_NAME).is_file():
         return None
     try:
-        manifest = Manifest.load(target)
+        manifest = Manifest.load(job.target)
     except ManifestError:
         return None
-    return manifest if manifest.source.fingerprint == fingerprint else None
+    found = (manifest.id, manifest.family, manifest.dtype, manifest.source.fingerprint)
+    return manifest if found == (job.model_id, job.family, job.dtype, fingerprint) else None
 
 
-def _fingerprint(files: Iterable[Path]) -> str:
-    """Hash of the files' paths, sizes and times: reading 7 GB to find that nothing changed would take too long."""
-    digest = hashlib.sha256()
+def _fingerprint(files: Iterable[Path], options: str) -> str:
+    """Hash of the options and of the files' paths, sizes and times.
+
+    Not of their content: reading 7 GB to find that nothing changed would take too long.
+    """
+    digest = hashlib.sha256(options.encode())
     for file in files:
         status = file.stat()
         digest.update(f"{file.resolve()}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
@@ -177,10 +223,13 @@ def graph_file(name: str, provider: Provider) -> str:
     return f"{name}.onnx" if provider == "cpu" else f"{name}.{provider}.onnx"
 
 
-def _graph_entry(name: str, precisions: Mapping[Provider, Precision]) -> Graph:
+def _graph_entry(name: str, precisions: Precisions) -> Graph:
     return Graph(
         files={provider: graph_file(name, provider) for provider in precisions},
-        compute={p: "float16" if precision.compute == FLOAT16 else "float32" for p, precision in precisions.items()},
+        compute={
+            provider: "float16" if decoder.compute == FLOAT16 else "float32"
+            for provider, (_, decoder) in precisions.items()
+        },
     )
 
 
@@ -204,6 +253,14 @@ def _tokenizer_file(job: Job) -> Path:
     if not path.is_file():
         raise ExportError(f"{path} is missing; the model needs its tokenizer (--tokenizer names another)")
     return path
+
+
+def _vocabulary(tokenizer_file: Path) -> dict[str, int]:
+    """Token ids by token."""
+    try:
+        return Tokenizer.from_file(str(tokenizer_file)).get_vocab(with_added_tokens=True)
+    except Exception as error:  # tokenizers raises plain Exception
+        raise ExportError(f"{tokenizer_file} is no tokenizer.json: {error}; download it again") from error
 
 
 def _file_info(path: Path, sha256: str | None) -> FileInfo:

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 import tempfile
@@ -15,6 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+
+from models.manifest import FILE_NAME, lock_file, retired_folder
 
 from .errors import ExportError
 
@@ -28,7 +31,7 @@ def exclusive(target: Path, report: Callable[[str], None]) -> Iterator[None]:
     The operating system frees the lock when its holder dies, however it dies.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(target.parent / f".{target.name}.lock")
+    lock = FileLock(lock_file(target))
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -42,14 +45,35 @@ def exclusive(target: Path, report: Callable[[str], None]) -> Iterator[None]:
 
 def sweep(target: Path) -> None:
     """Remove what killed exports of this target left, and finish or undo a swap that was cut off."""
-    retired = _retired(target)
+    retired = retired_folder(target)
     if retired.exists():
         if target.exists():
             shutil.rmtree(retired)
         else:
             retired.rename(target)
-    for leftover in target.parent.glob(f".{target.name}.partial-*"):
+    for leftover in target.parent.glob(f".{glob.escape(target.name)}.partial-*"):
         shutil.rmtree(leftover)
+
+
+def check_replaceable(target: Path) -> None:
+    """Refuse a target that an export would delete and that is none.
+
+    Raises
+    ------
+    ExportError
+        when there is a file, or a folder that holds something other than an export.
+    """
+    if not target.exists():
+        return
+    manifest = target / FILE_NAME
+    if not target.is_dir():
+        raise ExportError(f"{target} is a file; name a folder with --output")
+    ours = manifest.is_file() and (b"ocr-onnx" in manifest.read_bytes() or (target / "decoder.onnx").is_file())
+    if not ours and any(target.iterdir()):
+        raise ExportError(
+            f"{target} holds files that no export made and that publishing would delete; "
+            "name a new or an empty folder with --output"
+        )
 
 
 def check_disk(target: Path, needed: int) -> None:
@@ -84,19 +108,20 @@ def staged(target: Path) -> Iterator[Path]:
 def _swap(folder: Path, target: Path) -> None:
     """Rename over ``target``. A folder that holds files cannot be replaced in one step, so the old one steps aside."""
     folder.chmod(0o755)
-    retired = _retired(target)
+    retired = retired_folder(target)
     if target.exists():
         target.rename(retired)
-    folder.rename(target)
+    try:
+        folder.rename(target)
+    except OSError:
+        if retired.exists():
+            retired.rename(target)
+        raise
     shutil.rmtree(retired, ignore_errors=True)
-
-
-def _retired(target: Path) -> Path:
-    return target.parent / f".{target.name}.retired"
 
 
 def _sync(folder: Path) -> None:
     """Flush the files, so that a power cut after the rename does not leave empty ones."""
     for file in folder.iterdir():
-        with file.open("rb") as opened:
+        with file.open("r+b") as opened:  # Windows flushes only what may be written
             os.fsync(opened.fileno())

@@ -96,6 +96,21 @@ def expert_down(at: str, experts: int, width: int, hidden: int) -> Recipe:
     return Recipe(dict.fromkeys(names, (hidden, width)), lambda load: (load(name) for name in names))
 
 
+def stacked(names: Sequence[str], outputs: Sequence[int], inputs: int) -> Recipe:
+    """Linear weights [out, in] below each other: [sum of outs, in]."""
+    sources = {name: (out, inputs) for name, out in zip(names, outputs, strict=True)}
+    return Recipe(sources, lambda load: (load(name) for name in names))
+
+
+def as_float32(array: np.ndarray) -> np.ndarray:
+    """Widen; bfloat16 is the upper half of float32, and a shift is several times faster than astype."""
+    if array.dtype != ml_dtypes.bfloat16:
+        return array.astype(np.float32, copy=False)
+    bits = array.view(np.uint16).astype(np.uint32)
+    bits <<= 16
+    return bits.view(np.float32)
+
+
 def convert(array: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
     """A contiguous copy in the target float type.
 
@@ -105,15 +120,16 @@ def convert(array: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
         when a value is not finite, or leaves the range of the target type.
     """
     if array.dtype == ml_dtypes.bfloat16:
-        # bfloat16 is the upper half of float32: widening by a shift is several times faster than astype.
-        bits = array.view(np.uint16).astype(np.uint32)
-        bits <<= 16
-        array = bits.view(np.float32)
+        array = as_float32(array)
+    if dtype.kind == "u":  # quantised already
+        return np.ascontiguousarray(array)
     with np.errstate(over="ignore"):  # checked below, with a better message
         result = np.ascontiguousarray(array.astype(dtype, copy=False))
     if not np.isfinite(result).all():
-        worst = np.abs(array.astype(np.float32)).max()
-        raise ExportError(f"{name} has values that {dtype} cannot hold (largest {worst}); export with --dtype f32")
+        if not np.isfinite(array).all():
+            raise ExportError(f"{name} has values that are not finite; the checkpoint is damaged: download it again")
+        worst = np.abs(array).max()
+        raise ExportError(f"{name} has values that {dtype} cannot hold (largest {worst:g}); export with --dtype f32")
     return result
 
 
@@ -159,8 +175,15 @@ class DataFile:
         dtype, expected = weight.stored_type.numpy(), weight.nbytes
         self._write(b"\0" * (-self._size % (_MAP_ALIGNMENT if expected >= 1 << 20 else _SMALL_ALIGNMENT)))
         offset = self._size
-        for chunk in weight.recipe.chunks(load):
-            data = convert(chunk, dtype, name)
+        sources: list[str] = []  # of the current chunk, for the error
+
+        def noted(source: str) -> np.ndarray:
+            sources.append(source)
+            return load(source)
+
+        for chunk in weight.recipe.chunks(noted):
+            data = convert(chunk, dtype, " or ".join(sources) or name)
+            sources.clear()
             self._write(data.reshape(-1).view(np.uint8).data)
             if bar is not None:
                 bar.update(data.nbytes)

@@ -61,15 +61,14 @@ class Engine:
         Raises
         ------
         QueueFull
-            when ``max_queue`` sequences wait already.
+            when all slots are taken and ``max_queue`` more sequences wait already.
         EngineClosed
             after ``close``.
         """
         with self._changed:
             if self._closed:
                 raise EngineClosed("the model has been closed")
-            idle = self._preparing is None and len(self._running) < self._slots
-            if len(self._waiting) >= self._max_queue and not (idle and not self._waiting):
+            if len(self._waiting) + self.active >= self._slots + self._max_queue:
                 waits = max(1.0, self._mean_seconds * len(self._waiting) / self._slots)
                 raise QueueFull(len(self._waiting), waits)
             self._waiting.append(sequence)
@@ -188,10 +187,11 @@ class Engine:
                 if not self._running[row].finished:
                     continue
                 self._note_duration(self._running[row])
-                last = self._running.pop()
-                if row < len(self._running):
-                    self._decoder.move(len(self._running), row, last.length)
-                    self._running[row] = last
+                last = len(self._running) - 1
+                if row < last:
+                    self._decoder.move(last, row, self._running[last].length)
+                    self._running[row] = self._running[last]
+                self._running.pop()
             self._changed.notify_all()
 
     def _note_duration(self, sequence: Sequence) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -92,7 +92,10 @@ class Greedy:
     """The most probable token."""
 
     def choose(self, logits: np.ndarray) -> int:
-        return int(logits.argmax())
+        """The token's id. Raises ``FloatingPointError`` for a row from which nothing can be chosen."""
+        token = int(logits.argmax())
+        _check_largest(logits[token])
+        return token
 
 
 class Sampler:
@@ -103,6 +106,8 @@ class Sampler:
         self._random = np.random.default_rng(seed)
 
     def choose(self, logits: np.ndarray) -> int:
+        """The token's id. Raises ``FloatingPointError`` for a row from which nothing can be chosen."""
+        _check_largest(logits.max())
         ids, probabilities = self.distribution(logits)
         drawn = int(np.searchsorted(np.cumsum(probabilities), self._random.random(), side="right"))
         return int(ids[min(drawn, len(ids) - 1)])
@@ -119,6 +124,8 @@ class Sampler:
         ids = ids[np.argsort(-logits[ids], kind="stable")][:count]
         scaled = logits[ids].astype(np.float64) / self._temperature
         probabilities = np.exp(scaled - scaled[0])
+        possible = np.count_nonzero(probabilities)  # a forbidden token must not be drawn through a rounding error
+        ids, probabilities = ids[:possible], probabilities[:possible]
         probabilities /= probabilities.sum()
         if self._top_p < 1.0:
             # The smallest set whose probability reaches top_p: a token stays while those before it fall short.
@@ -126,6 +133,12 @@ class Sampler:
             kept = max(1, int(np.count_nonzero(before < self._top_p)))
             ids, probabilities = ids[:kept], probabilities[:kept] / probabilities[:kept].sum()
         return ids, probabilities
+
+
+def _check_largest(logit: np.floating[Any]) -> None:
+    """NaN comes out as the largest, so one look finds it, an infinity, and a row of which everything is forbidden."""
+    if not np.isfinite(logit):
+        raise FloatingPointError(f"the largest of the logits is {logit}, so no token can be chosen")
 
 
 def filters_for(settings: InferenceSettings, forbidden: np.ndarray) -> list[LogitFilter]:

@@ -6,6 +6,7 @@ reason and the command that mends it, never a silent fall back to the CPU.
 
 from __future__ import annotations
 
+import os
 import platform
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,9 @@ except ImportError as error:
 DeviceName = Literal["cpu", "cuda", "coreml"]
 _DEVICES: dict[str, DeviceName] = {"cpu": "cpu", "cuda": "cuda", "coreml": "coreml", "metal": "coreml"}
 DEVICE_NAMES = (*_DEVICES, "auto")
+
+# The CPU's 4-bit QMoE kernel computes in float unless told so before a session is made; int8 is a quarter faster.
+os.environ.setdefault("ORT_QMOE_CPU_QNBIT_GEMM", "int8")
 
 _EXECUTION_PROVIDER: dict[DeviceName, str] = {
     "cpu": "CPUExecutionProvider",

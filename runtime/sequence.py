@@ -184,7 +184,10 @@ class Sequence:
         if self.finished:
             return
         self.finished = True
-        self._send(self._text.finish())
+        try:
+            self._send(self._text.finish())
+        except Exception as failure:  # the caller must hear of the end, whatever the detokenizer says
+            detail, error = "error", error or f"{type(failure).__name__}: {failure}"
         usage = Usage(len(self.prompt_ids), len(self.tokens), self._image_tokens)
         self._events.put(Finished(_REASONS[detail], detail, usage, self.clock.timings(), error))
         self._images, self._outputs, self._features = [], [], []

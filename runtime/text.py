@@ -13,7 +13,8 @@ class TextStream:
     """Turns tokens into pieces of clean text as they come.
 
     Text is held back while it is part of a character, could be the beginning of a stop string, or is a blank at the
-    end: the pieces joined are the answer without blanks around it. Special tokens are kept, since grounding needs them.
+    end: the pieces joined are the answer without blanks around it. A stop string is not looked for in the blanks before
+    it. Special tokens are kept, since grounding needs them.
     """
 
     def __init__(self, tokenizer: Tokenizer, stops: Sequence[str] = ()) -> None:
@@ -46,11 +47,12 @@ class TextStream:
         text = self._held + piece
         if not self._started:
             text = text.lstrip()
-        found = [at for stop in self._stops if (at := text.find(stop)) >= 0]
+        found = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
         if found:
             self.stopped = True
             self._held = ""
-            return text[: min(found)].rstrip()
+            _, begin = min(found)  # the one that was complete first, however the tokens cut the text
+            return text[:begin].rstrip()
         keep = len(text) - self._beginning_of_stop(text)
         keep = len(text[:keep].rstrip())
         self._held = text[keep:]
