@@ -8,9 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 
-from .providers import Device
+from .providers import Device, ort
 
 
 class Buffer:
@@ -45,14 +44,14 @@ class Buffer:
         """The first rows; on the CPU a view that the next step overwrites."""
         return self._array[:rows] if self._memory == "cpu" else self._value.numpy()[:rows]
 
-    def copy_row(self, source: int, target: int, length: int) -> None:
-        """Copy one row over another, along the third axis only as far as ``length``."""
+    def copy_row(self, other: Buffer, source: int, target: int, length: int) -> None:
+        """Copy a row of another buffer (or of this one) here, along the third axis only as far as ``length``."""
         if self._memory == "cpu":
-            self._array[target, :, :length] = self._array[source, :, :length]
+            self._array[target, :, :length] = other._array[source, :, :length]
             return
         # ONNX Runtime's Python API copies no part of a device buffer; rows move seldom, so go through the host.
         whole = self._value.numpy()
-        whole[target, :, :length] = whole[source, :, :length]
+        whole[target, :, :length] = other._value.numpy()[source, :, :length]
         self._value.update_inplace(whole)
 
     def bind_input(self, binding: ort.IOBinding, name: str, rows: int, *, first: int = 0) -> None:

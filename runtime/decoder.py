@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 
 from models.family import Feeds
 from models.manifest import Manifest
 
 from .buffers import Buffer
 from .kv_cache import KvCache
-from .providers import Device
+from .providers import Device, ort
 
 # Tokens of a prompt that go through the decoder at once: bounds the memory of activations, and prefill is no faster
 # beyond it.
@@ -46,8 +45,10 @@ class Decoder:
     def prefill(self, row: int, embeddings: np.ndarray) -> np.ndarray:
         """Fill a row's cache with a prompt.
 
-        embeddings : [tokens, hidden]. Returns the logits after its last token, [vocabulary].
+        embeddings : [tokens, hidden]. The rows before this one are in use, those from it on are free.
+        Returns the logits after its last token, [vocabulary].
         """
+        self._make_room(len(embeddings) + 1, rows=row)
         logits = np.empty((1, self._sizes.vocabulary), np.float32)
         embeddings = np.ascontiguousarray(embeddings, self.dtype)
         for start in range(0, len(embeddings), PREFILL_CHUNK):
@@ -70,6 +71,7 @@ class Decoder:
         Returns logits [rows, vocabulary]: memory that the next step overwrites.
         """
         rows = len(token_ids)
+        self._make_room(max(lengths) + 1, rows)
         self._ids.write(np.array(token_ids, np.int64)[:, None])
         self._seqlens.write(np.array(lengths, np.int32))
         self._total[...] = max(lengths) + 1
@@ -81,6 +83,10 @@ class Decoder:
     def move(self, source: int, target: int, length: int) -> None:
         """Give a row's cache another row's content, so that the rows in use stay the first ones."""
         self._cache.move(source, target, length)
+
+    def _make_room(self, length: int, rows: int) -> None:
+        if self._cache.fit(length, rows):
+            self._steps.clear()
 
     def _bind(self, rows: int) -> tuple[ort.IOBinding, ort.IOBinding]:
         """Bindings for a step of so many rows; they hold addresses only, so they are made once."""

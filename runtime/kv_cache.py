@@ -1,6 +1,7 @@
-"""The KV cache: one buffer per layer and side, [slots, kv heads, max length, head dim], shared by past and present.
+"""The KV cache: one buffer per layer and side, [slots, kv heads, capacity, head dim], shared by past and present.
 
-The rows in use are always the first ones, so that a decode step binds one contiguous block.
+The rows in use are always the first ones, so that a decode step binds one contiguous block. The capacity grows in steps
+up to the model's maximum: 8,192 positions would cost a gigabyte a row where 1,000 are used.
 """
 
 from __future__ import annotations
@@ -15,31 +16,55 @@ from models.manifest import DecoderInfo
 from .buffers import Buffer
 from .providers import Device
 
+# Positions that a row starts with; then doubled as often as needed.
+FIRST_CAPACITY = 1024
+
 
 class KvCache:
-    """Keys and values of all running requests, one row each.
-
-    On the CPU only the pages that were written take memory: a row of 900 tokens costs 900 tokens, whatever the maximum.
-    """
+    """Keys and values of all running requests, one row each."""
 
     def __init__(self, sizes: DecoderInfo, slots: int, dtype: np.dtype[Any], device: Device) -> None:
-        self.slots = slots
-        self._sizes = sizes
-        shape = (slots, sizes.kv_heads, sizes.max_length, sizes.head_dim)
-        self._layers = [
-            (f"{layer}.{side}", Buffer(shape, dtype, device))
-            for layer in range(sizes.layers)
-            for side in ("key", "value")
-        ]
-        self._device = device
+        self._sizes, self._slots, self._dtype, self._device = sizes, slots, dtype, device
+        self.capacity = 0
+        self._buffers: dict[str, Buffer] = {}
+        self._allocate(self._step_for(1), rows=0)
+
+    def fit(self, length: int, rows: int) -> bool:
+        """Make room for ``length`` positions a row, keeping the first ``rows`` rows; with none to keep, shrink as well.
+
+        Returns whether the buffers moved, so that bindings to them are stale.
+        """
+        wanted = self._step_for(length)
+        if wanted == self.capacity or (wanted < self.capacity and rows):
+            return False
+        self._allocate(wanted, rows)
+        return True
 
     def bind(self, binding: ort.IOBinding, rows: int, *, first: int = 0) -> None:
         """Bind past and present of ``rows`` rows from ``first`` on to the same memory."""
-        for name, buffer in self._layers:
+        for name, buffer in self._buffers.items():
             buffer.bind_input(binding, f"past_key_values.{name}", rows, first=first)
             buffer.bind_output(binding, f"present.{name}", rows, first=first)
 
     def move(self, source: int, target: int, length: int) -> None:
         """Copy the first ``length`` positions of a row into another row."""
-        for _, buffer in self._layers:
-            buffer.copy_row(source, target, length)
+        for buffer in self._buffers.values():
+            buffer.copy_row(buffer, source, target, length)
+
+    def _step_for(self, length: int) -> int:
+        capacity = FIRST_CAPACITY
+        while capacity < length:
+            capacity *= 2
+        return min(capacity, self._sizes.max_length)
+
+    def _allocate(self, capacity: int, rows: int) -> None:
+        """Replace every buffer by one of another capacity, one at a time, so that only one exists twice."""
+        shape = (self._slots, self._sizes.kv_heads, capacity, self._sizes.head_dim)
+        for layer in range(self._sizes.layers):
+            for side in ("key", "value"):
+                name = f"{layer}.{side}"
+                buffer = Buffer(shape, self._dtype, self._device)
+                for row in range(rows):
+                    buffer.copy_row(self._buffers[name], row, row, min(self.capacity, capacity))
+                self._buffers[name] = buffer
+        self.capacity = capacity

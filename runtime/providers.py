@@ -1,6 +1,6 @@
 """Devices: which execution provider serves ``cpu``, ``cuda``, ``coreml`` or ``auto``, and how sessions are made on it.
 
-The one place that imports ONNX Runtime's sessions. A device that was asked for and is not there is an error with the
+The one place that imports ONNX Runtime; the other modules take it from here. A device that was asked for and is not there is an error with the
 reason and the command that mends it, never a silent fall back to the CPU.
 """
 
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from models.errors import ManifestError
 from models.manifest import Graph, Provider
 
 from .errors import RuntimeUnavailable
@@ -23,6 +24,8 @@ except ImportError as error:
         f"ONNX Runtime is not installed ({error}); install it with: pip install 'ocr-onnx[cpu]' "
         "(or 'ocr-onnx[cuda]' for an NVIDIA GPU)"
     ) from error
+
+__all__ = ["DEVICE_NAMES", "Device", "DeviceName", "find_device", "ort"]
 
 DeviceName = Literal["cpu", "cuda", "coreml"]
 _DEVICES: dict[str, DeviceName] = {"cpu": "cpu", "cuda": "cuda", "coreml": "coreml", "metal": "coreml"}
@@ -67,6 +70,8 @@ class Device:
         ------
         RuntimeUnavailable
             when the export has no graph for this device, or the provider refuses to start.
+        ManifestError
+            when ONNX Runtime cannot load the graph.
         """
         if self.graph not in graph.files:
             raise RuntimeUnavailable(
@@ -78,9 +83,13 @@ class Device:
         # Buffers of a large view would stay in the arena for good; freed ones go back to the system.
         options.enable_cpu_mem_arena = not encoder
         wanted = self.name if encoder or self.name != "coreml" else "cpu"
-        session = ort.InferenceSession(
-            folder / graph.files[self.graph], options, providers=[(_EXECUTION_PROVIDER[wanted], _options(wanted))]
-        )
+        file = folder / graph.files[self.graph]
+        try:
+            session = ort.InferenceSession(file, options, providers=[(_EXECUTION_PROVIDER[wanted], _options(wanted))])
+        except Exception as error:  # ONNX Runtime raises several unrelated classes
+            raise ManifestError(
+                f"ONNX Runtime {ort.__version__} cannot load {file}: {error}; export the model again with --force"
+            ) from error
         if session.get_providers()[0] != _EXECUTION_PROVIDER[wanted]:
             raise RuntimeUnavailable(
                 f"ONNX Runtime has the {wanted} provider but could not start it (driver or NVIDIA libraries missing?); "

@@ -1,0 +1,157 @@
+"""Quantised exports: the rounding itself, and graphs that compute exactly what the rounded weights say."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as st_numpy
+from safetensors.numpy import load_file, save_file
+
+from export import layers
+from export.hub import Source
+from export.pipeline import Job, export_model
+from export.quantize import Blocks, dequantize, quantize
+from models.manifest import Manifest
+from models.registry import family_of
+from models.settings import InferenceSettings
+from runtime.decoder import Decoder, VisionTower
+from runtime.providers import find_device
+from tools.checkpoints import Sizes, write_random_checkpoint
+from tools.reference import embed, greedy_logits, image_features, load_reference
+
+SIZES = Sizes(layers=3, experts=8, top_k=3)
+
+
+@settings(deadline=None)
+@given(
+    weight=st_numpy.arrays(
+        np.float32, st.tuples(st.integers(1, 5), st.integers(1, 70)), elements=st.floats(-100, 100, width=32)
+    ),
+    bits=st.sampled_from([4, 8]),
+    size=st.sampled_from([16, 32, 64]),
+)
+def test_every_value_is_restored_to_within_one_step_of_its_block(weight, bits, size) -> None:
+    blocks = Blocks(bits, size)
+    channels = weight.shape[1]
+    values, scales = quantize(weight, blocks)
+    assert values.shape == (len(weight), blocks.row_bytes(channels))
+    assert scales.shape == (len(weight), blocks.count(channels))
+    restored = dequantize(values, scales, blocks, channels)
+    steps = np.repeat(np.abs(scales.astype(np.float32)), size, axis=1)[:, :channels]
+    # Half a step by rounding, up to a whole one at the end of the range that has one value less, and float16's error of
+    # the scale over the whole range.
+    assert (np.abs(restored - weight) <= steps * (1 + 2 ** (bits - 1) / 1024) + 1e-5).all()
+
+
+def test_values_on_the_grid_are_restored_exactly() -> None:
+    grid = np.arange(-8, 8, dtype=np.float32).repeat(2)[None] * np.float32(0.25)
+    values, scales = quantize(grid, Blocks(4, 32))
+    assert np.array_equal(dequantize(values, scales, Blocks(4, 32), 32), grid)
+    assert values[0, 0] == 0x00
+    assert values[0, -1] == 0xFF
+
+
+def test_a_block_of_zeros_stays_zero() -> None:
+    values, scales = quantize(np.zeros((2, 32), np.float32), Blocks(8, 32))
+    assert not dequantize(values, scales, Blocks(8, 32), 32).any()
+
+
+@pytest.mark.parametrize(("bits", "limit"), [(8, 0.008), (4, 0.11)])
+def test_error_on_gaussian_weights_is_what_the_bits_allow(bits, limit) -> None:
+    weight = np.random.default_rng(0).standard_normal((64, 1024)).astype(np.float32)
+    restored = dequantize(*quantize(weight, Blocks(bits, 64)), Blocks(bits, 64), 1024)
+    assert np.linalg.norm(restored - weight) / np.linalg.norm(weight) < limit
+
+
+def rounded_checkpoint(source: Path, target: Path, decoder: Blocks, vision: Blocks | None) -> Path:
+    """The same checkpoint with every matrix that the export quantises replaced by its rounded values, in float32."""
+    target.mkdir()
+    for name in ("config.json", "processor_config.json", "tokenizer.json"):
+        (target / name).write_bytes((source / name).read_bytes())
+    tensors = {}
+    for file in source.glob("*.safetensors"):
+        tensors.update({name: value.astype(np.float32) for name, value in load_file(file).items()})
+    # The widths by which the export fits its blocks to rows: those of one product for the experts.
+    expert_channels = (SIZES.hidden, SIZES.expert_mlp)
+    for name, weight in tensors.items():
+        blocks = None
+        if re.search(r"mlp\.experts\.", name):
+            blocks = decoder.fitting(*expert_channels)
+        elif name == "model.embed_tokens.weight":
+            blocks = Blocks(8, decoder.size).fitting(weight.shape[1])
+        elif re.search(r"model\.layers\..*_proj\.weight|lm_head", name):
+            blocks = decoder.fitting(weight.shape[1])
+        elif vision and weight.ndim == 2 and re.search(r"(qkv|proj|lin\d|fc\d|layers)\.weight|_proj\.weight", name):
+            blocks = vision.fitting(weight.shape[1])
+        if blocks is not None:
+            tensors[name] = dequantize(*quantize(weight, blocks), blocks, weight.shape[1])
+    save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, target / "model.safetensors")
+    return target
+
+
+@pytest.mark.parametrize(("dtype", "bits"), [("q8", 8), ("q4", 4)])
+def test_graphs_compute_exactly_what_the_rounded_weights_say(tmp_path, monkeypatch, picture, dtype, bits) -> None:
+    """With float activations; routing weights included, which QMoE renormalises unless it is handed them."""
+    monkeypatch.setenv("ORT_QMOE_CPU_QNBIT_GEMM", "fp32")
+    monkeypatch.setattr(layers.QuantizedLinear, "ACCURACY_LEVEL", 0)
+    checkpoint = write_random_checkpoint(tmp_path / "checkpoint", SIZES)
+    folder = tmp_path / dtype
+    source = Source(checkpoint, str(checkpoint), None, "directory")
+    export_model(
+        Job("deepseek-ocr", "deepseek-ocr", source, dtype, folder, vision_dtype="q8", block_size=32), lambda line: None
+    )
+    rounded = rounded_checkpoint(checkpoint, tmp_path / "rounded", Blocks(bits, 32), Blocks(8, 32))
+    reference = load_reference(rounded)
+    manifest = Manifest.load(folder)
+    family = family_of(manifest)
+    prepared = family.prepare_image(picture(300, 300), InferenceSettings())
+    passes = [make() for make in prepared.passes]
+    vision = VisionTower(folder, manifest, find_device("cpu"))
+    features = prepared.assemble([vision.encode(feeds) for feeds in passes])
+    expected_features = image_features(reference, passes[0]["pixel_values"], None, (1, 1))
+    # The float parts of the tower are stored in float16 only when asked for: here norms and biases are.
+    assert np.abs(features - expected_features).max() / np.abs(expected_features).max() < 2e-3
+
+    prompt_ids = [0, *range(3, 60)]
+    decoder = Decoder(folder, manifest, find_device("cpu"), slots=1)
+    assert np.abs(decoder.embed(prompt_ids) - embed(reference, prompt_ids)).max() < 1e-5
+    expected, tokens = greedy_logits(reference, embed(reference, prompt_ids), 8, manifest.sizes.vocabulary)
+    logits = [decoder.prefill(0, decoder.embed(prompt_ids))]
+    for i, token in enumerate(tokens[:-1]):
+        logits.append(decoder.step([token], [len(prompt_ids) + i])[0].copy())
+    # 1e-4 where every weight is exact; norms are kept in float16 (bfloat16 values near 1 fit it exactly).
+    assert np.abs(np.stack(logits) - expected).max() / np.abs(expected).max() < 1e-4
+
+
+@pytest.mark.parametrize(("dtype", "limit"), [("q8", 0.06), ("q4", 0.6)])
+def test_the_fast_int8_kernels_stay_near_the_float_model(tmp_path, random_checkpoint, dtype, limit) -> None:
+    folder = tmp_path / dtype
+    source = Source(random_checkpoint, str(random_checkpoint), None, "directory")
+    manifest = export_model(Job("deepseek-ocr", "deepseek-ocr", source, dtype, folder, report=True), lambda line: None)
+    reference = load_reference(random_checkpoint)
+    prompt_ids = [0, *range(3, 60)]
+    decoder = Decoder(folder, manifest, find_device("cpu"), slots=1)
+    expected, _ = greedy_logits(reference, embed(reference, prompt_ids), 0, manifest.sizes.vocabulary)
+    logits = decoder.prefill(0, decoder.embed(prompt_ids))
+    assert np.linalg.norm(logits - expected[0]) / np.linalg.norm(expected[0]) < limit
+    errors = manifest.report["relative_weight_errors"]
+    assert len(errors) == 2 + 4 + 2 * 6  # embedding and head; one dense layer of 4 products; two of 6
+    assert all(0 < error < (0.01 if dtype == "q8" or "embed" in name else 0.12) for name, error in errors.items())
+
+
+def test_norms_and_the_router_gate_stay_in_float(tmp_path, random_checkpoint) -> None:
+    import onnx_ir as ir
+
+    folder = tmp_path / "q4"
+    source = Source(random_checkpoint, str(random_checkpoint), None, "directory")
+    export_model(Job("deepseek-ocr", "deepseek-ocr", source, "q4", folder), lambda line: None)
+    types = {name: value.dtype for name, value in ir.load(folder / "decoder.onnx").graph.initializers.items()}
+    assert {types[name] for name in types if name.endswith("mlp.gate.weight")} == {ir.DataType.FLOAT}
+    assert {types[name] for name in types if "norm" in name} == {ir.DataType.FLOAT16}
+    vision = ir.load(folder / "vision.onnx").graph.initializers.values()
+    assert ir.DataType.UINT8 not in {value.dtype for value in vision}

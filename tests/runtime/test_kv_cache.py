@@ -1,0 +1,48 @@
+"""The KV cache grows in steps, keeps what is in it, and shrinks again; logits do not notice."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from models.manifest import Manifest
+from runtime import kv_cache
+from runtime.decoder import Decoder
+from runtime.providers import find_device
+
+
+@pytest.fixture
+def manifest(random_model_folder) -> Manifest:
+    return Manifest.load(random_model_folder)
+
+
+def logits_of_two_rows(folder, manifest: Manifest, lengths: tuple[int, int], steps: int) -> np.ndarray:
+    decoder = Decoder(folder, manifest, find_device("cpu"), slots=3)
+    prompts = [np.arange(3, 3 + length) % 200 + 3 for length in lengths]
+    rows = [decoder.prefill(row, decoder.embed(prompt.tolist())).copy() for row, prompt in enumerate(prompts)]
+    collected = [np.stack(rows)]
+    for step in range(steps):
+        collected.append(decoder.step([7 + step, 90 + step], [length + step for length in lengths]).copy())
+    decoder.move(1, 0, lengths[1] + steps)
+    collected.append(np.repeat(decoder.step([5], [lengths[1] + steps]), 2, axis=0))
+    return np.stack(collected)
+
+
+def test_growing_while_rows_run_changes_no_logit(random_model_folder, manifest, monkeypatch) -> None:
+    roomy = logits_of_two_rows(random_model_folder, manifest, (20, 61), 12)
+    monkeypatch.setattr(kv_cache, "FIRST_CAPACITY", 16)  # 20 -> 32, 61 -> 64, and 128 in the middle of the steps
+    assert np.array_equal(logits_of_two_rows(random_model_folder, manifest, (20, 61), 12), roomy)
+
+
+def test_capacity_follows_the_longest_row_and_falls_back_when_no_row_is_in_use(manifest, monkeypatch) -> None:
+    monkeypatch.setattr(kv_cache, "FIRST_CAPACITY", 16)
+    cache = kv_cache.KvCache(manifest.sizes, 2, np.dtype(np.float32), find_device("cpu"))
+    assert cache.capacity == 16
+    assert cache.fit(40, rows=0)
+    assert cache.capacity == 64
+    assert not cache.fit(10, rows=1)
+    assert cache.capacity == 64
+    assert cache.fit(10, rows=0)
+    assert cache.capacity == 16
+    assert cache.fit(10**9, rows=1)
+    assert cache.capacity == manifest.sizes.max_length
