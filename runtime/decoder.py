@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 
-from models.family import Feeds
 from models.manifest import Manifest
 
 from .buffers import Buffer
@@ -101,15 +100,3 @@ class Decoder:
         self._cache.bind(decode, rows)
         self._steps[rows] = embed, decode
         return embed, decode
-
-
-class VisionTower:
-    """The vision session of one exported model."""
-
-    def __init__(self, folder: Path, manifest: Manifest, device: Device) -> None:
-        self._session = device.session(folder, manifest.vision, encoder=True)
-        self._outputs = [output.name for output in self._session.get_outputs()]
-
-    def encode(self, feeds: Feeds) -> Feeds:
-        """One vision pass: named arrays in, named arrays out (see the family's ``PreparedImage``)."""
-        return dict(zip(self._outputs, self._session.run(self._outputs, dict(feeds)), strict=True))

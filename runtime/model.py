@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import psutil
 from PIL import Image, UnidentifiedImageError
 from tokenizers import Tokenizer
 
@@ -19,17 +20,21 @@ from models.manifest import Manifest
 from models.registry import family_of
 from models.settings import InferenceSettings
 
-from .decoder import Decoder, VisionTower
+from .decoder import Decoder
 from .engine import Engine
-from .providers import find_device
+from .providers import Device, find_device
 from .requests import Finished, Generation, Request, Result, TextDelta
 from .sequence import Sequence as EngineSequence
 from .sequence import Vocabulary
+from .vision import VisionTower
 
 ImageLike = str | os.PathLike[str] | bytes | Image.Image
 
 DEFAULT_PROMPT = f"{IMAGE_SLOT}\nFree OCR."
-DEFAULT_SLOTS = 4
+DEFAULT_VISION_CACHE_MB = 64.0
+
+_MOST_SLOTS = {"cpu": 8, "coreml": 8, "cuda": 32}  # decode gains little beyond
+_TYPICAL_LENGTH = 2048  # tokens of a page with its answer
 
 
 class Model:
@@ -39,10 +44,19 @@ class Model:
     """
 
     def __init__(
-        self, folder: Path, manifest: Manifest, *, device: str, threads: int | None, slots: int, max_queue: int
+        self,
+        folder: Path,
+        manifest: Manifest,
+        *,
+        device: str,
+        threads: int | None,
+        slots: int | None,
+        max_queue: int,
+        vision_cache_mb: float,
     ) -> None:
         self.manifest = manifest
         self.device = find_device(device, threads)
+        self.slots = slots or default_slots(manifest, self.device)
         self._family = family_of(manifest)
         self._tokenizer = _load_tokenizer(folder)
         self._vocabulary = Vocabulary(
@@ -52,16 +66,16 @@ class Model:
             _rows_without_token(self._tokenizer, manifest.sizes.vocabulary),
         )
         self._engine = Engine(
-            VisionTower(folder, manifest, self.device),
-            Decoder(folder, manifest, self.device, slots),
-            slots=slots,
+            VisionTower(folder, manifest, self.device, vision_cache_mb),
+            Decoder(folder, manifest, self.device, self.slots),
+            slots=self.slots,
             max_queue=max_queue,
         )
 
     @classmethod
     def open(
         cls, folder: str | os.PathLike[str], *, device: str = "auto", threads: int | None = None,
-        slots: int | None = None, max_queue: int = 64,
+        slots: int | None = None, max_queue: int = 64, vision_cache_mb: float = DEFAULT_VISION_CACHE_MB,
     ) -> Self:  # fmt: skip
         """Load an exported folder.
 
@@ -74,9 +88,11 @@ class Model:
         threads
             CPU threads of one operator; None takes one for each physical core.
         slots
-            requests decoded together; None takes 4.
+            requests decoded together; None chooses by device and free memory.
         max_queue
             requests that may wait beyond those; more are refused with ``QueueFull``.
+        vision_cache_mb
+            megabytes of image features to keep, for an image that is asked about again; 0 keeps none.
 
         Raises
         ------
@@ -87,7 +103,10 @@ class Model:
         """
         path = Path(folder).expanduser()
         manifest = Manifest.load(path)
-        return cls(path, manifest, device=device, threads=threads, slots=slots or DEFAULT_SLOTS, max_queue=max_queue)
+        return cls(
+            path, manifest, device=device, threads=threads, slots=slots, max_queue=max_queue,
+            vision_cache_mb=vision_cache_mb,
+        )  # fmt: skip
 
     def submit(self, request: Request) -> Generation:
         """See ``TextModel.submit``."""
@@ -177,6 +196,20 @@ class Model:
 
     def _encode(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+def default_slots(manifest: Manifest, device: Device) -> int:
+    """Rows of the KV cache that a quarter of the free memory holds at a page's typical length, within reason.
+
+    On a GPU the memory of the host says nothing, so only the bound by device counts.
+    """
+    most = _MOST_SLOTS[device.name]
+    if device.name == "cuda":
+        return most
+    sizes = manifest.sizes
+    width = np.dtype(manifest.decoder.compute[device.graph]).itemsize
+    row = 2 * sizes.layers * sizes.kv_heads * sizes.head_dim * width * min(_TYPICAL_LENGTH, sizes.max_length)
+    return int(min(most, max(1, psutil.virtual_memory().available // 4 // row)))
 
 
 def _open_image(image: ImageLike) -> Image.Image:

@@ -19,8 +19,9 @@ from export.quantize import Blocks, dequantize, quantize
 from models.manifest import Manifest
 from models.registry import family_of
 from models.settings import InferenceSettings
-from runtime.decoder import Decoder, VisionTower
+from runtime.decoder import Decoder
 from runtime.providers import find_device
+from runtime.vision import VisionTower
 from tools.checkpoints import Sizes, write_random_checkpoint
 from tools.reference import embed, greedy_logits, image_features, load_reference
 

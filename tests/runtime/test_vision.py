@@ -1,0 +1,79 @@
+"""Views that were encoded before come from the feature cache, bit for bit, within its size."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from models.manifest import Manifest
+from models.registry import family_of
+from models.settings import InferenceSettings
+from runtime import Model
+from runtime.providers import find_device
+from runtime.vision import FeatureCache, VisionTower
+
+
+def outputs(value: float, floats: int = 10) -> dict[str, np.ndarray]:
+    return {"features": np.full(floats, value, np.float32)}
+
+
+def test_the_least_recently_used_outputs_go_first() -> None:
+    cache = FeatureCache(100)  # two entries of 40 bytes
+    for name in (b"a", b"b"):
+        cache.put(name, outputs(1))
+    assert cache.get(b"a") is not None
+    cache.put(b"c", outputs(2))
+    assert cache.get(b"b") is None
+    assert cache.get(b"a") is not None
+    assert cache.get(b"c") is not None
+    cache.put(b"too large", outputs(3, floats=30))
+    assert cache.get(b"too large") is None
+    assert cache.get(b"a") is not None
+
+
+def test_different_views_have_different_keys() -> None:
+    cache = FeatureCache(100)
+    pixels = np.zeros((1, 3, 4, 4), np.float32)
+    other = pixels.copy()
+    other[0, 0, 0, 0] = 1
+    keys = {
+        cache.key({"pixel_values": pixels}),
+        cache.key({"pixel_values": other}),
+        cache.key({"pixel_values": pixels.reshape(1, 3, 2, 8)}),
+        cache.key({"spread": pixels}),
+    }
+    assert len(keys) == 4
+
+
+@pytest.mark.parametrize(("cache_mb", "runs"), [(8, 1), (0, 2)])
+def test_an_image_asked_about_twice_is_encoded_once_unless_switched_off(
+    random_model_folder, picture, monkeypatch, cache_mb, runs
+) -> None:
+    manifest = Manifest.load(random_model_folder)
+    tower = VisionTower(random_model_folder, manifest, find_device("cpu"), cache_mb)
+    session, calls = tower._session, []
+    monkeypatch.setattr(
+        tower, "_session", type("Counting", (), {"run": lambda _, *a: calls.append(1) or session.run(*a)})()
+    )
+    feeds = family_of(manifest).prepare_image(picture(200, 100), InferenceSettings()).passes[0]
+    first, second = tower.encode(feeds()), tower.encode(feeds())
+    assert len(calls) == runs
+    assert all(np.array_equal(first[name], second[name]) for name in first)
+
+
+def test_the_second_reading_of_a_page_gives_the_same_text(random_model_folder, picture) -> None:
+    with Model.open(random_model_folder, device="cpu", slots=2) as model:
+        first, second = (model.read(picture(300, 800), max_new_tokens=16) for _ in range(2))
+    assert first.tokens == second.tokens
+
+
+def test_slots_are_chosen_from_the_free_memory(random_model_folder, monkeypatch) -> None:
+    from runtime import model as model_module
+
+    manifest = Manifest.load(random_model_folder)
+    sizes = manifest.sizes
+    row = 2 * sizes.layers * sizes.kv_heads * sizes.head_dim * 4 * min(2048, sizes.max_length)
+    for available, expected in [(0, 1), (12 * row, 3), (10**15, 8)]:
+        memory = type("Memory", (), {"available": available})
+        monkeypatch.setattr(model_module.psutil, "virtual_memory", lambda memory=memory: memory)
+        assert model_module.default_slots(manifest, find_device("cpu")) == expected
