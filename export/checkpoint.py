@@ -129,9 +129,10 @@ def _weight_files(folder: Path, weights: Path | None) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         weight_map = read_json(index).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(n, str) for n in weight_map.values()):
+        shards = set(weight_map.values()) if isinstance(weight_map, dict) else set()
+        if not shards or not all(isinstance(name, str) for name in shards):
             raise ExportError(f"{index} has no weight_map; download it again")
-        files = [folder / name for name in sorted(set(weight_map.values()))]
+        files = [folder / name for name in sorted(shards)]
         missing = [file.name for file in files if not file.is_file()]
         if missing:
             raise ExportError(f"{folder} lacks {', '.join(missing)}, which its index names; finish the download")

@@ -51,7 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--block-size", type=int, choices=(16, 32, 64, 128), help="channels that share a scale (default: q8 128, q4 64)"
     )
-    parser.add_argument("--report", action="store_true", help="measure each weight's quantisation error, in manifest.json")
+    parser.add_argument("--report", action="store_true", help="measure the quantisation error of each weight")
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder to publish (default: in the cache)")
     parser.add_argument("--config", type=Path, metavar="FILE", help="config.toml to read instead of the user's")
     parser.add_argument("--force", action="store_true", help="export again even if a good export is there")
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     try:
         run(args)
-    except (ExportError, ModelError) as error:
+    except (ExportError, ModelError, OSError) as error:  # OSError: a full disk, a place that may not be written
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -94,7 +94,8 @@ def run(args: argparse.Namespace) -> None:
             f"exporting needs more packages ({error}); install them with: pip install 'ocr-onnx[export,cpu]'"
         ) from error
     if dtype not in pipeline.DTYPES:
-        raise ExportError(f"{entry.id} asks for {dtype}, which cannot be exported; use one of {', '.join(pipeline.DTYPES)}")
+        known = ", ".join(pipeline.DTYPES)
+        raise ExportError(f"{entry.id} asks for {dtype}, which cannot be exported; --dtype takes one of {known}")
     source = hub.fetch(entry.source, entry.revision, offline=args.offline, report=report)
     job = pipeline.Job(
         model_id=entry.id,

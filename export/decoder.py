@@ -271,7 +271,8 @@ class Embedding(nn.Module):
     def forward(self, op: OpBuilder, token_ids: ir.Value) -> ir.Value:
         if self.blocks is None:
             rows = op.Gather(self.embed_tokens, token_ids, axis=0)
-            return rows if self.precision.storage == self.precision.compute else op.Cast(rows, to=self.precision.compute)
+            compute = self.precision.compute
+            return rows if self.precision.storage == compute else op.Cast(rows, to=compute)
         return op.GatherBlockQuantized(
             self.embed_tokens, token_ids, self.precision.use(op, self.embed_scales), gather_axis=0, quantize_axis=1,
             bits=8, block_size=self.blocks.size, _domain=MICROSOFT,
@@ -306,7 +307,8 @@ def embedding_graph(embedding: Embedding) -> ir.Graph:
     builder = new_graph("embed")
     token_ids = builder.input("input_ids", INT64, ["batch", "sequence"])
     rows = embedding(builder.op, token_ids)
-    _add_output(builder.graph, rows, "inputs_embeds", embedding.precision.compute, ["batch", "sequence", embedding.hidden])
+    shape: list[str | int] = ["batch", "sequence", embedding.hidden]
+    _add_output(builder.graph, rows, "inputs_embeds", embedding.precision.compute, shape)
     return builder.graph
 
 

@@ -7,16 +7,17 @@ of other sizes needs no code.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from models.deepseek_ocr.images import ImageRules
 from models.manifest import DecoderInfo, TokenIds
 
 from .checkpoint import Checkpoint
-from .decoder import Decoder, DecoderSpec, Embedding, MoeSpec
-from .deepseek_vision import ClipSpec, SamSpec, VisionSpec, VisionTower
+from .decoder import Decoder, DecoderSpec, Embedding, MoeSpec, decoder_graph, embedding_graph
+from .deepseek_vision import ClipSpec, SamSpec, VisionSpec, VisionTower, vision_graph
 from .errors import ExportError
-from .family import ModelParts
+from .family import Part, Parts
 from .layers import Precision
 
 # In the checkpoint, and never used: SAM's map takes the place of CLIP's own patch embeddings.
@@ -47,12 +48,15 @@ class DeepseekOcrExport:
         self._processor = processor
         self._config = config
 
-    def parts(self, vision: Precision, decoder: Precision) -> ModelParts:
-        return ModelParts(
-            vision=VisionTower("model", self._vision, vision),
-            embedding=Embedding("model.embed_tokens.weight", self._decoder, decoder),
-            decoder=Decoder("model", "lm_head", self._decoder, decoder),
-        )
+    def parts(self, vision: Precision, decoder: Precision) -> Parts:
+        tower = VisionTower("model", self._vision, vision)
+        embedding = Embedding("model.embed_tokens.weight", self._decoder, decoder)
+        layers = Decoder("model", "lm_head", self._decoder, decoder)
+        return {
+            "vision": Part(tower, partial(vision_graph, tower)),
+            "embed": Part(embedding, partial(embedding_graph, embedding)),
+            "decoder": Part(layers, partial(decoder_graph, layers)),
+        }
 
     @property
     def sizes(self) -> DecoderInfo:
@@ -105,15 +109,15 @@ def decoder_spec(config: Mapping[str, Any]) -> DecoderSpec:
     for key, accepted in _REQUIRED.items():
         if config.get(key, accepted[0]) not in accepted:
             raise ExportError(f"config.json: {key} is {config[key]!r}; this exporter knows {accepted[0]!r} only")
-    hidden, heads = _required(config, "hidden_size"), _required(config, "num_attention_heads")
-    layers, dense = _required(config, "num_hidden_layers"), config.get("first_k_dense_replace", 0)
+    hidden, heads = _size(config, "hidden_size"), _size(config, "num_attention_heads")
+    layers, dense = _size(config, "num_hidden_layers"), config.get("first_k_dense_replace", 0)
     moe = None
     if config.get("n_routed_experts") and dense < layers:
-        width = _required(config, "moe_intermediate_size")
+        width = _size(config, "moe_intermediate_size")
         renormalize = bool(config.get("norm_topk_prob", False))
         moe = MoeSpec(
             experts=config["n_routed_experts"],
-            top_k=_required(config, "num_experts_per_tok"),
+            top_k=_size(config, "num_experts_per_tok"),
             width=width,
             shared_width=width * (config.get("n_shared_experts") or 0),
             renormalize=renormalize,
@@ -126,11 +130,11 @@ def decoder_spec(config: Mapping[str, Any]) -> DecoderSpec:
         heads=heads,
         kv_heads=config.get("num_key_value_heads") or heads,
         head_dim=config.get("head_dim") or hidden // heads,
-        mlp_width=_required(config, "intermediate_size"),
+        mlp_width=_size(config, "intermediate_size"),
         dense_layers=dense,
         moe=moe,
-        vocabulary=_required(config, "vocab_size"),
-        max_length=_required(config, "max_position_embeddings"),
+        vocabulary=_size(config, "vocab_size"),
+        max_length=_size(config, "max_position_embeddings"),
         rope_theta=float(config.get("rope_theta", 10_000.0)),
         rms_epsilon=float(config.get("rms_norm_eps", 1e-6)),
     )
@@ -141,7 +145,7 @@ def vision_spec(config: Mapping[str, Any], checkpoint: Checkpoint, hidden: int) 
     vision = _required(config, "vision_config")
     widths = _required(vision, "width")
     sam, clip = _required(widths, "sam_vit_b"), _required(widths, "clip-l-14-224")
-    layers, global_layers = _required(sam, "layers"), tuple(_required(sam, "global_attn_indexes"))
+    layers, global_layers = _size(sam, "layers"), tuple(_required(sam, "global_attn_indexes"))
     windowed = next((i for i in range(layers) if i not in global_layers), None)
     window = 14
     if windowed is not None:
@@ -150,23 +154,23 @@ def vision_spec(config: Mapping[str, Any], checkpoint: Checkpoint, hidden: int) 
     first, second = _required(sam, "downsample_channels")
     return VisionSpec(
         sam=SamSpec(
-            width=_required(sam, "width"),
+            width=_size(sam, "width"),
             layers=layers,
-            heads=_required(sam, "heads"),
+            heads=_size(sam, "heads"),
             mlp_width=checkpoint.shape("model.sam_model.blocks.0.mlp.lin1.weight")[0],
             patch=patch,
-            grid=_required(vision, "image_size") // patch,
+            grid=_size(vision, "image_size") // patch,
             window=window,
             global_layers=global_layers,
             neck=checkpoint.shape("model.sam_model.neck.0.weight")[0],
             channels=(first, second),
         ),
         clip=ClipSpec(
-            width=_required(clip, "width"),
-            layers=_required(clip, "layers"),
-            heads=_required(clip, "heads"),
+            width=_size(clip, "width"),
+            layers=_size(clip, "layers"),
+            heads=_size(clip, "heads"),
             mlp_width=checkpoint.shape("model.vision_model.transformer.layers.0.mlp.fc1.weight")[0],
-            grid=_required(clip, "image_size") // _required(clip, "patch_size"),
+            grid=_size(clip, "image_size") // _size(clip, "patch_size"),
         ),
         hidden=hidden,
     )
@@ -181,3 +185,10 @@ def _required(config: Mapping[str, Any], key: str) -> Any:
     if config.get(key) is None:
         raise ExportError(f"config.json has no {key}; is this a DeepSeek-OCR checkpoint?")
     return config[key]
+
+
+def _size(config: Mapping[str, Any], key: str) -> int:
+    value = _required(config, key)
+    if type(value) is not int or value < 1:
+        raise ExportError(f"config.json: {key} is {value!r}; expected a whole number of at least 1")
+    return value

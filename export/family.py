@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
+import onnx_ir as ir
 from onnxscript import nn
 from pydantic import BaseModel
 
 from models.manifest import DecoderInfo, TokenIds
 
-from .decoder import Decoder, Embedding
-from .deepseek_vision import VisionTower
 from .layers import Precision
+
+GraphName = Literal["vision", "embed", "decoder"]
 
 
 @dataclass(frozen=True)
-class ModelParts:
-    """The declared modules of a model, one for each graph; nothing is read yet."""
+class Part:
+    """One graph of a model.
 
-    vision: VisionTower
-    embedding: Embedding
-    decoder: Decoder
+    module : its layers with their weights' recipes; nothing is read yet.
+    declare : emits the nodes, once.
+    """
 
-    def named(self) -> dict[str, nn.Module]:
-        """By the name of the graph file, without its suffix."""
-        return {"vision": self.vision, "embed": self.embedding, "decoder": self.decoder}
+    module: nn.Module
+    declare: Callable[[], ir.Graph]
+
+
+Parts = Mapping[GraphName, Part]
 
 
 class FamilyExport(Protocol):
@@ -36,8 +39,8 @@ class FamilyExport(Protocol):
     def unused(self) -> tuple[str, ...]:
         """Prefixes of tensors that may be present and are not needed."""
 
-    def parts(self, vision: Precision, decoder: Precision) -> ModelParts:
-        """Declare the model's modules."""
+    def parts(self, vision: Precision, decoder: Precision) -> Parts:
+        """Set up the model's modules in the given precisions."""
 
     @property
     def sizes(self) -> DecoderInfo:

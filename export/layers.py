@@ -92,7 +92,9 @@ class QuantizedLinear(nn.Module):
         count = self.blocks.count(inputs)
         self.weight = Weight([self.outputs, count, self.blocks.row_bytes(inputs) // count], values, UINT8)
         self.scales = Weight([self.outputs, count], scales, FLOAT16)
-        self.bias = Weight([self.outputs], copied(f"{at[0]}.bias", (self.outputs,)), precision.storage) if bias else None
+        self.bias = None
+        if bias:
+            self.bias = Weight([self.outputs], copied(f"{at[0]}.bias", (self.outputs,)), precision.storage)
 
     def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
         y = op.MatMulNBits(

@@ -21,15 +21,13 @@ from models.manifest import FILE_NAME, FileInfo, Graph, Manifest, Provider, Sour
 from . import publish
 from .check import check_graphs
 from .checkpoint import Checkpoint, read_json
-from .decoder import decoder_graph, embedding_graph
 from .deepseek_ocr import DeepseekOcrExport
-from .deepseek_vision import vision_graph
 from .errors import ExportError
-from .family import FamilyExport, ModelParts
+from .family import FamilyExport, GraphName, Parts
 from .hub import Source
 from .layers import FLOAT, FLOAT16, Precision
 from .quantize import Blocks, ErrorMeter
-from .weights import DataFile, stored_bytes, weights_of
+from .weights import DataFile, Load, Weight, weights_of
 
 Dtype = Literal["f32", "f16", "q8", "q4"]
 VisionDtype = Literal["f32", "f16", "q8"]
@@ -92,8 +90,11 @@ def export_model(job: Job, report: Callable[[str], None]) -> Manifest:
         try:
             family = _FAMILIES[job.family](checkpoint, _processor_config(job))
             parts = {provider: family.parts(*precision) for provider, precision in precisions.items()}
-            sizes, tokens, image_rules = family.sizes, family.tokens(vocabulary), family.image_rules.model_dump()
-        except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
+            sizes, tokens = family.sizes, family.tokens(vocabulary)
+            image_rules = family.image_rules.model_dump(mode="json")
+        except ExportError:
+            raise
+        except Exception as error:  # whatever a list in place of a number leads to
             raise ExportError(
                 f"the configuration in {job.config_file or job.source.folder} has a value of the wrong kind: {error}"
             ) from error
@@ -102,14 +103,15 @@ def export_model(job: Job, report: Callable[[str], None]) -> Manifest:
                 f"{tokenizer_file} has token ids up to {largest} and the model only {sizes.vocabulary} rows for them; "
                 "use the model's own tokenizer"
             )
-        weights = weights_of(next(iter(parts.values())).named().values())
-        expected = {name: shape for weight in weights.values() for name, shape in weight.recipe.sources.items()}
+        stored = _stored_weights(parts)
+        weights = [weight for of_graph in stored.values() for weight in of_graph.values()]
+        expected = {name: shape for weight in weights for name, shape in weight.recipe.sources.items()}
         checkpoint.check(expected, family.unused)
-        publish.check_disk(job.target, stored_bytes(weights.values()))
+        publish.check_disk(job.target, sum(weight.nbytes for weight in weights))
         with publish.staged(job.target) as folder:
             millions = checkpoint.parameter_count / 1e6
             report(f"writing {job.dtype} graphs of {job.model_id} ({millions:,.0f} M parameters)")
-            hashes = _write_graphs(folder, parts, checkpoint)
+            hashes = _write_graphs(folder, parts, stored, checkpoint.load)
             report(f"weights written{_peak_memory()}")
             shutil.copyfile(tokenizer_file, folder / "tokenizer.json")
             for file in kept:
@@ -191,30 +193,34 @@ def _fingerprint(files: Iterable[Path], options: str) -> str:
     return digest.hexdigest()
 
 
-def _write_graphs(folder: Path, parts: Mapping[Provider, ModelParts], checkpoint: Checkpoint) -> dict[str, str]:
-    """Write every graph with its data file; returns the data files' hashes by name."""
+def _stored_weights(parts: Mapping[Provider, Parts]) -> dict[GraphName, dict[str, Weight]]:
+    """What each graph's data file holds: the weights of all its providers' graphs, most of which they share."""
+    stored: dict[GraphName, dict[str, Weight]] = {}
+    for by_name in parts.values():
+        for name, part in by_name.items():
+            weights = stored.setdefault(name, {})
+            for parameter, weight in weights_of(part.module).items():
+                weights.setdefault(weight.key(parameter), weight)
+    return stored
+
+
+def _write_graphs(
+    folder: Path, parts: Mapping[Provider, Parts], stored: Mapping[GraphName, Mapping[str, Weight]], load: Load
+) -> dict[str, str]:
+    """Write every data file, then the graphs that refer to it; returns the data files' hashes by name."""
     hashes = {}
-    declare: dict[str, Callable[[Any], ir.Graph]] = {
-        "vision": vision_graph,
-        "embed": embedding_graph,
-        "decoder": decoder_graph,
-    }
-    modules = {provider: part.named() for provider, part in parts.items()}
-    total = sum(stored_bytes(weights_of([module]).values()) for module in next(iter(modules.values())).values())
+    total = sum(weight.nbytes for weights in stored.values() for weight in weights.values())
     with tqdm(total=total, unit="B", unit_scale=True, desc="weights", mininterval=0.5) as bar:
-        for name, make in declare.items():
+        for name, weights in stored.items():
             with DataFile(folder / f"{name}.onnx.data") as data:
-                for provider, by_name in modules.items():
-                    weights = weights_of([by_name[name]])
-                    for parameter, weight in weights.items():
-                        key = data.key(parameter, weight)
-                        if key not in data.stored:
-                            data.add(key, weight, checkpoint.load, bar)
-                    graph = make(by_name[name])
-                    for parameter, weight in weights.items():
-                        weight.const_value = data.tensor(data.key(parameter, weight))
-                    ir.save(ir.Model(graph, ir_version=10), folder / graph_file(name, provider))
+                for key, weight in weights.items():
+                    data.add(key, weight, load, bar)
             hashes[data.path.name] = data.sha256
+            for provider, by_name in parts.items():
+                graph = by_name[name].declare()
+                for parameter, weight in weights_of(by_name[name].module).items():
+                    weight.const_value = data.tensor(weight.key(parameter))
+                ir.save(ir.Model(graph, ir_version=10), folder / graph_file(name, provider))
     return hashes
 
 

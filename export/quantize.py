@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from .errors import ExportError
-from .weights import Load, Recipe, as_float32
+from .weights import Load, NotedLoad, Recipe, as_float32
 
 # An output matrix of 129,280 rows would be 0.7 GB of float32, several times over: quantise it in slices.
 _ROWS_AT_ONCE = 8192
@@ -54,8 +54,8 @@ def quantize(weight: np.ndarray, blocks: Blocks) -> tuple[np.ndarray, np.ndarray
     weight : [rows, channels] of any float type.
     Returns bytes [rows, row_bytes(channels)] uint8 and scales [rows, count(channels)] float16.
 
-    The value of largest magnitude is given the end of the range that has one step more (as in llama.cpp's Q4_0), so that
-    no step is wasted; the scale is rounded to float16 before it is used, so that its error is not added.
+    The value of largest magnitude is given the end of the range that has one step more (as in llama.cpp's Q4_0), so
+    that no step is wasted; the scale is rounded to float16 before it is used, so that its error is not added.
     """
     rows, channels = weight.shape
     count, zero = blocks.count(channels), blocks.zero_point
@@ -114,12 +114,14 @@ def quantized(source: Recipe, blocks: Blocks, name: str, meter: ErrorMeter | Non
 
     def values(load: Load) -> Iterator[np.ndarray]:
         waiting.clear()
-        for chunk in source.chunks(load):
+        noted = NotedLoad(load)
+        for chunk in source.chunks(noted):
+            read = noted.take()
             matrix = chunk.reshape(-1, chunk.shape[-1])
             for start in range(0, len(matrix), _ROWS_AT_ONCE):
                 rows = as_float32(matrix[start : start + _ROWS_AT_ONCE])
                 if not np.isfinite(rows).all():
-                    raise ExportError(f"{name} has values that are not finite; download the checkpoint again")
+                    raise ExportError(f"{read} has values that are not finite; download the checkpoint again")
                 packed, scales = quantize(rows, blocks)
                 if meter is not None:
                     meter.note(name, rows, dequantize(packed, scales, blocks, rows.shape[1]))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn, Self
@@ -41,6 +41,23 @@ class Recipe:
     chunks: Callable[[Load], Iterator[np.ndarray]]
 
 
+class NotedLoad:
+    """A loader that notes what it read, so that an error about a chunk can name the checkpoint's tensors."""
+
+    def __init__(self, load: Load) -> None:
+        self._load = load
+        self._names: list[str] = []
+
+    def __call__(self, name: str) -> np.ndarray:
+        self._names.append(name)
+        return self._load(name)
+
+    def take(self) -> str:
+        """What was read since the last call."""
+        names, self._names = self._names, []
+        return " or ".join(names)
+
+
 class Weight(nn.Parameter):
     """A graph parameter with the recipe that fills it."""
 
@@ -49,6 +66,10 @@ class Weight(nn.Parameter):
         self.sizes = tuple(shape)
         self.stored_type = dtype
         self.recipe = recipe
+
+    def key(self, name: str) -> str:
+        """Under which a data file keeps it: tables may differ in type between the graphs that share the file."""
+        return f"{name}:{self.stored_type.name}"
 
     @property
     def nbytes(self) -> int:
@@ -159,11 +180,6 @@ class DataFile:
     def __exit__(self, *_: object) -> None:
         self._file.close()
 
-    @staticmethod
-    def key(name: str, weight: Weight) -> str:
-        """Under which a parameter is stored: tables may differ in type between the graphs that share the file."""
-        return f"{name}:{weight.stored_type.name}"
-
     def add(self, name: str, weight: Weight, load: Load, bar: tqdm[NoReturn] | None = None) -> None:
         """Write one parameter, chunk by chunk.
 
@@ -175,15 +191,9 @@ class DataFile:
         dtype, expected = weight.stored_type.numpy(), weight.nbytes
         self._write(b"\0" * (-self._size % (_MAP_ALIGNMENT if expected >= 1 << 20 else _SMALL_ALIGNMENT)))
         offset = self._size
-        sources: list[str] = []  # of the current chunk, for the error
-
-        def noted(source: str) -> np.ndarray:
-            sources.append(source)
-            return load(source)
-
+        noted = NotedLoad(load)
         for chunk in weight.recipe.chunks(noted):
-            data = convert(chunk, dtype, " or ".join(sources) or name)
-            sources.clear()
+            data = convert(chunk, dtype, noted.take() or name)
             self._write(data.reshape(-1).view(np.uint8).data)
             if bar is not None:
                 bar.update(data.nbytes)
@@ -209,16 +219,10 @@ class DataFile:
         )  # fmt: skip
 
 
-def weights_of(modules: Iterable[nn.Module]) -> dict[str, Weight]:
-    """Every parameter of the modules under its dotted name."""
+def weights_of(module: nn.Module) -> dict[str, Weight]:
+    """Every parameter of the module under its dotted name."""
     found: dict[str, Weight] = {}
-    for module in modules:
-        for name, parameter in module.named_parameters():
-            assert isinstance(parameter, Weight), f"{name} has no recipe"
-            found[name] = parameter
+    for name, parameter in module.named_parameters():
+        assert isinstance(parameter, Weight), f"{name} has no recipe"
+        found[name] = parameter
     return found
-
-
-def stored_bytes(weights: Iterable[Weight]) -> int:
-    """Bytes that the parameters take in a data file, padding aside."""
-    return sum(weight.nbytes for weight in weights)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
+from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from .errors import ManifestError
@@ -69,6 +70,10 @@ class TokenIds(_Part):
     image: int  # the placeholder, one for each image feature
 
 
+class _Format(BaseModel):
+    format: int
+
+
 class Manifest(_Part):
     """What an exported folder holds."""
 
@@ -101,21 +106,23 @@ class Manifest(_Part):
         ManifestError
             when the manifest is missing, damaged or of another format, or a file is missing or of another size.
         """
+        restore_retired(folder)
         path = folder / FILE_NAME
         try:
-            text = path.read_text(encoding="utf-8")
+            text = path.read_bytes()
         except FileNotFoundError:
             raise ManifestError(f"{path} is missing; export the model first: python -m export MODEL_ID") from None
+        except OSError as error:
+            raise ManifestError(f"{path} cannot be read: {error}") from error
         try:
+            format_ = _Format.model_validate_json(text).format  # first: another format may differ in everything else
+            if format_ != FORMAT:
+                raise ManifestError(f"{path} has format {format_}, this version reads {FORMAT}; export the model again")
             manifest = cls.model_validate_json(text)
         except ValidationError as error:
             problem = error.errors()[0]
             where = ".".join(map(str, problem["loc"])) or "the file"
             raise ManifestError(f"{path}: {where}: {problem['msg']}; export the model again with --force") from error
-        if manifest.format != FORMAT:
-            raise ManifestError(
-                f"{path} has format {manifest.format}, this version reads {FORMAT}; export the model again"
-            )
         for name, info in manifest.files.items():
             file = folder / name
             size = file.stat().st_size if file.is_file() else None
@@ -141,3 +148,27 @@ class Manifest(_Part):
                 found = hashlib.file_digest(file, "sha256").hexdigest()
             if found != info.sha256:
                 raise ManifestError(f"{folder / name} has sha256 {found}, expected {info.sha256}; export again")
+
+
+def lock_file(folder: Path) -> Path:
+    """Held by the export that works on a folder."""
+    return folder.parent / f".{folder.name}.lock"
+
+
+def retired_folder(folder: Path) -> Path:
+    """Where an old export stands for the moment in which a new one takes its place."""
+    return folder.parent / f".{folder.name}.retired"
+
+
+def restore_retired(folder: Path) -> None:
+    """Put an old export back when the exporter that moved it aside was killed before the new one was in its place."""
+    retired = retired_folder(folder)
+    while retired.exists() and not folder.exists():
+        try:
+            with FileLock(lock_file(folder)).acquire(timeout=0.1):
+                if retired.exists() and not folder.exists():
+                    retired.rename(folder)
+        except Timeout:
+            continue  # an exporter is alive, and about to bring one of the two
+        except OSError:
+            return  # a read-only place: the caller finds the folder missing

@@ -1,7 +1,7 @@
 """Devices: which execution provider serves ``cpu``, ``cuda``, ``coreml`` or ``auto``, and how sessions are made on it.
 
-The one place that imports ONNX Runtime; the other modules take it from here. A device that was asked for and is not there is an error with the
-reason and the command that mends it, never a silent fall back to the CPU.
+The one place that imports ONNX Runtime; the other modules take it from here. A device that was asked for and is not
+there is an error with the reason and the command that mends it, never a silent fall back to the CPU.
 """
 
 from __future__ import annotations
