@@ -13,5 +13,9 @@ class QueueFull(Exception):
         self.retry_after = retry_after
 
 
+class GenerationFailed(Exception):
+    """The engine failed on this request (and goes on with the others); the message says on what."""
+
+
 class EngineClosed(Exception):
     """The model was closed (or its engine has failed) while the request was waiting or running."""

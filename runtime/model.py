@@ -22,6 +22,7 @@ from models.settings import InferenceSettings
 
 from .decoder import Decoder
 from .engine import Engine
+from .errors import GenerationFailed
 from .providers import Device, find_device
 from .requests import Finished, Generation, Request, Result, TextDelta
 from .sequence import Sequence as EngineSequence
@@ -143,12 +144,15 @@ class Model:
             for an image, a prompt or a setting that cannot be taken.
         QueueFull, EngineClosed
             see ``TextModel.submit``.
+        GenerationFailed
+            when the engine failed on this request.
         """
         sequence = self._start(image, prompt, settings)
         pieces: list[str] = []
         while not isinstance(event := sequence.next_event(), Finished):
             if event is not None:
                 pieces.append(event.text)
+        _raise_failure(event)
         return Result("".join(pieces), list(sequence.tokens), event)
 
     def stream(
@@ -160,6 +164,7 @@ class Model:
             while not isinstance(event := sequence.next_event(), Finished):
                 if isinstance(event, TextDelta):
                     yield event.text
+            _raise_failure(event)
         finally:
             sequence.cancel()
 
@@ -210,6 +215,11 @@ def default_slots(manifest: Manifest, device: Device) -> int:
     width = np.dtype(manifest.decoder.compute[device.graph]).itemsize
     row = 2 * sizes.layers * sizes.kv_heads * sizes.head_dim * width * min(_TYPICAL_LENGTH, sizes.max_length)
     return int(min(most, max(1, psutil.virtual_memory().available // 4 // row)))
+
+
+def _raise_failure(finished: Finished) -> None:
+    if finished.error is not None:
+        raise GenerationFailed(finished.error)
 
 
 def _open_image(image: ImageLike) -> Image.Image:

@@ -1,0 +1,230 @@
+"""``python -m export``: what is asked for on the command line and in config.toml is what is exported."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer
+
+from export import cli, pipeline
+from models.catalog import CATALOG, DTYPES
+from models.manifest import Manifest
+from tests.export.test_pipeline import TINY, WEIGHTS, edit_json
+from tools.checkpoints import write_random_checkpoint
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    return write_random_checkpoint(tmp_path / "checkpoint", TINY)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    file = tmp_path / "config.toml"
+    file.write_text("")
+    return file
+
+
+@pytest.fixture
+def jobs(monkeypatch) -> list[pipeline.Job]:
+    """Note the jobs instead of doing them."""
+    asked: list[pipeline.Job] = []
+    monkeypatch.setattr(pipeline, "export_model", lambda job, report: asked.append(job))
+    return asked
+
+
+def run(*arguments: object) -> int:
+    return cli.main([str(argument) for argument in arguments])
+
+
+def test_help_names_every_option_with_an_example_and_the_environment(capsys) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run("--help")
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    for word in (
+        "MODEL_ID", "--source", "--revision", "--dtype", "--output", "--config", "--force", "--offline", "--tokenizer",
+        "--weights", "--model-config", "python -m export deepseek-ocr", "HF_HOME", "HF_TOKEN", "ModelScope",
+        *pipeline.DTYPES,
+    ):  # fmt: skip
+        assert word in text
+
+
+def test_help_needs_none_of_the_exporters_packages() -> None:
+    blocked = "import sys; sys.modules.update(torch=None, onnx_ir=None, safetensors=None)"
+    program = f"{blocked}\nfrom export.cli import main; main(['-h'])"
+    help_ = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert help_.returncode == 0, help_.stderr
+
+
+def test_without_the_exporters_packages_the_install_command_is_named(config, checkpoint) -> None:
+    program = "import sys; sys.modules['onnx_ir'] = None\nfrom export.cli import main; sys.exit(main(sys.argv[1:]))"
+    arguments = ["deepseek-ocr", "--config", str(config), "--source", str(checkpoint)]
+    export = subprocess.run([sys.executable, "-c", program, *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert export.returncode == 1
+    assert export.stderr.startswith("error: exporting needs more packages (")
+    assert "onnx_ir" in export.stderr
+    assert "pip install 'ocr-onnx[export,cpu]'" in export.stderr
+
+
+def test_a_checkpoint_is_exported_to_the_named_folder(config, checkpoint, tmp_path, capsys) -> None:
+    target = tmp_path / "out"
+    assert run("deepseek-ocr", "--config", config, "--source", checkpoint, "--output", target) == 0
+    manifest = Manifest.load(target)
+    manifest.verify(target)
+    assert (manifest.id, manifest.family, manifest.dtype) == ("deepseek-ocr", "deepseek-ocr", "f32")
+    assert f"published {target}" in capsys.readouterr().err
+    assert run("deepseek-ocr", "--config", config, "--source", checkpoint, "--output", target) == 0
+    assert f"{target} is there already; --force" in capsys.readouterr().err
+    assert run("deepseek-ocr", "--config", config, "--source", checkpoint, "--output", target, "--force") == 0
+    assert f"published {target}" in capsys.readouterr().err
+
+
+def test_the_default_folder_is_in_the_cache_by_model_and_dtype(config, checkpoint, jobs, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("models.paths.cache_dir", lambda: tmp_path / "cache")
+    assert run("deepseek-ocr", "--config", config, "--source", checkpoint, "--dtype", "f16") == 0
+    assert jobs[0].target == tmp_path / "cache" / "models" / "deepseek-ocr" / "onnx" / "f16"
+
+
+@pytest.mark.parametrize("dtype", pipeline.DTYPES)
+def test_every_dtype_that_the_pipeline_has_can_be_asked_for(config, checkpoint, jobs, tmp_path, dtype) -> None:
+    assert (
+        run("deepseek-ocr", "--config", config, "--source", checkpoint, "--output", tmp_path / "o", "--dtype", dtype)
+        == 0
+    )
+    assert jobs[0].dtype == dtype
+
+
+def test_a_dtype_that_cannot_be_exported_is_refused_with_those_that_can(config, checkpoint, jobs, capsys) -> None:
+    for dtype in sorted({*DTYPES, "f8"} - {*pipeline.DTYPES}):
+        with_flag = ["deepseek-ocr", "--config", config, "--source", checkpoint, "--dtype", dtype]
+        try:
+            code = run(*with_flag)
+        except SystemExit as error:  # argparse does not offer it
+            code = error.code
+        assert code != 0
+        assert all(known in capsys.readouterr().err for known in pipeline.DTYPES[:1])
+    config.write_text(f"[models.entries.mine]\nsource = '{checkpoint}'\ndtype = 'bf16'\n")
+    if "bf16" not in pipeline.DTYPES:
+        assert run("mine", "--config", config) == 1
+        error = capsys.readouterr().err
+        assert "bf16" in error
+        assert all(known in error for known in pipeline.DTYPES)
+    assert not jobs
+
+
+def test_an_unknown_model_is_refused_with_the_known_ones(config, jobs, capsys) -> None:
+    assert run("deepsek-ocr", "--config", config) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert "deepsek-ocr" in error
+    assert all(name in error for name in CATALOG)
+    assert not jobs
+
+
+def test_a_model_of_a_family_to_come_is_refused_by_its_family(config, checkpoint, jobs, capsys) -> None:
+    config.write_text(f"[models.entries.mine]\nkind = 'glm_ocr'\nsource = '{checkpoint}'\n")
+    assert run("mine", "--config", config) == 1
+    assert "'glm-ocr', which this version does not support yet" in capsys.readouterr().err
+    assert not jobs
+
+
+def test_an_entry_of_config_toml_says_source_dtype_and_replaced_files(config, checkpoint, jobs, tmp_path) -> None:
+    for name in ("tokenizer.json", "other.json"):
+        (tmp_path / name).write_text("{}")
+    config.write_text(
+        f"[models.entries.mine]\nkind = 'deepseek'\nsource = '{checkpoint}'\ndtype = 'f16'\n"
+        f"tokenizer = 'tokenizer.json'\nconfig = 'other.json'\nweights = 'checkpoint/{WEIGHTS}'\n"
+    )
+    assert run("mine", "--config", config, "--output", tmp_path / "out") == 0
+    job = jobs[0]
+    assert (job.model_id, job.family, job.dtype) == ("mine", "deepseek-ocr", "f16")
+    assert job.source.folder == checkpoint
+    assert job.tokenizer_file == tmp_path / "tokenizer.json"
+    assert job.config_file == tmp_path / "other.json"
+    assert job.weights == checkpoint / WEIGHTS
+
+
+def test_flags_win_over_the_entry(config, checkpoint, jobs, tmp_path) -> None:
+    config.write_text("[models.entries.mine]\nsource = 'somebody/model'\nrevision = 'abc'\ndtype = 'f16'\n")
+    flags = ("--source", checkpoint, "--dtype", "f32", "--output", tmp_path / "out", "--force")
+    assert run("mine", "--config", config, *flags, "--tokenizer", "t", "--weights", "w", "--model-config", "c") == 0
+    job = jobs[0]
+    assert (job.source.folder, job.dtype, job.force) == (checkpoint, "f32", True)
+    assert (job.tokenizer_file, job.weights, job.config_file) == (Path("t"), Path("w"), Path("c"))
+
+
+def test_replaced_files_really_go_into_the_export(config, checkpoint, tmp_path) -> None:
+    other = write_random_checkpoint(tmp_path / "other", TINY, seed=3)
+    edit_json(other / "config.json", lambda document: document.update(my_note="mine"))
+    tokenizer = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
+    tokenizer.add_tokens(["<mine>"])
+    tokenizer.save(str(tmp_path / "mine.json"))
+    target = tmp_path / "out"
+    flags = ("--tokenizer", tmp_path / "mine.json", "--weights", other, "--model-config", other / "config.json")
+    assert run("deepseek-ocr", "--config", config, "--source", checkpoint, "--output", target, *flags) == 0
+    assert "my_note" in (target / "config.json").read_text()
+    assert "<mine>" in (target / "tokenizer.json").read_text()
+    assert run("deepseek-ocr", "--config", config, "--source", other, "--output", tmp_path / "expected") == 0
+    data = "decoder.onnx.data"
+    assert (target / data).read_bytes() == (tmp_path / "expected" / data).read_bytes()
+
+
+def test_what_is_wrong_with_the_source_is_one_line_and_no_traceback(config, checkpoint, tmp_path, capsys) -> None:
+    (checkpoint / WEIGHTS).unlink()
+    target = tmp_path / "out"
+    assert run("deepseek-ocr", "--config", config, "--source", checkpoint, "--output", target) == 1
+    assert WEIGHTS in capsys.readouterr().err
+    assert run("deepseek-ocr", "--config", config, "--source", tmp_path / "nowhere", "--output", target) == 1
+    assert "nowhere" in capsys.readouterr().err
+    assert not target.exists()
+
+
+def test_a_place_that_cannot_be_written_is_one_line_and_no_traceback(config, checkpoint, tmp_path, capsys) -> None:
+    (tmp_path / "file").write_text("")
+    assert run("deepseek-ocr", "--config", config, "--source", checkpoint, "--output", tmp_path / "file" / "out") == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert str(tmp_path / "file") in error
+
+
+def test_a_damaged_config_toml_is_named(config, checkpoint, capsys) -> None:
+    config.write_text("[models\n")
+    assert run("deepseek-ocr", "--config", config, "--source", checkpoint) == 1
+    assert str(config) in capsys.readouterr().err
+
+
+def test_an_interruption_says_that_nothing_was_published(config, checkpoint, tmp_path, monkeypatch, capsys) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "check_graphs", interrupt)
+    target = tmp_path / "models" / "out"
+    assert run("deepseek-ocr", "--config", config, "--source", checkpoint, "--output", target) == 130
+    assert "nothing was published" in capsys.readouterr().err
+    assert not target.exists()
+    assert not list(target.parent.glob(".*partial*"))
+
+
+def test_source_revision_and_offline_reach_the_hub(config, checkpoint, jobs, tmp_path, monkeypatch) -> None:
+    from export import hub
+
+    asked = []
+
+    def fetch(source: str, revision: str | None, *, offline: bool, report: object) -> hub.Source:
+        asked.append((source, revision, offline))
+        return hub.Source(checkpoint, source, "c0ffee", "huggingface")
+
+    monkeypatch.setattr(hub, "fetch", fetch)
+    config.write_text("[models.entries.mine]\nsource = 'somebody/model'\nrevision = 'v1'\n")
+    out = ("--output", tmp_path / "out")
+    run("mine", "--config", config, *out)
+    run("mine", "--config", config, *out, "--revision", "v2", "--offline")
+    run("mine", "--config", config, *out, "--source", "other/model")  # a pin of one source says nothing of another
+    assert asked == [("somebody/model", "v1", False), ("somebody/model", "v2", True), ("other/model", None, False)]
+    assert [job.source.revision for job in jobs] == ["c0ffee"] * 3

@@ -1,0 +1,46 @@
+"""The built-in catalogue and how model kinds and variants are spelled."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from models import catalog, paths
+from models.errors import ConfigError
+
+
+@pytest.mark.parametrize("spelling", ["deepseek", "deepseek-ocr", "deepseek_ocr", "DeepSeek-OCR"])
+def test_deepseek_kinds_of_all_spellings_are_one_family(spelling: str) -> None:
+    assert catalog.normalise_family(spelling) == "deepseek-ocr"
+
+
+@pytest.mark.parametrize("spelling", ["paddle_ocr_vl", "paddleocr-vl", "paddleocr_vl", "PaddleOCR-VL"])
+def test_paddle_kinds_of_all_spellings_are_one_family(spelling: str) -> None:
+    assert catalog.normalise_family(spelling) == "paddleocr-vl"
+
+
+def test_an_unknown_kind_is_no_family() -> None:
+    assert catalog.normalise_family("tesseract") is None
+
+
+@pytest.mark.parametrize(("suffix", "dtype"), [("q4", "q4"), ("q8", "q8"), ("q4k", "q4"), ("q6k", "q8"), ("q8k", "q8")])
+def test_dtype_suffixes_name_variants(suffix: str, dtype: str) -> None:
+    assert catalog.split_variant(f"deepseek-ocr-{suffix}") == ("deepseek-ocr", dtype)
+
+
+def test_plain_ids_name_no_variant() -> None:
+    assert catalog.split_variant("deepseek-ocr") is None
+    assert catalog.split_variant("-q8") is None
+
+
+def test_every_id_is_a_safe_folder_name_and_the_builtin_model_is_packaged() -> None:
+    for model_id in catalog.CATALOG:
+        paths.check_model_id(model_id)
+    assert Path(catalog.CATALOG["tiny-ocr"].source) == Path(catalog.__file__).parent / "tiny_ocr"
+
+
+def test_a_family_that_is_not_there_yet_is_an_error_only_when_used() -> None:
+    catalog.require_supported(catalog.CATALOG["deepseek-ocr"])
+    with pytest.raises(ConfigError, match=r"'dots-ocr'.*not support.*deepseek-ocr"):
+        catalog.require_supported(catalog.CATALOG["dots-ocr"])

@@ -1,0 +1,630 @@
+"""The engine with a scripted decoder: no ONNX, every call seen and, where a test wants it, held until let go.
+
+The decoder's next token depends on every token in the row's cache, so a row that was moved, cut or mixed up gives other
+tokens than the plain loop in ``expected_tokens``.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from models.family import Feeds, PreparedImage
+from models.settings import InferenceSettings
+from runtime.engine import Engine
+from runtime.errors import EngineClosed, QueueFull
+from runtime.requests import Finished, TextDelta
+from runtime.sequence import Sequence, Vocabulary
+from tools.checkpoints import small_tokenizer
+
+TOKENIZER = small_tokenizer()
+VOCABULARY = 280
+EOS = 1
+IMAGE = TOKENIZER.token_to_id("<image>")
+LETTERS = [TOKENIZER.token_to_id(letter) for letter in "abcdefghijklmnopqrstuvwxyz"]
+WORDS = Vocabulary(TOKENIZER, frozenset({EOS}), IMAGE, np.arange(TOKENIZER.get_vocab_size(), VOCABULARY))
+PATIENCE = 30.0  # seconds until a test that hangs fails
+
+
+def letter(cache: list[int]) -> int:
+    """The default script: a letter that depends on everything in the cache."""
+    return LETTERS[(7 * sum(i * token for i, token in enumerate(cache, 1)) + len(cache)) % 26]
+
+
+def scripted(answers: dict[int, str]) -> Callable[[list[int]], int]:
+    """Says an answer, then ends: ``answers`` by the last token of the prompt, which nothing else contains."""
+    tokens = {key: [*TOKENIZER.encode(text).ids, EOS] for key, text in answers.items()}
+
+    def script(cache: list[int]) -> int:
+        at = next(i for i, token in enumerate(cache) if token in tokens)
+        return tokens[cache[at]][len(cache) - at - 1]
+
+    return script
+
+
+class FakeModel:
+    """Encoder and decoder in one. ``script`` gives the token that follows a row's cache."""
+
+    def __init__(self, script: Callable[[list[int]], int] = letter) -> None:
+        self.script = script
+        self.cache: dict[int, list[int]] = {}
+        self.calls: list[tuple[Any, ...]] = []
+        self.fail: Callable[[tuple[Any, ...]], None] = lambda call: None
+        self._changed = threading.Condition()
+        self._allowed = 1 << 30
+
+    # What the tests do with it.
+
+    def hold(self, allowed: int = 0) -> None:
+        """Hold every call after the next ``allowed``."""
+        with self._changed:
+            self._allowed = len(self.calls) + allowed
+
+    def let_go(self, calls: int = 1 << 30) -> None:
+        with self._changed:
+            self._allowed += calls
+            self._changed.notify_all()
+
+    def wait_for(self, calls: int) -> None:
+        """Until so many calls were begun."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: len(self.calls) >= calls, PATIENCE)
+
+    def step_to(self, calls: int) -> None:
+        """Let held calls go until so many were begun, the last of them held."""
+        with self._changed:
+            self._allowed = calls - 1
+            self._changed.notify_all()
+        self.wait_for(calls)
+
+    def kinds(self) -> list[str]:
+        return [call[0] for call in self.calls]
+
+    def _begin(self, *call: Any) -> None:
+        with self._changed:
+            self.calls.append(call)
+            number = len(self.calls)
+            self._changed.notify_all()
+            assert self._changed.wait_for(lambda: self._allowed >= number, PATIENCE)
+        self.fail(call)
+
+    # Encoder and decoder, as the engine sees them.
+
+    def encode(self, feeds: Feeds) -> Feeds:
+        self._begin("encode", int(feeds["pixels"][0]))
+        return {"features": feeds["pixels"]}
+
+    def embed(self, token_ids: list[int]) -> np.ndarray:
+        return np.array(token_ids, np.float64)[:, None]
+
+    def prefill(self, row: int, embeddings: np.ndarray) -> np.ndarray:
+        self._begin("prefill", row, len(embeddings))
+        self.cache[row] = [int(value) for value in embeddings[:, 0]]
+        return self._logits(row)
+
+    def step(self, token_ids: list[int], lengths: list[int]) -> np.ndarray:
+        self._begin("step", len(token_ids))
+        for row, (token, length) in enumerate(zip(token_ids, lengths, strict=True)):
+            assert len(self.cache[row]) >= length, "a row is shorter than the engine believes"
+            self.cache[row] = [*self.cache[row][:length], token]
+        return np.stack([self._logits(row) for row in range(len(token_ids))])
+
+    def move(self, source: int, target: int, length: int) -> None:
+        self._begin("move", source, target, length)
+        self.cache[target] = self.cache[source][:length]
+        self.cache[source] = []
+
+    def _logits(self, row: int) -> np.ndarray:
+        logits = np.zeros(VOCABULARY, np.float32)
+        logits[self.script(self.cache[row])] = 1.0
+        return logits
+
+
+def expected_tokens(prompt: list[int], count: int) -> list[int]:
+    cache = list(prompt)
+    for _ in range(count):
+        cache.append(letter(cache))
+    return cache[len(prompt) :]
+
+
+def sequence(
+    prompt: list[int], *, images: list[PreparedImage] | None = None, max_length: int = 10_000, **changes: Any
+) -> Sequence:
+    changes = {"no_repeat_ngram_size": 0, "stop_on_loop": False, "max_new_tokens": 5, **changes}
+    return Sequence(prompt, images or [], InferenceSettings(**changes), WORDS, max_length)
+
+
+def image(first: int, passes: int = 1) -> PreparedImage:
+    """An image of one token for each pass, whose features are ``first``, ``first`` + 1, ..."""
+    make = lambda i: lambda: {"pixels": np.array([first + i], np.float64)}
+    return PreparedImage(
+        [make(i) for i in range(passes)], passes, lambda outputs: np.stack([out["features"] for out in outputs])
+    )
+
+
+def outcome(sequence: Sequence) -> tuple[str, Finished]:
+    """The joined text and the last event."""
+    text = ""
+    while not isinstance(event := sequence.next_event(PATIENCE), Finished):
+        assert isinstance(event, TextDelta), "no event came"
+        text += event.text
+    assert sequence.next_event(0) is None, "an event came after the last one"
+    return text, event
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., Engine]]:
+    engines: list[tuple[Engine, FakeModel]] = []
+
+    def make(model: FakeModel, slots: int = 4, max_queue: int = 64) -> Engine:
+        engines.append((Engine(model, model, slots=slots, max_queue=max_queue), model))
+        return engines[-1][0]
+
+    yield make
+    for engine, model in engines:
+        model.let_go()
+        engine.close()
+
+
+def test_a_request_alone_gets_the_plain_loops_tokens_text_and_counts(start) -> None:
+    engine = start(FakeModel())
+    request = sequence([0, 5, 9], max_new_tokens=7)
+    engine.submit(request)
+    text, finished = outcome(request)
+    assert request.tokens == expected_tokens([0, 5, 9], 7)
+    assert text == TOKENIZER.decode(request.tokens)
+    assert (finished.reason, finished.detail, finished.error) == ("length", "max_tokens", None)
+    assert (finished.usage.prompt_tokens, finished.usage.completion_tokens, finished.usage.image_tokens) == (3, 7, 0)
+
+
+def test_image_features_take_the_places_of_the_slots_in_order(start) -> None:
+    model = FakeModel()
+    engine = start(model)
+    request = sequence([0, IMAGE, IMAGE, 5, IMAGE], images=[image(1000, 2), image(2000)])
+    engine.submit(request)
+    _, finished = outcome(request)
+    assert model.calls[:4] == [("encode", 1000), ("encode", 1001), ("encode", 2000), ("prefill", 0, 5)]
+    assert request.tokens == expected_tokens([0, 1000, 1001, 5, 2000], 5)
+    assert (finished.usage.prompt_tokens, finished.usage.image_tokens) == (5, 3)
+
+
+def test_a_request_joins_while_others_run(start) -> None:
+    model = FakeModel()
+    model.hold()
+    engine = start(model)
+    first, second = sequence([0, 3], max_new_tokens=9), sequence([0, 4, 4], max_new_tokens=9)
+    engine.submit(first)
+    model.step_to(4)  # its prefill and two steps are done, the third is held
+    engine.submit(second)
+    model.let_go()
+    outcome(first)
+    outcome(second)
+    assert model.calls[:6] == [
+        ("prefill", 0, 2), ("step", 1), ("step", 1), ("step", 1), ("prefill", 1, 3), ("step", 2)
+    ]  # fmt: skip
+    assert first.tokens == expected_tokens([0, 3], 9)
+    assert second.tokens == expected_tokens([0, 4, 4], 9)
+
+
+def test_others_decode_between_the_vision_passes_of_a_newcomer(start) -> None:
+    model = FakeModel()
+    model.hold()
+    engine = start(model)
+    first, second = sequence([0, 3], max_new_tokens=30), sequence([0, *[IMAGE] * 3], images=[image(1000, 3)])
+    engine.submit(first)
+    model.step_to(2)
+    engine.submit(second)
+    model.let_go()
+    outcome(second)
+    assert model.kinds()[2:9] == ["encode", "step", "encode", "step", "encode", "step", "prefill"]
+
+
+def test_the_last_rows_cache_moves_into_the_gap_with_its_own_length(start) -> None:
+    model = FakeModel()
+    engine = start(model)
+    model.hold()
+    requests = [sequence([0] + [3 + i] * (i + 1), max_new_tokens=n) for i, n in enumerate((4, 20, 20))]
+    for request in requests:
+        engine.submit(request)
+    model.let_go()
+    for request in requests:
+        outcome(request)
+    moves = [call for call in model.calls if call[0] == "move"]
+    assert moves[0][1:3] == (2, 0)
+    for i, request in enumerate(requests):
+        assert request.tokens == expected_tokens([0] + [3 + i] * (i + 1), (4, 20, 20)[i])
+
+
+@given(
+    plans=st.lists(
+        st.tuples(st.integers(1, 6), st.integers(1, 12), st.integers(0, 40), st.none() | st.integers(0, 10)),
+        min_size=1, max_size=9,
+    ),
+    slots=st.integers(1, 4),
+)  # fmt: skip
+@settings(max_examples=100, deadline=None)
+def test_every_row_says_what_it_says_alone_whoever_comes_and_goes(plans, slots) -> None:
+    """plans: prompt length, budget, after which call it is submitted, and after how many more it is cancelled."""
+    model = FakeModel()
+    engine = Engine(model, model, slots=slots, max_queue=64)
+    requests = [sequence([0] + [3 + i] * plan[0], max_new_tokens=plan[1]) for i, plan in enumerate(plans)]
+    pending = list(zip(requests, plans, strict=True))
+    cancelling: list[tuple[int, Sequence]] = []
+
+    def submit_next(calls: int) -> None:
+        request, (_, _, _, cancel) = pending.pop(0)
+        if cancel is not None:
+            cancelling.append((calls + cancel, request))
+        engine.submit(request)
+
+    def between_calls(_: tuple[Any, ...]) -> None:
+        calls = len(model.calls)
+        for at, request in cancelling:
+            if calls >= at:
+                request.cancel()
+        if pending and calls >= pending[0][1][2]:
+            submit_next(calls)
+
+    while pending:  # when the engine has run dry before the next one's time
+        model.fail = lambda call: None
+        submit_next(len(model.calls))
+        model.fail = between_calls
+        assert engine.drain(PATIENCE)
+    try:
+        for number, (request, (length, budget, _, cancel)) in enumerate(zip(requests, plans, strict=True)):
+            text, finished = outcome(request)
+            expected = expected_tokens([0] + [3 + number] * length, budget)
+            assert request.tokens == expected[: len(request.tokens)]
+            assert text == TOKENIZER.decode(request.tokens)
+            assert finished.usage.completion_tokens == len(request.tokens)
+            if finished.detail == "max_tokens":
+                assert request.tokens == expected
+            else:
+                assert finished.detail == "cancelled"
+                assert cancel is not None
+        assert all(call[1] <= slots for call in model.calls if call[0] == "step")
+    finally:
+        engine.close()
+
+
+def test_a_queued_request_is_cancelled_within_one_step_of_those_that_run(start) -> None:
+    model = FakeModel()
+    model.hold()
+    engine = start(model, slots=1)
+    running, queued = sequence([0, 3], max_new_tokens=50), sequence([0, 4])
+    engine.submit(running)
+    model.step_to(3)
+    engine.submit(queued)
+    assert engine.queue_depth == 1
+    queued.cancel()
+    model.let_go(1)
+    _, finished = outcome(queued)
+    assert (finished.reason, finished.detail, finished.usage.completion_tokens) == ("cancelled", "cancelled", 0)
+    assert len(model.calls) <= 4
+    model.let_go()
+    outcome(running)
+    assert running.tokens == expected_tokens([0, 3], 50)
+
+
+def test_a_request_is_cancelled_between_two_vision_passes(start) -> None:
+    model = FakeModel()
+    model.hold()
+    engine = start(model)
+    request = sequence([0, *[IMAGE] * 3], images=[image(1000, 3)])
+    engine.submit(request)
+    model.wait_for(1)
+    request.cancel()
+    model.let_go()
+    assert outcome(request)[1].detail == "cancelled"
+    assert model.calls == [("encode", 1000)]
+
+
+def test_a_request_is_cancelled_after_its_prefill_and_while_it_decodes(start) -> None:
+    model = FakeModel()
+    engine = start(model)
+    for calls in (1, 2, 5):
+        model.calls.clear()
+        model.hold()
+        request = sequence([0, 3], max_new_tokens=50)
+        engine.submit(request)
+        model.step_to(calls)
+        request.cancel()
+        model.let_go()
+        text, finished = outcome(request)
+        assert finished.detail == "cancelled"
+        assert len(model.calls) <= calls + 1
+        assert text == TOKENIZER.decode(expected_tokens([0, 3], finished.usage.completion_tokens))
+        assert engine.drain(PATIENCE)
+
+
+def test_cancelling_twice_and_after_the_end_changes_nothing(start) -> None:
+    engine = start(FakeModel())
+    request = sequence([0, 3])
+    engine.submit(request)
+    assert outcome(request)[1].detail == "max_tokens"
+    request.cancel()
+    request.cancel()
+    assert request.next_event(0) is None
+
+
+@pytest.mark.parametrize("calls", [1, 2, 5])
+def test_a_deadline_ends_a_request_with_the_text_so_far(start, calls) -> None:
+    model = FakeModel()
+    model.hold()
+    engine = start(model)
+    request = sequence([0, IMAGE], images=[image(1000)], max_new_tokens=50, deadline_s=1000)
+    engine.submit(request)
+    model.step_to(calls)
+    request.clock.submitted -= 1001
+    model.let_go()
+    text, finished = outcome(request)
+    assert (finished.reason, finished.detail) == ("length", "deadline")
+    assert text == TOKENIZER.decode(expected_tokens([0, 1000], finished.usage.completion_tokens))
+    assert len(model.calls) <= calls + 1
+
+
+def test_a_deadline_counts_while_a_request_is_queued(start) -> None:
+    model = FakeModel()
+    model.hold()
+    engine = start(model, slots=1)
+    running, queued = sequence([0, 3]), sequence([0, 4], deadline_s=0)
+    engine.submit(running)
+    model.wait_for(1)
+    engine.submit(queued)
+    model.let_go(2)  # the prefill and the first step of the other one
+    assert outcome(queued)[1].detail == "deadline"
+
+
+@pytest.mark.parametrize(("slots", "max_queue"), [(1, 0), (1, 2), (3, 0), (2, 3)])
+def test_as_many_requests_as_slots_and_queue_are_taken_and_the_next_is_refused(start, slots, max_queue) -> None:
+    model = FakeModel()
+    model.hold()
+    engine = start(model, slots, max_queue)
+    requests = [sequence([0, 3 + i]) for i in range(slots + max_queue)]
+    for request in requests:
+        engine.submit(request)
+    with pytest.raises(QueueFull) as caught:
+        engine.submit(sequence([0, 4]))
+    assert caught.value.retry_after >= 1
+    assert engine.queue_depth + engine.active == slots + max_queue
+    model.let_go()
+    for request in requests:
+        assert outcome(request)[1].detail == "max_tokens"
+    engine.submit(last := sequence([0, 3]))
+    assert outcome(last)[1].detail == "max_tokens"
+
+
+def broken_image(stage: str) -> PreparedImage:
+    def fail(*_: Any) -> Any:
+        raise ValueError(f"broken in {stage}")
+
+    good = image(1000)
+    if stage == "features":
+        return PreparedImage(good.passes, 1, lambda outputs: np.zeros((2, 1)))
+    if stage == "the pass":
+        return PreparedImage([fail], 1, good.assemble)
+    return PreparedImage(good.passes, 1, fail if stage == "assemble" else good.assemble)
+
+
+@pytest.mark.parametrize("stage", ["the pass", "encode", "assemble", "features", "prefill", "choosing", "text"])
+def test_a_failure_of_one_request_leaves_the_others_and_the_engine_alone(start, stage, monkeypatch) -> None:
+    model = FakeModel()
+    model.hold()
+    engine = start(model)
+    before, after = sequence([0, 3], max_new_tokens=20), sequence([0, 5], max_new_tokens=20)
+    engine.submit(before)
+    model.step_to(3)
+    bad = sequence([0, 6, *[IMAGE] * (3 if stage == "features" else 1)], images=[broken_image(stage)])
+
+    def fail(call: tuple[Any, ...]) -> None:
+        if call[0] == stage or (call[0] == "prefill" and stage == "prefill"):
+            model.fail = lambda call: None
+            raise ValueError(f"broken in {stage}")
+
+    def refuse(_: Any) -> Any:
+        raise ValueError(f"broken in {stage}")
+
+    model.fail = fail
+    if stage == "choosing":
+        monkeypatch.setattr(bad._sampler, "choose", refuse)
+    if stage == "text":
+        monkeypatch.setattr(bad._text, "add", refuse)
+        monkeypatch.setattr(bad._text, "finish", lambda: refuse(None))
+    engine.submit(bad)
+    engine.submit(after)
+    model.let_go()
+    _, finished = outcome(bad)
+    assert (finished.reason, finished.detail) == ("cancelled", "error")
+    assert finished.error is not None
+    assert "ValueError" in finished.error
+    for request, prompt in ((before, [0, 3]), (after, [0, 5])):
+        assert outcome(request)[1].detail == "max_tokens"
+        assert request.tokens == expected_tokens(prompt, 20)
+    engine.submit(later := sequence([0, 7]))
+    assert outcome(later)[1].detail == "max_tokens"
+
+
+def test_a_row_from_which_no_token_can_be_chosen_ends_alone_in_the_middle_of_a_batch(start) -> None:
+    class Sick(FakeModel):
+        def _logits(self, row: int) -> np.ndarray:
+            logits = super()._logits(row)
+            if self.cache[row][1] == 6 and len(self.cache[row]) == 5:
+                logits[:] = np.nan
+            return logits
+
+    model = Sick()
+    model.hold()
+    engine = start(model)
+    requests = [sequence([0, first], max_new_tokens=9) for first in (3, 6, 7)]
+    for request in requests:
+        engine.submit(request)
+    model.let_go()
+    details = [outcome(request)[1].detail for request in requests]
+    assert details == ["max_tokens", "error", "max_tokens"]
+    assert len(requests[1].tokens) == 3
+    assert requests[2].tokens == expected_tokens([0, 7], 9)
+
+
+def test_a_failed_step_ends_its_rows_and_the_engine_goes_on(start) -> None:
+    model = FakeModel()
+    model.hold()
+    engine = start(model, slots=2)
+    rows, queued = [sequence([0, 3]), sequence([0, 4])], sequence([0, 5])
+    for request in (*rows, queued):
+        engine.submit(request)
+
+    def fail(call: tuple[Any, ...]) -> None:
+        if call == ("step", 2):
+            model.fail = lambda call: None
+            raise RuntimeError("the device is gone")
+
+    model.fail = fail
+    model.let_go()
+    for request in rows:
+        _, finished = outcome(request)
+        assert finished.detail == "error"
+        assert finished.error == "RuntimeError: the device is gone"
+    assert outcome(queued)[1].detail == "max_tokens"
+    assert queued.tokens == expected_tokens([0, 5], 5)
+
+
+def test_a_crash_of_the_loop_lets_nobody_wait_for_ever(start) -> None:
+    model = FakeModel()
+    model.hold()
+    engine = start(model, slots=3)
+    requests = [sequence([0, 3 + i], max_new_tokens=3 + i) for i in range(5)]
+    for request in requests:
+        engine.submit(request)
+
+    def fail(call: tuple[Any, ...]) -> None:
+        if call[0] == "move":
+            raise RuntimeError("no memory")
+
+    model.fail = fail
+    model.let_go()
+    details = [outcome(request)[1].detail for request in requests]
+    assert details[0] == "max_tokens"
+    assert details[1:] == ["error"] * 4
+    assert engine.drain(PATIENCE)
+    engine.close()
+    with pytest.raises(EngineClosed):
+        engine.submit(sequence([0, 3]))
+
+
+def test_close_ends_everything_at_every_stage_and_may_be_called_again(start) -> None:
+    model = FakeModel()
+    model.hold()
+    engine = start(model, slots=2)
+    decoding = sequence([0, 3], max_new_tokens=50)
+    encoding = sequence([0, IMAGE, IMAGE], images=[image(1000, 2)])
+    queued = sequence([0, 5])
+    engine.submit(decoding)
+    model.step_to(3)
+    engine.submit(encoding)
+    engine.submit(queued)
+    model.step_to(4)
+    closers = [threading.Thread(target=engine.close) for _ in range(2)]
+    for closer in closers:
+        closer.start()
+    with engine._changed:
+        assert engine._changed.wait_for(lambda: engine._closed, PATIENCE)
+    model.let_go()
+    for request in (decoding, encoding, queued):
+        assert outcome(request)[1].detail == "cancelled"
+    for closer in closers:
+        closer.join(PATIENCE)
+        assert not closer.is_alive()
+    assert len(model.calls) <= 6
+    engine.close()
+    assert (engine.active, engine.queue_depth) == (0, 0)
+    with pytest.raises(EngineClosed):
+        engine.submit(sequence([0, 3]))
+
+
+def test_drain_waits_until_nothing_is_left_and_says_when_it_gave_up(start) -> None:
+    model = FakeModel()
+    engine = start(model, slots=1)
+    assert engine.drain(0)
+    model.hold()
+    requests = [sequence([0, 3]), sequence([0, 4])]
+    for request in requests:
+        engine.submit(request)
+    assert not engine.drain(0.01)
+    model.let_go()
+    assert engine.drain(PATIENCE)
+    assert all(request.finished for request in requests)
+    assert (engine.active, engine.queue_depth) == (0, 0)
+
+
+def test_the_counts_say_who_waits_and_who_runs(start) -> None:
+    model = FakeModel()
+    model.hold()
+    engine = start(model, slots=2)
+    for first in (3, 4, 5):
+        engine.submit(sequence([0, first], max_new_tokens=50))
+    model.step_to(4)
+    assert (engine.active, engine.queue_depth) == (2, 1)
+
+
+PROMPT = [0, 250]
+
+
+@pytest.mark.parametrize(
+    ("answer", "changes", "reason", "detail", "text", "tokens"),
+    [
+        ("abc", {}, "stop", "eos", "abc", 3),
+        ("", {}, "stop", "eos", "", 0),
+        ("abc", {"max_new_tokens": 3}, "length", "max_tokens", "abc", 3),
+        ("abc", {"max_new_tokens": 1}, "length", "max_tokens", "a", 1),
+        ("ab cd", {"stop": ("c",)}, "stop", "stop_string", "ab", 4),
+        ("ab cd", {"stop": ("c",), "max_new_tokens": 4}, "stop", "stop_string", "ab", 4),
+        ("abcab", {"stop": ("abd",)}, "stop", "eos", "abcab", 5),
+        ("abcdef", {"max_length": 5}, "length", "context", "abcd", 4),
+        ("x" * 200, {"stop_on_loop": True}, "stop", "loop", "x" * 129, 129),
+        ("x" * 200, {"stop_on_loop": False}, "stop", "eos", "x" * 200, 200),
+        ("ab文", {"max_new_tokens": 4}, "length", "max_tokens", "ab\N{REPLACEMENT CHARACTER}", 4),
+        ("abababab", {"no_repeat_ngram_size": 2}, None, None, "aba", None),
+    ],
+)
+def test_a_generation_ends_for_the_right_reason_with_the_right_counts(
+    start, answer, changes, reason, detail, text, tokens
+) -> None:
+    engine = start(FakeModel(scripted({250: answer})))
+    request = sequence(PROMPT, **{"max_new_tokens": 1000, **changes})
+    if detail is None:  # the filter bends the answer after its beginning, so the script ends in an error
+        request = sequence(PROMPT, **{"max_new_tokens": 3, **changes})
+        engine.submit(request)
+        assert outcome(request)[0] == text
+        return
+    engine.submit(request)
+    said, finished = outcome(request)
+    assert said == text
+    assert (finished.reason, finished.detail) == (reason, detail)
+    assert (finished.usage.prompt_tokens, finished.usage.completion_tokens) == (2, tokens)
+    assert len(request.tokens) == tokens
+
+
+def test_pieces_account_for_the_tokens_behind_them(start) -> None:
+    engine = start(FakeModel(scripted({250: "a文b"})))
+    request = sequence(PROMPT, max_new_tokens=100)
+    engine.submit(request)
+    events = []
+    while not isinstance(event := request.next_event(PATIENCE), Finished):
+        events.append(event)
+    assert events == [TextDelta("a", 1), TextDelta("文", 3), TextDelta("b", 1)]
+
+
+def test_timings_add_up_along_the_way_of_a_request(start) -> None:
+    engine = start(FakeModel())
+    request = Sequence([0, IMAGE], [image(1000)], InferenceSettings(max_new_tokens=5), WORDS, 100, prepare_seconds=0.25)
+    engine.submit(request)
+    timings = outcome(request)[1].timings
+    assert timings.prepare == 0.25
+    assert min(timings.queued, timings.vision, timings.prefill, timings.decode) >= 0
+    assert timings.first_token >= timings.queued + timings.vision + timings.prefill

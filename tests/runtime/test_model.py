@@ -1,0 +1,329 @@
+"""The Python API on a real export with random weights: what a row says depends on its request alone."""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tokenizers import Tokenizer
+
+from models.errors import InvalidInput, ManifestError
+from runtime import Model
+from runtime.errors import EngineClosed, QueueFull
+from runtime.requests import Finished, Request, TextDelta
+
+PROMPT = "<image>\nFree OCR."
+LONG = {"no_repeat_ngram_size": 0, "stop_on_loop": False, "max_new_tokens": 1000}
+SMALL_VIEW = {"crop_mode": False, "image_size": 64}  # one image token and its newline and separator
+VIEW_TOKENS = 3
+PATIENCE = 60.0
+
+
+@pytest.fixture(scope="module")
+def model(random_model_folder: Path) -> Iterator[Model]:
+    with Model.open(random_model_folder, device="cpu", slots=8) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def page(picture: Callable[..., Image.Image]) -> Image.Image:
+    return picture(300, 200)
+
+
+def encoded(image: Image.Image, form: str = "PNG") -> bytes:
+    file = io.BytesIO()
+    image.save(file, form)
+    return file.getvalue()
+
+
+def test_a_row_says_the_same_alone_and_beside_seven_others(model, picture) -> None:
+    """Prompts of different lengths, tiled and plain images, budgets that end at different steps."""
+    asked = [
+        (picture(200 + 90 * i, 900 - 100 * i, i), f"<image>\n{'word ' * (3 * i)}{i}.", {"max_new_tokens": 12 + 7 * i})
+        for i in range(8)
+    ]
+    ask = lambda i: model.read(asked[i][0], asked[i][1], base_size=256, image_size=320, **asked[i][2])
+    alone = [ask(i) for i in range(8)]
+    together: list = [None] * 8
+    threads = [threading.Thread(target=lambda i=i: together.__setitem__(i, ask(i))) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE)
+    for one, other in zip(alone, together, strict=True):
+        assert other.tokens == one.tokens
+        assert other.text == one.text
+        assert other.finished.usage == one.finished.usage
+
+
+def test_sampled_rows_with_a_seed_say_the_same_alone_and_beside_others(model, page) -> None:
+    ask = lambda seed: (
+        model.read(
+            page, PROMPT, do_sample=True, temperature=1.0, top_k=40, seed=seed, max_new_tokens=20, **SMALL_VIEW
+        ).tokens
+    )
+    alone = [ask(seed) for seed in range(4)]
+    assert len({tuple(tokens) for tokens in alone}) == 4
+    together: list = [None] * 4
+    threads = [threading.Thread(target=lambda i=i: together.__setitem__(i, ask(i))) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE)
+    assert together == alone
+
+
+def test_path_bytes_and_image_of_one_picture_give_one_answer(model, page, tmp_path, monkeypatch) -> None:
+    page.save(tmp_path / "page.png")
+    expected = model.read(page, max_new_tokens=6, **SMALL_VIEW).text
+    monkeypatch.chdir(tmp_path)
+    for source in (tmp_path / "page.png", str(tmp_path / "page.png"), "page.png", encoded(page), [page], (page,)):
+        assert model.read(source, max_new_tokens=6, **SMALL_VIEW).text == expected
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "I;16", "F"])
+def test_pictures_of_every_mode_are_read(model, page, mode) -> None:
+    changed = Image.new("I;16", page.size, 40_000) if mode == "I;16" else page.convert(mode)
+    assert model.read(changed, max_new_tokens=2, **SMALL_VIEW).tokens
+
+
+def test_a_prompt_without_images_is_answered(model) -> None:
+    result = model.read([], "Hello", max_new_tokens=3)
+    assert result.finished.usage.prompt_tokens == 1 + len("Hello")
+    assert result.finished.usage.image_tokens == 0
+
+
+def test_what_is_no_image_is_refused_by_name(model, tmp_path) -> None:
+    (tmp_path / "page.png").write_text("no picture")
+    for source, name in (
+        (tmp_path / "page.png", "page.png"), (tmp_path / "missing.png", "missing.png"), (tmp_path, tmp_path.name),
+        (b"", "the image bytes"), (b"no picture", "the image bytes"),
+    ):  # fmt: skip
+        with pytest.raises(InvalidInput, match=name):
+            model.read(source)
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow warns of much that it then reads
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP"])
+def test_a_damaged_picture_is_refused_or_read_and_nothing_else(model, page, form) -> None:
+    """Cut off and flipped bytes: whatever Pillow raises, the caller sees InvalidInput."""
+    from runtime.model import _open_image
+
+    whole = encoded(page.resize((40, 30)), form)
+    random = np.random.default_rng(0)
+    for _ in range(150):
+        damaged = bytearray(whole[: random.integers(1, len(whole) + 1)])
+        for at in random.integers(0, len(damaged), random.integers(0, 4)):
+            damaged[at] = random.integers(0, 256)
+        try:
+            _open_image(bytes(damaged))
+        except InvalidInput:
+            continue
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1), (3, 9000)])
+def test_a_picture_of_extreme_shape_is_read_or_refused(model, size) -> None:
+    try:
+        result = model.read(Image.new("RGB", size, "white"), max_new_tokens=2, base_size=256, image_size=64)
+    except InvalidInput:
+        return
+    assert result.finished.error is None
+
+
+def test_settings_that_are_unknown_or_out_of_range_are_refused(model, page) -> None:
+    with pytest.raises(InvalidInput, match="unknown setting 'max_tokens'"):
+        model.read(page, max_tokens=5)
+    with pytest.raises(InvalidInput, match="temperature is -1"):
+        model.read(page, temperature=-1)
+    with pytest.raises(InvalidInput, match="image_size is 100; this model takes multiples of 16"):
+        model.read(page, image_size=100)
+
+
+def test_slots_and_images_that_differ_are_refused(model, page) -> None:
+    with pytest.raises(InvalidInput, match="2 <image> slots for 1 images"):
+        model.read(page, "<image><image>")
+
+
+def test_a_prompt_as_long_as_the_context_is_refused_with_both_numbers(model, page) -> None:
+    limit = model.manifest.max_length
+    longest = limit - 1 - 1 - VIEW_TOKENS  # BOS, and a place for the first step
+    with pytest.raises(InvalidInput, match=rf"{limit} tokens \({VIEW_TOKENS} of them for images\).*takes {limit} "):
+        model.read(page, "<image>" + "x" * (longest + 1), **SMALL_VIEW)
+    result = model.read(page, "<image>" + "x" * longest, **SMALL_VIEW, **LONG)
+    assert result.finished.detail in ("context", "eos")
+    assert result.finished.usage.prompt_tokens == limit - 1
+
+
+def test_an_answer_ends_where_the_context_does(model, page) -> None:
+    """The cache holds max_length tokens, and the last token chosen needs no place in it."""
+    limit = model.manifest.max_length
+    for seed in range(20):  # until a random answer does not meet the end token
+        result = model.read(
+            page, "<image>" + "x" * (limit - 40), **SMALL_VIEW, **LONG, do_sample=True, temperature=1.0, seed=seed
+        )
+        if result.finished.detail == "context":
+            break
+    usage = result.finished.usage
+    assert result.finished.reason == "length"
+    assert usage.prompt_tokens + usage.completion_tokens == limit + 1
+
+
+def test_usage_counts_bos_image_and_text(model, page, picture) -> None:
+    plain = model.read(page, "<image>\nFree OCR.", max_new_tokens=4, **SMALL_VIEW)
+    text = len("\nFree OCR.")  # the small tokenizer has a token for each byte
+    assert plain.finished.usage.image_tokens == VIEW_TOKENS
+    assert plain.finished.usage.prompt_tokens == 1 + VIEW_TOKENS + text
+    assert plain.finished.usage.completion_tokens == len(plain.tokens)
+    # facts: 2 wide x 3 high tiles of 640 and a global view of 1024
+    tiled = model.read(picture(900, 1350), "<image>\nFree OCR.", max_new_tokens=2, base_size=1024, image_size=640)
+    assert tiled.finished.usage.image_tokens == 21 * 30 + 273
+    assert tiled.finished.usage.prompt_tokens == 1 + 903 + text
+
+
+def test_timings_are_there_for_every_stage_and_fit_into_the_whole(model, page) -> None:
+    timings = model.read(page, max_new_tokens=8, base_size=256, image_size=640).finished.timings
+    assert min(timings.prepare, timings.vision, timings.prefill, timings.first_token) > 0
+    assert timings.queued >= 0
+    assert timings.decode >= 0
+    assert timings.first_token >= timings.vision + timings.prefill
+
+
+def test_the_text_is_the_decoded_tokens_and_the_streamed_pieces(model, page, random_model_folder) -> None:
+    tokenizer = Tokenizer.from_file(str(random_model_folder / "tokenizer.json"))
+    result = model.read(page, max_new_tokens=60, **SMALL_VIEW)
+    assert result.text == tokenizer.decode(result.tokens, skip_special_tokens=False).strip()
+    assert "".join(model.stream(page, max_new_tokens=60, **SMALL_VIEW)) == result.text
+
+
+def test_tokens_without_a_meaning_are_never_produced(model, page, random_model_folder) -> None:
+    """The export has more vocabulary rows than its tokenizer has tokens, all with random weights."""
+    known = Tokenizer.from_file(str(random_model_folder / "tokenizer.json")).get_vocab_size()
+    assert model.manifest.sizes.vocabulary > known
+    for seed in range(3):
+        result = model.read(
+            page, do_sample=True, temperature=50.0, seed=seed, **SMALL_VIEW, **{**LONG, "max_new_tokens": 200}
+        )
+        assert max(result.tokens) < known
+
+
+def test_a_stream_closed_early_cancels_its_request(model, page, monkeypatch) -> None:
+    started = []
+    submit = model.submit
+    monkeypatch.setattr(model, "submit", lambda request: started.append(submit(request)) or started[-1])
+    for seed in range(20):
+        stream = model.stream(page, "<image>", do_sample=True, temperature=5.0, seed=seed, **SMALL_VIEW, **LONG)
+        if next(stream, None) is not None:
+            stream.close()
+            break
+    assert model.drain(PATIENCE)
+    events = []
+    while not isinstance(event := started[-1].next_event(PATIENCE), Finished):
+        events.append(event)
+    assert event.reason == "cancelled"
+    assert event.usage.completion_tokens < LONG["max_new_tokens"]
+
+
+def test_submit_gives_events_that_end_in_one_finished(model, page) -> None:
+    from models.settings import InferenceSettings
+
+    generation = model.submit(Request("<image>", [page], InferenceSettings(max_new_tokens=5, **SMALL_VIEW)))
+    events = []
+    while not isinstance(event := generation.next_event(PATIENCE), Finished):
+        assert isinstance(event, TextDelta)
+        events.append(event)
+    assert sum(delta.token_count for delta in events) <= event.usage.completion_tokens
+    assert generation.next_event(0) is None
+
+
+def test_two_open_models_do_not_disturb_each_other(
+    random_model_folder, model, page, export_checkpoint, tmp_path
+) -> None:
+    from tools.checkpoints import Sizes, write_random_checkpoint
+
+    other_folder = export_checkpoint(write_random_checkpoint(tmp_path / "other", Sizes(layers=2), seed=9))
+    expected = model.read(page, max_new_tokens=12, **SMALL_VIEW).tokens
+    with Model.open(other_folder, device="cpu") as other:
+        answers: dict[str, list] = {"one": [], "other": []}
+        ask = lambda name, asked: answers[name].extend(
+            asked.read(page, max_new_tokens=12, **SMALL_VIEW).tokens for _ in range(3)
+        )
+        threads = [threading.Thread(target=ask, args=pair) for pair in (("one", model), ("other", other))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(PATIENCE)
+    assert answers["one"] == [expected] * 3
+    assert answers["other"][0] == answers["other"][1] == answers["other"][2] != expected
+
+
+def test_a_closed_model_refuses_requests_and_may_be_closed_again(random_model_folder, page) -> None:
+    model = Model.open(random_model_folder, device="cpu")
+    assert model.read(page, max_new_tokens=1, **SMALL_VIEW).tokens
+    model.close()
+    model.close()
+    with pytest.raises(EngineClosed):
+        model.read(page)
+    assert model.drain(0)
+
+
+def test_more_requests_than_slots_and_queue_are_refused(random_model_folder, page) -> None:
+    with Model.open(random_model_folder, device="cpu", slots=1, max_queue=0) as model:
+        stream = model.stream(page, "<image>", do_sample=True, temperature=5.0, seed=1, **SMALL_VIEW, **LONG)
+        next(stream)
+        if model.active:  # it may have met its end token by now
+            with pytest.raises(QueueFull):
+                model.read(page, **SMALL_VIEW)
+        stream.close()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_threads_reach_the_sessions_and_change_no_text(random_model_folder, model, page, threads, monkeypatch) -> None:
+    import onnxruntime
+
+    seen = []
+    create = onnxruntime.InferenceSession
+    monkeypatch.setattr(
+        "runtime.providers.ort.InferenceSession",
+        lambda path, options, **rest: seen.append(options.intra_op_num_threads) or create(path, options, **rest),
+    )
+    with Model.open(random_model_folder, device="cpu", threads=threads) as other:
+        assert other.device.threads == threads
+        assert (
+            other.read(page, max_new_tokens=12, **SMALL_VIEW).tokens
+            == model.read(page, max_new_tokens=12, **SMALL_VIEW).tokens
+        )
+    assert seen == [threads] * 3
+
+
+@pytest.mark.parametrize("file", ["decoder.onnx", "vision.onnx", "tokenizer.json"])
+def test_a_file_damaged_without_a_change_of_size_is_an_error_that_names_it(random_model_folder, tmp_path, file) -> None:
+    import shutil
+
+    folder = tmp_path / "copy"
+    shutil.copytree(random_model_folder, folder)
+    (folder / file).write_bytes(b"\xff" * (folder / file).stat().st_size)
+    with pytest.raises(ManifestError, match=file):
+        Model.open(folder, device="cpu")
+
+
+def test_a_folder_without_an_export_says_how_to_make_one(tmp_path) -> None:
+    with pytest.raises(ManifestError, match="python -m export"):
+        Model.open(tmp_path)
+
+
+def test_a_failure_of_the_engine_is_raised_by_read_and_by_stream(random_model_folder, picture, monkeypatch) -> None:
+    from runtime.errors import GenerationFailed
+
+    with Model.open(random_model_folder, device="cpu", slots=1) as model:
+        monkeypatch.setattr(model._engine._decoder, "prefill", lambda row, embeddings: 1 / 0)
+        with pytest.raises(GenerationFailed, match="division by zero"):
+            model.read(picture(64, 64))
+        with pytest.raises(GenerationFailed, match="division by zero"):
+            list(model.stream(picture(64, 64)))
+        monkeypatch.undo()
+        assert model.read(picture(64, 64), max_new_tokens=2).finished.error is None
