@@ -63,11 +63,11 @@ class Config:
         UnknownModel
             listing the known ids.
         """
-        if model_id in CATALOG or (model_id in self.entries and not self._is_variant(model_id)):
+        if model_id in CATALOG or (model_id in self.entries and not self.is_variant(model_id)):
             return self._plain_entry(model_id)
         variant = catalog.split_variant(model_id)
-        if variant is None or (variant[0] not in CATALOG and variant[0] not in self.entries):
-            raise UnknownModel(f"model {model_id!r} is not known; known models: {', '.join(self.model_ids())}")
+        if variant is None or not self.is_variant(model_id):
+            raise UnknownModel(f"model {model_id!r:.120} is not known; known models: {', '.join(self.model_ids())}")
         base = self.entry(variant[0])
         own = dict(self.entries.get(model_id, {}))
         own["defaults"] = {**base.defaults, **own.get("defaults", {})}
@@ -77,12 +77,13 @@ class Config:
             own["id"] = model_id
         return dataclasses.replace(base, **own)
 
-    def _is_variant(self, model_id: str) -> bool:
+    def is_variant(self, model_id: str) -> bool:
+        """Whether the id means "that other model, in this dtype"."""
         variant = catalog.split_variant(model_id)
-        if variant is None or (variant[0] not in CATALOG and variant[0] not in self.entries):
+        if model_id in CATALOG or variant is None or (variant[0] not in CATALOG and variant[0] not in self.entries):
             return False
-        own, base = self.entries[model_id].get("family"), self.entry(variant[0]).family
-        return own in (None, base)
+        own = self.entries.get(model_id, {}).get("family")
+        return own in (None, self.entry(variant[0]).family)
 
     def _plain_entry(self, model_id: str) -> ModelEntry:
         own = dict(self.entries.get(model_id, {}))

@@ -72,7 +72,7 @@ SERVER_KEYS: tuple[ServerKey, ...] = (
         "off, public or any",
         "fetch http(s) images: off, from public addresses, or from any address",
     ),
-    ServerKey("remote_timeout", 20.0, _is_number, _SECONDS, "longest fetch of one remote image in seconds"),
+    ServerKey("remote_timeout", 20.0, _is_number, _SECONDS, "seconds that fetching a request's images may take"),
     ServerKey("api_keys", [], _is_strings, "a list of strings", "clients must send one of these as a bearer token"),
     ServerKey("cors_origins", [], _is_strings, "a list of origins", "browser origins that may call the API"),
     ServerKey("shutdown_timeout", 30.0, _is_number, _SECONDS, "seconds that running requests get at shutdown"),

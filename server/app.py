@@ -1,0 +1,85 @@
+"""Puts the resources together into one WSGI application."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import falcon
+
+from models.config import Config
+
+from . import errors
+from .auth import ApiKeys
+from .chat import ChatCompletions
+from .fetch import Fetcher
+from .generate import Generator
+from .health import Health, MetricsResource, Ready
+from .images import ImageReader
+from .loading import ModelKey, ModelSource
+from .metrics import Metrics
+from .models_api import Model, Models
+from .openapi import OpenApi
+from .options import ServerOptions
+from .pool import ModelPool
+from .responses import Responses
+
+
+@dataclass(frozen=True)
+class Application:
+    """The WSGI application and the parts that outlive a request."""
+
+    wsgi: falcon.App[Any, Any]
+    generator: Generator
+    pool: ModelPool[ModelKey]
+    source: ModelSource
+    metrics: Metrics
+
+    def preload(self, model_id: str) -> None:
+        """Load a model before anybody asks for it."""
+        self.pool.acquire(self.source.key(self.source.entry(model_id))).release()
+
+    def close(self) -> None:
+        """End exports and close the models."""
+        self.source.close()
+        self.pool.close()
+
+
+def build(
+    config: Config, options: ServerOptions, source: ModelSource, *, fetcher: Fetcher | None = None
+) -> Application:
+    """Make the application. ``source`` opens the models; ``fetcher`` replaces the one that the options describe."""
+    pool = ModelPool[ModelKey](source.load, max_loaded=options.max_loaded_models, timeout=options.queue_timeout)
+    images = ImageReader(
+        fetcher or Fetcher(options.remote_images, options.max_image_mb << 20, options.remote_timeout),
+        max_images=options.max_images,
+        max_bytes=options.max_image_mb << 20,
+        max_pixels=options.max_image_megapixels * 1_000_000,
+    )
+    metrics = Metrics()
+    generator = Generator(config, options, source, pool, images)
+    metrics.watch("ocr_queue_depth", "Requests waiting for a model or inside its queue",
+                  lambda: pool.waiting + pool.queue_depth())  # fmt: skip
+    metrics.watch("ocr_active_requests", "Requests being encoded, prefilled or decoded", pool.active)
+    metrics.watch("ocr_requests_present", "Generation requests in the house", lambda: generator.present)
+    metrics.watch("ocr_loaded_models", "Models in memory", lambda: len(pool.loaded_keys()))
+
+    middleware: list[Any] = [ApiKeys(options.api_keys)]
+    if options.cors_origins:
+        origins = "*" if "*" in options.cors_origins else list(options.cors_origins)
+        middleware.insert(0, falcon.CORSMiddleware(allow_origins=origins, expose_headers=["X-Request-Id"]))
+    app: falcon.App[Any, Any] = falcon.App(middleware=middleware)
+    app.req_options.strip_url_path_trailing_slash = True
+    errors.install(app)
+
+    max_body = options.max_body_mb << 20
+    app.add_route(ChatCompletions.path, ChatCompletions(generator, metrics, max_body))
+    app.add_route(Responses.path, Responses(generator, metrics, max_body))
+    app.add_route("/v1/models", Models(source, pool))
+    app.add_route("/v1/models/{model_id}", Model(source, pool))
+    app.add_route("/health", Health())
+    app.add_route("/v1/health", Health())
+    app.add_route("/ready", Ready(generator, pool))
+    app.add_route("/metrics", MetricsResource(metrics))
+    app.add_route("/openapi.json", OpenApi())
+    return Application(app, generator, pool, source, metrics)

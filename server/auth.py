@@ -1,0 +1,74 @@
+"""API keys: everything but the health routes needs one when any is set."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import falcon
+
+from models.errors import ConfigError
+
+from .errors import ApiError
+
+ENVIRONMENT = "OCR_ONNX_API_KEY"  # one key, or several with commas between
+OPEN_PATHS = frozenset({"/health", "/v1/health", "/ready"})
+
+
+class ApiKeys:
+    """Falcon middleware that lets only bearers of a key through."""
+
+    def __init__(self, keys: Sequence[str]) -> None:
+        # Digests have one length, so comparing them says nothing about a key's.
+        self._digests = [_digest(key) for key in keys]
+
+    def process_request(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """Refuse requests without a valid key.
+
+        Raises
+        ------
+        ApiError
+            with status 401.
+        """
+        # A browser asks with OPTIONS before it may send the key.
+        if not self._digests or req.method == "OPTIONS" or (req.path.rstrip("/") or "/") in OPEN_PATHS:
+            return
+        scheme, _, given = (req.get_header("Authorization") or "").partition(" ")
+        digest = _digest(given.strip() if scheme.lower() == "bearer" else "")
+        matches = [hmac.compare_digest(digest, known) for known in self._digests]  # all of them, found or not
+        if not any(matches):
+            raise ApiError(
+                401,
+                "a valid API key is needed, as the header Authorization: Bearer KEY",
+                code="invalid_api_key",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
+
+
+def extra_keys(file: Path | None) -> list[str]:
+    """Keys from the environment variable and from a file with one key a line.
+
+    Raises
+    ------
+    ConfigError
+        when the file cannot be read, or holds no key.
+    """
+    keys = [key.strip() for key in os.environ.get(ENVIRONMENT, "").split(",")]
+    if file is not None:
+        try:
+            lines = [line.strip() for line in file.expanduser().read_text(encoding="utf-8").splitlines()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"the API key file {file} cannot be read: {error}") from error
+        found = [line for line in lines if line and not line.startswith("#")]
+        if not found:
+            # An empty file would mean an open server, which is not what its owner asked for.
+            raise ConfigError(f"the API key file {file} holds no key; write one on a line of its own")
+        keys += found
+    return [key for key in keys if key]
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()

@@ -1,0 +1,85 @@
+"""POST /v1/chat/completions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from runtime.requests import Finished, TextDelta
+
+from . import sse
+from .answers import engine_error, extension, is_truncated
+from .endpoint import GenerationEndpoint
+from .errors import ApiError, BadRequest, error_body
+from .generate import Job
+from .logs import RequestRecord
+from .messages import Prompt, from_chat
+from .schema import ChatRequest
+
+_BUDGET = "max_tokens"
+
+
+class ChatCompletions(GenerationEndpoint):
+    """OpenAI's chat completions."""
+
+    path = "/v1/chat/completions"
+    request_model = ChatRequest
+
+    def prompt(self, body: Any) -> Prompt:
+        if body.n is not None and body.n != 1:
+            raise BadRequest(f"n is {body.n}; this server gives one answer to a request", param="n")
+        return from_chat(body.messages)
+
+    def answer(self, body: Any, record: RequestRecord, text: str, finished: Finished) -> dict[str, Any]:
+        message = {"role": "assistant", "content": text, "refusal": None}
+        return {
+            **_head(record, body.model, "chat.completion"),
+            "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": _reason(finished)}],
+            "usage": _usage(finished),
+            "ocr": extension(finished, record.id, _BUDGET),
+        }
+
+    def chunks(self, body: Any, job: Job) -> Iterator[bytes]:
+        head = _head(job.record, body.model, "chat.completion.chunk")
+        with_usage = bool(body.stream_options and body.stream_options.include_usage)
+
+        def chunk(delta: dict[str, Any], finish_reason: str | None = None, **more: Any) -> bytes:
+            choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+            # With include_usage every chunk but the last has a null there.
+            return sse.event({**head, "choices": [choice], **({"usage": None} if with_usage else {}), **more})
+
+        yield chunk({"role": "assistant", "content": ""})
+        for event in job.events():
+            if event is None:
+                yield sse.PING
+            elif isinstance(event, TextDelta):
+                yield chunk({"content": event.text})
+            elif event.detail == "error":
+                raise engine_error(event)
+            else:
+                yield chunk({}, _reason(event), ocr=extension(event, job.record.id, _BUDGET))
+                if with_usage:
+                    yield sse.event({**head, "choices": [], "usage": _usage(event)})
+        yield sse.DONE
+
+    def failure(self, body: Any, record: RequestRecord, error: ApiError) -> bytes:
+        return sse.event(error_body(error.status_code, error.message, code=error.error_code)) + sse.DONE
+
+
+def _head(record: RequestRecord, model: str, kind: str) -> dict[str, Any]:
+    return {"id": f"chatcmpl-{record.id}", "object": kind, "created": record.created, "model": model}
+
+
+def _reason(finished: Finished) -> str:
+    """OpenAI knows ``stop`` and ``length``; the finer reason is in the ``ocr`` field."""
+    return "length" if is_truncated(finished) else "stop"
+
+
+def _usage(finished: Finished) -> dict[str, Any]:
+    usage = finished.usage
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": 0, "image_tokens": usage.image_tokens},
+    }

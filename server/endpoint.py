@@ -1,0 +1,126 @@
+"""What the two generation endpoints share: reading the body, starting the job, answering plain or streamed."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import uuid
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import falcon
+
+from runtime.requests import Finished
+
+from . import schema, sse
+from .errors import ApiError, BadRequest, ClientGone, TooLarge, translate
+from .generate import Generator, Job
+from .logs import RequestRecord
+from .messages import Prompt
+from .metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+READERS = 4  # bodies that are parsed at once: each can be 50 MB, twice while it is read
+
+
+class GenerationEndpoint:
+    """A Falcon resource; subclasses say how a request is read and an answer is written."""
+
+    path: ClassVar[str]
+    request_model: ClassVar[Any]
+
+    def __init__(self, generator: Generator, metrics: Metrics, max_body_bytes: int) -> None:
+        self._generator, self._metrics = generator, metrics
+        self._max_body_bytes = max_body_bytes
+        self._reading = threading.Semaphore(READERS)
+
+    def prompt(self, body: Any) -> Prompt:
+        """The conversation of a checked body.
+
+        Raises
+        ------
+        InvalidInput, ApiError
+            when it asks for something that is not supported.
+        """
+        raise NotImplementedError
+
+    def answer(self, body: Any, record: RequestRecord, text: str, finished: Finished) -> dict[str, Any]:
+        """The JSON document of a whole answer."""
+        raise NotImplementedError
+
+    def chunks(self, body: Any, job: Job) -> Iterator[bytes]:
+        """The server-sent events of an answer; ``ClientGone`` may pass through."""
+        raise NotImplementedError
+
+    def failure(self, body: Any, record: RequestRecord, error: ApiError) -> bytes:
+        """The event that ends a stream which has begun and cannot go on."""
+        raise NotImplementedError
+
+    def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
+        record = RequestRecord(uuid.uuid4().hex, self.path, self._metrics)
+        resp.set_header("X-Request-Id", record.id)
+        try:
+            self._serve(req, resp, record)
+        except BaseException as error:
+            record.finish(_outcome(error))
+            raise
+
+    def _serve(self, req: falcon.Request, resp: falcon.Response, record: RequestRecord) -> None:
+        self._generator.enter()
+        try:
+            with self._reading:
+                body = schema.parse(self._read(req), self.request_model)
+            record.stream = bool(body.stream)
+            is_gone = req.env.get("waitress.client_disconnected", lambda: False)
+            job = self._generator.start(self.prompt(body), body.model, schema.settings_of(body), record, is_gone)
+        except BaseException:
+            self._generator.leave()
+            raise
+        if not record.stream:
+            try:
+                text, finished = job.collect()
+                resp.media = self.answer(body, record, text, finished)
+            finally:
+                job.close()
+            return
+        resp.content_type = "text/event-stream; charset=utf-8"
+        resp.set_headers(sse.HEADERS)
+        resp.stream = sse.EventStream(self._guarded(body, job), job.close)
+
+    def _guarded(self, body: Any, job: Job) -> Iterator[bytes]:
+        """The chunks; a failure after the headers becomes a last event, for it can be no status any more."""
+        try:
+            yield from self.chunks(body, job)
+        except ClientGone:
+            job.close("client_gone")
+        except Exception as error:
+            known = translate(error)
+            if known is None:
+                log.exception("unexpected error while streaming %s", job.record.id)
+                known = ApiError(500, "internal error; the server's log has the details", code="internal_error")
+            job.close("error")
+            yield self.failure(body, job.record, known)
+
+    def _read(self, req: falcon.Request) -> bytes:
+        size, limit = req.content_length or 0, self._max_body_bytes
+        if size > limit:
+            raise TooLarge(f"the body has {size} bytes; the limit is {limit >> 20} MiB (--max-body-mb)")
+        # Asking for JSON also keeps web pages of other origins out: their plain forms cannot send it.
+        if req.content_type and "json" not in req.content_type.lower():
+            raise ApiError(
+                415, f"the body must be application/json, not {req.content_type[:80]}", code="unsupported_media_type"
+            )
+        raw = req.bounded_stream.read()
+        if not raw:
+            raise BadRequest("the body is empty; it must be a JSON object", code="invalid_json")
+        return raw
+
+
+def _outcome(error: BaseException) -> str:
+    if isinstance(error, ClientGone):
+        return "client_gone"
+    known = translate(error) if isinstance(error, Exception) else None
+    if known is None or known.status_code == 500:
+        return "error"
+    return "refused" if known.status_code == 503 else "rejected"

@@ -1,0 +1,134 @@
+"""Everything that ends in an HTTP error, in OpenAI's shape: ``{"error": {message, type, param, code}}``."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any
+
+import falcon
+
+from models.config import UnknownModel
+from models.errors import ConfigError, InvalidInput
+from runtime.errors import EngineClosed, QueueFull
+
+log = logging.getLogger(__name__)
+
+_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+
+
+class ApiError(falcon.HTTPError):
+    """An error with OpenAI's fields."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after: float | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        headers = dict(headers or {})
+        if retry_after is not None:
+            headers["Retry-After"] = str(max(1, round(retry_after)))
+        super().__init__(falcon.code_to_http_status(status), title=message, headers=headers, code=None)
+        self.message = message
+        self.param = param
+        self.error_code = code
+
+
+class BadRequest(ApiError):
+    """The client's request cannot be carried out as it stands."""
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(400, message, param=param, code=code or "invalid_request")
+
+
+class TooLarge(ApiError):
+    """A body, an image or a number of images beyond the limit."""
+
+    def __init__(self, message: str, *, param: str | None = None, code: str = "too_large") -> None:
+        super().__init__(413, message, param=param, code=code)
+
+
+class Unavailable(ApiError):
+    """Cannot be served now; Retry-After says when to try again."""
+
+    def __init__(self, message: str, *, code: str = "unavailable", retry_after: float = 10) -> None:
+        super().__init__(503, message, code=code, retry_after=retry_after)
+
+
+class ModelUnavailable(Exception):
+    """A model that cannot be exported or loaded; the message says what to do."""
+
+
+class ClientGone(Exception):
+    """The client hung up while its request was waiting or running."""
+
+
+def error_body(status: int, message: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
+    """The JSON document of an error."""
+    kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def translate(error: Exception) -> ApiError | None:
+    """The HTTP error for an expected exception of the other packages; None for a surprise."""
+    match error:
+        case ApiError():
+            return error
+        case InvalidInput():
+            return BadRequest(str(error))
+        case UnknownModel():
+            return ApiError(404, str(error), param="model", code="model_not_found")
+        case ConfigError():
+            return ApiError(404, str(error), param="model", code="model_not_supported")
+        case QueueFull():
+            return Unavailable(str(error), code="queue_full", retry_after=error.retry_after)
+        case ModelUnavailable():
+            return Unavailable(str(error), code="model_unavailable", retry_after=60)
+        case EngineClosed():
+            return Unavailable(f"the model stopped: {error}; try again", code="engine_closed", retry_after=5)
+    return None
+
+
+def install(app: falcon.App[Any, Any]) -> None:
+    """Make every error of the application answer in OpenAI's shape."""
+    app.set_error_serializer(_serialize)
+    app.add_error_handler(Exception, _handle)
+    app.add_error_handler(ClientGone, _handle_gone)
+
+
+def _serialize(req: falcon.Request, resp: falcon.Response, error: falcon.HTTPError) -> None:
+    status = error.status_code
+    if isinstance(error, ApiError):
+        body = error_body(status, error.message, error.param, error.error_code)
+    else:
+        reason = error.description or error.title
+        if status == 404:
+            reason = f"there is nothing at {req.method} {req.path[:200]}; see /openapi.json for what there is"
+        elif status == 405:
+            reason = f"{req.path} does not take {req.method}; it takes {resp.get_header('Allow') or 'other methods'}"
+        body = error_body(status, reason, code=_code(status))
+    resp.content_type = falcon.MEDIA_JSON
+    resp.data = json.dumps(body, ensure_ascii=False).encode()
+
+
+def _code(status: int) -> str:
+    return str(falcon.code_to_http_status(status)).partition(" ")[2].lower().replace(" ", "_")
+
+
+def _handle(req: falcon.Request, resp: falcon.Response, error: Exception, params: dict[str, Any]) -> None:
+    known = translate(error)
+    if known is not None:
+        raise known
+    # The traceback holds code and file names, never the user's document.
+    log.exception("unexpected error in %s %r", req.method, req.path, exc_info=error)
+    raise ApiError(500, "internal error; the server's log has the details", code="internal_error") from error
+
+
+def _handle_gone(req: falcon.Request, resp: falcon.Response, error: Exception, params: dict[str, Any]) -> None:
+    # 499: nobody reads it, but the log and the metrics do.
+    raise ApiError(499, "the client closed the connection", code="client_closed_request")

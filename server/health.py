@@ -1,0 +1,48 @@
+"""/health (alive), /ready (a model is loaded and new work is taken), /metrics."""
+
+from __future__ import annotations
+
+import falcon
+
+from .generate import Generator
+from .loading import ModelKey
+from .metrics import CONTENT_TYPE, Metrics
+from .pool import ModelPool
+
+
+class Health:
+    """Answers while the process lives, whatever the models do."""
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        resp.media = {"status": "ok"}
+
+
+class Ready:
+    """For load balancers: 503 until a model is loaded, and again while the server is shutting down."""
+
+    def __init__(self, generator: Generator, pool: ModelPool[ModelKey]) -> None:
+        self._generator, self._pool = generator, pool
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        models = [str(key) for key in self._pool.loaded_keys()]
+        if self._generator.draining:
+            status = "shutting_down"
+        elif models:
+            status = "ready"
+        else:
+            status = "loading" if self._pool.loading is not None else "no_model"
+        resp.media = {"status": status, "models": models}
+        if status != "ready":
+            resp.status = falcon.HTTP_503
+            resp.set_header("Retry-After", "5")
+
+
+class MetricsResource:
+    """Prometheus' text format."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        resp.content_type = CONTENT_TYPE
+        resp.data = self._metrics.text()

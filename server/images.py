@@ -1,0 +1,120 @@
+"""Images of a request: from data: URLs and addresses to decoded pictures, within limits that hold before decoding."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import logging
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from PIL import Image
+
+from .errors import ApiError, BadRequest, TooLarge
+from .fetch import Fetcher
+
+log = logging.getLogger(__name__)
+
+FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF")
+
+_DATA_URL = re.compile(r"data:(?P<mime>[\w.+-]+/[\w.+-]+)?(?P<params>(?:;[\w.+=-]+)*),", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class ImageReader:
+    """Reads the images of one request."""
+
+    fetcher: Fetcher
+    max_images: int = 10
+    max_bytes: int = 20 << 20  # of one encoded image
+    max_pixels: int = 50_000_000  # of one image
+
+    def read(self, urls: Sequence[str]) -> list[Image.Image]:
+        """Fetch and decode all images, in order. They are loaded, as stored: not rotated, not converted.
+
+        Raises
+        ------
+        BadRequest
+            for an address, an encoding or a format that cannot be read.
+        TooLarge
+            for too many images, bytes or pixels.
+        """
+        if len(urls) > self.max_images:
+            raise TooLarge(f"{len(urls)} images in one request; the limit is {self.max_images}", code="too_many_images")
+        deadline = time.monotonic() + self.fetcher.timeout
+        return [self._decode(self._bytes(url, deadline), number) for number, url in enumerate(urls, 1)]
+
+    def _bytes(self, url: str, deadline: float) -> bytes:
+        url = url.strip()
+        if url[:5].lower() == "data:":
+            return self._data_url(url)
+        if "://" in url[:32] and url[:7].lower() != "file://":
+            return self.fetcher.fetch(url, deadline)
+        raise BadRequest(
+            "an image must be a data: URL (data:image/png;base64,...) or an http(s) address; files and paths of the "
+            "server are not read",
+            param="image_url",
+            code="invalid_image_url",
+        )
+
+    def _data_url(self, url: str) -> bytes:
+        head = _DATA_URL.match(url[:256])
+        if head is None or ";base64" not in head["params"].lower():
+            raise BadRequest(
+                "the image's data: URL must look like data:image/png;base64,...",
+                param="image_url",
+                code="invalid_image_url",
+            )
+        if (len(url) - head.end()) * 3 // 4 > self.max_bytes + 3:
+            raise TooLarge(
+                f"an image is larger than {self.max_bytes >> 20} MiB", param="image_url", code="image_too_large"
+            )
+        # Some clients break lines, leave the padding out or use the URL alphabet.
+        text = re.sub(r"\s+", "", url[head.end() :]).translate(str.maketrans("-_", "+/")).rstrip("=")
+        try:
+            return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+        except (binascii.Error, ValueError):
+            raise BadRequest(
+                "the image's data: URL holds no valid base64", param="image_url", code="invalid_base64"
+            ) from None
+
+    def _decode(self, data: bytes, number: int) -> Image.Image:
+        try:
+            image = Image.open(io.BytesIO(data), formats=FORMATS)  # reads the header only
+            width, height = image.size
+            if width * height > self.max_pixels:
+                raise _too_many_pixels(number, f"{width} x {height}", self.max_pixels)
+            image.seek(0)
+            image.load()
+            if image.width * image.height > self.max_pixels:  # a frame larger than its header said
+                raise _too_many_pixels(number, f"{image.width} x {image.height}", self.max_pixels)
+        except ApiError:
+            raise
+        except (Image.DecompressionBombError, MemoryError):
+            raise _too_many_pixels(number, "its size", self.max_pixels) from None
+        except Exception as error:
+            # Decoders of damaged files raise whatever they run into: SyntaxError, struct.error, IndexError ...
+            raise BadRequest(
+                f"image {number} cannot be read ({_reason(error)}); formats are {', '.join(FORMATS)}",
+                param="image_url",
+                code="invalid_image",
+            ) from error
+        return image
+
+
+def _reason(error: Exception) -> str:
+    text = str(error)
+    if "cannot identify" in text:  # the message holds an object's address, which helps nobody
+        return "not a known image format, or damaged"
+    return text[:100] or type(error).__name__
+
+
+def _too_many_pixels(number: int, size: str, limit: int) -> TooLarge:
+    return TooLarge(
+        f"image {number}: {size} is more than {limit / 1e6:.0f} million pixels; scale it down",
+        param="image_url",
+        code="image_too_large",
+    )

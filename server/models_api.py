@@ -1,0 +1,48 @@
+"""GET /v1/models and /v1/models/{id}."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import falcon
+
+from models.errors import ConfigError
+
+from .loading import ModelKey, ModelSource
+from .pool import ModelPool
+
+
+class _ModelResource:
+    def __init__(self, source: ModelSource, pool: ModelPool[ModelKey]) -> None:
+        self._source, self._pool = source, pool
+        self._created = int(time.time())
+
+    def _describe(self, model_id: str) -> dict[str, Any]:
+        entry = self._source.entry(model_id)
+        try:
+            loaded = self._source.key(entry) in self._pool.loaded_keys()
+        except ConfigError:  # one of its files is missing, which asking for it will say
+            loaded = False
+        return {
+            "id": model_id,
+            "object": "model",
+            "created": self._created,
+            "owned_by": "ocr-onnx",
+            "family": entry.family,
+            "loaded": loaded,
+        }
+
+
+class Models(_ModelResource):
+    """The models that can be asked for."""
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        resp.media = {"object": "list", "data": [self._describe(model_id) for model_id in self._source.model_ids()]}
+
+
+class Model(_ModelResource):
+    """One model."""
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response, model_id: str) -> None:
+        resp.media = self._describe(model_id)

@@ -1,0 +1,132 @@
+"""/openapi.json, made from the request schemas."""
+
+from __future__ import annotations
+
+from importlib import metadata
+from typing import Any
+
+import falcon
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from .schema import ChatRequest, ResponsesRequest
+
+_ERRORS = {
+    "400": "the request cannot be carried out as it stands",
+    "401": "a valid API key is needed",
+    "404": "no such model",
+    "413": "the body or an image is too large",
+    "415": "the body is not JSON",
+    "503": "busy, loading or shutting down; Retry-After says when to try again",
+}
+
+
+def document() -> dict[str, Any]:
+    """The OpenAPI 3.1 document of this server."""
+    bodies: list[type[BaseModel]] = [ChatRequest, ResponsesRequest]
+    _, definitions = models_json_schema(
+        [(body, "validation") for body in bodies], ref_template="#/components/schemas/{model}"
+    )
+    schemas = {**definitions["$defs"], "Error": _ERROR, "Answer": {"type": "object"}}
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "ocr-onnx",
+            "version": _version(),
+            "description": "OCR with vision-language models, behind OpenAI's API.",
+        },
+        "paths": {
+            "/v1/chat/completions": {"post": _generation("createChatCompletion", "ChatRequest")},
+            "/v1/responses": {"post": _generation("createResponse", "ResponsesRequest")},
+            "/v1/models": {"get": _get("listModels", "the models that can be asked for", "401")},
+            "/v1/models/{model_id}": {
+                "get": _get("getModel", "one model", "401", "404"),
+                "parameters": [{"name": "model_id", "in": "path", "required": True, "schema": {"type": "string"}}],
+            },
+            "/health": {"get": _public("health", "the server lives")},
+            "/v1/health": {"get": _public("healthV1", "the server lives")},
+            "/ready": {"get": _public("ready", "a model is loaded and new work is taken", "503")},
+            "/metrics": {"get": _get("metrics", "counters in Prometheus' text format", "401", media="text/plain")},
+            "/openapi.json": {"get": _get("openapi", "this document", "401")},
+        },
+        "components": {
+            "schemas": schemas,
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+        },
+        "security": [{}, {"key": []}],
+    }
+
+
+class OpenApi:
+    """GET /openapi.json."""
+
+    def __init__(self) -> None:
+        self._document = document()
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        resp.media = self._document
+
+
+_ERROR = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "param": {"type": ["string", "null"]},
+                "code": {"type": ["string", "null"]},
+            },
+        }
+    },
+}
+
+
+def _generation(operation: str, body: str) -> dict[str, Any]:
+    reference = {"schema": {"$ref": f"#/components/schemas/{body}"}}
+    answer = {
+        "description": "the answer, or its events when stream is true",
+        "content": {
+            "application/json": {"schema": {"$ref": "#/components/schemas/Answer"}},
+            "text/event-stream": {"schema": {"type": "string"}},
+        },
+    }
+    return {
+        "operationId": operation,
+        "requestBody": {"required": True, "content": {"application/json": reference}},
+        "responses": {"200": answer, **_errors(*_ERRORS)},
+    }
+
+
+def _get(operation: str, description: str, *errors: str, media: str = "application/json") -> dict[str, Any]:
+    return {
+        "operationId": operation,
+        "responses": {"200": {"description": description, "content": {media: {"schema": {}}}}, **_errors(*errors)},
+    }
+
+
+def _public(operation: str, description: str, *statuses: str) -> dict[str, Any]:
+    content = {"application/json": {"schema": {"type": "object"}}}
+    return {
+        "operationId": operation,
+        "security": [],
+        "responses": {
+            status: {"description": description if status == "200" else "not now", "content": content}
+            for status in ("200", *statuses)
+        },
+    }
+
+
+def _errors(*statuses: str) -> dict[str, Any]:
+    content = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+    return {status: {"description": _ERRORS[status], "content": content} for status in statuses}
+
+
+def _version() -> str:
+    try:
+        return metadata.version("ocr-onnx")
+    except metadata.PackageNotFoundError:
+        return "0"

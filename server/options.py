@@ -1,0 +1,60 @@
+"""What the command line and config.toml decide for the server as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from models.config_template import SERVER_KEYS
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    """Flags over config.toml's [server] over the defaults of ``config_template.SERVER_KEYS``."""
+
+    host: str = "0.0.0.0"
+    port: int = 8000
+    slots: int = 0
+    threads: int = 0
+    max_queue: int = 64
+    queue_timeout: float = 600.0
+    max_loaded_models: int = 1
+    max_body_mb: int = 50
+    max_images: int = 10
+    max_image_mb: int = 20
+    max_image_megapixels: int = 50
+    remote_images: Literal["off", "public", "any"] = "public"
+    remote_timeout: float = 20.0
+    api_keys: tuple[str, ...] = ()
+    cors_origins: tuple[str, ...] = ()
+    shutdown_timeout: float = 30.0
+    log_format: Literal["text", "json"] = "text"
+
+    # From the command line and the other tables.
+    model: str = "deepseek-ocr"  # loaded at the start
+    device: str = "cpu"
+    dtype: str | None = None
+    model_config: Path | None = None
+    tokenizer: Path | None = None
+    weights: Path | None = None
+    inference_flags: Mapping[str, Any] = field(default_factory=dict)  # settings given as flags, by field name
+
+    @property
+    def capacity(self) -> int:
+        """Generation requests in the house at once, running and waiting."""
+        return (self.slots or 4) + self.max_queue
+
+
+def server_options(config: Mapping[str, Any], flags: Mapping[str, Any], **others: Any) -> ServerOptions:
+    """Lay the flags over config.toml's [server] table. Lists (keys, origins) of the two are joined."""
+    values: dict[str, Any] = {}
+    for key in SERVER_KEYS:
+        if isinstance(key.default, list):
+            values[key.name] = tuple(dict.fromkeys([*config.get(key.name, []), *(flags.get(key.name) or [])]))
+        elif flags.get(key.name) is not None:
+            values[key.name] = flags[key.name]
+        else:
+            values[key.name] = config.get(key.name, key.default)
+    return ServerOptions(**values, **others)

@@ -1,0 +1,55 @@
+"""The real server process with scripted models: ``python -m tests.server.fake_server`` takes ocr-onnx-serve's flags.
+
+The prompt decides what a model does. Words with a meaning: ``slow`` (40 pieces, 50 ms apart), ``brisk`` (10 ms apart),
+``silent`` (2 s before the first piece), ``endless``, ``broken`` (the engine fails).
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import runtime.model
+import server.generate
+from models.paths import cache_dir
+from runtime.requests import Request
+from server.cli import main
+from tests.server.fake import ScriptedModel, Step
+
+
+def script(request: Request) -> Iterable[Step]:
+    if "broken" in request.prompt:
+        raise RuntimeError("scripted failure")
+    if "silent" in request.prompt:
+        yield 2.0
+    if "slow" in request.prompt:
+        for number in range(40):
+            yield f"{number} "
+            yield 0.05
+    elif "brisk" in request.prompt:
+        for number in range(40):
+            yield f"{number} "
+            yield 0.01
+    elif "endless" in request.prompt:
+        for number in itertools.count():
+            yield f"{number} "
+            yield 0.02
+    else:
+        yield from ("Grüße", ", ", "世界", ".")
+
+
+def open_model(folder: Path, *, max_queue: int, slots: int | None, **_: Any) -> ScriptedModel:
+    return ScriptedModel(script, slots=slots or 4, max_queue=max_queue)
+
+
+if __name__ == "__main__":
+    runtime.model.Model.open = open_model  # type: ignore[assignment, method-assign]
+    server.generate.PING_SECONDS = 0.5
+    for model_id in ("deepseek-ocr", "tiny-ocr"):
+        folder = cache_dir() / "models" / model_id / "onnx" / "f32"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "manifest.json").write_text("{}")
+    sys.exit(main())

@@ -1,0 +1,146 @@
+"""Images from data: URLs: formats, limits that hold before decoding, damage."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import io
+import struct
+import zlib
+
+import pytest
+from PIL import Image
+
+from server.errors import ApiError
+from server.fetch import Fetcher
+from server.images import FORMATS, ImageReader
+from tests.server.conftest import data_url
+
+READER = ImageReader(Fetcher("off"), max_bytes=1 << 20, max_pixels=1_000_000)
+
+
+def encode(data: bytes, mime: str = "image/png") -> str:
+    return f"data:{mime};base64,{base64.b64encode(data).decode()}"
+
+
+def read(url: str, reader: ImageReader = READER) -> Image.Image:
+    (image,) = reader.read([url])
+    return image
+
+
+def refused(url: str, status: int, reader: ImageReader = READER) -> str:
+    with pytest.raises(ApiError) as caught:
+        reader.read([url])
+    assert caught.value.status_code == status
+    return caught.value.message
+
+
+def png_header(width: int, height: int, body: bytes = b"") -> bytes:
+    """A PNG that says it is large and holds little."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(body)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_every_format_is_read(form: str) -> None:
+    original = Image.linear_gradient("L").resize((31, 17)).convert("RGB")
+    image = read(data_url(original, form))
+    assert image.size == (31, 17)
+    assert image.convert("RGB").getpixel((0, 0)) != image.convert("RGB").getpixel((30, 16))
+
+
+@pytest.mark.parametrize("form", ["GIF", "TIFF", "WEBP"])
+def test_the_first_frame_of_several_is_read(form: str) -> None:
+    buffer = io.BytesIO()
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    frames[0].save(buffer, form, save_all=True, append_images=frames[1:], lossless=True)
+    red, _, blue = read(encode(buffer.getvalue())).convert("RGB").getpixel((4, 4))  # type: ignore[misc]
+    assert red > 200 > 50 > blue
+
+
+def test_the_orientation_stays_for_the_family_to_apply() -> None:
+    image = Image.new("RGB", (20, 10))
+    exif = image.getexif()
+    exif[0x0112] = 6
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", exif=exif)
+    assert read(encode(buffer.getvalue())).getexif()[0x0112] == 6
+
+
+def test_base64_is_read_as_clients_write_it() -> None:
+    url = data_url()
+    head, _, body = url.partition(",")
+    for variant in (body.rstrip("="), "\n".join(body[i : i + 60] for i in range(0, len(body), 60)),
+                    body.replace("+", "-").replace("/", "_")):  # fmt: skip
+        assert read(f"{head},{variant}").size == (40, 30)
+    for other in ("data:;base64,", "data:application/octet-stream;base64,", "DATA:image/png;charset=utf-8;BASE64,"):
+        assert read(other + body).size == (40, 30)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "", "data:", "data:image/png,abc", "data:image/png;base64", "data:image/png;base64,@@@@", "http:/x", "C:\\x",
+        "file:///etc/passwd", "FILE:///etc/passwd", "/etc/passwd", "../x.png", "javascript:1", "about:blank", "iVBORw0",
+    ],
+)  # fmt: skip
+def test_what_is_no_image_url_is_refused(url: str) -> None:
+    refused(url, 400)
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"hello", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"RIFF\0\0\0\0WEBP", b"II*\0\x08\0\0\0", b"BM"]
+)
+def test_what_is_no_image_is_refused(data: bytes) -> None:
+    assert "0x" not in refused(encode(data), 400)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_truncated_files_are_refused(form: str) -> None:
+    buffer = io.BytesIO()
+    Image.effect_noise((200, 200), 50).convert("RGB").save(buffer, form)
+    data = buffer.getvalue()
+    for part in (0.3, 0.9):
+        refused(encode(data[: int(len(data) * part)]), 400)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_damaged_files_never_raise_anything_else() -> None:
+    for form in FORMATS:
+        buffer = io.BytesIO()
+        Image.effect_noise((40, 40), 50).convert("RGB").save(buffer, form)
+        for position in range(0, min(len(buffer.getvalue()), 200), 3):
+            data = bytearray(buffer.getvalue())
+            data[position] ^= 0xFF
+            with contextlib.suppress(ApiError):
+                READER.read([encode(bytes(data))])
+
+
+def test_other_formats_are_refused_even_where_pillow_reads_them() -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(buffer, "PPM")
+    assert "PNG, JPEG" in refused(encode(buffer.getvalue()), 400)
+
+
+@pytest.mark.parametrize("size", [(1001, 1000), (30_000, 30_000), (2**31 - 1, 2**31 - 1), (1, 1_000_001)])
+def test_too_many_pixels_are_refused_from_the_header(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded before the check"))
+    assert "pixels" in refused(encode(png_header(*size)), 413)
+
+
+def test_a_bomb_in_a_small_file_is_refused() -> None:
+    bomb = png_header(20_000, 20_000, b"\0" * 1_000_000)
+    assert len(bomb) < 2000
+    refused(encode(bomb), 413)
+
+
+def test_too_many_bytes_are_refused_before_they_are_decoded() -> None:
+    assert "1 MiB" in refused("data:image/png;base64," + "A" * (2 << 20), 413)
+
+
+def test_remote_images_can_be_switched_off() -> None:
+    assert "switched off" in refused("https://example.com/a.png", 400)

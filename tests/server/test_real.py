@@ -1,0 +1,249 @@
+"""The server process with the real exporter and the real runtime, on small models with random weights.
+
+Such a model writes nonsense; what counts here is everything around it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import psutil
+import pytest
+from PIL import Image
+
+from tests.server.conftest import ServerProcess, chat, data_url
+from tests.server.test_process import Raw, metric, settled_memory, until
+
+pytest.importorskip("onnxruntime")
+pytest.importorskip("torch")
+
+
+def write_config(folder: Path, checkpoint: Path, *ids: str) -> Path:
+    path = folder / "config.toml"
+    entries = [f'[models.entries.{name}]\nkind = "deepseek-ocr"\nsource = "{checkpoint}"\n' for name in ids]
+    path.write_text("[inference]\nmax_new_tokens = 24\n" + "".join(entries))
+    return path
+
+
+Start = Callable[..., ServerProcess]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory, random_checkpoint: Path) -> Path:
+    folder = tmp_path_factory.mktemp("real")
+    write_config(folder, random_checkpoint, "small-a", "small-b")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(home: Path) -> Iterator[ServerProcess]:
+    """A server that exported its model when it started."""
+    server = ServerProcess(["--config", str(home / "config.toml"), "--model", "small-a", "--slots", "4"], home)
+    until(lambda: httpx.get(f"{server.url}/ready").status_code == 200, 120)
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def start(tmp_path: Path, random_checkpoint: Path) -> Iterator[Start]:
+    """Start servers with an empty cache of their own."""
+    with contextlib.ExitStack() as stack:
+        path = write_config(tmp_path, random_checkpoint, "small-a", "small-b")
+
+        def run(*arguments: str) -> ServerProcess:
+            server = ServerProcess(["--config", str(path), "--model", "small-a", *arguments], tmp_path)
+            stack.callback(server.kill)
+            return server
+
+        yield run
+
+
+def page(width: int = 300, height: int = 200) -> str:
+    return data_url(Image.effect_noise((width, height), 90).convert("RGB"))
+
+
+PAGE = page()
+
+
+def ask(model: str = "small-a", **more: Any) -> dict[str, Any]:
+    return chat(model=model, url=PAGE, **more)
+
+
+def post(server: ServerProcess, body: dict[str, Any], path: str = "/v1/chat/completions") -> httpx.Response:
+    return httpx.post(f"{server.url}{path}", json=body, timeout=120)
+
+
+def test_every_endpoint_answers_alike_plain_and_streamed(server: ServerProcess) -> None:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+        plain = client.chat.completions.create(**ask())
+        chunks = list(client.chat.completions.create(**ask(), stream=True, stream_options={"include_usage": True}))
+        content = [{"type": "input_image", "image_url": PAGE}, {"type": "input_text", "text": "Free OCR."}]
+        message: Any = [{"role": "user", "content": content}]
+        response = client.responses.create(model="small-a", input=message)
+        streamed: Any = list(client.responses.create(model="small-a", input=message, stream=True))[-1]
+    text = plain.choices[0].message.content
+    assert text == "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert text == response.output_text == streamed.response.output_text
+    assert plain.usage is not None
+    assert plain.usage == chunks[-1].usage
+    # BOS, 273 image tokens of a 1024 view, the text.
+    assert plain.usage.prompt_tokens > 274
+    assert response.usage is not None
+    assert response.usage.input_tokens == plain.usage.prompt_tokens
+    assert (plain.choices[0].finish_reason == "length") == (response.status == "incomplete")
+
+
+def test_settings_of_the_request_reach_the_model(server: ServerProcess) -> None:
+    short = post(server, ask(max_tokens=3)).json()
+    assert short["usage"]["completion_tokens"] == 3
+    assert short["choices"][0]["finish_reason"] == "length"
+    late = post(server, ask(deadline_s=0.2, max_tokens=1500, stop_on_loop=False, no_repeat_ngram_size=0)).json()
+    assert late["choices"][0]["finish_reason"] in ("length", "stop")
+    small = post(server, ask(base_size=512, max_tokens=1)).json()
+    assert small["usage"]["prompt_tokens"] < short["usage"]["prompt_tokens"]
+    wrong = post(server, ask(base_size=33))
+    assert wrong.status_code == 400
+    assert "base_size is 33" in wrong.json()["error"]["message"]
+
+
+def test_a_deadline_returns_the_text_so_far(server: ServerProcess) -> None:
+    answer = post(server, ask(deadline_s=0, max_tokens=1000)).json()
+    assert (answer["choices"][0]["finish_reason"], answer["ocr"]["finish_detail"]) == ("length", "deadline")
+
+
+def test_a_prompt_beyond_the_models_length_is_refused(server: ServerProcess) -> None:
+    refused = post(server, ask(text="word " * 5000))
+    assert refused.status_code == 400
+    assert "tokens" in refused.json()["error"]["message"]
+
+
+def test_the_first_text_arrives_while_decoding_goes_on(server: ServerProcess) -> None:
+    raw = Raw(server, ask(max_tokens=1700, stream=True, no_repeat_ngram_size=0, stop_on_loop=False))
+    raw.read_until(b'"delta":{"content":"')
+    assert b'"finish_detail"' not in raw.received
+    assert metric(server, "ocr_active_requests") == 1
+    raw.hang_up()
+    until(lambda: metric(server, "ocr_active_requests") == 0)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_hanging_up_stops_the_decoding(server: ServerProcess, stream: bool) -> None:
+    body = ask(max_tokens=1700, stream=stream, no_repeat_ngram_size=0, stop_on_loop=False)
+    raw = Raw(server, body)
+    until(lambda: metric(server, "ocr_active_requests") == 1)
+    raw.hang_up()
+    until(lambda: metric(server, "ocr_active_requests") == 0)
+    assert server.find("outcome=client_gone")
+
+
+def test_fifty_clients_with_half_of_them_hanging_up_leave_nothing_behind(server: ServerProcess) -> None:
+    process = psutil.Process(server.process.pid)
+    small = {"base_size": 256, "image_size": 256}
+    expected = post(server, ask(**small)).json()["choices"][0]["message"]["content"]
+    first = 0
+    for _ in range(3):
+        texts: list[str] = []
+
+        def stay(texts: list[str] = texts) -> None:
+            texts.append(post(server, ask(**small)).json()["choices"][0]["message"]["content"])
+
+        def leave(moment: float, stream: bool) -> None:
+            raw = Raw(server, ask(stream=stream, **small))
+            threading.Event().wait(moment)
+            raw.hang_up()
+
+        threads = [threading.Thread(target=stay) for _ in range(25)]
+        threads += [threading.Thread(target=leave, args=(number * 0.05, number % 2 == 0)) for number in range(25)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(120)
+        assert texts == [expected] * 25
+        until(lambda: metric(server, "ocr_requests_present") == 0)
+        assert metric(server, "ocr_active_requests") == metric(server, "ocr_queue_depth") == 0
+        first = first or settled_memory(process)  # the first round fills caches and thread stacks
+    # A process as small as this one (100 MB) varies by a few MB, whatever it does.
+    limit = max(first * 1.05, first + 12e6)
+    until(lambda: process.memory_info().rss <= limit)
+
+
+def test_switching_exports_loads_and_gives_the_memory_back(server: ServerProcess) -> None:
+    first = post(server, ask("small-a")).json()["choices"][0]["message"]["content"]
+    assert post(server, ask("small-b")).json()["choices"][0]["message"]["content"] == first  # the same weights
+    assert server.find(r"export small-b: published")
+    assert httpx.get(f"{server.url}/ready").json()["models"] == ["small-b (f32)"]
+    process = psutil.Process(server.process.pid)
+    before = settled_memory(process)
+    for _ in range(3):
+        for model in ("small-a", "small-b"):
+            assert post(server, ask(model)).status_code == 200
+    until(lambda: process.memory_info().rss <= max(before * 1.05, before + 12e6))
+
+
+def test_requests_for_two_models_at_once_are_all_answered(server: ServerProcess) -> None:
+    codes: list[int] = []
+    threads = [
+        threading.Thread(target=lambda model=model: codes.append(post(server, ask(model)).status_code))
+        for model in ["small-a", "small-b"] * 4
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert codes == [200] * 8
+
+
+@pytest.mark.parametrize("with_exporter", [False, True], ids=["server", "server and exporter"])
+def test_killed_during_the_export_of_a_switch_the_next_start_serves(start: Start, with_exporter: bool) -> None:
+    server = start()
+    until(lambda: httpx.get(f"{server.url}/ready").status_code == 200, 120)
+    raw = Raw(server, ask("small-b"))
+    server.wait_for_line("exporting it to .*small-b")
+    until(lambda: bool(psutil.Process(server.process.pid).children()))
+    children = psutil.Process(server.process.pid).children()
+    os.kill(server.process.pid, signal.SIGKILL)
+    if with_exporter:
+        for child in children:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+    server.process.wait(30)
+    raw.hang_up()
+    again = start()
+    for model in ("small-b", "small-a"):
+        assert post(again, ask(model)).status_code == 200
+
+
+def test_stopping_during_an_export_ends_the_exporter_and_refuses_who_waits(start: Start) -> None:
+    server = start("--shutdown-timeout", "0")
+    server.wait_for_line("exporting it to .*small-a")
+    raw = Raw(server, ask())
+    until(lambda: metric(server, "ocr_requests_present") == 1)
+    assert server.stop() == 0
+    assert json.loads(raw.read_all().partition(b"\r\n\r\n")[2])["error"]["code"] in (
+        "shutting_down",
+        "model_unavailable",
+    )
+
+
+def test_an_export_that_fails_is_a_503_with_its_message(tmp_path: Path) -> None:
+    empty = tmp_path / "checkpoint"
+    empty.mkdir()
+    path = write_config(tmp_path, empty, "small-a")
+    server = ServerProcess(["--config", str(path), "--model", "small-a"], tmp_path)
+    try:
+        refused = post(server, ask())
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "model_unavailable")
+        assert "config.json" in refused.json()["error"]["message"]
+        assert httpx.get(f"{server.url}/health").status_code == 200
+        assert httpx.get(f"{server.url}/ready").json()["status"] == "no_model"
+    finally:
+        server.kill()

@@ -1,0 +1,344 @@
+"""The benchmark's own logic, and one run of it on a small model. No test here asserts a time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+
+from models.manifest import Manifest
+from tools.bench import llama
+from tools.bench.__main__ import main
+from tools.bench.ours import endless_copy, page_image, vision_dtype
+from tools.bench.plan import PARTS, QUICK, Case, Kind, Plan
+from tools.bench.report import Results, compare, ratios, render, rivals, table
+from tools.bench.turns import BenchError, Memory, Series, advantage, groups_in_memory, measure, turn_order
+
+
+class Fake:
+    """A contender that notes when it is asked, and answers with rising values."""
+
+    def __init__(self, name: str, log: list[str], size: int = 1, fails: tuple[int, ...] = ()) -> None:
+        self._name, self._log, self._size, self._fails = name, log, size, fails
+        self._value = 0.0
+
+    def name(self, kind: Kind) -> str:
+        return self._name
+
+    def can(self, case: Case) -> bool:
+        return case.value < 100
+
+    def memory(self, kind: Kind) -> Memory:
+        return Memory(self._size, self._size)
+
+    def prepare(self, case: Case) -> None:
+        self._log.append(f"prepare {self._name}{case.value}")
+
+    def sample(self, case: Case) -> Mapping[str, float]:
+        self._log.append(f"{self._name}{case.value}")
+        if case.value in self._fails:
+            raise BenchError("no luck")
+        self._value += 1
+        return {"tokens/s": self._value}
+
+    def close(self) -> None:
+        pass
+
+
+def results(*series: Series) -> Results:
+    return Results({"cpu": "A", "cores": 2, "memory_gb": 8}, {"numpy": "2"}, "2026-01-02T03:04:05", {}, list(series))
+
+
+def series(contender: str, part: str = "decode", value: int = 512, samples: tuple[float, ...] = (1.0,)) -> Series:
+    metric = "s" if part in ("vision", "page") else "tokens/s"
+    case = next(case for case in Plan().cases(part) if case.value == value)  # type: ignore[arg-type]
+    return Series(contender, part, case.label, value, metric, list(samples))
+
+
+# Turns.
+
+
+def test_who_starts_changes_from_round_to_round() -> None:
+    assert [turn_order("abc", turn) for turn in range(4)] == [list("abc"), list("bca"), list("cab"), list("abc")]
+
+
+def test_every_contender_is_measured_once_before_any_is_measured_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tools.bench.turns._PAUSE", 0)
+    log: list[str] = []
+    cases = [Case("decode", 1, "one"), Case("decode", 2, "two"), Case("decode", 100, "too long")]
+    found = measure([Fake("a", log), Fake("b", log)], cases, 2, lambda line: None, number=3)
+    assert log == [
+        "prepare a1", "prepare b1", "prepare a2", "prepare b2",
+        "a1", "b1", "a2", "b2",
+        "b1", "a1", "b2", "a2",
+    ]  # fmt: skip
+    assert {(one.contender, one.case): one.samples for one in found} == {
+        ("a", "one"): [1, 3], ("a", "two"): [2, 4], ("b", "one"): [1, 3], ("b", "two"): [2, 4],
+    }  # fmt: skip
+    assert {one.group for one in found} == {3}
+
+
+def test_a_contender_that_fails_a_case_is_left_out_of_it_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tools.bench.turns._PAUSE", 0)
+    told: list[str] = []
+    cases = [Case("decode", 1, "one"), Case("decode", 2, "two")]
+    found = measure([Fake("a", [], fails=(2,)), Fake("b", [])], cases, 3, told.append)
+    assert [(one.contender, one.case, len(one.samples)) for one in found] == [
+        ("a", "one", 3), ("b", "one", 3), ("b", "two", 3),
+    ]  # fmt: skip
+    assert [line for line in told if "NOT" in line] == ["NOT MEASURED decode two a: no luck"]
+
+
+def test_contenders_that_fit_into_memory_together_are_measured_together() -> None:
+    ours, other = Fake("ours q4", [], 30), Fake("ours q8", [], 40)
+    peer, large = Fake("llama.cpp Q4_0", [], 20), Fake("transformers f32", [], 50)
+
+    def names(available: int) -> list[list[str]]:
+        found = groups_in_memory([ours, other, peer, large], "decoder", rivals, available)
+        return [[one.name("decoder") for one in group] for group in found]
+
+    assert names(160) == [["ours q4", "ours q8", "llama.cpp Q4_0", "transformers f32"]]
+    assert names(140) == [["ours q4", "llama.cpp Q4_0"], ["ours q4", "ours q8", "transformers f32"]]
+    assert names(60) == [["ours q4", "llama.cpp Q4_0"], ["ours q8"], ["transformers f32"]]
+
+
+def test_a_contender_that_needs_more_to_load_than_to_stay_counts_with_its_peak() -> None:
+    class Peaky(Fake):
+        def memory(self, kind: Kind) -> Memory:
+            return Memory(90, 10)
+
+    group = [Fake("ours f32", [], 50), Peaky("transformers f32", [])]
+    assert len(list(groups_in_memory(group, "vision", rivals, 100))) == 1  # the peak comes first
+    assert len(list(groups_in_memory([*group, Peaky("transformers bf16", [])], "vision", rivals, 100))) == 2
+
+
+# Statistics.
+
+
+def test_advantage_is_above_one_when_ours_is_better_whatever_the_unit() -> None:
+    assert advantage(20, 10, "tokens/s") == 2
+    assert advantage(10, 20, "s") == 2
+    assert advantage(20, 10, "GB peak") == 0.5
+
+
+def test_best_is_the_largest_speed_and_the_smallest_time() -> None:
+    assert series("x", samples=(1, 3, 2)).best == 3
+    assert series("x", "vision", 640, (1.0, 3.0, 2.0)).best == 1
+    assert series("x", samples=(1, 3, 2)).median == 2
+    assert series("x", samples=(1, 3, 2)).spread == 1
+
+
+def test_llama_cpp_is_compared_with_the_same_bits_only() -> None:
+    assert rivals("ours q4", "llama.cpp Q4_0")
+    assert not rivals("ours q8", "llama.cpp Q4_0")
+    assert rivals("ours q8", "transformers bf16")
+    assert not rivals("ours q8", "ours q4")
+    assert not rivals("transformers f32", "transformers bf16")
+
+
+def test_ratios_stay_within_a_group_where_ours_was_measured_in_several() -> None:
+    ours = series("ours q4", samples=(30,))
+    again = replace(ours, samples=[40], group=1)
+    peer, alone = series("llama.cpp Q4_0", samples=(10,)), replace(series("transformers f32", samples=(5,)), group=7)
+    found = [(one.ours.group, one.peer.contender, one.medians) for one in ratios([ours, again, peer, alone])]
+    assert found == [(0, "llama.cpp Q4_0", 3), (0, "transformers f32", 6), (1, "transformers f32", 8)]
+
+
+# Reports.
+
+
+def test_bars_stand_beside_their_ratios() -> None:
+    text = render(results(
+        series("ours q4", samples=(55, 60, 65)), series("llama.cpp Q4_0", samples=(60, 50, 70)),
+        series("ours vision q8", "vision", 640, (2,)), series("transformers bf16", "vision", 640, (2.2,)),
+        series("ours q4", "batch", 1, (60,)), series("ours q4", "batch", 8, (120,)),
+    ))  # fmt: skip
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
+    assert ["decode", "context 512", "ours q4", "llama.cpp Q4_0", "1.00", "0.93", ">= 1 met", "yes"] in rows
+    assert [
+        "vision",
+        "640 x 640",
+        "ours vision q8",
+        "transformers bf16",
+        "1.10",
+        "1.10",
+        ">= 1.3 MISSED",
+        "yes",
+    ] in rows
+    assert ["batch", "8 rows", "ours q4", "the same, 1 row", "2.00", "2.00", ">= 1.8 met", "yes"] in rows
+    assert ["decode", "context 512", "ours q4", "60", "65", "tokens/s", "3", "17%"] in rows
+
+
+def test_results_come_back_from_json_as_they_were(tmp_path: Path) -> None:
+    found = results(series("ours q4", samples=(1.5, 2.5)))
+    found.notes.append("NOT MEASURED")
+    found.save(tmp_path / "a.json")
+    assert Results.load(tmp_path / "a.json") == found
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 99}', '{"format": 1, "series": [{}]}'])
+def test_a_file_that_holds_no_results_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(BenchError, match=r"a\.json"):
+        Results.load(tmp_path / "a.json")
+
+
+def test_compare_tells_what_changed_by_more_than_the_noise() -> None:
+    before = results(series("ours q4", samples=(10, 10.1)), series("ours q8", samples=(10, 20)), series("ours f32"))
+    after = results(series("ours q4", samples=(8, 8.1)), series("ours q8", samples=(18, 18)))
+    after.machine["cpu"] = "B"
+    text = compare(before, after)
+    assert "machines differ (A; B)" in text
+    lines = [line for line in text.splitlines() if "ours" in line]
+    assert len(lines) == 2
+    assert "0.80" in lines[0]
+    assert "WORSE" in lines[0]
+    assert "better" not in lines[1]  # 1.2 times as good, but the samples differ by more
+    assert "nothing in common" in compare(before, results())
+
+
+def test_compare_and_its_errors_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    results(series("ours q4")).save(tmp_path / "a.json")
+    assert main(["compare", str(tmp_path / "a.json"), str(tmp_path / "a.json")]) == 0
+    assert "| ours q4 |" in capsys.readouterr().out
+    assert main(["compare", str(tmp_path / "a.json"), str(tmp_path / "b.json")]) == 1
+    assert "error:" in capsys.readouterr().err
+
+
+def test_tables_are_markdown_with_aligned_columns() -> None:
+    assert table(["a", "long name"], [["x|y", "1"]]).splitlines() == [
+        "| a    | long name |",
+        "| ---- | --------- |",
+        "| x\\|y | 1         |",
+    ]
+
+
+def test_every_part_has_cases_and_quick_ones_are_fewer() -> None:
+    for part in PARTS:
+        assert 1 <= len(list(QUICK.cases(part))) <= len(list(Plan().cases(part)))
+    assert [case.value for case in Plan().cases("batch")] == [1, 2, 4, 8, 16]
+
+
+# Peers.
+
+
+def test_speed_is_read_from_llama_bench() -> None:
+    assert llama.bench_speed('warning: x\n[\n {"n_prompt": 512, "avg_ts": 174.5}\n]\n') == 174.5
+
+
+LOG = """\
+image slice encoded in 3800 ms
+image decoded (batch 1/1) in 500 ms
+image slice encoded in 12500 ms
+common_perf_print: prompt eval time =    7000.00 ms /   908 tokens (    7.71 ms per token,   129.71 tokens per second)
+common_perf_print:        eval time =   10500.00 ms /   399 runs   (   26.32 ms per token,    38.00 tokens per second)
+"""
+
+
+def test_a_page_of_llama_cpp_is_vision_and_prefill_and_decode() -> None:
+    assert llama.page_times(LOG, 400) == {"s": 33.8, "s vision": 16.3, "s prefill": 7.0, "s decode": 10.5}
+    with pytest.raises(BenchError, match="399 tokens instead of 500"):
+        llama.page_times(LOG, 500)
+    with pytest.raises(BenchError, match="no times"):
+        llama.page_times("failed to load", 400)
+
+
+def test_a_missing_llama_cpp_says_how_to_get_it(tmp_path: Path) -> None:
+    with pytest.raises(BenchError, match="build-llama"):
+        llama.find(tmp_path)
+
+
+@pytest.mark.parametrize(("type_name", "tolerance"), [("F32", 0.0), ("Q8_0", 0.01), ("Q4_0", 0.15)])
+def test_a_gguf_file_holds_the_checkpoints_decoder(
+    random_checkpoint: Path, tmp_path: Path, type_name: str, tolerance: float
+) -> None:
+    gguf = pytest.importorskip("gguf")
+    from export.checkpoint import Checkpoint
+    from tools.bench.gguf_writer import decoder_tensors, write_decoder
+    from tools.checkpoints import Sizes
+
+    path = write_decoder(random_checkpoint, tmp_path / "decoder.gguf", type_name)
+    assert [file.name for file in tmp_path.iterdir()] == ["decoder.gguf"]
+    reader = gguf.GGUFReader(path)
+    checkpoint, sizes = Checkpoint(random_checkpoint), Sizes()
+
+    def key(name: str) -> object:
+        return reader.fields[name].contents()
+
+    assert key("general.architecture") == "deepseek2-ocr"
+    assert key("deepseek2-ocr.block_count") == sizes.layers
+    assert key("deepseek2-ocr.expert_used_count") == sizes.top_k
+    assert key("deepseek2-ocr.attention.key_length") == sizes.hidden // sizes.heads
+    assert key("deepseek2-ocr.vocab_size") == sizes.vocabulary
+    assert key("tokenizer.ggml.model") == "no_vocab"
+
+    found = {tensor.name: tensor for tensor in reader.tensors}
+    expected = {tensor.name: tensor for tensor in decoder_tensors(checkpoint)}
+    assert found.keys() == expected.keys()
+    assert {"token_embd.weight", "output.weight", "blk.0.ffn_up.weight", "blk.1.ffn_gate_inp.weight"} <= found.keys()
+    assert tuple(found["blk.1.ffn_down_exps.weight"].shape) == (sizes.expert_mlp, sizes.hidden, sizes.experts)
+    used = {name for tensor in expected.values() for name in tensor.sources}
+    vision = ("model.sam_model", "model.vision_model", "model.projector", "model.image_newline", "model.view_seperator")
+    assert used == {name for name in checkpoint.tensors if not name.startswith(vision)}
+    for name, tensor in expected.items():
+        parts = [checkpoint.load(source).astype(np.float32) for source in tensor.sources]
+        original = np.stack(parts) if len(parts) > 1 else parts[0]
+        stored = gguf.quants.dequantize(found[name].data, found[name].tensor_type).reshape(original.shape)
+        error = np.linalg.norm(stored - original) / np.linalg.norm(original)
+        assert error <= (tolerance if tensor.quantised else 0), name
+
+
+def test_an_unknown_gguf_type_is_refused(random_checkpoint: Path, tmp_path: Path) -> None:
+    pytest.importorskip("gguf")
+    from tools.bench.gguf_writer import write_decoder
+
+    with pytest.raises(BenchError, match="Q9"):
+        write_decoder(random_checkpoint, tmp_path / "x.gguf", "Q9")
+
+
+# Ours.
+
+
+def test_an_endless_copy_has_no_end_token_and_leaves_the_export_alone(
+    random_model_folder: Path, tmp_path: Path
+) -> None:
+    copy = endless_copy(random_model_folder, tmp_path / "copy")
+    assert Manifest.load(copy).tokens.eos == ()
+    assert Manifest.load(random_model_folder).tokens.eos
+    Manifest.load(copy).verify(copy)
+
+
+def test_a_pages_picture_is_another_one_each_time() -> None:
+    assert page_image(QUICK).size == QUICK.page
+    assert page_image(QUICK).tobytes() != page_image(QUICK).tobytes()
+    assert page_image(QUICK, 1).tobytes() == page_image(QUICK, 1).tobytes()
+
+
+def test_the_small_parts_run_on_a_small_model(
+    random_model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run.json"
+    parts = "load,vision,prefill,decode,batch,page"
+    arguments = ["run", "--model", str(random_model_folder), "--parts", parts, "--quick", "--rounds", "2"]
+    assert main([*arguments, "--json", str(out)]) == 0
+    found = Results.load(out)
+    assert found.notes == []
+    assert {one.part for one in found.series} == set(parts.split(","))
+    assert all(len(one.samples) == 2 and min(one.samples) > 0 for one in found.series)
+    assert json.loads(out.read_text())["machine"]["cores"]
+    assert vision_dtype(random_model_folder, Manifest.load(random_model_folder)) == "f32"
+    text = capsys.readouterr().out
+    assert "ours vision f32" in text
+    assert "the same, 1 row" in text
+    assert not list(random_model_folder.parent.glob(".bench-*"))
+
+
+def test_nothing_to_measure_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "--parts", "load"]) == 1
+    assert "--model" in capsys.readouterr().err

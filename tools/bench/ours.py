@@ -1,0 +1,252 @@
+"""This project as a contender: the runtime on one exported folder.
+
+Vision, prefill and decode are measured at ``runtime.decoder``, page and load at ``runtime.model``: the page has
+everything in it (image preparation, logit filters, sampling, text), the others compare with what peers' own benchmarks
+measure.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+from PIL import Image
+
+from models.manifest import FILE_NAME, Manifest
+
+from .plan import Case, Kind, Plan
+from .turns import Memory
+from .worker import Subject, WorkerContender, plan_from
+
+_GB = 10**9
+
+
+class Ours(WorkerContender):
+    """One exported folder on the CPU."""
+
+    module = __name__
+
+    def __init__(self, folder: Path, threads: int, plan: Plan) -> None:
+        super().__init__({"folder": str(folder), "threads": threads}, plan)
+        self.folder = folder
+        self.manifest = Manifest.load(folder)
+        self.vision_dtype = vision_dtype(folder, self.manifest)
+
+    def name(self, kind: Kind) -> str:
+        """See ``turns.Contender``; exports that differ in the decoder only have the same vision tower."""
+        return f"ours vision {self.vision_dtype}" if kind == "vision" else f"ours {self.manifest.dtype}"
+
+    def can(self, case: Case) -> bool:
+        """See ``turns.Contender``: a context that is longer than the model's is no case."""
+        needed = {"decode": case.value + self._plan.steps, "prefill": case.value}.get(case.part, 0)
+        return case.part not in ("export", "server") and needed <= self.manifest.max_length
+
+    def memory(self, kind: Kind) -> Memory:
+        """See ``turns.Contender``: the weights as they are computed with, and room for activations and cache."""
+        sizes = {name: info.size for name, info in self.manifest.files.items()}
+        vision = sizes["vision.onnx.data"] * (2 if self.vision_dtype == "f16" else 1) + _GB
+        decoder = sizes["decoder.onnx.data"] + sizes["embed.onnx.data"]
+        decoder = decoder * (2 if self.manifest.dtype == "f16" else 1) + _GB // 2
+        held = {"vision": vision, "decoder": decoder}.get(kind, vision + decoder)
+        return Memory(int(held * 1.1), held)
+
+    def sample(self, case: Case) -> Mapping[str, float]:
+        """See ``turns.Contender``: each load in a process of its own."""
+        values = super().sample(case)
+        if case.part == "load":
+            self.close()
+        return values
+
+
+def vision_dtype(folder: Path, manifest: Manifest) -> str:
+    """How the vision tower's weights are stored: the manifest does not say, the graph does."""
+    graph = (folder / manifest.vision.files["cpu"]).read_bytes()
+    if b"MatMulNBits" in graph or b"DynamicQuantizeMatMul" in graph:
+        return "q8"
+    return "f32" if manifest.dtype == "f32" else "f16"
+
+
+def endless_copy(folder: Path, target: Path) -> Path:
+    """A copy of an export whose answers end at their budget only: its manifest names no end token.
+
+    Random weights end an answer anywhere, and then page times would not compare. Large files are hard links.
+    """
+    target.mkdir(parents=True, exist_ok=True)
+    for file in folder.iterdir():
+        copy = target / file.name
+        copy.unlink(missing_ok=True)
+        if file.name == FILE_NAME:
+            continue
+        try:
+            os.link(file, copy)
+        except OSError:  # another file system, or one without links
+            shutil.copyfile(file, copy)
+    manifest = Manifest.load(folder)
+    manifest.model_copy(update={"tokens": manifest.tokens.model_copy(update={"eos": ()})}).save(target)
+    return target
+
+
+def page_image(plan: Plan, seed: int | None = None) -> Image.Image:
+    """Dark lines on white paper; without a seed another page each time, or a cache of features would answer."""
+    width, height = plan.page
+    rng = np.random.default_rng(seed)
+    paper = np.full((height, width, 3), 255, np.uint8)
+    for top in range(height // 20, height - height // 20, 28):
+        ink = rng.random((14, width - 2 * (width // 12))) < 0.4
+        paper[top : top + 14, width // 12 : width - width // 12][ink[: paper[top : top + 14].shape[0]]] = 20
+    return Image.fromarray(paper)
+
+
+def peak_memory() -> float:
+    """Largest resident memory of this process so far, GB; mapped files count."""
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / _GB
+
+
+# The child's side.
+
+
+def subject(setup: Mapping[str, Any]) -> Subject:
+    """What measures in the worker."""
+    folder, threads, plan = Path(setup["folder"]), int(setup["threads"]), plan_from(setup["plan"])
+    made: dict[str, Any] = {"vision": _Vision, "decoder": _Decoder, "page": _Page, "load": _Load}
+    result: Subject = made[setup["kind"]](folder, threads, plan)
+    return result
+
+
+class _Vision:
+    def __init__(self, folder: Path, threads: int, plan: Plan) -> None:
+        from models.registry import family_of
+        from runtime.providers import find_device
+        from runtime.vision import VisionTower
+
+        self._manifest = Manifest.load(folder)
+        self._family: Any = family_of(self._manifest)
+        self._tower = VisionTower(folder, self._manifest, find_device("cpu", threads))
+
+    def prepare(self, part: str, side: int) -> None:
+        self.sample(part, side)
+
+    def sample(self, part: str, side: int) -> dict[str, float]:
+        from models.settings import InferenceSettings
+
+        view = Image.fromarray(np.random.default_rng(side).integers(0, 256, (side, side, 3), np.uint8))
+        settings = InferenceSettings(base_size=side, image_size=side)
+        (make,) = self._family.prepare_image(view, settings).passes
+        feeds = make()
+        started = time.perf_counter()
+        self._tower.encode(feeds)
+        return {"s": time.perf_counter() - started}
+
+
+class _Decoder:
+    def __init__(self, folder: Path, threads: int, plan: Plan) -> None:
+        from runtime.decoder import Decoder
+        from runtime.providers import find_device
+
+        self._plan = plan
+        self._manifest = Manifest.load(folder)
+        self._slots = max(1, *plan.rows)
+        self._decoder = Decoder(folder, self._manifest, find_device("cpu", threads), self._slots)
+        self._filled = [0] * self._slots  # tokens in each row's cache
+        self._rng = np.random.default_rng(0)
+
+    def prepare(self, part: str, value: int) -> None:
+        if part == "prefill":
+            self.sample(part, value)
+            return
+        rows, context = self._shape(part, value)
+        for row in range(rows):
+            if self._filled[row] < context:
+                self._decoder.prefill(row, self._prompt(context))
+                self._filled[row] = context
+        self._steps(rows, context + self._plan.steps - 1, 1)  # the cache grows in steps: let it do so now
+        self._steps(rows, context, 1)
+
+    def sample(self, part: str, value: int) -> dict[str, float]:
+        if part == "prefill":
+            prompt = self._prompt(value)
+            started = time.perf_counter()
+            self._decoder.prefill(0, prompt)
+            seconds = time.perf_counter() - started
+            self._filled[0] = max(self._filled[0], value)
+            return {"tokens/s": value / seconds}
+        rows, context = self._shape(part, value)
+        return {"tokens/s": rows * self._plan.steps / self._steps(rows, context, self._plan.steps)}
+
+    def _shape(self, part: str, value: int) -> tuple[int, int]:
+        """(rows, tokens in the cache of each)"""
+        return (1, value) if part == "decode" else (value, self._plan.batch_context)
+
+    def _steps(self, rows: int, context: int, steps: int) -> float:
+        """Seconds of so many decode steps, each row with tokens of its own: other tokens go to other experts."""
+        tokens = self._rng.integers(0, self._manifest.sizes.vocabulary, (steps, rows)).tolist()
+        started = time.perf_counter()
+        for step in range(steps):
+            self._decoder.step(tokens[step], [context + step] * rows)
+        return time.perf_counter() - started
+
+    def _prompt(self, tokens: int) -> np.ndarray:
+        return self._decoder.embed(self._rng.integers(0, self._manifest.sizes.vocabulary, tokens).tolist())
+
+
+class _Page:
+    def __init__(self, folder: Path, threads: int, plan: Plan) -> None:
+        import tempfile
+
+        from runtime.model import Model
+
+        self._plan = plan
+        self._copy = tempfile.TemporaryDirectory(prefix=".bench-", dir=folder.parent)
+        self._model = Model.open(endless_copy(folder, Path(self._copy.name)), device="cpu", threads=threads)
+
+    def prepare(self, part: str, value: int) -> None:
+        # The same sizes as the page: kernels choose their memory by shape.
+        self._read(replace(self._plan, page_tokens=4))
+
+    def sample(self, part: str, value: int) -> dict[str, float]:
+        return self._read(self._plan)
+
+    def _read(self, plan: Plan) -> dict[str, float]:
+        image = page_image(plan)
+        started = time.perf_counter()
+        result = self._model.read(image, max_new_tokens=plan.page_tokens, stop_on_loop=False)
+        seconds = time.perf_counter() - started
+        if len(result.tokens) != plan.page_tokens:
+            finished = result.finished
+            raise RuntimeError(f"the page ended after {len(result.tokens)} tokens: {finished.detail} {finished.error}")
+        times = result.finished.timings
+        stages = {"s vision": times.vision, "s prefill": times.prefill, "s decode": times.decode}
+        return {"s": seconds, **stages, "GB peak": peak_memory()}
+
+
+class _Load:
+    def __init__(self, folder: Path, threads: int, plan: Plan) -> None:
+        self._folder, self._threads = folder, threads
+
+    def prepare(self, part: str, value: int) -> None:
+        for file in self._folder.iterdir():  # into the page cache
+            with file.open("rb", buffering=0) as source:
+                while source.read(1 << 24):
+                    pass
+
+    def sample(self, part: str, value: int) -> dict[str, float]:
+        from runtime.model import Model
+
+        started = time.perf_counter()
+        model = Model.open(self._folder, device="cpu", threads=self._threads)
+        seconds = time.perf_counter() - started
+        gc.collect()
+        memory = psutil.Process().memory_full_info()
+        model.close()
+        return {"s": seconds, "GB resident": memory.rss / _GB, "GB private": memory.uss / _GB}

@@ -1,0 +1,86 @@
+"""What is measured: the parts, their cases, and the sizes behind them. Both the parent and its workers read this."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+Part = Literal["export", "load", "vision", "prefill", "decode", "batch", "page", "server"]
+Kind = Literal["load", "vision", "decoder", "page"]  # what a worker process has in memory
+PARTS: tuple[Part, ...] = ("export", "load", "vision", "prefill", "decode", "batch", "page", "server")
+
+KINDS: dict[Part, Kind] = {
+    "load": "load",
+    "vision": "vision",
+    "prefill": "decoder",
+    "decode": "decoder",
+    "batch": "decoder",
+    "page": "page",
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sizes of every case; the defaults are the published ones."""
+
+    views: tuple[int, ...] = (640, 1024)  # side of a view, pixels
+    prefills: tuple[int, ...] = (512, 900)  # prompt tokens
+    contexts: tuple[int, ...] = (128, 512, 2048)  # tokens in the cache when decoding starts
+    rows: tuple[int, ...] = (1, 2, 4, 8, 16)  # requests decoded together
+    batch_context: int = 300  # tokens in each of those rows' caches
+    steps: int = 32  # decode steps of one sample
+    page: tuple[int, int] = (1240, 1754)  # pixels; A4 at 150 dpi, which makes 2 x 3 tiles
+    page_tokens: int = 400  # tokens of a page's answer
+    clients: tuple[int, ...] = (1, 4)  # HTTP clients at once
+    pages_per_client: int = 2
+
+    def cases(self, part: Part) -> Iterator[Case]:
+        """The cases of one part, in the order in which a round measures them."""
+        width, height = self.page
+        page = f"{width} x {height}, {self.page_tokens} tokens"
+        match part:
+            case "export" | "load":
+                yield Case(part, 0, "")
+            case "vision":
+                yield from (Case(part, side, f"{side} x {side}") for side in self.views)
+            case "prefill":
+                yield from (Case(part, tokens, f"{tokens} tokens") for tokens in self.prefills)
+            case "decode":
+                yield from (Case(part, context, f"context {context}") for context in self.contexts)
+            case "batch":
+                yield from (Case(part, rows, f"{rows} row{'s' * (rows > 1)}") for rows in self.rows)
+            case "page":
+                yield Case(part, 0, page)
+            case "server":
+                yield from (Case(part, n, f"{n} client{'s' * (n > 1)}, {page}") for n in self.clients)
+
+
+QUICK = Plan(
+    views=(640,), prefills=(64,), contexts=(16, 64), rows=(1, 2), batch_context=32, steps=4, page=(700, 500),
+    page_tokens=8, clients=(1, 2), pages_per_client=1,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing to measure. ``value`` is its size in the part's own unit (see ``Plan``), 0 where there is only one."""
+
+    part: Part
+    value: int
+    label: str
+
+
+# Metrics of which more is better; of all others (seconds, GB) less is.
+HIGHER_IS_BETTER = frozenset({"tokens/s", "pages/min"})
+# The metric that peers are compared in.
+MAIN_METRIC: dict[Part, str] = {
+    "export": "s",
+    "load": "s",
+    "vision": "s",
+    "prefill": "tokens/s",
+    "decode": "tokens/s",
+    "batch": "tokens/s",
+    "page": "s",
+    "server": "pages/min",
+}

@@ -1,0 +1,160 @@
+"""transformers on PyTorch as a contender: the same checkpoint through the library's own modules."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .ours import page_image, peak_memory
+from .plan import Case, Kind, Plan
+from .turns import Memory
+from .worker import Subject, WorkerContender, plan_from
+
+_GB = 10**9
+DTYPES = {"f32": "float32", "bf16": "bfloat16"}
+
+
+class TransformersPeer(WorkerContender):
+    """One checkpoint in one PyTorch type."""
+
+    module = __name__
+
+    def __init__(self, checkpoint: Path, dtype: str, threads: int, plan: Plan, attention: str = "sdpa") -> None:
+        setup = {"folder": str(checkpoint), "dtype": DTYPES[dtype], "threads": threads, "attention": attention}
+        super().__init__(setup, plan)
+        self._dtype = dtype
+        self._weights = sum(file.stat().st_size for file in checkpoint.glob("*.safetensors"))
+        self._weights *= 2 if dtype == "f32" else 1
+
+    def name(self, kind: Kind) -> str:
+        """See ``turns.Contender``."""
+        return f"transformers {self._dtype}"
+
+    def can(self, case: Case) -> bool:
+        """See ``turns.Contender``."""
+        return case.part in ("vision", "prefill", "decode", "page")
+
+    def memory(self, kind: Kind) -> Memory:
+        """See ``turns.Contender``: all is loaded, then what the kind does not need is dropped (1/8 is vision)."""
+        share = {"vision": 0.13, "decoder": 0.88}.get(kind, 1.0)
+        return Memory(self._weights + _GB, int(self._weights * share) + 2 * _GB)
+
+
+def subject(setup: Mapping[str, Any]) -> Subject:
+    """What measures in the worker."""
+    return _Transformers(setup)
+
+
+class _Transformers:
+    def __init__(self, setup: Mapping[str, Any]) -> None:
+        import gc
+
+        import torch
+
+        from tools.reference import load_reference
+
+        self._torch = torch
+        torch.set_num_threads(setup["threads"])
+        torch.set_grad_enabled(False)
+        torch.manual_seed(0)
+        self._plan, self._folder = plan_from(setup["plan"]), Path(setup["folder"])
+        self._dtype = getattr(torch, setup["dtype"])
+        self._model: Any = load_reference(self._folder, self._dtype)
+        self._model.set_attn_implementation(setup["attention"])
+        if setup["kind"] == "vision":
+            self._model.lm_head = self._model.model.language_model = None
+        elif setup["kind"] == "decoder":
+            self._model.model.vision_tower = None
+        gc.collect()
+        self._cache: Any = None
+
+    def prepare(self, part: str, value: int) -> None:
+        if part in ("vision", "prefill"):
+            self.sample(part, value)
+        elif part == "decode":
+            self._fill(value)
+            self._steps(2)
+        else:
+            self._page(2)
+
+    def sample(self, part: str, value: int) -> dict[str, float]:
+        if part == "vision":
+            view = self._torch.randn(1, 3, value, value).to(self._dtype)
+            started = time.perf_counter()
+            self._model.model.get_image_features(view, None, [0], [[1, 1]], return_dict=True)
+            return {"s": time.perf_counter() - started}
+        if part == "prefill":
+            prompt = self._prompt(value)
+            started = time.perf_counter()
+            self._prefill(prompt)
+            return {"tokens/s": value / (time.perf_counter() - started)}
+        if part == "decode":
+            self._fill(value)
+            return {"tokens/s": self._plan.steps / self._steps(self._plan.steps)}
+        return self._page(self._plan.page_tokens)
+
+    def _prompt(self, tokens: int) -> Any:
+        table = self._model.get_input_embeddings()
+        return table(self._torch.randint(0, table.num_embeddings, (1, tokens)))
+
+    def _prefill(self, embeddings: Any) -> Any:
+        """embeddings : [1, tokens, hidden]. Returns the model's output with its cache and the last token's logits."""
+        return self._model(inputs_embeds=embeddings, use_cache=True, logits_to_keep=1)
+
+    def _fill(self, context: int) -> None:
+        if self._cache is None or self._cache.get_seq_length() != context:
+            self._cache = self._prefill(self._prompt(context)).past_key_values
+
+    def _steps(self, steps: int) -> float:
+        """Seconds of so many decode steps; the cache is cut back to its length afterwards."""
+        embeddings = [self._prompt(1) for _ in range(steps)]
+        started = time.perf_counter()
+        for embedding in embeddings:
+            self._model(inputs_embeds=embedding, past_key_values=self._cache, use_cache=True)
+        seconds = time.perf_counter() - started
+        self._cache.crop(-steps)
+        return seconds
+
+    def _page(self, tokens: int) -> dict[str, float]:
+        from models.deepseek_ocr.images import ImageRules, make_views, normalise
+        from models.settings import InferenceSettings
+
+        config = self._model.config.vision_config
+        sam, clip = config.sam_config, config.encoder_config
+        rules = ImageRules(
+            patch_size=sam.patch_size, downsample=4, grid=sam.image_size // sam.patch_size,
+            clip_grid=clip.image_size // clip.patch_size,
+        )  # fmt: skip
+        image = page_image(self._plan)
+        started = time.perf_counter()
+        views = make_views(image, InferenceSettings(), rules)
+        tiles = None if views.tiles is None else self._tensor(normalise(views.tiles, rules))
+        features = self._model.model.get_image_features(
+            self._tensor(normalise(views.whole, rules)), tiles,
+            [0 if tiles is None else len(tiles)], [list(views.grid)], return_dict=True,
+        ).pooler_output[0]  # fmt: skip
+        seen = time.perf_counter()
+        text = self._model.get_input_embeddings()(self._torch.tensor([0, 10, 11, 12, 13, 14]))
+        output = self._prefill(self._torch.cat([text[:1], features, text[1:]])[None])
+        token = output.logits[0, -1].argmax()
+        filled = time.perf_counter()
+        for _ in range(tokens - 1):
+            embedding = self._model.get_input_embeddings()(token[None, None])
+            output = self._model(inputs_embeds=embedding, past_key_values=output.past_key_values, use_cache=True)
+            token = output.logits[0, -1].argmax()
+        token.item()
+        done = time.perf_counter()
+        return {
+            "s": done - started,
+            "s vision": seen - started,
+            "s prefill": filled - seen,
+            "s decode": done - filled,
+            "GB peak": peak_memory(),
+        }
+
+    def _tensor(self, array: np.ndarray) -> Any:
+        return self._torch.from_numpy(array).to(self._dtype)

@@ -1,0 +1,87 @@
+"""`python -m tools.train_tiny train | export | evaluate`: train, write and measure the built-in model."""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from .checkpoint import save_checkpoint
+from .curriculum import STAGES
+from .evaluate import evaluate_folder
+from .model import TinySpec
+from .train import Trainer, TrainOptions, averaged_model
+
+
+def train(arguments: argparse.Namespace) -> None:
+    """Train from the run folder's state, or from nothing; export at the end where asked."""
+    options = TrainOptions(
+        run_dir=arguments.run_dir,
+        seed=arguments.seed,
+        steps=arguments.steps,
+        decay=arguments.decay,
+        minutes=arguments.minutes,
+        device=arguments.device,
+        threads=arguments.threads,
+        polite=arguments.polite,
+    )
+    trainer = Trainer(options, STAGES, TinySpec())
+    state = arguments.run_dir / "state.pt"
+    if state.exists():
+        trainer.load(torch.load(state, map_location=arguments.device, weights_only=True))
+    trainer.run(arguments.workers)
+    if arguments.export:
+        export(arguments)
+
+
+def export(arguments: argparse.Namespace) -> None:
+    """Write the averaged weights of the run folder as a checkpoint folder."""
+    spec = TinySpec()
+    save_checkpoint(averaged_model(arguments.run_dir / "state.pt", spec), spec, arguments.export)
+
+
+def evaluate(arguments: argparse.Namespace) -> None:
+    """Print the error rates of a checkpoint folder on held-out pages, as a Markdown table."""
+    torch.set_num_threads(arguments.threads)
+    print("| category | pages | characters | character error rate | pages without error |")
+    print("| --- | --- | --- | --- | --- |")
+    for category, score in evaluate_folder(arguments.folder, arguments.pages, arguments.seed).items():
+        rate = f"{score.rate:.2%}" if score.characters else f"{score.errors} read"
+        print(f"| {category} | {score.pages} | {score.characters} | {rate} | {score.exact} |")
+
+
+def main() -> None:
+    """Parse the command line and do what it says."""
+    parser = argparse.ArgumentParser(prog="python -m tools.train_tiny", description=__doc__)
+    commands = parser.add_subparsers(required=True)
+
+    command = commands.add_parser("train", help="train, resuming from the run folder")
+    command.add_argument("--run-dir", type=Path, required=True, help="where the state and the log live")
+    command.add_argument("--steps", type=int, default=1_000_000, help="total steps, counted from the very first")
+    command.add_argument("--decay", type=int, default=0, help="last steps, over which the learning rate falls to zero")
+    command.add_argument("--minutes", type=float, default=float("inf"), help="stop after this many minutes")
+    command.add_argument("--device", default="cpu", help="cpu or cuda")
+    command.add_argument("--threads", type=int, default=2, help="CPU threads of the training process")
+    command.add_argument("--polite", action="store_true", help="use one thread while other programs are busy (Linux)")
+    command.add_argument("--workers", type=int, default=1, help="processes that render pages")
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--export", type=Path, help="write the checkpoint folder here at the end")
+    command.set_defaults(action=train)
+
+    command = commands.add_parser("export", help="write the run's averaged weights as a checkpoint folder")
+    command.add_argument("--run-dir", type=Path, required=True)
+    command.add_argument("--export", type=Path, required=True, metavar="FOLDER")
+    command.set_defaults(action=export)
+
+    command = commands.add_parser("evaluate", help="measure a checkpoint folder on held-out pages")
+    command.add_argument("folder", type=Path)
+    command.add_argument("--pages", type=int, default=50, help="pages of each category")
+    command.add_argument("--threads", type=int, default=2)
+    command.add_argument("--seed", type=int, default=1)
+    command.set_defaults(action=evaluate)
+
+    arguments = parser.parse_args()
+    arguments.action(arguments)
+
+
+if __name__ == "__main__":
+    main()

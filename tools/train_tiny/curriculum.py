@@ -1,0 +1,106 @@
+"""What is trained when: the stages, from one short line on a small canvas to several lines over many tiles."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """One way to show a page to the model, the same for all pages of a batch."""
+
+    view: int  # side of the global view, pixels; sizes below the base size only exist in training
+    batch: int  # pages; of natural pages, tiles
+    sizes: tuple[int, int]  # font size, pixels of the model's input; of natural pages, of the page
+    lines: int  # at most
+    tiles: tuple[int, int] | None = None  # columns and rows of the tiles; None: no tiles
+    crop: bool = True  # False: no-crop mode, stretched where the view is a tile's size
+    words: int = 12  # of a line, at most
+    natural: bool = False  # pages as people make them, as high as their lines need, whatever tiles that gives
+    fill: float = 0.0  # the least share of `lines` that a page has
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A mixture of canvases and texts, for a number of steps."""
+
+    steps: int
+    canvases: tuple[tuple[float, Canvas], ...]  # weight, canvas
+    kinds: dict[str, float] = field(default_factory=dict)  # text kind -> weight
+    wear: float = 0.0  # share of the pages that are worn
+    blank: float = 0.01  # share of the pages without text
+    vision_only: bool = False  # only the reading probe is trained, the decoder rests
+    learning_rate: float = 1.5e-3
+
+
+def stage_of(stages: tuple[Stage, ...], step: int) -> Stage:
+    """Return the stage that `step` belongs to; the last one goes on for ever."""
+    for stage in stages:
+        if step < stage.steps:
+            return stage
+        step -= stage.steps
+    return stages[-1]
+
+
+EARLY = {"random": 0.3, "letters": 0.3, "words": 0.3, "figures": 0.1}
+MIXED = {"random": 0.15, "letters": 0.2, "words": 0.35, "prose": 0.1, "figures": 0.2}
+LATE = {"random": 0.08, "letters": 0.1, "words": 0.24, "prose": 0.3, "figures": 0.2, "code": 0.08}
+
+ENGLISH = {"random": 0.04, "letters": 0.06, "words": 0.25, "prose": 0.4, "figures": 0.2, "code": 0.05}
+NATURAL = (
+    (0.60, Canvas(256, 28, (16, 40), 10, natural=True, fill=0.8)),
+    (0.08, Canvas(192, 20, (16, 40), 6, crop=False, fill=0.5)),
+    (0.08, Canvas(256, 14, (18, 44), 6)),
+    (0.08, Canvas(256, 14, (18, 40), 8, crop=False)),
+    (0.04, Canvas(256, 8, (20, 60), 5, tiles=(2, 1), fill=0.5)),
+    (0.04, Canvas(256, 8, (20, 60), 8, tiles=(1, 2), fill=0.5)),
+    (0.04, Canvas(256, 5, (20, 60), 10, tiles=(2, 2), fill=0.5)),
+    (0.04, Canvas(256, 3, (22, 60), 10, tiles=(3, 3), fill=0.5)),
+)
+"""Pages of natural shape (a single line becomes a strip of many tiles with very large type), and pages made to fit."""
+
+STAGES = (
+    # The vision tower learns the characters: full canvases of large type, no decoder.
+    Stage(700, ((1.0, Canvas(192, 32, (24, 44), 6, crop=False, fill=0.7)),), EARLY, vision_only=True),
+    # The decoder learns where to look: few vision tokens, one short line or two.
+    Stage(
+        1800,
+        (
+            (0.5, Canvas(64, 96, (20, 36), 1)),
+            (0.4, Canvas(96, 64, (20, 40), 2)),
+            (0.1, Canvas(192, 20, (18, 40), 6, crop=False)),
+        ),
+        EARLY,
+    ),
+    # More lines on larger canvases.
+    Stage(
+        300,
+        (
+            (0.25, Canvas(96, 64, (18, 40), 2)),
+            (0.35, Canvas(128, 40, (18, 40), 3, fill=0.5)),
+            (0.40, Canvas(192, 20, (16, 40), 6, crop=False, fill=0.5)),
+        ),
+        MIXED,
+        wear=0.1,
+    ),
+    # The real geometry: small images in the padded global view, larger ones in tiles, made to fit them.
+    Stage(
+        200,
+        (
+            (0.10, Canvas(192, 20, (16, 40), 6, crop=False, fill=0.5)),
+            (0.15, Canvas(256, 14, (18, 44), 6)),
+            (0.10, Canvas(256, 14, (18, 40), 8, crop=False)),
+            (0.20, Canvas(256, 8, (20, 48), 5, tiles=(2, 1), fill=0.5)),
+            (0.10, Canvas(256, 6, (20, 48), 5, tiles=(3, 1), fill=0.5)),
+            (0.10, Canvas(256, 8, (20, 48), 8, tiles=(1, 2), fill=0.5)),
+            (0.10, Canvas(256, 5, (20, 48), 10, tiles=(2, 2), fill=0.5)),
+            (0.05, Canvas(256, 4, (20, 48), 10, tiles=(3, 2), fill=0.5)),
+            (0.05, Canvas(256, 4, (20, 48), 10, tiles=(2, 3), fill=0.5)),
+            (0.05, Canvas(256, 3, (22, 52), 10, tiles=(3, 3), fill=0.5)),
+        ),
+        LATE,
+        wear=0.3,
+        blank=0.02,
+    ),
+    Stage(450, NATURAL, LATE, wear=0.3, blank=0.02),
+    # Mostly clean English: what a demonstration needs first.
+    Stage(1_000_000, NATURAL, ENGLISH, wear=0.1, blank=0.02),
+)

@@ -1,0 +1,145 @@
+"""Sets lines of text on a page, with the place of every character, and wears the page like a scan.
+
+Called by `batches` (training) and `evaluate` (held-out pages). All is a function of the `random.Random` passed in.
+"""
+
+import io
+import math
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
+
+from . import text
+from .fonts import FontFace, load_face
+
+MAX_LINE_CHARACTERS = 90
+
+
+@dataclass(frozen=True)
+class PageStyle:
+    """What to draw; lengths in pixels of the page."""
+
+    width: int
+    height: int
+    font_size: int
+    max_lines: int
+    kind: str  # key of text.KINDS
+    max_words: int  # of a line
+    wear: float = 0.0  # 0 clean, 1 full noise, blur and rotation
+    colours: bool = True  # greys and tints; black on white otherwise
+    fill: float = 0.0  # the least share of the lines that there is room for
+
+
+@dataclass
+class Page:
+    """A rendered page with its truth."""
+
+    image: Image.Image  # RGB
+    text: str  # lines joined by a newline; empty for a blank page
+    characters: str  # the text without its blanks
+    centres: np.ndarray  # of those characters, shape = (n, 2): x and y in page pixels
+
+
+def advances(line: str, font: ImageFont.FreeTypeFont) -> np.ndarray:
+    """Return the left edge of every character and the right edge of the last, shape = (len(line) + 1,)."""
+    widths = np.array([font.getlength(character) for character in line])
+    edges = np.concatenate(([0.0], np.cumsum(widths)))
+    return edges * (font.getlength(line) / max(edges[-1], 1e-6))  # kerning, spread over the line
+
+
+def set_line(words: Iterator[str], font: ImageFont.FreeTypeFont, width: float, max_words: int) -> str:
+    """Return the next words that fit into `width` pixels; empty where not even one character does."""
+    line = ""
+    for _ in range(max_words):
+        word = next(words)
+        candidate = f"{line} {word}" if line else word
+        if len(candidate) > MAX_LINE_CHARACTERS or font.getlength(candidate) > width:
+            break
+        line = candidate
+    while not line and word:  # a single word that is too long: cut it
+        word = word[:-1]
+        if word and font.getlength(word) <= width:
+            line = word
+    return line.strip()
+
+
+def render_page(rng: random.Random, style: PageStyle, face: FontFace, held_out: bool = False) -> Page:
+    """Return one page in `face`; text from the held-out pools where `held_out`."""
+    font = load_face(face.path, style.font_size)
+    ascent, descent = font.getmetrics()
+    pitch = (ascent + descent) * rng.uniform(0.9, 1.45)
+    margin = rng.uniform(0.1, 0.8) * style.font_size
+    room = max(1, int((style.height - 2 * margin - (ascent + descent)) / pitch) + 1)
+    count = min(style.max_lines, room)
+    lines = rng.randint(max(1, math.ceil(count * style.fill)), count)
+    words = text.KINDS[style.kind](rng, held_out)
+    usable = style.width - 2 * margin
+    block = (lines - 1) * pitch + ascent + descent
+    top = margin + rng.random() * max(0.0, style.height - 2 * margin - block)
+    left = margin if rng.random() < 0.5 else margin + rng.random() * 0.3 * usable
+    centred = rng.random() < 0.15
+    mask = Image.new("L", (style.width, style.height))
+    draw = ImageDraw.Draw(mask)
+    truth: list[str] = []
+    characters: list[str] = []
+    centres: list[np.ndarray] = []
+    for index in range(lines):
+        line = set_line(words, font, usable if centred else style.width - margin - left, style.max_words)
+        if not line:
+            continue
+        edges = advances(line, font)
+        x = (style.width - edges[-1]) / 2 if centred else left
+        y = top + index * pitch
+        draw.text((x, y), line, fill=255, font=font)
+        truth.append(line)
+        for character, start, end in zip(line, edges[:-1], edges[1:], strict=True):
+            if character != " ":
+                characters.append(character)
+                centres.append(np.array([x + (start + end) / 2, y + ascent - 0.33 * style.font_size]))
+    places = np.array(centres).reshape(-1, 2)
+    mask, places = tilt(rng, mask, places, style.wear)
+    image = ink(rng, mask, style)
+    return Page(image, "\n".join(truth), "".join(characters), places)
+
+
+def tilt(rng: random.Random, mask: Image.Image, places: np.ndarray, wear: float) -> tuple[Image.Image, np.ndarray]:
+    """Rotate by up to 2 degrees times `wear` about the centre, the character places (shape (n, 2)) with it."""
+    if wear == 0 or rng.random() < 0.4:
+        return mask, places
+    angle = rng.uniform(-2.0, 2.0) * wear
+    turned = mask.rotate(angle, Image.Resampling.BICUBIC)
+    centre = np.array([mask.width / 2, mask.height / 2])
+    cosine, sine = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+    return turned, (places - centre) @ np.array([[cosine, -sine], [sine, cosine]]) + centre
+
+
+def ink(rng: random.Random, mask: Image.Image, style: PageStyle) -> Image.Image:
+    """Print the mask in some ink on some paper, then blur, add noise and compress as `style.wear` says."""
+    paper, tone = np.array([255.0] * 3), np.array([0.0] * 3)
+    if style.colours and rng.random() < 0.4:
+        paper = np.array([rng.uniform(190, 255)] * 3) + np.array([rng.uniform(-25, 25) for _ in range(3)])
+        tone = np.array([rng.uniform(0, 90)] * 3) + np.array([rng.uniform(-40, 40) for _ in range(3)])
+        if rng.random() < 0.12:
+            paper, tone = tone, paper
+    if style.wear and rng.random() < 0.5:
+        mask = mask.filter(ImageFilter.GaussianBlur(rng.uniform(0.2, 0.035 * style.font_size) * style.wear))
+    coverage = np.asarray(mask, dtype=np.float32)[:, :, None] / 255
+    pixels = paper + (tone - paper) * coverage
+    if style.wear and rng.random() < 0.6:
+        noise = np.random.default_rng(rng.getrandbits(32))
+        pixels = pixels + noise.normal(0, rng.uniform(2, 16) * style.wear, pixels.shape[:2])[:, :, None]
+    image = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+    if style.wear and rng.random() < 0.3:
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG", quality=rng.randint(40, 90))
+        image = Image.open(buffer).convert("RGB")
+    return image
+
+
+def blank_page(rng: random.Random, style: PageStyle) -> Page:
+    """Return paper without text."""
+    image = ink(rng, Image.new("L", (style.width, style.height)), style)
+    return Page(image, "", "", np.zeros((0, 2)))

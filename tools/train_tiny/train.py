@@ -1,0 +1,233 @@
+"""The training loop: bfloat16 weights with float32 masters, Muon on the matrices and AdamW on the rest, resumable.
+
+Two losses: the next character given the page and the text so far, and a reading probe, a linear layer that names the
+characters under each vision token. The probe teaches the vision tower to read before the decoder has learned where to
+look, and is thrown away afterwards.
+"""
+
+import json
+import math
+import os
+import time
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import UnlimitedOcrForConditionalGeneration
+
+from .batches import Batch, Pages, batch_stream
+from .curriculum import Stage, stage_of
+from .model import TinySpec, build_model, to_bfloat16, use_training_kernels
+from .views import IGNORE, PROBE_CLASSES, SLOTS
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """How to train; what to train on stands in `curriculum`."""
+
+    run_dir: Path
+    seed: int = 0
+    steps: int = 1_000_000  # in all, counted from the very first
+    minutes: float = math.inf  # of this call
+    device: str = "cpu"
+    threads: int = 2
+    warmup: int = 100  # steps
+    decay: int = 0  # last steps, over which the learning rate falls to zero
+    probe_weight: float = 1.0
+    probe_none: float = 0.02  # weight of the class "no character", which is by far the most frequent
+    weight_decay: float = 0.02
+    clip: float = 1.0
+    average: float = 0.998  # decay of the moving average of the weights
+    log_every: int = 25
+    save_every: int = 50
+    polite: bool = False  # compute on one thread while other programs keep a core busy
+
+
+class Neighbours:
+    """Tells how many cores other programs have used since the last question (Linux: /proc/stat).
+
+    Threads that wait for each other at every operator lose far more than the core that a neighbour takes: one thread
+    then trains faster than two.
+    """
+
+    def __init__(self) -> None:
+        self.last = self.read()
+
+    def read(self) -> tuple[float, float, float]:
+        """Return the wall clock, the seconds that all programs computed, and those that this process computed."""
+        fields = [int(field) for field in Path("/proc/stat").read_text(encoding="ascii").split("\n")[0].split()[1:]]
+        idle = fields[3] + fields[4]
+        return time.monotonic(), (sum(fields) - idle) / os.sysconf("SC_CLK_TCK"), time.process_time()
+
+    def cores_used(self) -> float:
+        """Return the cores that others have used since the last call."""
+        now = self.read()
+        wall, everyone, own = (new - old for new, old in zip(now, self.last, strict=True))
+        self.last = now
+        return max(0.0, everyone - own) / max(wall, 1e-3)
+
+
+class Trainer:
+    """The state of a run: masters, optimisers, moving average, step."""
+
+    def __init__(self, options: TrainOptions, stages: tuple[Stage, ...], spec: TinySpec) -> None:
+        self.options, self.stages, self.spec = options, stages, spec
+        self.device = torch.device(options.device)
+        torch.set_num_threads(options.threads)
+        master = build_model(spec, options.seed)
+        probe = nn.Linear(spec.hidden, SLOTS * PROBE_CLASSES)
+        probe_parameters = {f"probe.{name}": value for name, value in probe.named_parameters()}
+        parameters = dict(master.named_parameters()) | probe_parameters
+        self.masters = {name: value.detach().to(self.device, copy=True) for name, value in parameters.items()}
+        for name, value in self.masters.items():
+            if value.ndim == 4:  # a convolution, as the matrix that it is for Muon; a view would not be the same tensor
+                self.masters[name] = value.flatten(1)
+        self.average = {name: value.clone() for name, value in self.masters.items()}
+        self.model = to_bfloat16(master.to(self.device))
+        self.probe = probe.to(self.device, torch.bfloat16)
+        use_training_kernels(self.model)
+        self.working = dict(self.model.named_parameters()) | {
+            f"probe.{name}": value for name, value in self.probe.named_parameters()
+        }
+        matrices = [value for name, value in self.masters.items() if is_matrix(name, value)]
+        others = [value for name, value in self.masters.items() if not is_matrix(name, value)]
+        self.optimisers: list[torch.optim.Optimizer] = [
+            torch.optim.Muon(matrices, weight_decay=options.weight_decay, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW(others, betas=(0.9, 0.98), weight_decay=0.0),
+        ]
+        self.step = 0
+        self.images = 0
+        self.seconds = 0.0
+
+    def learning_rate(self) -> float:
+        """Return the rate of this step: the stage's, after the warm-up, before the final decay."""
+        rate = stage_of(self.stages, self.step).learning_rate * min(1.0, (self.step + 1) / self.options.warmup)
+        if self.options.decay:
+            rate *= min(1.0, (self.options.steps - self.step) / self.options.decay)
+        return rate
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Return what the step reports: the losses `text` (absent while the decoder rests) and `probe`, and the shares
+        of answer tokens (`text_right`) and of characters under the vision tokens (`probe_right`) that are right."""
+        reported = {}
+        inputs = batch.model_inputs(self.device, torch.bfloat16)
+        if batch.vision_only:
+            del inputs["input_ids"], inputs["use_cache"]
+            image_tokens = self.model.model.get_image_features(**inputs).pooler_output
+        else:
+            output = self.model.model(**inputs)
+            image_tokens = output.image_hidden_states
+            labels = batch.labels.to(self.device)
+            wanted = labels != IGNORE
+            logits = self.model.lm_head(output.last_hidden_state[wanted]).float()
+            reported["text"] = functional.cross_entropy(logits, labels[wanted])
+            reported["text_right"] = (logits.detach().argmax(-1) == labels[wanted]).float().mean()
+        targets = batch.probe.to(self.device)
+        seen = (targets != IGNORE).any(-1)
+        guesses = self.probe(torch.cat(list(image_tokens))[seen]).float().reshape(-1, PROBE_CLASSES)
+        targets = targets[seen].reshape(-1)
+        weights = torch.ones(PROBE_CLASSES, device=self.device)
+        weights[0] = self.options.probe_none
+        reported["probe"] = functional.cross_entropy(guesses, targets, weights, ignore_index=IGNORE)
+        inked = targets > 0
+        reported["probe_right"] = (guesses.detach()[inked].argmax(-1) == targets[inked]).float().mean()
+        return reported
+
+    def train_step(self, batch: Batch) -> dict[str, float]:
+        """Update the weights once; return what the log shows."""
+        reported = self.losses(batch)
+        (reported.get("text", 0.0) + self.options.probe_weight * reported["probe"]).backward()
+        for name, value in self.masters.items():
+            grad = self.working[name].grad
+            value.grad = torch.zeros_like(value) if grad is None else grad.float().view_as(value)
+            self.working[name].grad = None
+        norm = nn.utils.clip_grad_norm_(self.masters.values(), self.options.clip)
+        for optimiser in self.optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = self.learning_rate()
+            optimiser.step()
+        decay = min(self.options.average, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            for name, value in self.masters.items():
+                value.grad = None
+                self.working[name].copy_(value.view_as(self.working[name]))
+                self.average[name].lerp_(value, 1 - decay)
+        self.step += 1
+        self.images += len(batch.input_ids)
+        return {name: value.item() for name, value in reported.items()} | {"grad_norm": norm.item()}
+
+    def state(self) -> dict[str, object]:
+        """Return everything that a resumed run needs."""
+        return {
+            "step": self.step,
+            "images": self.images,
+            "seconds": self.seconds,
+            "masters": self.masters,
+            "average": self.average,
+            "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
+        }
+
+    def load(self, state: dict[str, object]) -> None:
+        """Go on from `state`."""
+        self.step, self.images, self.seconds = state["step"], state["images"], state["seconds"]
+        with torch.no_grad():
+            for name, value in self.masters.items():
+                value.copy_(state["masters"][name])
+                self.working[name].copy_(value.view_as(self.working[name]))
+                self.average[name].copy_(state["average"][name])
+        for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(saved)
+
+    def save(self) -> None:
+        """Write the state to the run folder, whole or not at all."""
+        path = self.options.run_dir / "state.pt"
+        torch.save(self.state(), path.with_suffix(".tmp"))
+        path.with_suffix(".tmp").replace(path)
+
+    def run(self, workers: int = 1) -> None:
+        """Train until the steps or the minutes are used up; log to `log.jsonl`, save as it goes."""
+        options = self.options
+        options.run_dir.mkdir(parents=True, exist_ok=True)
+        pages = Pages(self.stages, self.spec, options.seed)
+        started = time.monotonic()
+        recent: defaultdict[str, list[float]] = defaultdict(list)
+        before = self.seconds
+        neighbours = Neighbours() if options.polite else None
+        with (options.run_dir / "log.jsonl").open("a", encoding="utf-8") as log:
+            for batch in batch_stream(pages, self.step, options.steps, workers):
+                if neighbours and self.step % 2 == 0:
+                    torch.set_num_threads(1 if neighbours.cores_used() > 0.45 else options.threads)
+                for key, value in self.train_step(batch).items():
+                    recent[key].append(value)
+                self.seconds = before + time.monotonic() - started
+                if self.step % options.log_every == 0:
+                    line = {"step": self.step, "images": self.images, "seconds": round(self.seconds)}
+                    line |= {key: round(mean(values), 4) for key, values in recent.items()}
+                    log.write(json.dumps(line) + "\n")
+                    log.flush()
+                    recent.clear()
+                if self.step % options.save_every == 0:
+                    self.save()
+                if time.monotonic() - started > options.minutes * 60:
+                    break
+        self.save()
+
+
+def averaged_model(state_file: Path, spec: TinySpec) -> UnlimitedOcrForConditionalGeneration:
+    """Return the float32 model of a saved state's averaged weights, with the library's own attention and experts."""
+    average = torch.load(state_file, map_location="cpu", weights_only=True)["average"]
+    model = build_model(spec)
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            value.copy_(average[name].view_as(value))
+    return model.eval()
+
+
+def is_matrix(name: str, value: Tensor) -> bool:
+    """Say whether Muon takes this parameter: the linear layers and convolutions, not tables and heads."""
+    tables = ("embed_tokens", "lm_head", "rel_pos", "position_embedding", "probe.", "mlp.gate.weight")
+    return value.ndim == 2 and not any(part in name for part in tables)
