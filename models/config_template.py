@@ -58,6 +58,13 @@ SERVER_KEYS: tuple[ServerKey, ...] = (
         "slots", 0, _is_int(0), "an integer, 0 for automatic", "requests decoded at once; 0: by device and memory"
     ),
     ServerKey("threads", 0, _is_int(0), "an integer, 0 for automatic", "computing threads of the CPU; 0: all cores"),
+    ServerKey(
+        "vision_cache_mb",
+        64.0,
+        _is_number,
+        "a number of megabytes, 0 for none",
+        "image features kept for images that are asked about again, in MB; 0 keeps none",
+    ),
     ServerKey("max_queue", 64, _is_int(1), _COUNT, "requests that may wait; more get 503 and Retry-After"),
     ServerKey("queue_timeout", 600.0, _is_number, _SECONDS, "longest wait for a model to be loaded, in seconds"),
     ServerKey("max_loaded_models", 1, _is_int(1), _COUNT, "models kept in memory"),

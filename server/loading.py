@@ -25,7 +25,7 @@ from .options import ServerOptions
 
 log = logging.getLogger(__name__)
 
-_EXPORT_MODULES = ("torch", "transformers", "onnx", "onnxscript", "optimum", "safetensors")
+_EXPORT_MODULES = ("huggingface_hub", "ml_dtypes", "onnx_ir", "onnxscript", "safetensors")  # what the exporter imports
 _BAR_SECONDS = 5.0  # progress bars repaint often; the log takes one line of them in this time
 
 
@@ -114,6 +114,7 @@ class ModelSource:
                 device=self._device,
                 threads=options.threads or None,
                 slots=options.slots or None,
+                vision_cache_mb=options.vision_cache_mb,
                 max_queue=options.capacity,  # the server bounds the queue itself, before a request costs anything
             )
         except (ManifestError, RuntimeUnavailable) as error:

@@ -7,6 +7,8 @@ import gc
 import sys
 from typing import Any
 
+import psutil
+
 _M_ARENA_MAX = -8  # from glibc's malloc.h
 _ARENAS = 2  # one for each thread by default, and this server has many threads: each would keep its own free memory
 
@@ -24,6 +26,11 @@ def give_memory_back() -> None:
     trim = _libc("malloc_trim")
     if trim is not None:
         trim(0)
+
+
+def resident_mb() -> float:
+    """Resident memory of this process, in MB."""
+    return float(psutil.Process().memory_info().rss / 1e6)
 
 
 def _libc(name: str) -> Any:

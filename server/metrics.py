@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import psutil
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from runtime.requests import Finished
+
+from .memory import resident_mb
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -36,7 +37,7 @@ class Metrics:
             buckets=_SECONDS, registry=self.registry,
         )  # fmt: skip
         self.memory = Gauge("ocr_memory_bytes", "Resident memory of the server", registry=self.registry)
-        self.memory.set_function(lambda: psutil.Process().memory_info().rss)
+        self.memory.set_function(lambda: resident_mb() * 1e6)
 
     def watch(self, name: str, help_text: str, value: Callable[[], float]) -> None:
         """A gauge that is read when it is asked for."""

@@ -18,6 +18,7 @@ class ServerOptions:
     port: int = 8000
     slots: int = 0
     threads: int = 0
+    vision_cache_mb: float = 64.0
     max_queue: int = 64
     queue_timeout: float = 600.0
     max_loaded_models: int = 1

@@ -18,7 +18,7 @@ from typing import Generic, Self, TypeVar
 from runtime.requests import TextModel
 
 from .errors import ClientGone, Unavailable
-from .memory import give_memory_back
+from .memory import give_memory_back, resident_mb
 
 log = logging.getLogger(__name__)
 
@@ -206,14 +206,17 @@ class ModelPool(Generic[K]):
     # These run on threads of their own, without the lock.
 
     def _unload(self, key: K, loaded: _Loaded) -> None:
+        model = loaded.model
+        del loaded.model  # whoever still holds the entry (a finished request, this thread) does not keep the memory
         try:
-            loaded.model.drain(CLOSE_SECONDS)
-            loaded.model.close()
+            model.drain(CLOSE_SECONDS)
+            model.close()
         except Exception:
             log.exception("closing model %s failed", key)
         finally:
-            del loaded
+            del model
             give_memory_back()
+            log.info("model %s is unloaded; %.0f MB resident", key, resident_mb())
             with self._changed:
                 self._leaving -= 1
                 self._changed.notify_all()
@@ -224,7 +227,7 @@ class ModelPool(Generic[K]):
         started = time.monotonic()
         try:
             model = self._load(key)
-            log.info("model %s is loaded, %.1f s", key, time.monotonic() - started)
+            log.info("model %s is loaded, %.1f s; %.0f MB resident", key, time.monotonic() - started, resident_mb())
         except Exception as problem:
             log.error("model %s cannot be loaded: %s", key, problem)
             error = problem

@@ -104,6 +104,13 @@ def test_token_counts_are_the_published_ones(size, settings, expected) -> None:
     assert token_count(views, RULES) == expected
 
 
+def test_16_bit_greys_keep_their_tones() -> None:
+    tones = np.linspace(0, 65535, 64 * 64).astype(np.uint16).reshape(64, 64)
+    deep = make_views(Image.fromarray(tones), InferenceSettings(), RULES).whole
+    eight = make_views(Image.fromarray((tones // 257).astype(np.uint8)), InferenceSettings(), RULES).whole
+    assert np.array_equal(deep, eight)
+
+
 def test_max_tiles_is_a_setting() -> None:
     image = Image.new("RGB", (3000, 3000))
     assert make_views(image, InferenceSettings(max_tiles=6), RULES).grid == (2, 2)

@@ -194,11 +194,11 @@ def test_the_dtype_comes_from_flag_entry_file_device_in_this_order(tmp_path: Pat
 
 def test_without_the_export_extra_the_commands_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    found = {"torch": None, "onnxscript": None}
+    found = {"onnxscript": None, "safetensors": None}
     monkeypatch.setattr("importlib.util.find_spec", lambda name: found.get(name, name))
     models = source(tmp_path)
     with pytest.raises(
-        ModelUnavailable, match=r"torch, onnxscript.*pip install 'ocr-onnx\[export\]'.*python -m export deepseek"
+        ModelUnavailable, match=r"onnxscript, safetensors.*pip install 'ocr-onnx\[export\]'.*python -m export deepseek"
     ):
         models.load(models.key(models.entry("deepseek-ocr")))
 

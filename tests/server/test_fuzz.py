@@ -15,7 +15,7 @@ from server.fetch import Fetcher
 from tests.server.conftest import MakeService, Service, chat, data_url
 
 # Together the examples of this module make more than 2,000 requests.
-SCHEMA_EXAMPLES = 400  # for each of the two generation endpoints, valid and invalid bodies
+SCHEMA_EXAMPLES = 250  # for each of the two generation endpoints, valid and invalid bodies
 OWN_EXAMPLES = 1500
 
 NO_SHRINKING = settings(

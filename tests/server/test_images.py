@@ -95,6 +95,7 @@ def test_what_is_no_image_url_is_refused(url: str) -> None:
 @pytest.mark.parametrize(
     "data", [b"", b"hello", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"RIFF\0\0\0\0WEBP", b"II*\0\x08\0\0\0", b"BM"]
 )
+@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_what_is_no_image_is_refused(data: bytes) -> None:
     assert "0x" not in refused(encode(data), 400)
 

@@ -17,7 +17,7 @@ from tools.bench import llama
 from tools.bench.__main__ import main
 from tools.bench.ours import endless_copy, page_image, vision_dtype
 from tools.bench.plan import PARTS, QUICK, Case, Kind, Plan
-from tools.bench.report import Results, compare, ratios, render, rivals, table
+from tools.bench.report import Results, compare, merge, ratios, render, rivals, table
 from tools.bench.turns import BenchError, Memory, Series, advantage, groups_in_memory, measure, turn_order
 
 
@@ -182,6 +182,11 @@ def test_results_come_back_from_json_as_they_were(tmp_path: Path) -> None:
     assert Results.load(tmp_path / "a.json") == found
 
 
+def test_runs_shown_together_are_not_taken_for_turns() -> None:
+    both = merge([results(series("ours q4", samples=(2,))), results(series("llama.cpp Q4_0", samples=(1,)))])
+    assert ">= 1 met | no" in render(both)
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 99}', '{"format": 1, "series": [{}]}'])
 def test_a_file_that_holds_no_results_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.json").write_text(text)
@@ -233,20 +238,22 @@ def test_speed_is_read_from_llama_bench() -> None:
 
 
 LOG = """\
-image slice encoded in 3800 ms
-image decoded (batch 1/1) in 500 ms
-image slice encoded in 12500 ms
-common_perf_print: prompt eval time =    7000.00 ms /   908 tokens (    7.71 ms per token,   129.71 tokens per second)
-common_perf_print:        eval time =   10500.00 ms /   399 runs   (   26.32 ms per token,    38.00 tokens per second)
+0.02.098.591 I main: loading model: page-Q8_0.gguf
+0.02.149.641 I encoding mtmd batch, n_chunks = 3 (done = 1, total = 6)
+0.34.075.838 I mtmd batch encoding done in 12000 ms
+0.34.075.838 I mtmd batch encoding done in 4300 ms
+0.40.152.292 I llama_perf_context_print: prompt eval time =   20000.00 ms /   908 tokens (  132.77 ms per token)
+0.40.152.298 I llama_perf_context_print:        eval time =   10500.00 ms /   399 runs   (  136.83 ms per token)
 """
 
 
 def test_a_page_of_llama_cpp_is_vision_and_prefill_and_decode() -> None:
-    assert llama.page_times(LOG, 400) == {"s": 33.8, "s vision": 16.3, "s prefill": 7.0, "s decode": 10.5}
+    found = llama.page_times(LOG, 42.098, 400)
+    assert found == pytest.approx({"s": 40.0, "s vision": 16.3, "s prefill": 13.2, "s decode": 10.5})
     with pytest.raises(BenchError, match="399 tokens instead of 500"):
-        llama.page_times(LOG, 500)
+        llama.page_times(LOG, 42, 500)
     with pytest.raises(BenchError, match="no times"):
-        llama.page_times("failed to load", 400)
+        llama.page_times("failed to load", 42, 400)
 
 
 def test_a_missing_llama_cpp_says_how_to_get_it(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from . import llama as llama_cpp
 from .exporting import Export
 from .ours import Ours
 from .plan import KINDS, PARTS, QUICK, Kind, Part, Plan
-from .report import Results, compare, machine, render, rivals, today, versions
+from .report import Results, compare, machine, merge, render, rivals, today, versions
 from .serving import Server
 from .turns import BenchError, Contender, groups_in_memory, measure
 
@@ -48,12 +48,21 @@ def build_parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="measure and print tables", description=DESCRIPTION, formatter_class=form)
     _add_subjects(run)
     run.add_argument("--parts", type=_list_of(PARTS), default=PARTS, metavar="LIST", help=f"of {','.join(PARTS)} (all)")
-    run.add_argument("--rounds", type=int, default=5, metavar="N", help="samples of each case (default: 5)")
+    run.add_argument(
+        "--rounds",
+        type=int,
+        default=5,
+        metavar="N",
+        help="samples of each case; the server's, which has many pages in each, a third of them (default: 5)",
+    )
     run.add_argument("--json", type=Path, metavar="OUT", help="write every sample; kept up to date after each part")
     run.add_argument("--quick", action="store_true", help="tiny cases: shows that all works, measures nothing")
 
     prepare = commands.add_parser("prepare", help="make the exports and peers' files that run would make first")
     _add_subjects(prepare)
+
+    shown = commands.add_parser("show", help="print the tables of one or several runs on the same machine again")
+    shown.add_argument("files", type=Path, nargs="+", metavar="JSON")
 
     compared = commands.add_parser("compare", help="what changed between two runs")
     compared.add_argument("before", type=Path)
@@ -103,7 +112,10 @@ def _add_subjects(parser: argparse.ArgumentParser) -> None:
         help="of transformers (default: f32,bf16)",
     )
     parser.add_argument(
-        "--attention", choices=("eager", "sdpa"), default="sdpa", help="of transformers (default: sdpa)"
+        "--attention",
+        choices=("auto", "eager", "sdpa"),
+        default="auto",
+        help="of transformers (default: auto, for each case the faster of the two)",
     )
     parser.add_argument("--llama", type=Path, metavar="DIR", help="what build-llama made (default: the PATH)")
     parser.add_argument(
@@ -132,6 +144,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 plan = Plan()
                 _ours(args)
                 _peers(args, plan)
+            case "show":
+                print(render(merge([Results.load(file) for file in args.files])))
             case "compare":
                 print(compare(Results.load(args.before), Results.load(args.after)))
             case "build-llama":
@@ -174,6 +188,7 @@ def run(args: argparse.Namespace) -> Results:
         if part in KINDS:
             kinds.setdefault(KINDS[part], []).append(part)
     number = 0
+    measured: set[tuple[Part, str]] = set()  # a part that peers have no part in is measured once, not in every group
     for kind, parts in kinds.items():
         cases = [case for part in parts for case in plan.cases(part)]
         able = [one for one in [*_distinct(ours, kind), *peers] if any(one.can(case) for case in cases)]
@@ -181,8 +196,13 @@ def run(args: argparse.Namespace) -> Results:
         for group in groups_in_memory(able, kind, rivals, available):
             number += 1
             for part in parts:  # in turns within a part; from part to part everything stays loaded
-                note(f"{part}: {', '.join(one.name(kind) for one in group)} in turns")
-                results.series += measure(group, list(plan.cases(part)), args.rounds, note, number=number)
+                part_cases = list(plan.cases(part))
+                names = [one.name(kind) for one in group if any(one.can(case) for case in part_cases)]
+                if {(part, name) for name in names} <= measured:
+                    continue
+                measured |= {(part, name) for name in names}
+                note(f"{part}: {', '.join(names)} in turns")
+                results.series += measure(group, part_cases, args.rounds, note, number=number)
                 _save(results, args.json)
             for one in group:
                 one.close()
@@ -190,7 +210,7 @@ def run(args: argparse.Namespace) -> Results:
         for folder in folders:
             server = Server(folder, args.threads, plan)
             try:
-                results.series += measure([server], list(plan.cases("server")), max(1, args.rounds // 2), note)
+                results.series += measure([server], list(plan.cases("server")), max(1, args.rounds // 3), note)
             finally:
                 server.close()
             _save(results, args.json)

@@ -205,12 +205,13 @@ class LlamaPeer:
             command = [
                 self._llama.page, "-m", decoder, "--mmproj", vision, "--image", image, "-p", "Free OCR.",
                 "-n", str(self._plan.page_tokens), "--temp", "0", "--ignore-eos", "-t", str(self._threads),
-                "-c", "8192", "--chat-template", "deepseek-ocr",
+                "-c", "8192", "--chat-template", "deepseek-ocr", "-lv", "4",
             ]  # fmt: skip
             started = time.perf_counter()
             answer = _run(command)
             seconds = time.perf_counter() - started
-        return page_times(answer.stdout + answer.stderr, self._plan.page_tokens) | {"s with loading": seconds}
+        times = page_times(answer.stdout + answer.stderr, seconds, self._plan.page_tokens)
+        return times | {"s with loading": seconds}
 
 
 def bench_speed(output: str) -> float:
@@ -219,23 +220,29 @@ def bench_speed(output: str) -> float:
     return float(test["avg_ts"])
 
 
-def page_times(log: str, tokens: int) -> dict[str, float]:
-    """Stages of a page, seconds, from llama-mtmd-cli's log. Loading is not among them.
+def page_times(log: str, wall: float, tokens: int) -> dict[str, float]:
+    """Seconds of a page, and of its stages, from llama-mtmd-cli's log at verbosity 4 and the process's time.
+
+    The page begins when the models are loaded: lines start with the time since the process began
+    (minutes.seconds.milliseconds.microseconds). What llama.cpp calls prompt eval time has the vision encoder in it, so
+    prefill is what remains beside vision and decoding.
 
     Raises
     ------
     BenchError
         when the log has no times, or the answer was shorter than ``tokens``.
     """
-    encoded = [float(ms) for ms in re.findall(r"slice encoded in (\d+) ms", log)]
-    prompt = re.search(r"prompt eval time =\s*([\d.]+) ms", log)
-    answer = re.search(r"(?<!prompt )eval time =\s*([\d.]+) ms /\s*(\d+) (?:runs|tokens)", log)
-    if not encoded or prompt is None or answer is None:
+    loaded = re.search(r"^(\d+)\.(\d+)\.(\d+)\.(\d+) \S+ main: loading model", log, re.MULTILINE)
+    encoded = [float(ms) for ms in re.findall(r"(?:batch encoding done|slice encoded) in (\d+) ms", log)]
+    answer = re.search(r"(?<!prompt )eval time =\s*([\d.]+) ms /\s*(\d+) runs", log)
+    if loaded is None or not encoded or answer is None:
         raise BenchError(f"llama-mtmd-cli's log has no times: {' | '.join(log.splitlines()[-4:])}")
     if int(answer[2]) < tokens - 1:
         raise BenchError(f"llama-mtmd-cli ended its page after {answer[2]} tokens instead of {tokens}")
-    vision, prefill, decode = sum(encoded) / 1e3, float(prompt[1]) / 1e3, float(answer[1]) / 1e3
-    return {"s": vision + prefill + decode, "s vision": vision, "s prefill": prefill, "s decode": decode}
+    minutes, seconds, milliseconds, _ = map(int, loaded.groups())
+    page = wall - (60 * minutes + seconds + milliseconds / 1e3)
+    vision, decode = sum(encoded) / 1e3, float(answer[1]) / 1e3
+    return {"s": page, "s vision": vision, "s prefill": page - vision - decode, "s decode": decode}
 
 
 def _run(command: list[str | Path]) -> subprocess.CompletedProcess[str]:

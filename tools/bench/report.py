@@ -8,7 +8,7 @@ import json
 import os
 import platform
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,17 @@ class Results:
             return cls(**{**values, "series": [Series(**one) for one in values["series"]]})
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise BenchError(f"{path} is no result of this benchmark: {error}") from error
+
+
+def merge(runs: Sequence[Results]) -> Results:
+    """Several runs as one; what was measured in different runs was not measured in turns."""
+    first, *others = runs
+    series = list(first.series)
+    for run in others:
+        offset = 1 + max((one.group for one in series), default=0)
+        series += [replace(one, group=one.group + offset) for one in run.series]
+    found = {name: version for run in runs for name, version in run.versions.items()}
+    return replace(first, versions=found, series=series, notes=[note for run in runs for note in run.notes])
 
 
 def machine() -> dict[str, Any]:

@@ -23,7 +23,7 @@ class TransformersPeer(WorkerContender):
 
     module = __name__
 
-    def __init__(self, checkpoint: Path, dtype: str, threads: int, plan: Plan, attention: str = "sdpa") -> None:
+    def __init__(self, checkpoint: Path, dtype: str, threads: int, plan: Plan, attention: str = "auto") -> None:
         setup = {"folder": str(checkpoint), "dtype": DTYPES[dtype], "threads": threads, "attention": attention}
         super().__init__(setup, plan)
         self._dtype = dtype
@@ -64,24 +64,41 @@ class _Transformers:
         self._plan, self._folder = plan_from(setup["plan"]), Path(setup["folder"])
         self._dtype = getattr(torch, setup["dtype"])
         self._model: Any = load_reference(self._folder, self._dtype)
-        self._model.set_attn_implementation(setup["attention"])
+        self._choices = ("sdpa", "eager") if setup["attention"] == "auto" else (setup["attention"],)
+        self._chosen: dict[tuple[str, int], str] = {}
         if setup["kind"] == "vision":
             self._model.lm_head = self._model.model.language_model = None
         elif setup["kind"] == "decoder":
             self._model.model.vision_tower = None
         gc.collect()
-        self._cache: Any = None
+        self._caches: dict[int, Any] = {}  # by context: rounds go through all of them again and again
 
     def prepare(self, part: str, value: int) -> None:
-        if part in ("vision", "prefill"):
-            self.sample(part, value)
-        elif part == "decode":
-            self._fill(value)
-            self._steps(2)
+        """Warm up, and find the attention implementation that is the faster one for this case."""
+        seconds = {}
+        if len(self._choices) > 1 and part != "page":  # a page is long enough to be its own warm-up
+            self._try(part, value, self._choices[0])
+        for choice in self._choices:
+            seconds[choice] = self._try(part, value, choice)
+        self._chosen[part, value] = min(seconds, key=lambda choice: seconds[choice])
+
+    def _try(self, part: str, value: int, attention: str) -> float:
+        """Seconds of a short sample."""
+        self._model.set_attn_implementation(attention)
+        started = time.perf_counter()
+        if part == "decode":
+            return self._steps(value, 4)
+        if part == "page":
+            self._page(4)
         else:
-            self._page(2)
+            self._run(part, value)
+        return time.perf_counter() - started
 
     def sample(self, part: str, value: int) -> dict[str, float]:
+        self._model.set_attn_implementation(self._chosen[part, value])
+        return self._run(part, value)
+
+    def _run(self, part: str, value: int) -> dict[str, float]:
         if part == "vision":
             view = self._torch.randn(1, 3, value, value).to(self._dtype)
             started = time.perf_counter()
@@ -93,8 +110,7 @@ class _Transformers:
             self._prefill(prompt)
             return {"tokens/s": value / (time.perf_counter() - started)}
         if part == "decode":
-            self._fill(value)
-            return {"tokens/s": self._plan.steps / self._steps(self._plan.steps)}
+            return {"tokens/s": self._plan.steps / self._steps(value, self._plan.steps)}
         return self._page(self._plan.page_tokens)
 
     def _prompt(self, tokens: int) -> Any:
@@ -105,18 +121,17 @@ class _Transformers:
         """embeddings : [1, tokens, hidden]. Returns the model's output with its cache and the last token's logits."""
         return self._model(inputs_embeds=embeddings, use_cache=True, logits_to_keep=1)
 
-    def _fill(self, context: int) -> None:
-        if self._cache is None or self._cache.get_seq_length() != context:
-            self._cache = self._prefill(self._prompt(context)).past_key_values
-
-    def _steps(self, steps: int) -> float:
+    def _steps(self, context: int, steps: int) -> float:
         """Seconds of so many decode steps; the cache is cut back to its length afterwards."""
+        if context not in self._caches:
+            self._caches[context] = self._prefill(self._prompt(context)).past_key_values
+        cache = self._caches[context]
         embeddings = [self._prompt(1) for _ in range(steps)]
         started = time.perf_counter()
         for embedding in embeddings:
-            self._model(inputs_embeds=embedding, past_key_values=self._cache, use_cache=True)
+            self._model(inputs_embeds=embedding, past_key_values=cache, use_cache=True)
         seconds = time.perf_counter() - started
-        self._cache.crop(-steps)
+        cache.crop(-steps)
         return seconds
 
     def _page(self, tokens: int) -> dict[str, float]:

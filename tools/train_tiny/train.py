@@ -41,7 +41,7 @@ class TrainOptions:
     probe_none: float = 0.02  # weight of the class "no character", which is by far the most frequent
     weight_decay: float = 0.02
     clip: float = 1.0
-    average: float = 0.998  # decay of the moving average of the weights
+    average: float = 0.99  # decay of the moving average of the weights
     log_every: int = 25
     save_every: int = 50
     polite: bool = False  # compute on one thread while other programs keep a core busy
