@@ -183,11 +183,17 @@ class ModelPool(Generic[K]):
         if len(self._loaded) < self._max_loaded:
             self._start_loading(first.key)
             return
-        idle = [key for key, loaded in self._loaded.items() if loaded.users == 0 and not self._is_wanted(key, first)]
+        # A model that somebody who came in time is just about to take is not taken from him.
+        free = {key: loaded for key, loaded in self._loaded.items() if not self._is_wanted(key, first)}
+        idle = [key for key, loaded in free.items() if loaded.users == 0]
         if idle:
-            self._evict(min(idle, key=lambda key: self._loaded[key].last_used))
-        elif time.monotonic() - first.since > self._patience and not any(x.retiring for x in self._loaded.values()):
-            min(self._loaded.values(), key=lambda loaded: loaded.last_used).retiring = True
+            self._evict(min(idle, key=lambda key: free[key].last_used))
+        elif (
+            free
+            and time.monotonic() - first.since > self._patience
+            and not any(loaded.retiring for loaded in self._loaded.values())
+        ):
+            min(free.values(), key=lambda loaded: loaded.last_used).retiring = True
 
     def _is_wanted(self, key: K, first: _Waiter[K]) -> bool:
         """Whether somebody who waits for that loaded model came in before patience with ``first`` ran out."""
