@@ -127,15 +127,7 @@ def render() -> str:
     for setting in SETTINGS:
         value = getattr(builtin, setting.name)
         if value is None:
-            example = {
-                "base_size": 1024,
-                "image_size": 640,
-                "max_tiles": 9,
-                "deadline_s": 300.0,
-                "top_k": 50,
-                "seed": 0,
-            }
-            value = example.get(setting.name, 90)
+            value = _EXAMPLES[setting.name]
             lines.append(_line(setting.name, value, f"{setting.help}; default: {setting.default_text or 'none'}"))
         else:
             lines.append(_line(setting.name, value, setting.help))
