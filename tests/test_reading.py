@@ -1,0 +1,73 @@
+"""From pixels to words: the built-in model reads rendered text through exporter and runtime, in every dtype."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from PIL import Image, ImageDraw, ImageFont
+
+from models.catalog import CATALOG
+from runtime import Model
+from tools.demo import PAGE_TEXT, draw_page
+
+CHECKPOINT = Path(CATALOG["tiny-ocr"].source)
+
+pytestmark = pytest.mark.skipif(
+    not (CHECKPOINT / "model.safetensors").is_file(), reason="the built-in model's weights are not in this checkout"
+)
+
+
+def similarity(read: str, truth: str) -> float:
+    return difflib.SequenceMatcher(None, read, truth, autojunk=False).ratio()
+
+
+def line(text: str) -> Image.Image:
+    """One line of large type in the middle of a strip that gives tiles."""
+    image = Image.new("RGB", (360, 120), "white")
+    ImageDraw.Draw(image).text((20, 40), text, "black", font=ImageFont.load_default(30))
+    return image
+
+
+@pytest.fixture(scope="module")
+def model(export_checkpoint: Callable[..., Path]) -> Iterator[Model]:
+    with Model.open(export_checkpoint(CHECKPOINT, "f32", "tiny-ocr"), device="cpu", slots=4) as opened:
+        yield opened
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f16", "q8", "q4"])
+def test_a_printed_page_is_read_in_every_dtype(dtype, export_checkpoint, tmp_path) -> None:
+    page = draw_page(tmp_path / "page.png")
+    with Model.open(export_checkpoint(CHECKPOINT, dtype, "tiny-ocr"), device="cpu", slots=1) as opened:
+        result = opened.read(page, max_new_tokens=200)
+    assert similarity(result.text, PAGE_TEXT) > 0.8, result.text
+    assert result.finished.detail == "eos"
+
+
+def test_a_blank_page_stays_blank(model) -> None:
+    for size in [(150, 150), (384, 192), (600, 800)]:
+        assert model.read(Image.new("RGB", size, "white"), max_new_tokens=50).text == ""
+
+
+def test_a_page_without_its_tiles_reads_worse(model, tmp_path) -> None:
+    """The tiles carry the detail: without them the type is too small for the global view."""
+    page = draw_page(tmp_path / "page.png")
+    with_tiles = model.read(page, max_new_tokens=200)
+    without = model.read(page, max_new_tokens=200, max_tiles=1)
+    assert with_tiles.finished.usage.image_tokens > without.finished.usage.image_tokens
+    assert similarity(with_tiles.text, PAGE_TEXT) > similarity(without.text, PAGE_TEXT)
+
+
+def test_pages_read_together_and_streamed_give_the_text_of_each_alone(model) -> None:
+    pages = [
+        line(text) for text in ("Hello world", "Total 42.50", "Paper and ink", "Page 7 of 9", "Thank you", "New York")
+    ]
+    alone = [model.read(page, max_new_tokens=40).text for page in pages]
+    with ThreadPoolExecutor(len(pages)) as pool:
+        together = list(pool.map(lambda page: model.read(page, max_new_tokens=40).text, pages))
+    assert together == alone
+    assert ["".join(model.stream(page, max_new_tokens=40)) for page in pages] == alone
+    assert similarity(alone[0], "Hello world") > 0.6, alone
