@@ -62,7 +62,11 @@ class FakeSource(ModelSource):
         self.loads.append(key.entry.id)
         if self.problem is not None:
             raise self.problem
-        self.models[key.entry.id] = ScriptedModel(self.script, self._options.slots or 4, self._options.max_queue)
+        self.models[key.entry.id] = ScriptedModel(
+            self.script,
+            self._options.slots or 4,
+            self._options.capacity,  # as server.loading opens the real one
+        )
         return self.models[key.entry.id]
 
 

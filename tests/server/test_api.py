@@ -296,7 +296,9 @@ def test_requests_beyond_the_queue_are_refused_at_once(make_service: MakeService
     threads = [threading.Thread(target=lambda: results.append(service.post(chat()))) for _ in range(3)]
     for thread in threads:
         thread.start()
-    while service.application.generator.present < 3:
+    for _ in range(3000):
+        if service.application.generator.present == 3:
+            break
         threading.Event().wait(0.01)
     result = service.post(chat())
     release.set()
