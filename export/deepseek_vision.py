@@ -18,6 +18,8 @@ import numpy as np
 import onnx_ir as ir
 from onnxscript import OpBuilder, nn
 
+from models.deepseek_ocr.positions import spread_matrix
+
 from .layers import FLOAT, INT64, MICROSOFT, Conv, LayerNorm, Precision, Table, linear, new_graph
 from .weights import Load, Recipe, Weight, computed, copied
 
@@ -350,12 +352,6 @@ def resample(op: OpBuilder, table: ir.Value, rows: ir.Value, grid: int, width: i
     """rows [n, grid] applied to both axes of a square table of grid * grid positions -> [n, n, width]."""
     down = op.MatMul(rows, op.Reshape(table, [grid, grid * width]))  # [n, grid * width]
     return op.MatMul(rows, op.Reshape(down, [-1, grid, width]))  # broadcast over the first axis: [n, n, width]
-
-
-def spread_matrix(side: int) -> np.ndarray:
-    """[2 side, side * side]: column (r, c) has ones in rows r and side + c, which lays out rows_r + columns_c."""
-    eye = np.eye(side, dtype=np.float32)
-    return np.concatenate([np.repeat(eye, side, axis=1), np.tile(eye, (1, side))])
 
 
 def largest_divisor(number: int, limit: int) -> int:

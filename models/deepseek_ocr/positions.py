@@ -23,14 +23,19 @@ def view_inputs(side: int, rules: ImageRules) -> Feeds:
     """What the vision graph needs beside the pixels, for views of ``side`` pixels (see export.deepseek_vision)."""
     s = side // rules.patch_size
     index = np.arange(s)[:, None] - np.arange(s)[None, :] + s - 1
-    eye = np.eye(s, dtype=np.float32)
     return {
         "sam_rows": bicubic_rows(rules.grid, s),
         "clip_rows": bicubic_rows(rules.clip_grid, rules.tokens_per_side(side)),
         "relative_rows": linear_rows(2 * rules.grid - 1, 2 * s - 1),
         "relative_index": index.astype(np.int64),
-        "spread": np.concatenate([np.repeat(eye, s, axis=1), np.tile(eye, (1, s))]),
+        "spread": spread_matrix(s),
     }
+
+
+def spread_matrix(side: int) -> np.ndarray:
+    """[2 side, side * side]: column (r, c) has ones in rows r and side + c, which lays out rows_r + columns_c."""
+    eye = np.eye(side, dtype=np.float32)
+    return np.concatenate([np.repeat(eye, side, axis=1), np.tile(eye, (1, side))])
 
 
 def bicubic_rows(source: int, target: int) -> np.ndarray:
