@@ -28,6 +28,8 @@ def train(arguments: argparse.Namespace) -> None:
     state = arguments.run_dir / "state.pt"
     if state.exists():
         trainer.load(torch.load(state, map_location=arguments.device, weights_only=True))
+    elif arguments.start_from:
+        trainer.start_from(arguments.start_from, arguments.start_step)
     trainer.run(arguments.workers)
     if arguments.export:
         export(arguments)
@@ -58,6 +60,8 @@ def main() -> None:
     command.add_argument("--run-dir", type=Path, required=True, help="where the state and the log live")
     command.add_argument("--steps", type=int, default=1_000_000, help="total steps, counted from the very first")
     command.add_argument("--decay", type=int, default=0, help="last steps, over which the learning rate falls to zero")
+    command.add_argument("--start-from", type=Path, metavar="FOLDER", help="begin with a checkpoint folder's weights")
+    command.add_argument("--start-step", type=int, default=0, help="the step at which --start-from begins")
     command.add_argument("--minutes", type=float, default=float("inf"), help="stop after this many minutes")
     command.add_argument("--device", default="cpu", help="cpu or cuda")
     command.add_argument("--threads", type=int, default=2, help="CPU threads of the training process")

@@ -102,5 +102,5 @@ STAGES = (
     ),
     Stage(450, NATURAL, LATE, wear=0.3, blank=0.02),
     # Mostly clean English: what a demonstration needs first.
-    Stage(1_000_000, NATURAL, ENGLISH, wear=0.1, blank=0.02),
+    Stage(1_000_000, NATURAL, ENGLISH, wear=0.25, blank=0.02),
 )

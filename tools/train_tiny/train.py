@@ -20,6 +20,7 @@ from torch.nn import functional
 from transformers import UnlimitedOcrForConditionalGeneration
 
 from .batches import Batch, Pages, batch_stream
+from .checkpoint import load_checkpoint
 from .curriculum import Stage, stage_of
 from .model import TinySpec, build_model, to_bfloat16, use_training_kernels
 from .views import IGNORE, PROBE_CLASSES, SLOTS
@@ -100,15 +101,21 @@ class Trainer:
             torch.optim.AdamW(others, betas=(0.9, 0.98), weight_decay=0.0),
         ]
         self.step = 0
+        self.first_step = 0  # of the warm-up
         self.images = 0
         self.seconds = 0.0
 
     def learning_rate(self) -> float:
         """Return the rate of this step: the stage's, after the warm-up, before the final decay."""
-        rate = stage_of(self.stages, self.step).learning_rate * min(1.0, (self.step + 1) / self.options.warmup)
+        warm = min(1.0, (self.step + 1 - self.first_step) / self.options.warmup)
+        rate = stage_of(self.stages, self.step).learning_rate * warm
         if self.options.decay:
             rate *= min(1.0, (self.options.steps - self.step) / self.options.decay)
         return rate
+
+    def relearning_probe(self) -> bool:
+        """Say whether the probe is new beside trained weights: until it has learned, its gradient would spoil them."""
+        return 0 < self.first_step <= self.step < self.first_step + self.options.warmup
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Return what the step reports: the losses `text` (absent while the decoder rests) and `probe`, and the shares
@@ -121,6 +128,8 @@ class Trainer:
         else:
             output = self.model.model(**inputs)
             image_tokens = output.image_hidden_states
+            if self.relearning_probe():
+                image_tokens = [tokens.detach() for tokens in image_tokens]
             labels = batch.labels.to(self.device)
             wanted = labels != IGNORE
             logits = self.model.lm_head(output.last_hidden_state[wanted]).float()
@@ -164,6 +173,7 @@ class Trainer:
         """Return everything that a resumed run needs."""
         return {
             "step": self.step,
+            "first_step": self.first_step,
             "images": self.images,
             "seconds": self.seconds,
             "masters": self.masters,
@@ -174,6 +184,7 @@ class Trainer:
     def load(self, state: dict[str, object]) -> None:
         """Go on from `state`."""
         self.step, self.images, self.seconds = state["step"], state["images"], state["seconds"]
+        self.first_step = state.get("first_step", 0)
         with torch.no_grad():
             for name, value in self.masters.items():
                 value.copy_(state["masters"][name])
@@ -181,6 +192,17 @@ class Trainer:
                 self.average[name].copy_(state["average"][name])
         for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(saved)
+
+    def start_from(self, folder: Path, step: int) -> None:
+        """Go on from the weights of a checkpoint folder at `step`; the probe and the optimisers begin anew."""
+        weights = dict(load_checkpoint(folder).named_parameters())
+        self.step = self.first_step = step
+        with torch.no_grad():
+            for name, value in self.masters.items():
+                if name in weights:
+                    value.copy_(weights[name].view_as(value))
+                    self.working[name].copy_(weights[name])
+                self.average[name].copy_(value)
 
     def save(self) -> None:
         """Write the state to the run folder, whole or not at all."""
