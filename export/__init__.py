@@ -2,3 +2,8 @@
 
 Nothing else imports this package: the server starts it as a program, ``python -m export MODEL_ID``.
 """
+
+import os
+
+# As in runtime/__init__.py: ONNX Runtime reads this when it is imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

@@ -10,9 +10,17 @@ from PIL import Image
 
 from models.manifest import Manifest
 from models.registry import family_of
+from models.rotary import rotary_tables
 from models.settings import InferenceSettings
 
 from .errors import ExportError
+
+
+def best_device() -> str:
+    """The device that ``auto`` means to a server of this installation."""
+    available = ort.get_available_providers()
+    devices = {"cuda": "CUDAExecutionProvider", "coreml": "CoreMLExecutionProvider"}
+    return next((name for name, provider in devices.items() if provider in available), "cpu")
 
 
 def check_graphs(folder: Path, manifest: Manifest) -> None:
@@ -29,12 +37,12 @@ def check_graphs(folder: Path, manifest: Manifest) -> None:
     side = 4 * int(manifest.image["patch_size"])
     image = Image.effect_noise((side, side), 64)
     prepared = family.prepare_image(image, InferenceSettings(crop_mode=False, image_size=side))
-    vision = _session(folder / manifest.vision.files["cpu"])
+    vision = mapped_session(folder / manifest.vision.files["cpu"])
     names = [output.name for output in vision.get_outputs()]
     outputs = [dict(zip(names, vision.run(names, dict(make())), strict=True)) for make in prepared.passes]
     del vision
     features = _finite("the vision graph", prepared.assemble(outputs))
-    embed = _session(folder / manifest.embed.files["cpu"])
+    embed = mapped_session(folder / manifest.embed.files["cpu"])
     token = np.array([[manifest.tokens.bos]])
     (start,) = embed.run(None, {"input_ids": token})
     del embed
@@ -46,13 +54,25 @@ def check_graphs(folder: Path, manifest: Manifest) -> None:
         "seqlens_k": np.array([length - 1], np.int32),
         "total_length": np.array(length, np.int32),
     }
+    if sizes.rotary is not None:
+        positions = np.tile(np.arange(length), (len(sizes.rotary.sections), 1))
+        tables = rotary_tables(positions, sizes.rotary.sections, sizes.rotary.theta)
+        feeds["rotary_cos"], feeds["rotary_sin"] = (table.astype(start.dtype) for table in tables)
+        feeds["rotary_rows"] = np.arange(length)[None]
     for layer in range(sizes.layers):
         feeds[f"past_key_values.{layer}.key"] = feeds[f"past_key_values.{layer}.value"] = cache
-    (logits,) = _session(folder / manifest.decoder.files["cpu"]).run(["logits"], feeds)
+    (logits,) = mapped_session(folder / manifest.decoder.files["cpu"]).run(["logits"], feeds)
     _finite("the decoder", logits)
 
 
-def _session(path: Path) -> ort.InferenceSession:
+def mapped_session(path: Path) -> ort.InferenceSession:
+    """A session for few runs in little memory: weights stay in their file and are widened one after another.
+
+    Raises
+    ------
+    ExportError
+        when the graph does not load.
+    """
     options = ort.SessionOptions()
     options.add_session_config_entry("session.disable_prepacking", "1")  # weights stay mapped from the file
     # No folding: it would hold float32 copies of all float16 weights at once.

@@ -67,6 +67,11 @@ class Checkpoint:
     def parameter_count(self) -> int:
         return sum(int(np.prod(info.shape)) for info in self.tensors.values())
 
+    @property
+    def nbytes(self) -> int:
+        """Size of its files."""
+        return sum(file.stat().st_size for file in self.files)
+
     def check(self, expected: Mapping[str, tuple[int, ...]], unused: Iterable[str] = ()) -> None:
         """Compare the headers with what the graphs need, before any work is done.
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from models.catalog import ModelEntry, default_dtype, require_supported
-from models.config import load_config
+from models.catalog import ModelEntry, require_supported
+from models.config import Config, load_config
 from models.errors import ModelError
 from models.paths import export_dir
 
@@ -22,8 +22,9 @@ MODEL_ID is a built-in id (deepseek-ocr, tiny-ocr) or an entry [models.entries.M
 """
 EXAMPLES = """\
 examples:
-  python -m export deepseek-ocr                             download, convert to float32, publish in the cache
-  python -m export deepseek-ocr --dtype f16                 half the size; what CUDA needs
+  python -m export deepseek-ocr                             download, convert to 8 bits, publish in the cache
+  python -m export deepseek-ocr --dtype f32                 exact: four times the size
+  python -m export deepseek-ocr --dtype f16                 what CUDA needs
   python -m export deepseek-ocr --dtype q4 --vision-dtype q8    smallest and fastest on a CPU
   python -m export deepseek-ocr --source ~/my-fine-tune     a directory with config.json, tokenizer and safetensors
   python -m export deepseek-ocr --revision COMMIT           a pinned revision of the hub repository
@@ -43,7 +44,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--source", metavar="DIR|HUB_ID", help="where the checkpoint is (default: the entry's own)")
     parser.add_argument("--revision", metavar="REV", help="branch, tag or commit of the hub repository")
     parser.add_argument(
-        "--dtype", choices=("f32", "f16", "q8", "q4"), help="type of the weights (default: the entry's own, else f32)"
+        "--dtype",
+        choices=("f32", "f16", "q8", "q4"),
+        help="type of the weights (default: config.toml's; else f16 where that has device cuda or coreml, "
+        "and on a CPU q8, or f32 for models under 100 M parameters)",
     )
     parser.add_argument(
         "--vision-dtype", choices=("f32", "f16", "q8"), help="type of the vision tower (default: f32 for f32, else f16)"
@@ -51,7 +55,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--block-size", type=int, choices=(16, 32, 64, 128), help="channels that share a scale (default: q8 128, q4 64)"
     )
-    parser.add_argument("--report", action="store_true", help="measure the quantisation error of each weight")
+    parser.add_argument(
+        "--report",
+        action="store_true",
+        help="measure what quantisation costs: the error of each weight, and how far features and logits are from "
+        "float32 on two drawn pages; takes minutes, and disk for the checkpoint once more",
+    )
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder to publish (default: in the cache)")
     parser.add_argument("--config", type=Path, metavar="FILE", help="config.toml to read instead of the user's")
     parser.add_argument("--force", action="store_true", help="export again even if a good export is there")
@@ -84,15 +93,16 @@ def run(args: argparse.Namespace) -> None:
     ExportError, ConfigError
         see ``export.pipeline.export_model``, ``export.hub.fetch`` and ``models.config.load_config``.
     """
-    entry = _with_flags(load_config(args.config).entry(args.model_id), args)
+    config = load_config(args.config)
+    entry = _with_flags(config.entry(args.model_id), args)
     require_supported(entry)
-    dtype = args.dtype or entry.dtype or default_dtype("cpu")
     try:
         from . import hub, pipeline
     except ImportError as error:
         raise ExportError(
             f"exporting needs more packages ({error}); install them with: pip install 'ocr-onnx[export,cpu]'"
         ) from error
+    dtype = args.dtype or config.dtype_of(entry, _device(config))
     if dtype not in pipeline.DTYPES:
         known = ", ".join(pipeline.DTYPES)
         raise ExportError(f"{entry.id} asks for {dtype}, which cannot be exported; --dtype takes one of {known}")
@@ -112,6 +122,15 @@ def run(args: argparse.Namespace) -> None:
         weights=entry.weights,
     )
     pipeline.export_model(job, report)
+
+
+def _device(config: Config) -> str:
+    """What the server would run on, by config.toml."""
+    if config.device != "auto":
+        return config.device or "cpu"
+    from .check import best_device  # imports ONNX Runtime: not before it is known to be installed
+
+    return best_device()
 
 
 def report(line: str) -> None:

@@ -12,8 +12,10 @@ import numpy as np
 import onnx_ir as ir
 from onnxscript import OpBuilder, nn
 
+from models.rotary import rotary_tables
+
 from .layers import FLOAT, FLOAT16, INT32, INT64, MICROSOFT, UINT8, GatedMlp, Precision, RmsNorm, linear, new_graph
-from .quantize import Blocks, quantized
+from .quantize import quantized
 from .weights import Weight, computed, copied, expert_down, expert_gate_up
 
 
@@ -45,6 +47,27 @@ class DecoderSpec:
     max_length: int  # positions, prompt and answer together
     rope_theta: float
     rms_epsilon: float
+    # Channel pairs that each axis of a position turns. None: the graph counts tokens and holds the angles.
+    rotary_sections: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """How far the keys and queries of a step are turned.
+
+    The kernel takes a token's angles from a table: by its number in the cache, or by the row that is given. So a prompt
+    with positions of its own brings a table with a row for each token, and a decode step, whose positions are plain
+    again, a table by position with the number of a row; the graph is the same.
+    """
+
+    cos: ir.Value  # [at least total_length, head_dim / 2]
+    sin: ir.Value
+    rows: ir.Value | None = None  # [B, S] int64: the row of each token; None: its number in the cache
+
+    @property
+    def inputs(self) -> list[ir.Value]:
+        """As GroupQueryAttention takes them, from its eighth input on."""
+        return [self.cos, self.sin] if self.rows is None else [self.cos, self.sin, self.rows]
 
 
 @dataclass(frozen=True)
@@ -53,8 +76,7 @@ class StepInputs:
 
     seqlens_k: ir.Value  # [B] int32: tokens in the cache after this step, less one
     total_length: ir.Value  # int32 scalar: the largest of those, plus one
-    cos: ir.Value  # [max_length, head_dim / 2]
-    sin: ir.Value
+    rotary: Rotary
 
 
 class Attention(nn.Module):
@@ -76,7 +98,7 @@ class Attention(nn.Module):
         self, op: OpBuilder, x: ir.Value, past: tuple[ir.Value, ir.Value], step: StepInputs
     ) -> tuple[ir.Value, ir.Value, ir.Value]:
         attended, key, value = op.GroupQueryAttention(
-            self.qkv_proj(op, x), None, None, *past, step.seqlens_k, step.total_length, step.cos, step.sin,
+            self.qkv_proj(op, x), None, None, *past, step.seqlens_k, step.total_length, *step.rotary.inputs,
             num_heads=self.spec.heads, kv_num_heads=self.spec.kv_heads, do_rotary=1, rotary_interleaved=0,
             _domain=MICROSOFT, _outputs=3,
         )  # fmt: skip
@@ -211,23 +233,28 @@ class DecoderModel(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList([DecoderLayer(f"{at}.layers.{i}", i, spec, precision) for i in range(spec.layers)])
         self.norm = RmsNorm(f"{at}.norm", spec.hidden, spec.rms_epsilon, precision)
-        cos, sin = rope_tables(spec)
-        self.rope_cos = Weight(cos.shape, computed(cos), precision.compute)
-        self.rope_sin = Weight(sin.shape, computed(sin), precision.compute)
+        self.scored = 1  # positions at the end whose hidden state is given
+        self.precision = precision
+        if spec.rotary_sections is None:
+            cos, sin = rotary_tables(np.arange(spec.max_length)[None], [spec.head_dim // 2], spec.rope_theta)
+            self.rope_cos = Weight(cos.shape, computed(cos), FLOAT)
+            self.rope_sin = Weight(sin.shape, computed(sin), FLOAT)
 
     def forward(
         self, op: OpBuilder, embeddings: ir.Value, pasts: list[tuple[ir.Value, ir.Value]], seqlens: ir.Value,
-        total: ir.Value,
+        total: ir.Value, rotary: Rotary | None = None,
     ) -> tuple[ir.Value, list[tuple[ir.Value, ir.Value]]]:  # fmt: skip
-        """embeddings [B, S, hidden] -> (hidden state of the last position [B, 1, hidden], present keys and values)."""
-        step = StepInputs(seqlens, total, self.rope_cos, self.rope_sin)
+        """embeddings [B, S, hidden] -> (hidden state of the last positions [B, 1, hidden], present keys and values)."""
+        if rotary is None:
+            rotary = Rotary(self.precision.use(op, self.rope_cos), self.precision.use(op, self.rope_sin))
+        step = StepInputs(seqlens, total, rotary)
         x, residual = embeddings, None
         presents = []
         for layer, past in zip(self.layers, pasts, strict=True):
             x, residual, key, value = layer(op, x, residual, past, step)
             presents.append((key, value))
         # Only the last position is read: logits of a whole prompt would be 470 MB at 130,000 words.
-        x, residual = (op.Slice(branch, [-1], [2**31 - 1], [1]) for branch in (x, residual))
+        x, residual = (op.Slice(branch, [-self.scored], [2**31 - 1], [1]) for branch in (x, residual))
         return self.norm(op, x, residual)[0], presents
 
 
@@ -242,9 +269,9 @@ class Decoder(nn.Module):
 
     def forward(
         self, op: OpBuilder, embeddings: ir.Value, pasts: list[tuple[ir.Value, ir.Value]], seqlens: ir.Value,
-        total: ir.Value,
+        total: ir.Value, rotary: Rotary | None = None,
     ) -> tuple[ir.Value, list[tuple[ir.Value, ir.Value]]]:  # fmt: skip
-        x, presents = self.model(op, embeddings, pasts, seqlens, total)
+        x, presents = self.model(op, embeddings, pasts, seqlens, total, rotary)
         logits = op.Reshape(self.lm_head(op, x), [-1, self.spec.vocabulary])
         return (logits if self.precision.compute == FLOAT else op.Cast(logits, to=FLOAT)), presents
 
@@ -252,20 +279,19 @@ class Decoder(nn.Module):
 class Embedding(nn.Module):
     """Token ids [B, S] -> embeddings [B, S, hidden] in the decoder's compute type.
 
-    A quantised model keeps this table in 8 bits: it is read one row at a time, so its size matters and its speed does
-    not.
+    A quantised model keeps this table in blocks as well, for its size: one row is read at a time, whatever that costs.
     """
 
     def __init__(self, name: str, spec: DecoderSpec, precision: Precision) -> None:
         super().__init__()
         self.precision, self.hidden = precision, spec.hidden
         shape = (spec.vocabulary, spec.hidden)
-        self.blocks = None if precision.blocks is None else Blocks(8, precision.blocks.size).fitting(spec.hidden)
+        self.blocks = None if precision.blocks is None else precision.blocks.fitting(spec.hidden)
         if self.blocks is None:
             self.embed_tokens = Weight(shape, copied(name, shape), precision.storage)
         else:
             values, scales = quantized(copied(name, shape), self.blocks, name, precision.meter)
-            self.embed_tokens = Weight(shape, values, UINT8)
+            self.embed_tokens = Weight([spec.vocabulary, self.blocks.row_bytes(spec.hidden)], values, UINT8)
             self.embed_scales = Weight([spec.vocabulary, self.blocks.count(spec.hidden)], scales, FLOAT16)
 
     def forward(self, op: OpBuilder, token_ids: ir.Value) -> ir.Value:
@@ -275,12 +301,12 @@ class Embedding(nn.Module):
             return rows if self.precision.storage == compute else op.Cast(rows, to=compute)
         return op.GatherBlockQuantized(
             self.embed_tokens, token_ids, self.precision.use(op, self.embed_scales), gather_axis=0, quantize_axis=1,
-            bits=8, block_size=self.blocks.size, _domain=MICROSOFT,
+            bits=self.blocks.bits, block_size=self.blocks.size, _domain=MICROSOFT,
         )  # fmt: skip
 
 
 def decoder_graph(decoder: Decoder) -> ir.Graph:
-    """Declare decoder.onnx: embeddings, cache, lengths -> logits, cache."""
+    """Declare decoder.onnx: embeddings, cache, lengths (and angles, where the host knows them) -> logits, cache."""
     spec, compute = decoder.spec, decoder.precision.compute
     builder = new_graph("decoder")
     embeddings = builder.input("inputs_embeds", compute, ["batch", "sequence", spec.hidden])
@@ -294,7 +320,15 @@ def decoder_graph(decoder: Decoder) -> ir.Graph:
         )
         for i in range(spec.layers)
     ]
-    logits, presents = decoder(builder.op, embeddings, pasts, seqlens, total)
+    rotary = None
+    if spec.rotary_sections is not None:
+        angles: list[str | int] = ["table", spec.head_dim // 2]
+        rotary = Rotary(
+            builder.input("rotary_cos", compute, angles),
+            builder.input("rotary_sin", compute, angles),
+            builder.input("rotary_rows", INT64, ["batch", "sequence"]),
+        )
+    logits, presents = decoder(builder.op, embeddings, pasts, seqlens, total, rotary)
     _add_output(builder.graph, logits, "logits", FLOAT, ["batch", spec.vocabulary])
     for i, (key, value) in enumerate(presents):
         _add_output(builder.graph, key, f"present.{i}.key", compute, cache_shape)
@@ -317,14 +351,3 @@ def _add_output(graph: ir.Graph, value: ir.Value, name: str, dtype: ir.DataType,
     value.type = ir.TensorType(dtype)
     value.shape = ir.Shape(shape)
     graph.outputs.append(value)
-
-
-def rope_tables(spec: DecoderSpec) -> tuple[np.ndarray, np.ndarray]:
-    """cos and sin of position * theta^(-2i / head_dim), [max_length, head_dim / 2] each (RoFormer, arXiv 2104.09864).
-
-    Computed in float32 step by step like transformers, so that both round alike.
-    """
-    powers = np.arange(0, spec.head_dim, 2, dtype=np.float32) / np.float32(spec.head_dim)
-    frequencies = (1.0 / np.power(np.float32(spec.rope_theta), powers)).astype(np.float32)
-    angles = np.arange(spec.max_length, dtype=np.float32)[:, None] * frequencies
-    return np.cos(angles), np.sin(angles)

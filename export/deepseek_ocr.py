@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+from pydantic import BaseModel
+
 from models.deepseek_ocr.images import ImageRules
 from models.manifest import DecoderInfo, TokenIds
 
@@ -19,6 +21,7 @@ from .deepseek_vision import ClipSpec, SamSpec, VisionSpec, VisionTower, vision_
 from .errors import ExportError
 from .family import Part, Parts
 from .layers import Precision
+from .outliers import OutlierSite, block_sites
 
 # In the checkpoint, and never used: SAM's map takes the place of CLIP's own patch embeddings.
 UNUSED = ("model.vision_model.embeddings.patch_embedding.", "model.vision_model.embeddings.position_ids")
@@ -34,6 +37,10 @@ _REQUIRED: Mapping[str, tuple[Any, ...]] = {
     "rope_scaling": (None,),
     "tie_word_embeddings": (False,),
 }
+
+
+class NoPromptRules(BaseModel):
+    """The family writes its prompts by itself."""
 
 
 class DeepseekOcrExport:
@@ -57,6 +64,25 @@ class DeepseekOcrExport:
             "embed": Part(embedding, partial(embedding_graph, embedding)),
             "decoder": Part(layers, partial(decoder_graph, layers)),
         }
+
+    @property
+    def vision_outliers(self) -> list[OutlierSite]:
+        sites: list[OutlierSite] = []
+        sam, clip = self._vision.sam, self._vision.clip
+        for i in range(sam.layers):
+            at = f"model.sam_model.blocks.{i}"
+            sites += block_sites(
+                norm1=f"{at}.norm1", qkv=[f"{at}.attn.qkv"], proj=f"{at}.attn.proj", norm2=f"{at}.norm2",
+                up=f"{at}.mlp.lin1", down=f"{at}.mlp.lin2", width=sam.width, mlp_width=sam.mlp_width,
+            )  # fmt: skip
+        for i in range(clip.layers):
+            at = f"model.vision_model.transformer.layers.{i}"
+            sites += block_sites(
+                norm1=f"{at}.layer_norm1", qkv=[f"{at}.self_attn.qkv_proj"], proj=f"{at}.self_attn.out_proj",
+                norm2=f"{at}.layer_norm2", up=f"{at}.mlp.fc1", down=f"{at}.mlp.fc2", width=clip.width,
+                mlp_width=clip.mlp_width,
+            )  # fmt: skip
+        return sites
 
     @property
     def sizes(self) -> DecoderInfo:
@@ -96,6 +122,10 @@ class DeepseekOcrExport:
             eos=tuple(eos) if isinstance(eos, list) else (eos,),
             image=token_id[image],
         )
+
+    def prompt_rules(self, token_id: Mapping[str, int]) -> BaseModel:
+        """None: the published checkpoint has no chat template."""
+        return NoPromptRules()
 
 
 def decoder_spec(config: Mapping[str, Any]) -> DecoderSpec:

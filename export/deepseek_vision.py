@@ -2,8 +2,8 @@
 
 Declared rather than traced, for three reasons that the profile of the traced graph gave (shared facts): one graph with
 ONE copy of the weights serves every view size; the decomposed relative-position bias, a fifth of the traced graph's
-time, becomes two small products and one matrix product that feeds an attention kernel; and weights bind by name, so an
-export never holds the tower in memory. transformers' modules stay the reference that the tests compare with.
+time, becomes two small products and longer channels of an attention kernel; and weights bind by name, so an export
+never holds the tower in memory. transformers' modules stay the reference that the tests compare with.
 
 Everything that depends on the view's size comes in as small matrices that ``models.deepseek_ocr.positions`` computes:
 resampling a position table is linear, so ``rows @ table @ columns`` is exactly PyTorch's interpolation.
@@ -11,6 +11,7 @@ resampling a position table is linear, so ``rows @ table @ columns`` is exactly 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -18,12 +19,10 @@ import numpy as np
 import onnx_ir as ir
 from onnxscript import OpBuilder, nn
 
-from models.deepseek_ocr.positions import spread_matrix
+from models.deepseek_ocr.positions import places
 
 from .layers import FLOAT, INT64, MICROSOFT, Conv, LayerNorm, Precision, Table, linear, new_graph
-from .weights import Load, Recipe, Weight, computed, copied
-
-HEADS_AT_ONCE = 3  # of global attention
+from .weights import Load, Recipe, Weight, as_float32, computed, copied
 
 
 @dataclass(frozen=True)
@@ -70,14 +69,13 @@ class ViewInputs:
     clip_rows: ir.Value  # [q, clip grid]: resamples CLIP's
     relative_rows: ir.Value  # [2 s - 1, 2 grid - 1]: resamples the relative tables of global layers
     relative_index: ir.Value  # [s, s]: row of that table for (query, key)
-    spread: ir.Value  # [2 s, s * s] of 0 and 1: lays out row and column biases over all keys
+    places: ir.Value  # [s * s, 2 s] of 0 and 1: the row and the column of every patch
 
 
 class RelativeBias(nn.Module):
-    """Decomposed relative positions (MViTv2, arXiv 2112.01526) as an additive attention bias.
+    """What decomposed relative positions (MViTv2, arXiv 2112.01526) add to a query's products with each row and column.
 
-    q ──┬─ x rows table ────┐
-        └─ x columns table ─┴─ concat ─ x spread ─ [B, heads, S, S]
+    The attention kernel scales its products afterwards, so the tables are scaled the other way.
     """
 
     def __init__(self, at: str, side: int, spec: SamSpec, precision: Precision, *, windowed: bool) -> None:
@@ -86,24 +84,23 @@ class RelativeBias(nn.Module):
         head_dim = spec.width // spec.heads
 
         def table(name: str) -> Weight:
-            if windowed:  # the size never changes: keep the gathered table [query, head_dim, key]
-                return Weight([side, head_dim, side], _gathered(name, side, head_dim), precision.storage)
-            shape = (2 * side - 1, head_dim)
-            return Weight(shape, copied(name, shape), precision.storage)
+            shape = (side, head_dim, side) if windowed else (2 * side - 1, head_dim)
+            return Weight(shape, _relative_table(name, side, head_dim, gathered=windowed), precision.storage)
 
         self.rel_pos_h = table(f"{at}.rel_pos_h")
         self.rel_pos_w = table(f"{at}.rel_pos_w")
 
-    def forward(self, op: OpBuilder, q: ir.Value, heads: int, view: ViewInputs, spread: ir.Value) -> ir.Value:
-        """q [B, s, s, heads * head_dim], spread [2 s, s * s] -> bias [B, heads, s * s, s * s]."""
-        q = op.Reshape(q, [0, 0, 0, heads, self.spec.width // self.spec.heads])
-        by_row = op.Transpose(q, perm=[0, 3, 1, 2, 4])  # [B, heads, row, column, head_dim]
-        by_column = op.Transpose(q, perm=[0, 3, 2, 1, 4])  # [B, heads, column, row, head_dim]
-        rows = op.MatMul(by_row, self._table(op, self.rel_pos_h, view))  # [B, heads, row, column, s]
-        columns = op.Transpose(op.MatMul(by_column, self._table(op, self.rel_pos_w, view)), perm=[0, 1, 3, 2, 4])
-        both = op.MatMul(op.Concat(rows, columns, axis=-1), spread)  # [B, heads, row, column, S]
-        tokens = op.Shape(spread, start=1, end=2)
-        return op.Reshape(both, op.Concat([0, heads], tokens, tokens, axis=0))
+    def forward(self, op: OpBuilder, q: ir.Value, view: ViewInputs) -> tuple[ir.Value, ir.Value]:
+        """q [B, s, s, C] -> (for each row of keys, for each column of keys), both [B, s, s, heads, s]."""
+        heads = self.spec.heads
+        side = op.Shape(q, start=1, end=2)
+        split = op.Concat([0], side, side, [heads, -1], axis=0)
+        together = op.Concat([0], side, [-1, self.spec.width // heads], axis=0)
+        by_row = op.Reshape(q, together)  # [B, row, column * heads, head_dim]
+        by_column = op.Reshape(op.Transpose(q, perm=[0, 2, 1, 3]), together)  # [B, column, row * heads, head_dim]
+        rows = op.Reshape(op.MatMul(by_row, self._table(op, self.rel_pos_h, view)), split)
+        columns = op.Reshape(op.MatMul(by_column, self._table(op, self.rel_pos_w, view)), split)
+        return rows, op.Transpose(columns, perm=[0, 2, 1, 3, 4])
 
     def _table(self, op: OpBuilder, weight: Weight, view: ViewInputs) -> ir.Value:
         """[query, head_dim, key]"""
@@ -115,33 +112,39 @@ class RelativeBias(nn.Module):
 
 
 class SamAttention(nn.Module):
-    """Self-attention over a square of patches [B, s, s, C].
+    """Self-attention over a square of patches [B, s, s, C], the relative positions inside the query-key product.
 
-    Over a whole view the bias and the scores are [heads, S, S] each: 800 MB for 1024 pixels at the published sizes. So
-    a global layer takes its heads a few at a time, and the buffers of one group serve the next.
+    The bias of query and key is rows[key's row] + columns[key's column], so longer channels give it with the score, and
+    neither bias nor scores ever exist as [heads, S, S] (800 MB for 1024 pixels at the published sizes):
+
+        queries: q, rows, columns     keys: k, row and column of the key as ones     [B, S, heads * (head_dim + 2 s)]
     """
 
     def __init__(self, at: str, side: int, spec: SamSpec, precision: Precision, *, windowed: bool) -> None:
         super().__init__()
         self.spec = spec
-        self.groups = 1 if windowed else spec.heads // largest_divisor(spec.heads, HEADS_AT_ONCE)
-        self.qkv = linear(f"{at}.qkv", spec.width, 3 * spec.width, precision, bias=True)
+        self.qkv = linear(f"{at}.qkv", spec.width, 3 * spec.width, precision, bias=True, normed=True)
         self.bias = RelativeBias(at, side, spec, precision, windowed=windowed)
         self.proj = linear(f"{at}.proj", spec.width, spec.width, precision, bias=True)
 
-    def forward(self, op: OpBuilder, x: ir.Value, view: ViewInputs, spread: ir.Value) -> ir.Value:
-        parts = op.Split(self.qkv(op, x), axis=-1, num_outputs=3 * self.groups, _outputs=3 * self.groups)
-        heads = self.spec.heads // self.groups
-        attended = []
-        for group in range(self.groups):
-            q, k, v = parts[group :: self.groups]
-            bias = self.bias(op, q, heads, view, spread)
-            flat = [op.Reshape(part, [0, -1, self.spec.width // self.groups]) for part in (q, k, v)]
-            attended.append(
-                op.MultiHeadAttention(*flat, None, None, bias, num_heads=heads, _domain=MICROSOFT)  # [B, S, C / groups]
-            )
-        joined = attended[0] if self.groups == 1 else op.Concat(*attended, axis=-1)
-        return self.proj(op, op.Reshape(joined, op.Shape(x)))
+    def forward(self, op: OpBuilder, x: ir.Value, view: ViewInputs, places: ir.Value) -> ir.Value:
+        heads = self.spec.heads
+        scale = (self.spec.width // heads) ** -0.5
+        q, k, v = op.Split(self.qkv(op, x), axis=-1, num_outputs=3, _outputs=3)
+        by_head = op.Concat(op.Shape(x, start=0, end=3), [heads, -1], axis=0)
+        queries = op.Concat(
+            op.Reshape(q, by_head), *self.bias(op, q, view), axis=-1
+        )  # [B, s, s, heads, head_dim + 2 s]
+        tokens = op.Shape(places, start=0, end=1)
+        key = op.Reshape(k, op.Concat([0], tokens, [heads, -1], axis=0))
+        place = op.Expand(op.Unsqueeze(places, [1]), op.Concat(op.Shape(x, start=0, end=1), [1, heads, 1], axis=0))
+        keys = op.Concat(key, place, axis=-1)  # [B, S, heads, D + 2 s]
+        flat = op.Concat([0], tokens, [-1], axis=0)
+        attended = op.MultiHeadAttention(
+            op.Reshape(queries, flat), op.Reshape(keys, flat), op.Reshape(v, flat), num_heads=heads, scale=scale,
+            _domain=MICROSOFT,
+        )  # [B, S, C]  # fmt: skip
+        return self.proj(op, op.Reshape(attended, op.Shape(x)))
 
 
 class SamBlock(nn.Module):
@@ -157,13 +160,13 @@ class SamBlock(nn.Module):
         self.norm2 = LayerNorm(f"{at}.norm2", spec.width, spec.epsilon, precision)
         self.mlp = SamMlp(f"{at}.mlp", spec, precision)
 
-    def forward(self, op: OpBuilder, x: ir.Value, view: ViewInputs, window_spread: ir.Value) -> ir.Value:
+    def forward(self, op: OpBuilder, x: ir.Value, view: ViewInputs, window_places: ir.Value) -> ir.Value:
         normed = self.norm1(op, x)
         if self.windowed:
             windows = partition(op, normed, self.spec.window)
-            attended = unpartition(op, self.attn(op, windows, view, window_spread), normed, self.spec.window)
+            attended = unpartition(op, self.attn(op, windows, view, window_places), normed, self.spec.window)
         else:
-            attended = self.attn(op, normed, view, view.spread)
+            attended = self.attn(op, normed, view, view.places)
         x = op.Add(x, attended)
         return op.Add(x, self.mlp(op, self.norm2(op, x)))
 
@@ -171,7 +174,7 @@ class SamBlock(nn.Module):
 class SamMlp(nn.Module):
     def __init__(self, at: str, spec: SamSpec, precision: Precision) -> None:
         super().__init__()
-        self.lin1 = linear(f"{at}.lin1", spec.width, spec.mlp_width, precision, bias=True)
+        self.lin1 = linear(f"{at}.lin1", spec.width, spec.mlp_width, precision, bias=True, normed=True)
         self.lin2 = linear(f"{at}.lin2", spec.mlp_width, spec.width, precision, bias=True)
 
     def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
@@ -211,16 +214,14 @@ class Sam(nn.Module):
         first, second = spec.channels
         self.net_2 = Conv(f"{at}.net_2", spec.neck, first, 3, precision, stride=2, padding=1, bias=False)
         self.net_3 = Conv(f"{at}.net_3", first, second, 3, precision, stride=2, padding=1, bias=False)
-        self.window_spread = Weight(
-            (2 * spec.window, spec.window**2), computed(spread_matrix(spec.window)), precision.compute
-        )
+        self.window_places = Weight((spec.window**2, 2 * spec.window), computed(places(spec.window)), precision.compute)
 
     def forward(self, op: OpBuilder, pixels: ir.Value, view: ViewInputs) -> ir.Value:
         x = op.Transpose(self.patch_embed(op, pixels), perm=[0, 2, 3, 1])  # [B, s, s, C]
         table = self.precision.use(op, self.pos_embed)
         x = op.Add(x, resample(op, table, view.sam_rows, self.spec.grid, self.spec.width))
         for block in self.blocks:
-            x = block(op, x, view, self.window_spread)
+            x = block(op, x, view, self.window_places)
         return self.net_3(op, self.net_2(op, self.neck(op, x)))
 
 
@@ -231,10 +232,12 @@ class ClipLayer(nn.Module):
         super().__init__()
         self.heads = spec.heads
         self.layer_norm1 = LayerNorm(f"{at}.layer_norm1", spec.width, spec.epsilon, precision)
-        self.qkv_proj = linear(f"{at}.self_attn.qkv_proj", spec.width, 3 * spec.width, precision, bias=True)
+        self.qkv_proj = linear(
+            f"{at}.self_attn.qkv_proj", spec.width, 3 * spec.width, precision, bias=True, normed=True
+        )
         self.out_proj = linear(f"{at}.self_attn.out_proj", spec.width, spec.width, precision, bias=True)
         self.layer_norm2 = LayerNorm(f"{at}.layer_norm2", spec.width, spec.epsilon, precision)
-        self.fc1 = linear(f"{at}.mlp.fc1", spec.width, spec.mlp_width, precision, bias=True)
+        self.fc1 = linear(f"{at}.mlp.fc1", spec.width, spec.mlp_width, precision, bias=True, normed=True)
         self.fc2 = linear(f"{at}.mlp.fc2", spec.mlp_width, spec.width, precision, bias=True)
 
     def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
@@ -306,7 +309,7 @@ def vision_graph(tower: VisionTower) -> ir.Graph:
         "sam_rows": ["s", spec.sam.grid],
         "clip_rows": ["q", spec.clip.grid],
         "relative_rows": ["2s_1", 2 * spec.sam.grid - 1],
-        "spread": ["2s", "s_s"],
+        "places": ["s_s", "2s"],
     }
     inputs = {name: builder.input(name, FLOAT, shape) for name, shape in shapes.items()}
     index = builder.input("relative_index", INT64, ["s", "s"])
@@ -354,16 +357,15 @@ def resample(op: OpBuilder, table: ir.Value, rows: ir.Value, grid: int, width: i
     return op.MatMul(rows, op.Reshape(down, [-1, grid, width]))  # broadcast over the first axis: [n, n, width]
 
 
-def largest_divisor(number: int, limit: int) -> int:
-    """The largest divisor of ``number`` that is at most ``limit``."""
-    return next(divisor for divisor in range(min(limit, number), 0, -1) if number % divisor == 0)
+def _relative_table(name: str, side: int, head_dim: int, *, gathered: bool) -> Recipe:
+    """The relative table [2 side - 1, head_dim] times sqrt(head_dim), which the attention kernel divides by.
 
-
-def _gathered(name: str, side: int, head_dim: int) -> Recipe:
-    """The relative table [2 side - 1, head_dim] laid out as [query, head_dim, key]."""
+    gathered : laid out as [query, head_dim, key], for windows, whose size never changes.
+    """
     index = np.arange(side)[:, None] - np.arange(side)[None, :] + side - 1
 
     def chunks(load: Load) -> Iterator[np.ndarray]:
-        yield load(name)[index].transpose(0, 2, 1)
+        table = as_float32(load(name)) * np.float32(math.sqrt(head_dim))
+        yield table[index].transpose(0, 2, 1) if gathered else table
 
     return Recipe({name: (2 * side - 1, head_dim)}, chunks)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from models.manifest import DecoderInfo, TokenIds
 
 from .layers import Precision
+from .outliers import OutlierSite
 
 GraphName = Literal["vision", "embed", "decoder"]
 
@@ -43,6 +44,10 @@ class FamilyExport(Protocol):
         """Set up the model's modules in the given precisions."""
 
     @property
+    def vision_outliers(self) -> Sequence[OutlierSite]:
+        """Where the report plants outlier channels: the inputs of the vision tower's matrices."""
+
+    @property
     def sizes(self) -> DecoderInfo:
         """Sizes for the KV cache."""
 
@@ -52,3 +57,6 @@ class FamilyExport(Protocol):
 
     def tokens(self, token_id: Mapping[str, int]) -> TokenIds:
         """Ids with a meaning of their own."""
+
+    def prompt_rules(self, token_id: Mapping[str, int]) -> BaseModel:
+        """How the checkpoint wants prompts written, for the manifest; empty where the family knows it by itself."""

@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import onnx_ir as ir
 from tokenizers import Tokenizer
-from tqdm import tqdm
 
 from models.errors import ManifestError
 from models.manifest import FILE_NAME, FileInfo, Graph, Manifest, Provider, SourceInfo
@@ -22,24 +21,32 @@ from . import publish
 from .check import check_graphs
 from .checkpoint import Checkpoint, read_json
 from .deepseek_ocr import DeepseekOcrExport
+from .divergence import Divergence, lines_of
 from .errors import ExportError
-from .family import FamilyExport, GraphName, Parts
+from .family import FamilyExport
+from .graphs import graph_file, stored_weights, write_graphs
 from .hub import Source
 from .layers import FLOAT, FLOAT16, Precision
+from .paddleocr_vl import PaddleOcrVlExport
 from .quantize import Blocks, ErrorMeter
-from .weights import DataFile, Load, Weight, weights_of
 
 Dtype = Literal["f32", "f16", "q8", "q4"]
 VisionDtype = Literal["f32", "f16", "q8"]
 DTYPES: tuple[Dtype, ...] = ("f32", "f16", "q8", "q4")
 VISION_DTYPES: tuple[VisionDtype, ...] = ("f32", "f16", "q8")
 
-_FAMILIES: dict[str, Callable[[Checkpoint, Mapping[str, Any]], FamilyExport]] = {"deepseek-ocr": DeepseekOcrExport}
+_FAMILIES: dict[str, Callable[[Checkpoint, Mapping[str, Any]], FamilyExport]] = {
+    "deepseek-ocr": DeepseekOcrExport,
+    "paddleocr-vl": PaddleOcrVlExport,
+}
 
 # Channels that share a scale. Larger blocks are faster and smaller, smaller ones are more exact (README, Quantisation).
 BLOCK_SIZES: Mapping[str, int] = {"q8": 128, "q4": 64}
 
-_KEPT_FILES = ("config.json", "processor_config.json", "preprocessor_config.json", "generation_config.json")
+_KEPT_FILES = (
+    "config.json", "processor_config.json", "preprocessor_config.json", "generation_config.json",
+    "chat_template.jinja", "chat_template.json", "tokenizer_config.json", "special_tokens_map.json",
+)  # fmt: skip
 
 Precisions = Mapping[Provider, tuple[Precision, Precision]]  # of the vision tower and of the decoder
 
@@ -92,6 +99,7 @@ def export_model(job: Job, report: Callable[[str], None]) -> Manifest:
             parts = {provider: family.parts(*precision) for provider, precision in precisions.items()}
             sizes, tokens = family.sizes, family.tokens(vocabulary)
             image_rules = family.image_rules.model_dump(mode="json")
+            prompt_rules = family.prompt_rules(vocabulary).model_dump(mode="json")
         except ExportError:
             raise
         except Exception as error:  # whatever a list in place of a number leads to
@@ -103,15 +111,16 @@ def export_model(job: Job, report: Callable[[str], None]) -> Manifest:
                 f"{tokenizer_file} has token ids up to {largest} and the model only {sizes.vocabulary} rows for them; "
                 "use the model's own tokenizer"
             )
-        stored = _stored_weights(parts)
+        stored = stored_weights(parts)
         weights = [weight for of_graph in stored.values() for weight in of_graph.values()]
         expected = {name: shape for weight in weights for name, shape in weight.recipe.sources.items()}
         checkpoint.check(expected, family.unused)
-        publish.check_disk(job.target, sum(weight.nbytes for weight in weights))
+        needed = sum(weight.nbytes for weight in weights)
+        publish.check_disk(job.target, needed + (checkpoint.nbytes if job.report else 0))
         with publish.staged(job.target) as folder:
             millions = checkpoint.parameter_count / 1e6
             report(f"writing {job.dtype} graphs of {job.model_id} ({millions:,.0f} M parameters)")
-            hashes = _write_graphs(folder, parts, stored, checkpoint.load)
+            hashes = write_graphs(folder, parts, stored, checkpoint.load)
             report(f"weights written{_peak_memory()}")
             shutil.copyfile(tokenizer_file, folder / "tokenizer.json")
             for file in kept:
@@ -133,14 +142,17 @@ def export_model(job: Job, report: Callable[[str], None]) -> Manifest:
                 vision=_graph_entry("vision", precisions),
                 embed=_graph_entry("embed", precisions),
                 decoder=_graph_entry("decoder", precisions),
-                report={} if meter is None else {"relative_weight_errors": meter.relative},
                 sizes=sizes,
                 tokens=tokens,
                 image=image_rules,
+                prompt=prompt_rules,
                 files={file.name: _file_info(file, hashes.get(file.name)) for file in sorted(folder.iterdir())},
             )
             report("checking the graphs")
             check_graphs(folder, manifest)
+            if meter is not None:
+                found = _measured(job, folder, manifest, family, checkpoint, precisions["cpu"], meter, report)
+                manifest = manifest.model_copy(update={"report": found})
             manifest.save(folder)
         report(f"published {job.target} ({sum(info.size for info in manifest.files.values()) / 1e9:.2f} GB)")
         return manifest
@@ -155,18 +167,40 @@ def _precisions(job: Job, meter: ErrorMeter | None) -> Precisions:
     vision_dtype = job.vision_dtype or ("f32" if job.dtype == "f32" else "f16")
     bits = {"q8": 8, "q4": 4}
 
+    def tower(compute: ir.DataType) -> Precision:
+        if vision_dtype == "q8":
+            return Precision(FLOAT16, compute, channels=True, meter=meter)
+        return precision(vision_dtype, compute)
+
     def precision(dtype: str, compute: ir.DataType) -> Precision:
         storage = FLOAT if dtype == "f32" else FLOAT16
         if dtype not in bits:
             return Precision(storage, compute)
-        return Precision(storage, compute, Blocks(bits[dtype], job.block_size or BLOCK_SIZES[dtype]), meter)
+        return Precision(storage, compute, Blocks(bits[dtype], job.block_size or BLOCK_SIZES[dtype]), meter=meter)
 
-    both: dict[Provider, tuple[Precision, Precision]] = {
-        "cpu": (precision(vision_dtype, FLOAT), precision(job.dtype, FLOAT))
-    }
+    both: dict[Provider, tuple[Precision, Precision]] = {"cpu": (tower(FLOAT), precision(job.dtype, FLOAT))}
     if job.dtype != "f32":
-        both["cuda"] = (precision(vision_dtype, FLOAT16), precision(job.dtype, FLOAT16))
+        both["cuda"] = (tower(FLOAT16), precision(job.dtype, FLOAT16))
     return both
+
+
+def _measured(
+    job: Job, folder: Path, manifest: Manifest, family: FamilyExport, checkpoint: Checkpoint,
+    precision: tuple[Precision, Precision], meter: ErrorMeter, report: Callable[[str], None],
+) -> dict[str, Any]:  # fmt: skip
+    """What the manifest's ``report`` holds; the end-to-end part where anything is quantised."""
+    found: dict[str, Any] = {"relative_weight_errors": meter.relative}
+    if not meter.relative:
+        return found
+    report("measuring the distance from float32")
+    tower = precision[0] if job.vision_dtype == "q8" else None
+    with publish.scratch(job.target) as scratch:
+        measured = Divergence(folder, manifest, family, checkpoint, scratch).measure(
+            tower=tower, logits=precision[1].blocks is not None
+        )
+    for line in lines_of(measured):
+        report(line)
+    return found | measured
 
 
 def _present(job: Job, fingerprint: str) -> Manifest | None:
@@ -191,42 +225,6 @@ def _fingerprint(files: Iterable[Path], options: str) -> str:
         status = file.stat()
         digest.update(f"{file.resolve()}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
     return digest.hexdigest()
-
-
-def _stored_weights(parts: Mapping[Provider, Parts]) -> dict[GraphName, dict[str, Weight]]:
-    """What each graph's data file holds: the weights of all its providers' graphs, most of which they share."""
-    stored: dict[GraphName, dict[str, Weight]] = {}
-    for by_name in parts.values():
-        for name, part in by_name.items():
-            weights = stored.setdefault(name, {})
-            for parameter, weight in weights_of(part.module).items():
-                weights.setdefault(weight.key(parameter), weight)
-    return stored
-
-
-def _write_graphs(
-    folder: Path, parts: Mapping[Provider, Parts], stored: Mapping[GraphName, Mapping[str, Weight]], load: Load
-) -> dict[str, str]:
-    """Write every data file, then the graphs that refer to it; returns the data files' hashes by name."""
-    hashes = {}
-    total = sum(weight.nbytes for weights in stored.values() for weight in weights.values())
-    with tqdm(total=total, unit="B", unit_scale=True, desc="weights", mininterval=0.5) as bar:
-        for name, weights in stored.items():
-            with DataFile(folder / f"{name}.onnx.data") as data:
-                for key, weight in weights.items():
-                    data.add(key, weight, load, bar)
-            hashes[data.path.name] = data.sha256
-            for provider, by_name in parts.items():
-                graph = by_name[name].declare()
-                for parameter, weight in weights_of(by_name[name].module).items():
-                    weight.const_value = data.tensor(weight.key(parameter))
-                ir.save(ir.Model(graph, ir_version=10), folder / graph_file(name, provider))
-    return hashes
-
-
-def graph_file(name: str, provider: Provider) -> str:
-    """File of one graph for one provider."""
-    return f"{name}.onnx" if provider == "cpu" else f"{name}.{provider}.onnx"
 
 
 def _graph_entry(name: str, precisions: Precisions) -> Graph:

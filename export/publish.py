@@ -105,6 +105,16 @@ def staged(target: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@contextmanager
+def scratch(target: Path) -> Iterator[Path]:
+    """A temporary folder beside ``target`` for what is not published; ``sweep`` removes it after a crash."""
+    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def _swap(folder: Path, target: Path) -> None:
     """Rename over ``target``. A folder that holds files cannot be replaced in one step, so the old one steps aside."""
     folder.chmod(0o755)

@@ -1,7 +1,7 @@
-"""Block-wise weight-only quantisation: 8 or 4 bits, one scale per block, symmetric.
+"""Quantisation of weights, symmetric: blocks of 8 or 4 bits for the decoder, channels of 8 bits for vision towers.
 
-The layout is that of MatMulNBits, QMoE and GatherBlockQuantized: unsigned integers around a zero point in the middle of
-the range, two 4-bit values in a byte with the first in the low half, blocks along the input channels.
+The layout of blocks is that of MatMulNBits, QMoE and GatherBlockQuantized: unsigned integers around a zero point in the
+middle of the range, two 4-bit values in a byte with the first in the low half, blocks along the input channels.
 """
 
 from __future__ import annotations
@@ -18,6 +18,15 @@ from .weights import Load, NotedLoad, Recipe, as_float32
 
 # An output matrix of 129,280 rows would be 0.7 GB of float32, several times over: quantise it in slices.
 _ROWS_AT_ONCE = 8192
+
+# Of the range from a block's smallest to its largest value, what 4 bits are spread over. The whole range only: tiny-ocr
+# in q4 gets 7.3 % of the characters of 40 held-out pages wrong; with these: 6.3 %, as in float32.
+_PARTS_OF_RANGE = (1.0, 0.9, 0.8)
+
+# How much of a channel's weights moves to the input. Cosine of tiny-ocr's features to float32, as it is and with
+# outlier channels planted 50 times as large: 0.9994 and 0.78 with a power of 0, 0.9994 and 0.994 with 0.5,
+# 0.9993 and 0.998 with 0.75, 0.9991 and 0.998 with 1.
+_IMPORTANCE_POWER = 0.75
 
 
 @dataclass(frozen=True)
@@ -55,7 +64,8 @@ def quantize(weight: np.ndarray, blocks: Blocks) -> tuple[np.ndarray, np.ndarray
     Returns bytes [rows, row_bytes(channels)] uint8 and scales [rows, count(channels)] float16.
 
     The value of largest magnitude is given the end of the range that has one step more (as in llama.cpp's Q4_0), so
-    that no step is wasted; the scale is rounded to float16 before it is used, so that its error is not added.
+    that no step is wasted. With 4 bits a narrower range is tried too, which cuts the largest values off and is finer
+    for all others; each block takes what leaves the smallest squared error.
     """
     rows, channels = weight.shape
     count, zero = blocks.count(channels), blocks.zero_point
@@ -63,18 +73,49 @@ def quantize(weight: np.ndarray, blocks: Blocks) -> tuple[np.ndarray, np.ndarray
     padded[:, :channels] = weight
     blocked = padded.reshape(rows, count, blocks.size)
     highest, lowest = blocked.max(axis=-1), blocked.min(axis=-1)
-    extreme = np.where(highest > -lowest, highest, lowest)
-    scales = (extreme / -zero).astype(np.float16)
-    steps = scales.astype(np.float32)
-    inverse = np.divide(1.0, steps, out=np.zeros_like(steps), where=steps != 0)
-    blocked *= inverse[..., None]
-    np.rint(blocked, out=blocked)
-    blocked += zero
-    np.clip(blocked, 0, 2 * zero - 1, out=blocked)
-    values: np.ndarray = blocked.astype(np.uint8)
+    steps = np.where(highest > -lowest, highest, lowest) / -zero
+    if blocks.bits == 8:
+        scales = steps.astype(np.float16)
+        numbers = _nearest(blocked, scales, zero)
+    else:
+        numbers, scales = _least_error(blocked, steps, zero)
+    numbers += zero
+    values: np.ndarray = numbers.astype(np.uint8)
     if blocks.bits == 4:
         values = values[..., 0::2] | (values[..., 1::2] << 4)
     return values.reshape(rows, -1), scales
+
+
+def _nearest(blocked: np.ndarray, scales: np.ndarray, zero: int) -> np.ndarray:
+    """Whole numbers from -zero to zero - 1, [rows, blocks, size] float32, for scales [rows, blocks].
+
+    Scales are rounded to float16 before they are used, so that their error is not added.
+    """
+    steps = scales.astype(np.float32)
+    inverse = np.divide(1.0, steps, out=np.zeros_like(steps), where=steps != 0)
+    numbers: np.ndarray = blocked * inverse[..., None]
+    np.rint(numbers, out=numbers)
+    return np.clip(numbers, -zero, zero - 1, out=numbers)
+
+
+def _least_error(blocked: np.ndarray, steps: np.ndarray, zero: int) -> tuple[np.ndarray, np.ndarray]:
+    """The best of several ranges for each block: whole numbers as ``_nearest`` has them, and their scales.
+
+    Once the numbers are chosen, least squares give the scale that fits them best.
+    """
+    numbers, scales = np.zeros_like(blocked), np.zeros(steps.shape, np.float16)
+    least = np.full(steps.shape, np.inf, np.float32)
+    for part in _PARTS_OF_RANGE:
+        tried = _nearest(blocked, (part * steps).astype(np.float16), zero)
+        norm = np.einsum("rbs,rbs->rb", tried, tried)
+        fitted = np.divide(np.einsum("rbs,rbs->rb", tried, blocked), norm, out=np.zeros_like(norm), where=norm != 0)
+        fitted = fitted.astype(np.float16)
+        rest = tried * fitted.astype(np.float32)[..., None]
+        rest -= blocked
+        error = np.einsum("rbs,rbs->rb", rest, rest)
+        better = error < least
+        least[better], scales[better], numbers[better] = error[better], fitted[better], tried[better]
+    return numbers, scales
 
 
 def dequantize(values: np.ndarray, scales: np.ndarray, blocks: Blocks, channels: int) -> np.ndarray:
@@ -84,6 +125,33 @@ def dequantize(values: np.ndarray, scales: np.ndarray, blocks: Blocks, channels:
     blocked = whole.reshape(rows, -1, blocks.size).astype(np.float32) - blocks.zero_point
     blocked *= scales.astype(np.float32)[..., None]
     return blocked.reshape(rows, -1)[:, :channels]
+
+
+def quantize_channels(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Round to 8 bits with one scale per output channel, the input channels made equal first.
+
+    weight : [out, in] of any float type.
+    Returns values [in, out] int8, scales [out] float32 and importance [in] float32:
+    weight[o, i] is about ``values[i, o] * scales[o] * importance[i]``.
+
+    The layer multiplies its input by the importance before that is rounded too, so a channel's rounding error goes down
+    as its weights go up (as in SmoothQuant, arXiv 2211.10438, but from the weights alone: no sample of inputs is
+    needed). Channels many times larger than the others, with weights that much smaller, then cost little.
+    """
+    weight = as_float32(weight)
+    importance = np.abs(weight).max(axis=0) ** _IMPORTANCE_POWER
+    importance[importance == 0] = 1.0
+    equal = weight / importance
+    scales = np.abs(equal).max(axis=1) / 127
+    scales[scales == 0] = 1.0
+    values = np.rint(equal / scales[:, None]).astype(np.int8)
+    return np.ascontiguousarray(values.T), scales, importance
+
+
+def dequantize_channels(values: np.ndarray, scales: np.ndarray, importance: np.ndarray) -> np.ndarray:
+    """Undo ``quantize_channels``: [out, in] float32."""
+    restored: np.ndarray = values.T.astype(np.float32) * scales[:, None] * importance
+    return restored
 
 
 @dataclass
@@ -107,8 +175,8 @@ class ErrorMeter:
 def quantized(source: Recipe, blocks: Blocks, name: str, meter: ErrorMeter | None = None) -> tuple[Recipe, Recipe]:
     """Recipes of the bytes and of the scales, from one that yields [..., rows, channels].
 
-    The weights are read and quantised once, for the bytes; the scales, a hundredth of their size, wait until their own
-    parameter is written, which comes next in the data file.
+    The weights are read and quantised once, for the bytes; the scales, at most a tenth of their size, wait until their
+    own parameter is written, which comes later in the data file.
     """
     waiting: list[np.ndarray] = []
 
@@ -134,3 +202,31 @@ def quantized(source: Recipe, blocks: Blocks, name: str, meter: ErrorMeter | Non
         waiting.clear()
 
     return Recipe(source.sources, values), Recipe({}, scales)
+
+
+def channel_quantized(source: Recipe, name: str, meter: ErrorMeter | None = None) -> tuple[Recipe, Recipe, Recipe]:
+    """Recipes of values, scales and importance (see ``quantize_channels``), from one that yields a whole [out, in].
+
+    The matrix is read and quantised once, for the values; the two vectors wait until they are written, which is later.
+    """
+    waiting: list[np.ndarray] = []
+
+    def values(load: Load) -> Iterator[np.ndarray]:
+        noted = NotedLoad(load)
+        weight = np.concatenate([as_float32(chunk) for chunk in source.chunks(noted)])
+        if not np.isfinite(weight).all():
+            raise ExportError(f"{noted.take()} has values that are not finite; download the checkpoint again")
+        rounded, *vectors = quantize_channels(weight)
+        if meter is not None:
+            meter.note(name, weight, dequantize_channels(rounded, *vectors))
+        waiting[:] = vectors
+        yield rounded
+
+    def vector(index: int) -> Recipe:
+        def chunks(load: Load) -> Iterator[np.ndarray]:
+            assert waiting, f"{name}: scales are written after their values"
+            yield waiting[index]
+
+        return Recipe({}, chunks)
+
+    return Recipe(source.sources, values), vector(0), vector(1)

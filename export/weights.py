@@ -27,6 +27,7 @@ Load = Callable[[str], np.ndarray]
 # Offsets of large tensors are multiples of this, so that every system can map them (Windows maps at 64 KiB steps).
 _MAP_ALIGNMENT = 64 * 1024
 _SMALL_ALIGNMENT = 64
+_LARGE = 1 << 20  # bytes
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,11 @@ class Weight(nn.Parameter):
     def nbytes(self) -> int:
         """Bytes in the data file."""
         return math.prod(self.sizes) * self.stored_type.numpy().itemsize
+
+    @property
+    def large(self) -> bool:
+        """Whether it gets a place that can be mapped from the data file."""
+        return self.nbytes >= _LARGE
 
 
 def copied(name: str, shape: tuple[int, ...]) -> Recipe:
@@ -142,7 +148,7 @@ def convert(array: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
     """
     if array.dtype == ml_dtypes.bfloat16:
         array = as_float32(array)
-    if dtype.kind == "u":  # quantised already
+    if dtype.kind in "iu":  # quantised already
         return np.ascontiguousarray(array)
     with np.errstate(over="ignore"):  # checked below, with a better message
         result = np.ascontiguousarray(array.astype(dtype, copy=False))
@@ -189,7 +195,7 @@ class DataFile:
             when a value does not fit the stored type.
         """
         dtype, expected = weight.stored_type.numpy(), weight.nbytes
-        self._write(b"\0" * (-self._size % (_MAP_ALIGNMENT if expected >= 1 << 20 else _SMALL_ALIGNMENT)))
+        self._write(b"\0" * (-self._size % (_MAP_ALIGNMENT if weight.large else _SMALL_ALIGNMENT)))
         offset = self._size
         noted = NotedLoad(load)
         for chunk in weight.recipe.chunks(noted):

@@ -16,7 +16,7 @@ from .errors import ConfigError
 DTYPES = ("f32", "f16", "bf16", "q8", "q4")
 
 # Families that can be exported and served. A name may be known (below) before its family is.
-SUPPORTED_FAMILIES = frozenset({"deepseek-ocr"})
+SUPPORTED_FAMILIES = frozenset({"deepseek-ocr", "paddleocr-vl"})
 
 # Spelling in config.toml -> family. deepseek-ocr.rs writes deepseek, paddle_ocr_vl, dots_ocr, glm_ocr.
 _FAMILY_SPELLINGS = {
@@ -29,6 +29,9 @@ _FAMILY_SPELLINGS = {
     "dots-ocr": "dots-ocr",
     "glm-ocr": "glm-ocr",
 }
+
+# Parameters below which a model is served in float32 on a CPU.
+SMALL_MODEL = 100_000_000
 
 # Suffix of a model id -> dtype of that variant. The -k suffixes are deepseek-ocr.rs's.
 _VARIANTS = {"-q4": "q4", "-q8": "q8", "-q4k": "q4", "-q6k": "q8", "-q8k": "q8"}
@@ -44,11 +47,12 @@ class ModelEntry:
     family: str
     source: str  # a directory in the hub's layout, or a hub id
     revision: str | None = None  # branch, tag or commit of the hub repository; None: its default branch
-    dtype: str | None = None  # None: the device's default
+    dtype: str | None = None  # None: by device and size, see default_dtype
     config: Path | None = None  # these three replace the source's own file
     tokenizer: Path | None = None
     weights: Path | None = None
     defaults: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))  # inference settings
+    task: str | None = None  # what an image without a prompt is read for; None: the family's default
     description: str = ""
 
 
@@ -66,13 +70,18 @@ CATALOG: Mapping[str, ModelEntry] = MappingProxyType(
                 "tiny-ocr",
                 "deepseek-ocr",
                 str(_TINY_OCR),
-                dtype="f32",
                 # A config.toml that deepseek-ocr.rs wrote sets 1024 and 640 for every model; an entry's defaults win.
                 defaults=MappingProxyType({"base_size": 256, "image_size": 192}),
+                task="free",  # the prompt that it was trained on
                 description="built-in miniature: a demonstration and a test instrument, not a product for documents",
             ),
             ModelEntry("deepseek-ocr-2", "deepseek-ocr-2", "deepseek-ai/DeepSeek-OCR-2"),
-            ModelEntry("paddleocr-vl", "paddleocr-vl", "PaddlePaddle/PaddleOCR-VL"),
+            ModelEntry(
+                "paddleocr-vl",
+                "paddleocr-vl",
+                "PaddlePaddle/PaddleOCR-VL",
+                description="PaddleOCR-VL: text, tables, formulas and charts, best in single blocks; 0.9 B parameters",
+            ),
             ModelEntry("dots-ocr", "dots-ocr", "rednote-hilab/dots.ocr"),
             ModelEntry("glm-ocr", "glm-ocr", "zai-org/GLM-OCR"),
         )
@@ -113,6 +122,14 @@ def require_supported(entry: ModelEntry) -> None:
         )
 
 
-def default_dtype(device: str) -> str:
-    """The dtype that is served when neither flag nor entry names one, by the resolved device name."""
-    return "f32" if device == "cpu" else "f16"
+def default_dtype(device: str, parameters: int | None = None) -> str:
+    """The dtype that is exported and served when neither flag nor entry nor config.toml names one.
+
+    device : the resolved name. parameters : of the model; None, where nobody knows, counts as large.
+
+    GPUs compute in float16. On a CPU every token reads all its weights from memory, so a large model is kept in 8 bits;
+    a small one fits into the caches, and stays exact.
+    """
+    if device != "cpu":
+        return "f16"
+    return "f32" if parameters is not None and parameters < SMALL_MODEL else "q8"

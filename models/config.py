@@ -19,8 +19,10 @@ import tomli
 
 from . import catalog, paths, precedence
 from .catalog import CATALOG, DTYPES, ModelEntry
+from .checkpoint_size import parameter_count
 from .config_template import DEFAULT_ACTIVE, SERVER_KEYS, render
 from .errors import ConfigError, InvalidInput
+from .registry import tasks_of
 from .settings import InferenceSettings
 
 log = logging.getLogger(__name__)
@@ -77,6 +79,12 @@ class Config:
         if "source" in own or "revision" in own:
             own["id"] = model_id
         return dataclasses.replace(base, **own)
+
+    def dtype_of(self, entry: ModelEntry, device: str) -> str:
+        """The dtype of an entry's weights: its own, else this file's, else the default of the device and the size."""
+        if dtype := entry.dtype or self.dtype:
+            return dtype
+        return catalog.default_dtype(device, parameter_count(entry.source, entry.weights))
 
     def is_variant(self, model_id: str) -> bool:
         """Whether the id means "that other model, in this dtype"."""
@@ -179,6 +187,8 @@ class _Reader:
             dtype=dtype,
             server=self._server(self._table(document, "server")),
         )
+        for model_id in entries:
+            self._check_task(config.entry(model_id))
         if self.ignored:
             log.info("%s: skipped what only deepseek-ocr.rs uses: %s", self.path, ", ".join(self.ignored))
         return config
@@ -186,7 +196,7 @@ class _Reader:
     def _entry(self, model_id: str, table: Mapping[str, Any]) -> dict[str, Any]:
         where = f"models.entries.{model_id}"
         files = ("config", "tokenizer", "weights")
-        self._known(table, where, {"kind", "source", "revision", "dtype", "snapshot", "defaults", *files})
+        self._known(table, where, {"kind", "source", "revision", "dtype", "snapshot", "task", "defaults", *files})
         try:
             paths.check_model_id(model_id)
         except ConfigError as error:
@@ -204,6 +214,8 @@ class _Reader:
             entry["revision"] = revision
         if (dtype := self._entry_dtype(table, where)) is not None:
             entry["dtype"] = dtype
+        if (task := self._typed(table, where, "task", str, "the name of a task")) is not None:
+            entry["task"] = task
         for name in files:
             if (file := self._typed(table, where, name, str, "a path")) is not None:
                 entry[name] = self.path.parent / Path(file).expanduser()
@@ -217,6 +229,11 @@ class _Reader:
                 **self._settings(nested, f"{where}.defaults.inference"),
             }
         return entry
+
+    def _check_task(self, entry: ModelEntry) -> None:
+        tasks = tasks_of(entry.family)
+        if entry.task is not None and tasks and entry.task not in tasks:
+            self._fail(f"models.entries.{entry.id}", "task", f"one of {', '.join(tasks)}", entry.task)
 
     def _entry_dtype(self, table: Mapping[str, Any], where: str) -> str | None:
         dtype = self._choice(table, where, "dtype", DTYPES)

@@ -70,8 +70,9 @@ SERVER_KEYS: tuple[ServerKey, ...] = (
     ServerKey("max_loaded_models", 1, _is_int(1), _COUNT, "models kept in memory"),
     ServerKey("max_body_mb", 50, _is_int(1), _COUNT, "largest request body in MiB"),
     ServerKey("max_images", 10, _is_int(1), _COUNT, "images in one request"),
-    ServerKey("max_image_mb", 20, _is_int(1), _COUNT, "largest image file in MiB"),
+    ServerKey("max_image_mb", 20, _is_int(1), _COUNT, "largest image or document file in MiB"),
     ServerKey("max_image_megapixels", 50, _is_int(1), _COUNT, "largest image in millions of pixels"),
+    ServerKey("max_pages", 200, _is_int(1), _COUNT, "pages of one document that are read for one request"),
     ServerKey(
         "remote_images",
         "public",
@@ -99,12 +100,13 @@ _HEAD = """\
 # kind = "deepseek-ocr"
 # source = "./my-checkpoint"
 # revision = "main"
-# dtype = "f32"
+# dtype = "q8"
+# task = "ocr"
 # defaults = {{ max_new_tokens = 2048 }}
 
 [inference]
 # device = "cpu"                  # cpu, cuda, coreml (or metal), auto
-# dtype = "f32"                   # f32, f16, bf16, q8, q4; default: the device's own
+# dtype = "q8"                    # f32, f16, bf16, q8, q4; default: by device and size (f16 on GPUs, q8 on a CPU)
 """
 
 

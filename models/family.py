@@ -13,12 +13,15 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
+from .errors import InvalidInput
+from .grounding import Box
 from .settings import InferenceSettings
 
 Feeds = Mapping[str, np.ndarray]
 Encode = Callable[[str], list[int]]  # text -> token ids, without special tokens around it
 
 IMAGE_SLOT = "<image>"
+TEXT_SLOT = "{text}"  # in the prompt of a task that is about words of the client's own
 
 
 @dataclass(frozen=True)
@@ -27,15 +30,65 @@ class PreparedImage:
 
     passes : make what each run of the vision graph is fed, in order; called when its turn comes.
     assemble : the outputs of those runs, in the same order -> features [token_count, hidden], as the decoder sees them.
+    grid : (rows, columns) of the features, for a family whose positions follow them.
     """
 
     passes: Sequence[Callable[[], Feeds]]
     token_count: int
     assemble: Callable[[Sequence[Feeds]], np.ndarray]
+    grid: tuple[int, int] = (0, 0)
+
+
+@dataclass(frozen=True)
+class Positions:
+    """Where the tokens of a prompt stand, as rotary embeddings count.
+
+    axes : [axes, tokens] int64; a family without axes of its own has one. next : of the first generated token, from
+    which the answer counts on, in every axis alike.
+    """
+
+    axes: np.ndarray
+    next: int
+
+
+def counted(tokens: int) -> Positions:
+    """Token after token, from 0 on."""
+    return Positions(np.arange(tokens)[None], tokens)
+
+
+class OutputFilter(Protocol):
+    """Turns what a model writes into what people want to read, piece by piece.
+
+    All that ``push`` and ``finish`` return, joined, depends on the whole text only, not on where it was cut.
+    """
+
+    def push(self, text: str) -> str:
+        """Take the next piece; returns what is certain now, perhaps nothing."""
+
+    def finish(self) -> str:
+        """The text is over; returns what was held back."""
+
+
+class Verbatim:
+    """The filter that changes nothing."""
+
+    def push(self, text: str) -> str:
+        return text
+
+    def finish(self) -> str:
+        return ""
 
 
 class Family(Protocol):
-    """The rules of one model family, bound to one exported model's image settings and tokens."""
+    """The rules of one model family, bound to one exported model's image settings and tokens.
+
+    What needs no exported model (tasks, output, boxes) stands on the class.
+    """
+
+    # Name of a task -> its prompt, with one IMAGE_SLOT for all images and TEXT_SLOT where it takes words.
+    tasks: Mapping[str, str]
+    default_task: str
+    ignored_settings: frozenset[str]  # names of inference settings that mean nothing to this family
 
     def prepare_image(self, image: Image.Image, settings: InferenceSettings) -> PreparedImage:
         """Orient, cut and scale one image.
@@ -54,3 +107,39 @@ class Family(Protocol):
         InvalidInput
             when slots and images do not match in number.
         """
+
+    def positions(self, prompt_ids: Sequence[int], images: Sequence[PreparedImage]) -> Positions:
+        """Where each token of the prompt stands, none further than its index, and where the answer goes on."""
+
+    @staticmethod
+    def output(prompt: str) -> OutputFilter:
+        """A fresh filter for the answer to ``prompt``."""
+
+    @staticmethod
+    def boxes(text: str, width: int, height: int) -> list[Box]:
+        """The places that an answer (as the model wrote it) names on a page of ``width`` x ``height`` pixels."""
+
+
+def task_prompt(tasks: Mapping[str, str], task: str, text: str = "", images: int = 1) -> str:
+    """The prompt of a task, with a slot for each of ``images`` images.
+
+    text : the client's own words, for a task that takes some.
+
+    Raises
+    ------
+    InvalidInput
+        for a task that the model does not have, and for words that are missing or that nobody asked for.
+    """
+    if task not in tasks:
+        raise InvalidInput(f"task {task[:60]!r} is unknown to this model; its tasks are {', '.join(tasks)}")
+    template, text = tasks[task], text.strip()
+    if TEXT_SLOT in template and not text:
+        raise InvalidInput(f"task {task!r} needs a text that says what it is about; send it as the message's text")
+    if TEXT_SLOT not in template and text:
+        raise InvalidInput(
+            f"task {task!r} takes no text beside it; send either the task or a prompt of your own (system messages "
+            "are part of the prompt too)"
+        )
+    if IMAGE_SLOT in text:
+        raise InvalidInput(f"a task puts {IMAGE_SLOT} in its place by itself; leave it out of the text")
+    return template.replace(IMAGE_SLOT, "\n".join([IMAGE_SLOT] * images)).replace(TEXT_SLOT, text)

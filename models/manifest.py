@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from .errors import ManifestError
 
 FILE_NAME = "manifest.json"
-FORMAT = 1  # raised when the runtime can no longer read older folders
+FORMAT = 2  # raised when the runtime can no longer read older folders
 
 Provider = Literal["cpu", "cuda"]
 
@@ -51,6 +51,13 @@ class Graph(_Part):
     compute: Mapping[Provider, Literal["float32", "float16"]]
 
 
+class RotaryInfo(_Part):
+    """How positions become angles, where the decoder takes these from the host (see ``models.rotary``)."""
+
+    theta: float
+    sections: tuple[int, ...]  # pairs of channels that each axis of the positions turns, in this order
+
+
 class DecoderInfo(_Part):
     """Sizes that the runtime needs for the KV cache and the logits."""
 
@@ -60,6 +67,7 @@ class DecoderInfo(_Part):
     head_dim: int
     vocabulary: int
     max_length: int  # prompt and answer together, tokens
+    rotary: RotaryInfo | None = None  # None: the graph counts tokens and turns them itself
 
 
 class TokenIds(_Part):
@@ -90,6 +98,7 @@ class Manifest(_Part):
     sizes: DecoderInfo
     tokens: TokenIds
     image: Mapping[str, Any]  # read by the family: patch size, default view sizes, ...
+    prompt: Mapping[str, Any] = {}  # read by the family, where a checkpoint says how prompts are written
     report: Mapping[str, Any] = {}  # measured errors, when the export was asked for them
     files: Mapping[str, FileInfo]
 

@@ -9,16 +9,22 @@ import numpy as np
 from PIL import Image
 
 from models.errors import InvalidInput
-from models.family import IMAGE_SLOT, Encode, Feeds, PreparedImage
+from models.family import IMAGE_SLOT, Encode, Feeds, OutputFilter, Positions, PreparedImage, Verbatim, counted
+from models.grounding import Box, parse_boxes
 from models.manifest import Manifest
 from models.settings import InferenceSettings
 
 from .images import ImageRules, lay_out, make_views, normalise, token_count
+from .output import DEFAULT_TASK, TASKS
 from .positions import view_inputs
 
 
 class DeepseekOcr:
     """See ``models.family.Family``."""
+
+    tasks = TASKS
+    default_task = DEFAULT_TASK
+    ignored_settings: frozenset[str] = frozenset()
 
     def __init__(self, manifest: Manifest) -> None:
         self.tokens = manifest.tokens
@@ -63,3 +69,17 @@ class DeepseekOcr:
             ids += [self.tokens.image] * count
             ids += encode(text)
         return ids
+
+    def positions(self, prompt_ids: Sequence[int], images: Sequence[PreparedImage]) -> Positions:
+        """Token after token: features of images count as words do."""
+        return counted(len(prompt_ids))
+
+    @staticmethod
+    def output(prompt: str) -> OutputFilter:
+        """The text as it is: its grounding tags are what ``boxes`` and Markdown are made from."""
+        return Verbatim()
+
+    @staticmethod
+    def boxes(text: str, width: int, height: int) -> list[Box]:
+        """See ``models.grounding``."""
+        return parse_boxes(text, width, height)

@@ -13,6 +13,7 @@ from PIL import Image, ImageOps
 from pydantic import BaseModel, ConfigDict
 
 from models.errors import InvalidInput
+from models.pixels import upright_rgb
 from models.settings import InferenceSettings
 
 # Without crop mode, views up to this side are stretched to a square, larger ones padded (published code).
@@ -71,7 +72,7 @@ def make_views(image: Image.Image, settings: InferenceSettings, rules: ImageRule
     size = _checked_side("image_size", settings.image_size or rules.image_size, rules)
     if 0 in image.size:
         raise InvalidInput(f"the image has size {image.size[0]} x {image.size[1]}; it needs at least one pixel")
-    image = _to_rgb(ImageOps.exif_transpose(image))
+    image = upright_rgb(image)
     if not settings.crop_mode:
         if size <= STRETCH_LIMIT:
             image = image.resize((size, size))
@@ -151,13 +152,6 @@ def _with_newlines(grid: np.ndarray, newline: np.ndarray) -> np.ndarray:
     rows, _, hidden = grid.shape
     column = np.broadcast_to(newline, (rows, 1, hidden))
     return np.concatenate([grid, column], axis=1).reshape(-1, hidden)
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """Convert as the published code does, but for 16-bit greys: Pillow would clip those to white."""
-    if image.mode.startswith("I"):
-        image = Image.fromarray(np.clip(np.asarray(image) // 257, 0, 255).astype(np.uint8))
-    return image.convert("RGB")
 
 
 def _padded(image: Image.Image, side: int, rules: ImageRules) -> Image.Image:

@@ -12,6 +12,7 @@ from functools import lru_cache
 import numpy as np
 
 from models.family import Feeds
+from models.resampling import linear_rows
 
 from .images import ImageRules
 
@@ -28,14 +29,14 @@ def view_inputs(side: int, rules: ImageRules) -> Feeds:
         "clip_rows": bicubic_rows(rules.clip_grid, rules.tokens_per_side(side)),
         "relative_rows": linear_rows(2 * rules.grid - 1, 2 * s - 1),
         "relative_index": index.astype(np.int64),
-        "spread": spread_matrix(s),
+        "places": places(s),
     }
 
 
-def spread_matrix(side: int) -> np.ndarray:
-    """[2 side, side * side]: column (r, c) has ones in rows r and side + c, which lays out rows_r + columns_c."""
+def places(side: int) -> np.ndarray:
+    """[side * side, 2 side]: the patch at (r, c) has ones at r and at side + c."""
     eye = np.eye(side, dtype=np.float32)
-    return np.concatenate([np.repeat(eye, side, axis=1), np.tile(eye, (1, side))])
+    return np.concatenate([np.repeat(eye, side, axis=0), np.tile(eye, (side, 1))], axis=1)
 
 
 def bicubic_rows(source: int, target: int) -> np.ndarray:
@@ -50,19 +51,6 @@ def bicubic_rows(source: int, target: int) -> np.ndarray:
     weights[(positions < first[:, None]) | (positions >= last[:, None])] = 0.0
     rows: np.ndarray = weights / weights.sum(axis=1, keepdims=True)
     return rows.astype(np.float32)
-
-
-def linear_rows(source: int, target: int) -> np.ndarray:
-    """[target, source]: linear interpolation without antialiasing."""
-    centres = np.maximum((np.arange(target) + 0.5) * (source / target) - 0.5, 0.0)
-    low = centres.astype(np.int64)
-    high = np.minimum(low + 1, source - 1)
-    fraction = centres - low
-    weights = np.zeros((target, source))
-    rows = np.arange(target)
-    weights[rows, low] += 1.0 - fraction
-    weights[rows, high] += fraction
-    return weights.astype(np.float32)
 
 
 def _cubic(x: np.ndarray) -> np.ndarray:

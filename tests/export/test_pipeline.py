@@ -503,7 +503,7 @@ def test_leftovers_of_a_target_with_pattern_characters_in_its_name_are_swept(che
 def test_too_little_disk_is_said_with_both_numbers_before_any_work(checkpoint, target, monkeypatch) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(publish.shutil, "disk_usage", lambda _: usage(10**9, 10**9, 20_000_000))
-    monkeypatch.setattr(pipeline, "_write_graphs", lambda *_: pytest.fail("work was begun"))
+    monkeypatch.setattr(pipeline, "write_graphs", lambda *_: pytest.fail("work was begun"))
     error = refused(checkpoint, target)
     assert "0.02 GB free" in error
     assert "needs 0.07 GB" in error  # 0.4 MB of weights and the spare 64 MiB

@@ -17,27 +17,23 @@ from export.hub import Source
 from export.pipeline import Job, export_model
 from export.quantize import Blocks, dequantize, quantize
 from models.manifest import Manifest
-from models.registry import family_of
-from models.settings import InferenceSettings
 from runtime.decoder import Decoder
 from runtime.providers import find_device
-from runtime.vision import VisionTower
 from tools.checkpoints import Sizes, write_random_checkpoint
-from tools.reference import embed, greedy_logits, image_features, load_reference
+from tools.reference import embed, greedy_logits, load_reference
 
 SIZES = Sizes(layers=3, experts=8, top_k=3)
 
 
-@settings(deadline=None)
-@given(
-    weight=st_numpy.arrays(
-        np.float32, st.tuples(st.integers(1, 5), st.integers(1, 70)), elements=st.floats(-100, 100, width=32)
-    ),
-    bits=st.sampled_from([4, 8]),
-    size=st.sampled_from([16, 32, 64]),
+WEIGHTS = st_numpy.arrays(
+    np.float32, st.tuples(st.integers(1, 5), st.integers(1, 70)), elements=st.floats(-100, 100, width=32)
 )
-def test_every_value_is_restored_to_within_one_step_of_its_block(weight, bits, size) -> None:
-    blocks = Blocks(bits, size)
+
+
+@settings(deadline=None)
+@given(weight=WEIGHTS, size=st.sampled_from([16, 32, 64]))
+def test_8_bits_restore_every_value_to_within_one_step_of_its_block(weight, size) -> None:
+    blocks = Blocks(8, size)
     channels = weight.shape[1]
     values, scales = quantize(weight, blocks)
     assert values.shape == (len(weight), blocks.row_bytes(channels))
@@ -46,7 +42,30 @@ def test_every_value_is_restored_to_within_one_step_of_its_block(weight, bits, s
     steps = np.repeat(np.abs(scales.astype(np.float32)), size, axis=1)[:, :channels]
     # Half a step by rounding, up to a whole one at the end of the range that has one value less, and float16's error of
     # the scale over the whole range.
-    assert (np.abs(restored - weight) <= steps * (1 + 2 ** (bits - 1) / 1024) + 1e-5).all()
+    assert (np.abs(restored - weight) <= steps * (1 + 128 / 1024) + 1e-5).all()
+
+
+@settings(deadline=None)
+@given(weight=WEIGHTS, size=st.sampled_from([16, 32, 64]))
+def test_4_bits_are_never_worse_than_rounding_over_the_whole_range(weight, size) -> None:
+    blocks = Blocks(4, size)
+    rows, channels = weight.shape
+    values, scales = quantize(weight, blocks)
+    assert values.shape == (rows, blocks.row_bytes(channels))
+    assert scales.shape == (rows, blocks.count(channels))
+    restored = dequantize(values, scales, blocks, channels)
+    padded = np.zeros((rows, blocks.count(channels) * size))
+    padded[:, :channels] = weight
+    for row in range(rows):
+        for block, start in enumerate(range(0, padded.shape[1], size)):
+            part = padded[row, start : start + size]
+            step = np.float16(part[np.abs(part).argmax()] / -8).astype(float)
+            plain = np.clip(np.rint(part / step), -8, 7) * step if step else np.zeros(size)
+            ours = np.square(restored[row, start : start + size] - weight[row, start : start + size]).sum()
+            allowed = np.square(part - plain).sum()
+            # float16's rounding of the fitted scale, and float32's of the sums
+            slack = 1e-5 + (np.float32(2**-11) * np.abs(part).max()) ** 2 * size
+            assert ours <= allowed * 1.001 + slack, (row, block)
 
 
 def test_values_on_the_grid_are_restored_exactly() -> None:
@@ -69,7 +88,7 @@ def test_error_on_gaussian_weights_is_what_the_bits_allow(bits, limit) -> None:
     assert np.linalg.norm(restored - weight) / np.linalg.norm(weight) < limit
 
 
-def rounded_checkpoint(source: Path, target: Path, decoder: Blocks, vision: Blocks | None) -> Path:
+def rounded_checkpoint(source: Path, target: Path, decoder: Blocks) -> Path:
     """The same checkpoint with every matrix that the export quantises replaced by its rounded values, in float32."""
     target.mkdir()
     for name in ("config.json", "processor_config.json", "tokenizer.json"):
@@ -83,12 +102,8 @@ def rounded_checkpoint(source: Path, target: Path, decoder: Blocks, vision: Bloc
         blocks = None
         if re.search(r"mlp\.experts\.", name):
             blocks = decoder.fitting(*expert_channels)
-        elif name == "model.embed_tokens.weight":
-            blocks = Blocks(8, decoder.size).fitting(weight.shape[1])
-        elif re.search(r"model\.layers\..*_proj\.weight|lm_head", name):
+        elif name == "model.embed_tokens.weight" or re.search(r"model\.layers\..*_proj\.weight|lm_head", name):
             blocks = decoder.fitting(weight.shape[1])
-        elif vision and weight.ndim == 2 and re.search(r"(qkv|proj|lin\d|fc\d|layers)\.weight|_proj\.weight", name):
-            blocks = vision.fitting(weight.shape[1])
         if blocks is not None:
             tensors[name] = dequantize(*quantize(weight, blocks), blocks, weight.shape[1])
     save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, target / "model.safetensors")
@@ -96,28 +111,17 @@ def rounded_checkpoint(source: Path, target: Path, decoder: Blocks, vision: Bloc
 
 
 @pytest.mark.parametrize(("dtype", "bits"), [("q8", 8), ("q4", 4)])
-def test_graphs_compute_exactly_what_the_rounded_weights_say(tmp_path, monkeypatch, picture, dtype, bits) -> None:
+def test_graphs_compute_exactly_what_the_rounded_weights_say(tmp_path, monkeypatch, dtype, bits) -> None:
     """With float activations; routing weights included, which QMoE renormalises unless it is handed them."""
     monkeypatch.setenv("ORT_QMOE_CPU_QNBIT_GEMM", "fp32")
     monkeypatch.setattr(layers.QuantizedLinear, "ACCURACY_LEVEL", 0)
     checkpoint = write_random_checkpoint(tmp_path / "checkpoint", SIZES)
     folder = tmp_path / dtype
     source = Source(checkpoint, str(checkpoint), None, "directory")
-    export_model(
-        Job("deepseek-ocr", "deepseek-ocr", source, dtype, folder, vision_dtype="q8", block_size=32), lambda line: None
-    )
-    rounded = rounded_checkpoint(checkpoint, tmp_path / "rounded", Blocks(bits, 32), Blocks(8, 32))
+    export_model(Job("deepseek-ocr", "deepseek-ocr", source, dtype, folder, block_size=32), lambda line: None)
+    rounded = rounded_checkpoint(checkpoint, tmp_path / "rounded", Blocks(bits, 32))
     reference = load_reference(rounded)
     manifest = Manifest.load(folder)
-    family = family_of(manifest)
-    prepared = family.prepare_image(picture(300, 300), InferenceSettings())
-    passes = [make() for make in prepared.passes]
-    vision = VisionTower(folder, manifest, find_device("cpu"))
-    features = prepared.assemble([vision.encode(feeds) for feeds in passes])
-    expected_features = image_features(reference, passes[0]["pixel_values"], None, (1, 1))
-    # The float parts of the tower are stored in float16 only when asked for: here norms and biases are.
-    assert np.abs(features - expected_features).max() / np.abs(expected_features).max() < 2e-3
-
     prompt_ids = [0, *range(3, 60)]
     decoder = Decoder(folder, manifest, find_device("cpu"), slots=1)
     assert np.abs(decoder.embed(prompt_ids) - embed(reference, prompt_ids)).max() < 1e-5
@@ -142,7 +146,7 @@ def test_the_fast_int8_kernels_stay_near_the_float_model(tmp_path, random_checkp
     assert np.linalg.norm(logits - expected[0]) / np.linalg.norm(expected[0]) < limit
     errors = manifest.report["relative_weight_errors"]
     assert len(errors) == 2 + 4 + 2 * 6  # embedding and head; one dense layer of 4 products; two of 6
-    assert all(0 < error < (0.01 if dtype == "q8" or "embed" in name else 0.12) for name, error in errors.items())
+    assert all(0 < error < (0.01 if dtype == "q8" else 0.12) for error in errors.values())
 
 
 def test_norms_and_the_router_gate_stay_in_float(tmp_path, random_checkpoint) -> None:

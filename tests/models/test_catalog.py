@@ -29,6 +29,11 @@ def test_dtype_suffixes_name_variants(suffix: str, dtype: str) -> None:
     assert catalog.split_variant(f"deepseek-ocr-{suffix}") == ("deepseek-ocr", dtype)
 
 
+def test_default_dtype_is_float16_on_gpus_and_by_size_on_the_cpu() -> None:
+    assert [catalog.default_dtype(device, 5_000_000) for device in ("cpu", "cuda", "coreml")] == ["f32", "f16", "f16"]
+    assert [catalog.default_dtype("cpu", count) for count in (99_999_999, 100_000_000, None)] == ["f32", "q8", "q8"]
+
+
 def test_plain_ids_name_no_variant() -> None:
     assert catalog.split_variant("deepseek-ocr") is None
     assert catalog.split_variant("-q8") is None

@@ -104,7 +104,9 @@ def test_a_manifest_that_may_not_be_read_is_an_error_with_its_name(manifest, tmp
         Manifest.load(tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe\x00", b'{"format": 1}', b"\0" * 100])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"null", b"\xff\xfe\x00", f'{{"format": {FORMAT}}}'.encode(), b"\0" * 100]
+)
 def test_a_damaged_manifest_is_an_error_that_names_the_file_and_the_remedy(tmp_path, content) -> None:
     (tmp_path / FILE_NAME).write_bytes(content)
     with pytest.raises(ManifestError) as caught:

@@ -1,0 +1,246 @@
+"""PaddleOCR-VL checkpoints as graphs: what the folder's JSON files say, as specs and modules.
+
+Revisions of the model differ in their image limits and in their chat template: both are read from the folder and go
+into the manifest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from models.manifest import DecoderInfo, RotaryInfo, TokenIds
+from models.paddleocr_vl.images import ImageRules
+from models.paddleocr_vl.prompt import PromptRules, compiled
+
+from .checkpoint import Checkpoint, read_json
+from .decoder import Decoder, DecoderSpec, Embedding, decoder_graph, embedding_graph
+from .errors import ExportError
+from .family import Part, Parts
+from .layers import Precision
+from .outliers import OutlierSite, block_sites
+from .siglip_vision import Tower, TowerSpec, tower_graph
+
+VISION, PROJECTOR = "visual.vision_model", "mlp_AR"
+
+# In some revisions of the checkpoint, and never used: SigLIP's pooling head, and positions for packed images.
+UNUSED = (f"{VISION}.head.", f"{VISION}.embeddings.packing_position_embedding.")
+
+# What the graphs implement; another value would change the arithmetic. The first one stands where the config is silent.
+_REQUIRED: Mapping[str, tuple[Any, ...]] = {
+    "hidden_act": ("silu",),
+    "use_bias": (False,),
+    "tie_word_embeddings": (False,),
+    "sliding_window": (None,),
+}
+_REQUIRED_OF_VISION: Mapping[str, tuple[Any, ...]] = {"hidden_act": ("gelu_pytorch_tanh",), "num_channels": (3,)}
+_REQUIRED_OF_IMAGES: Mapping[str, tuple[Any, ...]] = {
+    "resample": (3,),  # Pillow's number of bicubic
+    "temporal_patch_size": (1,),
+    "do_resize": (True,),
+    "do_rescale": (True,),
+    "do_normalize": (True,),
+    "do_convert_rgb": (True,),
+}
+
+_MROPE_SECTIONS = (16, 24, 24)  # where the config is silent
+
+
+class PaddleOcrVlExport:
+    """One checkpoint of the family, understood; see ``export.family.FamilyExport``."""
+
+    unused = UNUSED
+
+    def __init__(self, checkpoint: Checkpoint, processor: Mapping[str, Any]) -> None:
+        folder, config = checkpoint.folder, checkpoint.config
+        text = {**config, **config.get("text_config", {})}
+        self._decoder = decoder_spec(text)
+        self._tower = tower_spec(config, checkpoint, self._decoder.hidden)
+        self._theta = float(_required(config, "vision_config").get("rope_theta", 10_000.0))
+        self._images = read_json(folder / "preprocessor_config.json")
+        self._generation = _optional_json(folder / "generation_config.json")
+        self._template = chat_template(folder)
+        self._special_tokens = special_tokens(folder)
+        self._text, self._config = text, config
+
+    def parts(self, vision: Precision, decoder: Precision) -> Parts:
+        tower = Tower(VISION, PROJECTOR, self._tower, vision)
+        embedding = Embedding("model.embed_tokens.weight", self._decoder, decoder)
+        layers = Decoder("model", "lm_head", self._decoder, decoder)
+        return {
+            "vision": Part(tower, partial(tower_graph, tower)),
+            "embed": Part(embedding, partial(embedding_graph, embedding)),
+            "decoder": Part(layers, partial(decoder_graph, layers)),
+        }
+
+    @property
+    def vision_outliers(self) -> list[OutlierSite]:
+        sites: list[OutlierSite] = []
+        for i in range(self._tower.layers):
+            at = f"{VISION}.encoder.layers.{i}"
+            sites += block_sites(
+                norm1=f"{at}.layer_norm1", qkv=[f"{at}.self_attn.{n}_proj" for n in "qkv"],
+                proj=f"{at}.self_attn.out_proj", norm2=f"{at}.layer_norm2", up=f"{at}.mlp.fc1", down=f"{at}.mlp.fc2",
+                width=self._tower.width, mlp_width=self._tower.mlp_width,
+            )  # fmt: skip
+        return sites
+
+    @property
+    def sizes(self) -> DecoderInfo:
+        spec = self._decoder
+        assert spec.rotary_sections is not None
+        return DecoderInfo(
+            layers=spec.layers, hidden_size=spec.hidden, kv_heads=spec.kv_heads, head_dim=spec.head_dim,
+            vocabulary=spec.vocabulary, max_length=spec.max_length,
+            rotary=RotaryInfo(theta=spec.rope_theta, sections=spec.rotary_sections),
+        )  # fmt: skip
+
+    @property
+    def image_rules(self) -> ImageRules:
+        """The image settings of preprocessor_config.json."""
+        images, tower = self._images, self._tower
+        _check(images, _REQUIRED_OF_IMAGES, "preprocessor_config.json")
+        for key, ours in (("patch_size", tower.patch), ("merge_size", tower.merge)):
+            if images.get(key, ours) != ours:
+                raise ExportError(f"preprocessor_config.json: {key} is {images[key]!r}, and the model's is {ours}")
+        size = images.get("size") or {}  # as transformers writes the limits
+        rules: dict[str, Any] = {
+            "min_pixels": images.get("min_pixels") or size.get("shortest_edge"),
+            "max_pixels": images.get("max_pixels") or size.get("longest_edge"),
+        }
+        if None in rules.values():
+            raise ExportError("preprocessor_config.json has no min_pixels and max_pixels; is this a PaddleOCR-VL one?")
+        given = {"rescale_factor": "rescale_factor", "mean": "image_mean", "std": "image_std"}
+        rules |= {name: images[key] for name, key in given.items() if images.get(key) is not None}
+        return ImageRules(
+            patch_size=tower.patch, merge_size=tower.merge, grid=tower.grid, head_dim=tower.head_dim,
+            rope_theta=self._theta, **rules,
+        )  # fmt: skip
+
+    def tokens(self, token_id: Mapping[str, int]) -> TokenIds:
+        """Ids of the tokens with a meaning, by the configs; ``token_id`` is the tokenizer's vocabulary."""
+        eos = self._generation.get("eos_token_id", self._text.get("eos_token_id", token_id.get("</s>")))
+        bos = self._text.get("bos_token_id", token_id.get("<s>"))
+        image = _required(self._config, "image_token_id")
+        if eos is None or bos is None:
+            raise ExportError("no eos_token_id or bos_token_id in the configs, and no </s> or <s> in the tokenizer")
+        if image not in token_id.values():
+            raise ExportError(f"the tokenizer has no token {image}, which marks an image; use the model's own one")
+        return TokenIds(bos=bos, eos=tuple(eos) if isinstance(eos, list) else (eos,), image=image)
+
+    def prompt_rules(self, token_id: Mapping[str, int]) -> PromptRules:
+        """The chat template with what it may name."""
+        compiled(self._template)
+        image = _required(self._config, "image_token_id")
+        placeholder = next(token for token, number in token_id.items() if number == image)
+        return PromptRules(chat_template=self._template, placeholder=placeholder, special_tokens=self._special_tokens)
+
+
+def decoder_spec(config: Mapping[str, Any]) -> DecoderSpec:
+    """The decoder's sizes and rules from its part of config.json.
+
+    Raises
+    ------
+    ExportError
+        when a key is missing or has a value that the graphs do not implement.
+    """
+    _check(config, _REQUIRED, "config.json")
+    hidden, heads = _size(config, "hidden_size"), _size(config, "num_attention_heads")
+    head_dim = config.get("head_dim") or hidden // heads
+    rope = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
+    if rope.get("rope_type", "default") != "default":
+        raise ExportError(f"config.json: rope_type is {rope['rope_type']!r}; this exporter knows 'default' only")
+    sections = tuple(rope.get("mrope_section") or _MROPE_SECTIONS)
+    if len(sections) != 3 or sum(sections) != head_dim // 2:
+        raise ExportError(f"config.json: mrope_section is {list(sections)}; expected three that sum to {head_dim // 2}")
+    layers = _size(config, "num_hidden_layers")
+    return DecoderSpec(
+        hidden=hidden,
+        layers=layers,
+        heads=heads,
+        kv_heads=config.get("num_key_value_heads") or heads,
+        head_dim=head_dim,
+        mlp_width=_size(config, "intermediate_size"),
+        dense_layers=layers,
+        moe=None,
+        vocabulary=_size(config, "vocab_size"),
+        max_length=_size(config, "max_position_embeddings"),
+        rope_theta=float(rope.get("rope_theta") or config.get("rope_theta", 500_000.0)),
+        rms_epsilon=float(config.get("rms_norm_eps", 1e-5)),
+        rotary_sections=sections,
+    )
+
+
+def tower_spec(config: Mapping[str, Any], checkpoint: Checkpoint, hidden: int) -> TowerSpec:
+    """The tower's sizes; the position table's from its tensor."""
+    vision = _required(config, "vision_config")
+    _check(vision, _REQUIRED_OF_VISION, "config.json: vision_config")
+    positions = checkpoint.shape(f"{VISION}.embeddings.position_embedding.weight")[0]
+    grid = round(positions**0.5)
+    if grid**2 != positions:
+        raise ExportError(f"the position table has {positions} rows; expected a square number")
+    return TowerSpec(
+        width=_size(vision, "hidden_size"),
+        layers=_size(vision, "num_hidden_layers"),
+        heads=_size(vision, "num_attention_heads"),
+        mlp_width=_size(vision, "intermediate_size"),
+        patch=_size(vision, "patch_size"),
+        grid=grid,
+        merge=_size(vision, "spatial_merge_size"),
+        hidden=hidden,
+        epsilon=float(vision.get("layer_norm_eps", 1e-6)),
+    )
+
+
+def chat_template(folder: Path) -> str:
+    """The checkpoint's chat template, from whichever file has it.
+
+    Raises
+    ------
+    ExportError
+        when none has.
+    """
+    jinja = folder / "chat_template.jinja"
+    if jinja.is_file():
+        return jinja.read_text(encoding="utf-8")
+    for name in ("chat_template.json", "tokenizer_config.json"):
+        template = _optional_json(folder / name).get("chat_template")
+        if isinstance(template, str):
+            return template
+    raise ExportError(f"{folder} has no chat template; chat_template.jinja is part of the published checkpoint")
+
+
+def special_tokens(folder: Path) -> dict[str, str]:
+    """Texts of the named tokens (cls_token, eos_token, ...), which templates may use."""
+    found = {**_optional_json(folder / "tokenizer_config.json"), **_optional_json(folder / "special_tokens_map.json")}
+    texts = {
+        name: token.get("content") if isinstance(token, dict) else token
+        for name, token in found.items()
+        if name.endswith("_token")
+    }
+    return {name: text for name, text in texts.items() if isinstance(text, str)}
+
+
+def _optional_json(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.is_file() else {}
+
+
+def _check(config: Mapping[str, Any], required: Mapping[str, tuple[Any, ...]], where: str) -> None:
+    for key, accepted in required.items():
+        if config.get(key, accepted[0]) not in accepted:
+            raise ExportError(f"{where}: {key} is {config[key]!r}; this exporter knows {accepted[0]!r} only")
+
+
+def _required(config: Mapping[str, Any], key: str) -> Any:
+    if config.get(key) is None:
+        raise ExportError(f"config.json has no {key}; is this a PaddleOCR-VL checkpoint?")
+    return config[key]
+
+
+def _size(config: Mapping[str, Any], key: str) -> int:
+    value = _required(config, key)
+    if type(value) is not int or value < 1:
+        raise ExportError(f"config.json: {key} is {value!r}; expected a whole number of at least 1")
+    return value

@@ -1,0 +1,173 @@
+"""PaddleOCR-VL's vision tower: a SigLIP-style transformer over a page of any proportions, and the projector.
+
+Declared rather than traced, so that one graph with one copy of the weights serves every page size and an export never
+holds the tower in memory. transformers' modules stay the reference that the tests compare with.
+
+What depends on the page's size comes in as small matrices that ``models.paddleocr_vl.positions`` computes. Attention is
+over the whole page, 14,400 patches at most: the attention kernel works in tiles as long as it is given no bias, so the
+square of scores never exists.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+from onnxscript import OpBuilder, nn
+
+from .layers import FLOAT, MICROSOFT, Conv, LayerNorm, Precision, Table, linear, new_graph
+from .weights import copied
+
+
+@dataclass(frozen=True)
+class TowerSpec:
+    """Sizes of the tower and its projector."""
+
+    width: int
+    layers: int
+    heads: int
+    mlp_width: int
+    patch: int
+    grid: int  # side of the position table, patches
+    merge: int  # patches a side that one feature covers
+    hidden: int  # the decoder's width
+    epsilon: float
+    projector_epsilon: float = 1e-5  # published code
+
+    @property
+    def head_dim(self) -> int:
+        return self.width // self.heads
+
+
+@dataclass(frozen=True)
+class PageInputs:
+    """What the host computes for a page of h x w patches."""
+
+    position_rows: ir.Value  # [h, grid]: resamples the position table downwards
+    position_columns: ir.Value  # [w, grid]: and across
+    rotary_cos: ir.Value  # [h * w, head_dim / 2]
+    rotary_sin: ir.Value
+
+
+class Embeddings(nn.Module):
+    """pixels [1, 3, patch * h, patch * w] -> patches with their learned positions [1, h, w, C]."""
+
+    def __init__(self, at: str, spec: TowerSpec, precision: Precision) -> None:
+        super().__init__()
+        self.spec = spec
+        self.patch_embedding = Conv(
+            f"{at}.patch_embedding", 3, spec.width, spec.patch, precision, stride=spec.patch, padding=0, bias=True
+        )
+        positions = (spec.grid**2, spec.width)
+        self.position_embedding = Table(positions, copied(f"{at}.position_embedding.weight", positions), precision)
+
+    def forward(self, op: OpBuilder, pixels: ir.Value, page: PageInputs) -> ir.Value:
+        grid, width = self.spec.grid, self.spec.width
+        patches = op.Transpose(self.patch_embedding(op, pixels), perm=[0, 2, 3, 1])
+        table = op.Reshape(self.position_embedding(op), [grid, grid * width])
+        down = op.Reshape(op.MatMul(page.position_rows, table), [-1, grid, width])  # [h, grid, C]
+        return op.Add(patches, op.MatMul(page.position_columns, down))  # broadcast over the first axis: [h, w, C]
+
+
+class Attention(nn.Module):
+    """Self-attention over the page [1, S, C]; queries and keys are turned by row and column."""
+
+    def __init__(self, at: str, spec: TowerSpec, precision: Precision) -> None:
+        super().__init__()
+        self.heads = spec.heads
+
+        def projection(name: str, *, normed: bool) -> nn.Module:
+            return linear(f"{at}.{name}_proj", spec.width, spec.width, precision, bias=True, normed=normed)
+
+        self.q_proj = projection("q", normed=True)
+        self.k_proj = projection("k", normed=True)
+        self.v_proj = projection("v", normed=True)
+        self.out_proj = projection("out", normed=False)
+
+    def forward(self, op: OpBuilder, x: ir.Value, page: PageInputs, first: ir.Value) -> ir.Value:
+        q, k = (
+            op.RotaryEmbedding(
+                projected, first, page.rotary_cos, page.rotary_sin, num_heads=self.heads, _domain=MICROSOFT
+            )
+            for projected in (self.q_proj(op, x), self.k_proj(op, x))
+        )
+        attended = op.MultiHeadAttention(q, k, self.v_proj(op, x), num_heads=self.heads, _domain=MICROSOFT)
+        return self.out_proj(op, attended)
+
+
+class Layer(nn.Module):
+    """Pre-norm transformer layer; GELU by its tanh formula."""
+
+    def __init__(self, at: str, spec: TowerSpec, precision: Precision) -> None:
+        super().__init__()
+        self.layer_norm1 = LayerNorm(f"{at}.layer_norm1", spec.width, spec.epsilon, precision)
+        self.self_attn = Attention(f"{at}.self_attn", spec, precision)
+        self.layer_norm2 = LayerNorm(f"{at}.layer_norm2", spec.width, spec.epsilon, precision)
+        self.fc1 = linear(f"{at}.mlp.fc1", spec.width, spec.mlp_width, precision, bias=True, normed=True)
+        self.fc2 = linear(f"{at}.mlp.fc2", spec.mlp_width, spec.width, precision, bias=True)
+
+    def forward(self, op: OpBuilder, x: ir.Value, page: PageInputs, first: ir.Value) -> ir.Value:
+        x = op.Add(x, self.self_attn(op, self.layer_norm1(op, x), page, first))
+        inner = op.Gelu(self.fc1(op, self.layer_norm2(op, x)), approximate="tanh")
+        return op.Add(x, self.fc2(op, inner))
+
+
+class Projector(nn.Module):
+    """Patches [1, h, w, C] -> features [h * w / merge², hidden]: each block of patches becomes one."""
+
+    def __init__(self, at: str, spec: TowerSpec, precision: Precision) -> None:
+        super().__init__()
+        self.spec = spec
+        wide = spec.width * spec.merge**2
+        self.pre_norm = LayerNorm(f"{at}.pre_norm", spec.width, spec.projector_epsilon, precision)
+        self.linear_1 = linear(f"{at}.linear_1", wide, wide, precision, bias=True, normed=True)
+        self.linear_2 = linear(f"{at}.linear_2", wide, spec.hidden, precision, bias=True)
+
+    def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
+        merge, width = self.spec.merge, self.spec.width
+        side = [op.Div(op.Shape(x, start=axis, end=axis + 1), [merge]) for axis in (1, 2)]
+        x = op.Reshape(self.pre_norm(op, x), op.Concat(side[0], [merge], side[1], [merge, width], axis=0))
+        x = op.Reshape(op.Transpose(x, perm=[0, 2, 1, 3, 4]), [-1, merge * merge * width])
+        return self.linear_2(op, op.Gelu(self.linear_1(op, x)))
+
+
+class Tower(nn.Module):
+    """pixels [1, 3, patch * h, patch * w] -> features [h * w / merge², hidden]."""
+
+    def __init__(self, at: str, projector: str, spec: TowerSpec, precision: Precision) -> None:
+        super().__init__()
+        self.spec, self.precision = spec, precision
+        self.embeddings = Embeddings(f"{at}.embeddings", spec, precision)
+        self.layers = nn.ModuleList([Layer(f"{at}.encoder.layers.{i}", spec, precision) for i in range(spec.layers)])
+        self.post_layernorm = LayerNorm(f"{at}.post_layernorm", spec.width, spec.epsilon, precision)
+        self.projector = Projector(projector, spec, precision)
+
+    def forward(self, op: OpBuilder, pixels: ir.Value, page: PageInputs) -> ir.Value:
+        patches = self.embeddings(op, pixels, page)  # [1, h, w, C]
+        x = op.Reshape(patches, [1, -1, self.spec.width])
+        first = op.Constant(value_ints=[0])  # the tables of angles begin with the first patch
+        for layer in self.layers:
+            x = layer(op, x, page, first)
+        return self.projector(op, op.Reshape(self.post_layernorm(op, x), op.Shape(patches)))
+
+
+def tower_graph(tower: Tower) -> ir.Graph:
+    """Declare vision.onnx. All float inputs and outputs are float32; the graph casts to what it computes in."""
+    spec, compute = tower.spec, tower.precision.compute
+    builder = new_graph("vision")
+    op = builder.op
+    shapes: dict[str, list[str | int]] = {
+        "pixel_values": [1, 3, "height", "width"],
+        "position_rows": ["h", spec.grid],
+        "position_columns": ["w", spec.grid],
+        "rotary_cos": ["patches", spec.head_dim // 2],
+        "rotary_sin": ["patches", spec.head_dim // 2],
+    }
+    inputs = {name: builder.input(name, FLOAT, shape) for name, shape in shapes.items()}
+    if compute != FLOAT:
+        inputs = {name: op.Cast(value, to=compute) for name, value in inputs.items()}
+    features = tower(op, inputs.pop("pixel_values"), PageInputs(**inputs))
+    result = features if compute == FLOAT else op.Cast(features, to=FLOAT)
+    result.name, result.type, result.shape = "features", ir.TensorType(FLOAT), ir.Shape(["tokens", spec.hidden])
+    builder.graph.outputs.append(result)
+    return builder.graph

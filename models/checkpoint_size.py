@@ -1,0 +1,35 @@
+"""How large a checkpoint on this machine is, from the headers of its files: the default dtype depends on it."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+_LONGEST_HEADER = 100 << 20  # bytes, as the safetensors library has it
+
+
+def parameter_count(source: str, weights: Path | None = None) -> int | None:
+    """Parameters of a checkpoint folder, or of the safetensors that ``weights`` (a file or a folder) names instead.
+
+    None where this machine cannot tell: the source is a hub id, has no weights yet, or has a file that is no
+    safetensors file (which the exporter explains when it comes to it).
+    """
+    place = (weights or Path(source)).expanduser()
+    files = [place] if place.is_file() else sorted(place.glob("*.safetensors"))
+    if not files:
+        return None
+    try:
+        return sum(_parameters(file) for file in files)
+    except (OSError, ValueError, TypeError, AttributeError, KeyError):
+        return None
+
+
+def _parameters(file: Path) -> int:
+    """A safetensors file begins with the length of its header, 8 bytes, and the header, a JSON object of tensors."""
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        if length > _LONGEST_HEADER:
+            raise ValueError(f"{file} is no safetensors file")
+        header = json.loads(opened.read(length))
+    return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")

@@ -1,0 +1,107 @@
+"""Grounding output: where on the page the model says a piece of the answer stands.
+
+DeepSeek-OCR writes ``<|ref|>label<|/ref|><|det|>[[x0, y0, x1, y1], ...]<|/det|>`` before what it read there, with
+coordinates from 0 to 999 on the page as it was sent. The text is parsed, never evaluated, in one pass whatever it
+holds; what is not well formed is left alone. Families call this for their ``boxes``, the command line for its Markdown.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+FIGURE_LABEL = "image"  # the reference that marks a figure, which Markdown shows as a picture
+
+_SCALE = 999  # coordinate of the right and the lower edge
+_TAG = re.compile(r"(<\|/?(?:ref|det)\|>)")
+_INNERMOST_LIST = re.compile(r"\[([^\[\]]*)\]")
+_NUMBER = re.compile(r"\s*[+-]?[0-9]+(?:\.[0-9]*)?\s*")
+_OPERATORS = {"\\coloneqq": ":=", "\\eqqcolon": "=:"}  # as the published tool writes them
+
+Corners = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """One place on the page."""
+
+    label: str  # what the model calls it: title, text, table, image ..., or the words that were asked for
+    text: str  # what the answer says after it, up to the next place; empty for a bare reference
+    box: tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels of the page; x0 <= x1 <= width, y0 <= y1 <= height
+
+
+@dataclass(frozen=True, slots=True)
+class _Reference:
+    label: str
+    corners: tuple[Corners, ...]  # 0 to 999, upper left before lower right
+    start: int  # of its tags in the text
+    end: int
+
+
+def parse_boxes(text: str, width: int, height: int) -> list[Box]:
+    """The places that an answer names, in its order, on a page of ``width`` x ``height`` pixels.
+
+    A reference with several places gives several boxes with the same label and text. Coordinates off the page are moved
+    to its edge, swapped corners put in order; pixel = coordinate * side / 999, rounded down.
+    """
+    references = list(_references(text))
+    ends = [*(reference.start for reference in references[1:]), *([len(text)] if references else [])]
+    return [
+        Box(reference.label.strip(), text[reference.end : end].strip(), _pixels(corners, width, height))
+        for reference, end in zip(references, ends, strict=True)
+        for corners in reference.corners
+    ]
+
+
+def to_markdown(text: str, figure_link: Callable[[int], str] | None = None) -> str:
+    """The answer without its references, a figure's replaced by a link to its picture.
+
+    figure_link : number of the figure -> where its picture is, such as ``images/0.jpg``. Figures are numbered from 0 as
+    the boxes labelled ``FIGURE_LABEL`` come in ``parse_boxes``. None: there are no pictures, figures are left out.
+    """
+    pieces: list[str] = []
+    done = figures = 0
+    for reference in _references(text):
+        pieces.append(text[done : reference.start])
+        if figure_link is not None and reference.label.strip() == FIGURE_LABEL:
+            for _ in reference.corners:
+                pieces.append(f"![]({figure_link(figures)})\n")
+                figures += 1
+        done = reference.end
+    markdown = "".join([*pieces, text[done:]])
+    for command, plain in _OPERATORS.items():
+        markdown = markdown.replace(command, plain)
+    return markdown.strip()
+
+
+def _references(text: str) -> Iterator[_Reference]:
+    """Every whole ref and det pair. The pieces between tags are looked at once, so the time is linear."""
+    pieces = _TAG.split(text)  # plain, tag, plain, tag, ... plain
+    starts = [0]
+    for piece in pieces:
+        starts.append(starts[-1] + len(piece))
+    at = 1
+    while at + 6 < len(pieces):
+        tags = pieces[at : at + 7 : 2]
+        if tags == ["<|ref|>", "<|/ref|>", "<|det|>", "<|/det|>"] and not pieces[at + 3].strip():
+            yield _Reference(pieces[at + 1], _corners(pieces[at + 5]), starts[at], starts[at + 7])
+            at += 8
+        else:
+            at += 2
+
+
+def _corners(places: str) -> tuple[Corners, ...]:
+    """The lists of four numbers among ``places``; others are passed over."""
+    found = []
+    for inner in _INNERMOST_LIST.findall(places):
+        values = inner.split(",")
+        if len(values) == 4 and all(_NUMBER.fullmatch(value) for value in values):
+            x0, y0, x1, y1 = (min(max(float(value), 0.0), float(_SCALE)) for value in values)
+            found.append((min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)))
+    return tuple(found)
+
+
+def _pixels(corners: Corners, width: int, height: int) -> tuple[int, int, int, int]:
+    x0, y0, x1, y1 = corners
+    return int(x0 * width / _SCALE), int(y0 * height / _SCALE), int(x1 * width / _SCALE), int(y1 * height / _SCALE)

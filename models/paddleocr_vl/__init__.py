@@ -1,0 +1,1 @@
+"""The PaddleOCR-VL family: pages in their own proportions, three-dimensional positions, a chat template."""

@@ -1,0 +1,62 @@
+"""Where everything stands: tokens in the decoder (time, row, column), patches in the vision tower (row, column)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+
+from models.family import Feeds, Positions, PreparedImage
+from models.resampling import linear_rows
+
+from .images import ImageRules
+
+
+def token_positions(prompt_ids: Sequence[int], image_token: int, images: Sequence[PreparedImage]) -> Positions:
+    """Time, row and column of each token of a prompt.
+
+    A text token has the same number in all three. An image that begins at position p stays at time p, and its features
+    spread over rows and columns from p on; the text after it goes on behind the largest of those numbers.
+    """
+    pieces, position, start = [], 0, 0
+    is_image = np.asarray(prompt_ids) == image_token
+    for image in images:
+        begin = start + int(is_image[start:].argmax())
+        pieces.append(np.tile(np.arange(position, position + begin - start), (3, 1)))
+        position += begin - start
+        rows, columns = image.grid
+        row, column = np.divmod(np.arange(rows * columns), columns)
+        pieces.append(position + np.stack([np.zeros_like(row), row, column]))
+        position += max(rows, columns)
+        start = begin + rows * columns
+    rest = len(prompt_ids) - start
+    pieces.append(np.tile(np.arange(position, position + rest), (3, 1)))
+    return Positions(np.concatenate(pieces, axis=1), position + rest)
+
+
+@lru_cache(maxsize=2)  # the tables of the largest page have 4 MB
+def page_inputs(rows: int, columns: int, rules: ImageRules) -> Feeds:
+    """What the vision graph needs beside the pixels, for a page of so many patches (see export.siglip_vision)."""
+    cos, sin = _rotary(rows, columns, rules)
+    return {
+        "position_rows": linear_rows(rules.grid, rows),
+        "position_columns": linear_rows(rules.grid, columns),
+        "rotary_cos": cos,
+        "rotary_sin": sin,
+    }
+
+
+def _rotary(rows: int, columns: int, rules: ImageRules) -> tuple[np.ndarray, np.ndarray]:
+    """cos and sin for each patch, [rows * columns, head_dim / 2]: one half turns by its row, the other by its column.
+
+    Computed in float32 step by step like the published code, so that both round alike.
+    """
+    half = rules.head_dim // 2
+    powers = np.arange(0, half, 2, dtype=np.float32) / np.float32(half)
+    frequencies = (1.0 / np.power(np.float32(rules.rope_theta), powers)).astype(np.float32)
+    row, column = np.divmod(np.arange(rows * columns), columns)
+    angles = np.concatenate(
+        [row[:, None].astype(np.float32) * frequencies, column[:, None].astype(np.float32) * frequencies], axis=1
+    )
+    return np.cos(angles), np.sin(angles)

@@ -1,0 +1,95 @@
+"""The prompt, written by the checkpoint's own chat template.
+
+The revisions of the model differ in theirs, so none of it stands here. A template is a program that came with the
+weights: it runs in Jinja's sandbox, which gives it the conversation and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+
+from jinja2 import Template, TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from pydantic import BaseModel, ConfigDict
+
+from models.errors import InvalidInput, ManifestError
+from models.family import IMAGE_SLOT, Encode
+
+
+class PromptRules(BaseModel):
+    """The checkpoint's template and what it may name; the manifest keeps them."""
+
+    model_config = ConfigDict(frozen=True)
+
+    chat_template: str
+    placeholder: str  # text of the token that stands for one image feature
+    special_tokens: Mapping[str, str] = {}  # cls_token, eos_token, ... as templates name them
+
+
+def chat_prompt(
+    prompt: str, image_tokens: Sequence[int], rules: PromptRules, image_token: int, encode: Encode
+) -> list[int]:
+    """Token ids of one user message with its images; a prompt without a slot gets them in front.
+
+    Raises
+    ------
+    InvalidInput
+        when the prompt's slots are not as many as its images, or its text holds an image's placeholder.
+    ManifestError
+        when the template fails, or has no place for the images.
+    """
+    texts = prompt.split(IMAGE_SLOT)
+    slots = len(texts) - 1
+    if slots not in (0, len(image_tokens)):
+        raise InvalidInput(
+            f"the prompt has {slots} {IMAGE_SLOT} slots for {len(image_tokens)} images; "
+            f"write {IMAGE_SLOT} once for each image, or not at all"
+        )
+    text = "\n".join(part.strip() for part in texts if part.strip())
+    if rules.placeholder in text:
+        raise InvalidInput(f"the prompt holds {rules.placeholder}, which stands for images; leave it out")
+    # Encoded as a whole, as transformers' processor does: what stands beside a special token may depend on it.
+    ids = encode(_expanded(_rendered(text, len(image_tokens), rules), image_tokens, rules.placeholder))
+    if ids.count(image_token) != sum(image_tokens):
+        raise ManifestError(f"the tokenizer does not read {rules.placeholder} as one token; export the model again")
+    return ids
+
+
+def _rendered(text: str, images: int, rules: PromptRules) -> str:
+    content: list[dict[str, str]] = [{"type": "image"}] * images + [{"type": "text", "text": text}]
+    message = {"role": "user", "content": content}
+    try:
+        return compiled(rules.chat_template).render(
+            **rules.special_tokens, messages=[message], add_generation_prompt=True
+        )
+    except Exception as error:  # a template can raise whatever Python can
+        raise ManifestError(f"the chat template of the checkpoint fails: {error}; use the model's own one") from error
+
+
+def _expanded(rendered: str, image_tokens: Sequence[int], placeholder: str) -> str:
+    """Each placeholder repeated as often as its image has features."""
+    first, *others = rendered.split(placeholder)
+    if len(others) != len(image_tokens):
+        raise ManifestError(
+            f"the checkpoint's chat template writes {len(others)} placeholders for {len(image_tokens)} images; "
+            "use the model's own one"
+        )
+    return first + "".join(placeholder * count + part for count, part in zip(image_tokens, others, strict=True))
+
+
+@lru_cache(maxsize=4)
+def compiled(chat_template: str) -> Template:
+    """The template, ready to render.
+
+    Raises
+    ------
+    ManifestError
+        when it is no template.
+    """
+    # The options are transformers': templates are written for them.
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    try:
+        return environment.from_string(chat_template)
+    except TemplateError as error:
+        raise ManifestError(f"the chat template of the checkpoint is none: {error}; use the model's own one") from error

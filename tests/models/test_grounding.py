@@ -1,0 +1,91 @@
+"""Grounding output is read into boxes on the page, whatever the model wrote."""
+
+from __future__ import annotations
+
+import time
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from models.grounding import Box, parse_boxes, to_markdown
+
+TAGS = ["<|ref|>", "<|/ref|>", "<|det|>", "<|/det|>"]
+pieces = st.sampled_from(
+    [*TAGS, "image", "[", "[[", "]", "]]", ",", "1", "-7", "9" * 400, "1e9", "NaN", "inf", " ", "\n", "٣", "1_0"]
+)
+malformed = st.lists(st.one_of(pieces, st.text(max_size=5)), max_size=60).map("".join)
+corners = st.tuples(*[st.integers(0, 999)] * 4)
+words = st.text(st.characters(exclude_characters="<|>", exclude_categories=["Cs"]), min_size=1, max_size=9).map(
+    str.strip
+)
+
+
+def write(label: str, places: list[tuple[int, int, int, int]], text: str) -> str:
+    return f"<|ref|>{label}<|/ref|><|det|>{[list(place) for place in places]}<|/det|>\n{text}\n"
+
+
+def test_a_page_of_the_published_form_becomes_labels_texts_and_pixels() -> None:
+    answer = write("title", [(0, 0, 999, 100)], "# Report") + write("image", [(100, 200, 300, 400)], "")
+    assert parse_boxes(answer, 1998, 999) == [
+        Box("title", "# Report", (0, 0, 1998, 100)),
+        Box("image", "", (200, 200, 600, 400)),
+    ]
+    assert to_markdown(answer, "images/{}.jpg".format) == "# Report\n![](images/0.jpg)"
+
+
+@given(st.lists(st.tuples(words, st.lists(corners, min_size=1, max_size=4), words), max_size=8))
+def test_constructed_outputs_round_trip(written: list[tuple[str, list[tuple[int, int, int, int]], str]]) -> None:
+    expected = [
+        Box(label, text, (min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)))
+        for label, places, text in written
+        for x0, y0, x1, y1 in places
+    ]
+    answer = "".join(write(label, places, text) for label, places, text in written)
+    assert parse_boxes(answer, 999, 999) == expected
+
+
+@given(malformed, st.integers(1, 5000), st.integers(1, 5000))
+def test_boxes_of_any_text_stay_on_the_page(text: str, width: int, height: int) -> None:
+    for box in parse_boxes(text, width, height):
+        x0, y0, x1, y1 = box.box
+        assert 0 <= x0 <= x1 <= width
+        assert 0 <= y0 <= y1 <= height
+
+
+@given(malformed)
+def test_every_figure_in_the_markdown_has_its_box(text: str) -> None:
+    links: list[int] = []
+    to_markdown(text, lambda number: links.append(number) or "")  # type: ignore[func-returns-value]
+    assert links == list(range(sum(box.label == "image" for box in parse_boxes(text, 100, 100))))
+
+
+def test_huge_negative_and_swapped_coordinates_are_moved_onto_the_page() -> None:
+    place = "9" * 400
+    answer = f"<|ref|>a<|/ref|><|det|>[[{place}, -5, 10, 20], [1, NaN, 3, 4], [1, 2, 3], [[5, 6, 7, 8]]]<|/det|>"
+    assert [box.box for box in parse_boxes(answer, 999, 999)] == [(10, 0, 999, 20), (5, 6, 7, 8)]
+
+
+def test_unclosed_tags_are_left_as_they_are() -> None:
+    for text in ("<|ref|>a<|/ref|><|det|>[[1, 2, 3, 4]]", "<|ref|>a", "<|ref|>a<|/ref|> b <|det|>[[1,2,3,4]]<|/det|>"):
+        assert parse_boxes(text, 100, 100) == []
+        assert to_markdown(text, str) == text
+
+
+def test_the_time_is_linear_in_the_text() -> None:
+    started = time.monotonic()
+    for part in (*TAGS, "<|ref|>a<|/ref|><|det|>", "<|ref|>a<|/ref|><|det|>" + "[" * 20 + "<|/det|>"):
+        parse_boxes(part * 20_000, 100, 100)
+    parse_boxes("<|ref|>a<|/ref|><|det|>" + "[" * 500_000 + "<|/det|>", 100, 100)
+    assert time.monotonic() - started < 10  # quadratic time would be minutes
+
+
+def test_a_text_without_references_has_no_boxes_and_stays_as_it_is() -> None:
+    assert parse_boxes("plain text", 100, 100) == []
+    assert parse_boxes("", 100, 100) == []
+    assert to_markdown("plain text") == "plain text"
+
+
+def test_figures_are_left_out_where_there_are_no_pictures() -> None:
+    text = "<|ref|>image<|/ref|><|det|>[[0, 0, 9, 9]]<|/det|>\nA caption"
+    assert to_markdown(text) == "A caption"
+    assert to_markdown(text, lambda number: "x.jpg") == "![](x.jpg)\n\nA caption"
