@@ -8,7 +8,12 @@ with Model.open("~/.cache/deepseek-ocr/models/tiny-ocr/onnx/f32") as model:
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
+
+# ONNX Runtime 1.31 keeps a device id and a database of events in the user's cache folder, unless this is set before it is
+# imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
     from .model import Model

@@ -1,6 +1,7 @@
 """Memory that sessions are bound to: written and read by the host, addressed by row, on whatever device.
 
-On the CPU a buffer is a NumPy array and a binding is its address, so nothing is copied or allocated per step.
+On the CPU a buffer is a NumPy array and a binding is its address, so nothing is copied or allocated per step. On a GPU
+what is written goes through a host copy of the same shape, made once.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ class Buffer:
             self._array = np.zeros(shape, self.dtype)  # pages are taken from the system when first written
         else:
             self._value = ort.OrtValue.ortvalue_from_shape_and_type(shape, self.dtype, self._memory, 0)
+            self._host: np.ndarray | None = None  # made when first written to
 
     @property
     def row_bytes(self) -> int:
@@ -36,13 +38,14 @@ class Buffer:
         if self._memory == "cpu":
             self._array[: len(rows)] = rows
             return
-        whole = np.zeros(self.shape, self.dtype)
-        whole[: len(rows)] = rows
-        self._value.update_inplace(whole)
+        if self._host is None:
+            self._host = np.zeros(self.shape, self.dtype)
+        self._host[: len(rows)] = rows
+        self._value.update_inplace(self._host)
 
-    def read(self, rows: int) -> np.ndarray:
-        """The first rows; on the CPU a view that the next step overwrites."""
-        return self._array[:rows] if self._memory == "cpu" else self._value.numpy()[:rows]
+    def view(self, rows: int) -> np.ndarray | None:
+        """The first rows where the host can see them, else None; what a session writes there shows in the view."""
+        return self._array[:rows] if self._memory == "cpu" else None
 
     def copy_row(self, other: Buffer, source: int, target: int, length: int) -> None:
         """Copy a row of another buffer (or of this one) here, along the third axis only as far as ``length``."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from models.manifest import Manifest
 from .buffers import Buffer
 from .kv_cache import KvCache
 from .providers import Device, ort
+from .rotary import rotary_feeds
 
 # Tokens of a prompt that go through the decoder at once: bounds the memory of activations, and prefill is no faster
 # beyond it.
@@ -24,16 +26,19 @@ class Decoder:
     def __init__(self, folder: Path, manifest: Manifest, device: Device, slots: int) -> None:
         self._device, self._sizes = device, manifest.sizes
         self._embed = device.session(folder, manifest.embed)
-        self._session = device.session(folder, manifest.decoder)
+        self._session = device.session(folder, manifest.decoder, replays=True)
         self.dtype = np.dtype(manifest.decoder.compute[device.graph])
         hidden, vocabulary = manifest.sizes.hidden_size, manifest.sizes.vocabulary
         self._cache = KvCache(manifest.sizes, slots, self.dtype, device)
+        self._rotary = rotary_feeds(manifest.sizes.rotary, slots, self.dtype, device)
         self._ids = Buffer((slots, 1), np.dtype(np.int64), device)
         self._embeddings = Buffer((slots, 1, hidden), self.dtype, device)
         self._seqlens = Buffer((slots,), np.dtype(np.int32), device)
         self._logits = Buffer((slots, vocabulary), np.dtype(np.float32), device)
         self._total = np.zeros((), np.int32)  # read by the kernels on the host, whatever the device
-        self._steps: dict[int, tuple[ort.IOBinding, ort.IOBinding]] = {}
+        self._steps: dict[int, Step] = {}
+        self._once = _recording(None)
+        self._recordings = 0
 
     def embed(self, token_ids: Sequence[int]) -> np.ndarray:
         """Embeddings of a prompt's tokens, shape [len(token_ids), hidden], on the host."""
@@ -41,13 +46,15 @@ class Decoder:
         embeddings: np.ndarray = rows[0]
         return embeddings
 
-    def prefill(self, row: int, embeddings: np.ndarray) -> np.ndarray:
+    def prefill(self, row: int, embeddings: np.ndarray, positions: np.ndarray | None = None) -> np.ndarray:
         """Fill a row's cache with a prompt.
 
-        embeddings : [tokens, hidden]. The rows before this one are in use, those from it on are free.
+        embeddings : [tokens, hidden]. positions : of the tokens, [axes, tokens]; None: one after the other.
+        The rows before this one are in use, those from it on are free.
         Returns the logits after its last token, [vocabulary].
         """
         self._make_room(len(embeddings) + 1, rows=row)
+        self._rotary.take_prompt(np.arange(len(embeddings))[None] if positions is None else positions)
         logits = np.empty((1, self._sizes.vocabulary), np.float32)
         embeddings = np.ascontiguousarray(embeddings, self.dtype)
         for start in range(0, len(embeddings), PREFILL_CHUNK):
@@ -58,26 +65,32 @@ class Decoder:
             binding.bind_cpu_input("seqlens_k", np.array([length - 1], np.int32))
             binding.bind_cpu_input("total_length", np.array(length, np.int32))
             binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
+            self._rotary.bind_prompt(binding, start, length)
             self._cache.bind(binding, 1, first=row)
-            self._session.run_with_iobinding(binding)
+            self._session.run_with_iobinding(binding, self._once)
         row_logits: np.ndarray = logits[0]
         return row_logits
 
-    def step(self, token_ids: Sequence[int], lengths: Sequence[int]) -> np.ndarray:
+    def step(
+        self, token_ids: Sequence[int], lengths: Sequence[int], positions: Sequence[int] | None = None
+    ) -> np.ndarray:
         """Feed one token to each of the first rows.
 
         token_ids : the rows' newest tokens. lengths : tokens in each row's cache before this step.
+        positions : of those tokens; None: their numbers in the cache.
         Returns logits [rows, vocabulary]: memory that the next step overwrites.
         """
         rows = len(token_ids)
         self._make_room(max(lengths) + 1, rows)
         self._ids.write(np.array(token_ids, np.int64)[:, None])
         self._seqlens.write(np.array(lengths, np.int32))
-        self._total[...] = max(lengths) + 1
-        embed, decode = self._steps.get(rows) or self._bind(rows)
-        self._embed.run_with_iobinding(embed)
-        self._session.run_with_iobinding(decode)
-        return self._logits.read(rows)
+        # A recorded step keeps the value that it was recorded with, so that has to be right for every length.
+        self._total[...] = self._cache.capacity if self._device.replays else max(lengths) + 1
+        self._rotary.place(lengths if positions is None else positions)
+        step = self._steps.get(rows) or self._bind(rows)
+        self._embed.run_with_iobinding(step.embed)
+        self._session.run_with_iobinding(step.decode, step.recording)
+        return step.logits()
 
     def move(self, source: int, target: int, length: int) -> None:
         """Give a row's cache another row's content, so that the rows in use stay the first ones."""
@@ -86,8 +99,9 @@ class Decoder:
     def _make_room(self, length: int, rows: int) -> None:
         if self._cache.fit(length, rows):
             self._steps.clear()
+        self._rotary.fit(self._cache.capacity)
 
-    def _bind(self, rows: int) -> tuple[ort.IOBinding, ort.IOBinding]:
+    def _bind(self, rows: int) -> Step:
         """Bindings for a step of so many rows; they hold addresses only, so they are made once."""
         embed = self._embed.io_binding()
         self._ids.bind_input(embed, "input_ids", rows)
@@ -96,7 +110,39 @@ class Decoder:
         self._embeddings.bind_input(decode, "inputs_embeds", rows)
         self._seqlens.bind_input(decode, "seqlens_k", rows)
         decode.bind_input("total_length", "cpu", 0, np.int32, (), self._total.ctypes.data)
+        self._rotary.bind_step(decode, rows)
         self._logits.bind_output(decode, "logits", rows)
         self._cache.bind(decode, rows)
-        self._steps[rows] = embed, decode
-        return embed, decode
+        self._recordings += 1  # never the number of a step whose addresses are no longer right
+        recording = _recording(self._recordings if self._device.replays else None)
+        self._steps[rows] = Step(embed, decode, recording, self._logits.view(rows))
+        return self._steps[rows]
+
+
+@dataclass(frozen=True)
+class Step:
+    """A decode step of some number of rows, ready to run again and again.
+
+    recording : which CUDA graph it is, for a session that records them: what is bound never moves, and its shapes are
+    those of the number of rows, as a recording needs.
+    view : of the logits, [rows, vocabulary], where they are in the host's memory.
+    """
+
+    embed: ort.IOBinding
+    decode: ort.IOBinding
+    recording: ort.RunOptions
+    view: np.ndarray | None
+
+    def logits(self) -> np.ndarray:
+        """Of the last run, [rows, vocabulary]; from a GPU a copy of these rows and no others."""
+        if self.view is not None:
+            return self.view
+        logits: np.ndarray = self.decode.get_outputs()[0].numpy()  # the first that was bound as an output
+        return logits
+
+
+def _recording(number: int | None) -> ort.RunOptions:
+    """Options for a run that is recorded under a number and replayed from then on; None: for one that is not."""
+    options = ort.RunOptions()
+    options.add_run_config_entry("gpu_graph_id", "-1" if number is None else str(number))
+    return options

@@ -33,8 +33,8 @@ class DecoderRunner(Protocol):
     """The decoder, as the engine uses it; see ``runtime.decoder.Decoder``."""
 
     def embed(self, token_ids: list[int]) -> np.ndarray: ...
-    def prefill(self, row: int, embeddings: np.ndarray) -> np.ndarray: ...
-    def step(self, token_ids: list[int], lengths: list[int]) -> np.ndarray: ...
+    def prefill(self, row: int, embeddings: np.ndarray, positions: np.ndarray) -> np.ndarray: ...
+    def step(self, token_ids: list[int], lengths: list[int], positions: list[int]) -> np.ndarray: ...
     def move(self, source: int, target: int, length: int) -> None: ...
 
 
@@ -141,7 +141,7 @@ class Engine:
                 sequence.clock.vision += time.monotonic() - started
                 return
             embeddings = sequence.embeddings(self._decoder.embed(sequence.prompt_ids))
-            logits = self._decoder.prefill(len(self._running), embeddings)
+            logits = self._decoder.prefill(len(self._running), embeddings, sequence.prompt_positions)
             sequence.clock.prefill = time.monotonic() - started
             sequence.accept(logits)
         except Exception as error:  # one request's failure must not stop the others
@@ -157,7 +157,9 @@ class Engine:
         if not rows:
             return
         try:
-            logits = self._decoder.step([row.tokens[-1] for row in rows], [row.length for row in rows])
+            logits = self._decoder.step(
+                [row.tokens[-1] for row in rows], [row.length for row in rows], [row.position for row in rows]
+            )
         except Exception as error:  # the rows of this step are lost, the engine is not
             self._fail(rows, error)
         else:

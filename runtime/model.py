@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,8 +15,10 @@ import psutil
 from PIL import Image, UnidentifiedImageError
 from tokenizers import Tokenizer
 
+from models.catalog import CATALOG
 from models.errors import InvalidInput, ManifestError
-from models.family import IMAGE_SLOT
+from models.family import Verbatim, task_prompt
+from models.grounding import Box
 from models.manifest import Manifest
 from models.registry import family_of
 from models.settings import InferenceSettings
@@ -31,9 +34,11 @@ from .vision import VisionTower
 
 ImageLike = str | os.PathLike[str] | bytes | Image.Image
 
-DEFAULT_PROMPT = f"{IMAGE_SLOT}\nFree OCR."
+log = logging.getLogger(__name__)
+
 DEFAULT_VISION_CACHE_MB = 64.0
 
+_UNSET = InferenceSettings()
 _MOST_SLOTS = {"cpu": 8, "coreml": 8, "cuda": 32}  # decode gains little beyond
 _TYPICAL_LENGTH = 2048  # tokens of a page with its answer
 
@@ -59,6 +64,7 @@ class Model:
         self.device = find_device(device, threads)
         self.slots = slots or default_slots(manifest, self.device)
         self._family = family_of(manifest)
+        self._ignored: frozenset[str] = frozenset()  # settings that the log has said are ignored
         self._tokenizer = _load_tokenizer(folder)
         self._vocabulary = Vocabulary(
             self._tokenizer,
@@ -112,6 +118,7 @@ class Model:
     def submit(self, request: Request) -> Generation:
         """See ``TextModel.submit``."""
         started = time.monotonic()
+        self._name_ignored(request.settings)
         images = [self._family.prepare_image(image, request.settings) for image in request.images]
         prompt_ids = self._family.prompt_ids(request.prompt, [image.token_count for image in images], self._encode)
         limit = self.manifest.max_length
@@ -120,13 +127,18 @@ class Model:
                 f"the prompt has {len(prompt_ids)} tokens ({sum(image.token_count for image in images)} of them for "
                 f"images); the model takes {limit} with its answer: send fewer or smaller images, or less text"
             )
+        output = Verbatim() if request.raw else self._family.output(request.prompt)
         sequence = EngineSequence(
-            prompt_ids, images, request.settings, self._vocabulary, limit, time.monotonic() - started
-        )
+            prompt_ids, images, request.settings, self._vocabulary, limit, time.monotonic() - started, output,
+            self._family.positions(prompt_ids, images),
+        )  # fmt: skip
         self._engine.submit(sequence)
         return sequence
 
-    def read(self, image: ImageLike | Sequence[ImageLike], prompt: str = DEFAULT_PROMPT, **settings: Any) -> Result:
+    def read(
+        self, image: ImageLike | Sequence[ImageLike], prompt: str | None = None, *,
+        task: str | None = None, raw: bool = False, **settings: Any,
+    ) -> Result:  # fmt: skip
         """Read one or several images and return the whole answer.
 
         Parameters
@@ -134,7 +146,12 @@ class Model:
         image
             a path, an encoded image as bytes, a PIL image, or a list of those.
         prompt
-            one ``<image>`` slot for each image, in order.
+            one ``<image>`` slot for each image, in order; None takes the task's prompt. Beside a task it is the text
+            that the task takes.
+        task
+            one of ``tasks``; None without a prompt is ``default_task``.
+        raw
+            the text as the model writes it, not as its family presents it.
         settings
             fields of ``models.settings.InferenceSettings``.
 
@@ -147,7 +164,7 @@ class Model:
         GenerationFailed
             when the engine failed on this request.
         """
-        sequence = self._start(image, prompt, settings)
+        sequence = self._start(image, prompt, task, raw, settings)
         pieces: list[str] = []
         while not isinstance(event := sequence.next_event(), Finished):
             if event is not None:
@@ -156,10 +173,11 @@ class Model:
         return Result("".join(pieces), list(sequence.tokens), event)
 
     def stream(
-        self, image: ImageLike | Sequence[ImageLike], prompt: str = DEFAULT_PROMPT, **settings: Any
-    ) -> Iterator[str]:
+        self, image: ImageLike | Sequence[ImageLike], prompt: str | None = None, *,
+        task: str | None = None, raw: bool = False, **settings: Any,
+    ) -> Iterator[str]:  # fmt: skip
         """Like ``read``, piece by piece as the text comes. Closing the iterator cancels the request."""
-        sequence = self._start(image, prompt, settings)
+        sequence = self._start(image, prompt, task, raw, settings)
         try:
             while not isinstance(event := sequence.next_event(), Finished):
                 if isinstance(event, TextDelta):
@@ -167,6 +185,21 @@ class Model:
             _raise_failure(event)
         finally:
             sequence.cancel()
+
+    @property
+    def tasks(self) -> Mapping[str, str]:
+        """Names of the tasks that the model knows, with their prompts."""
+        return self._family.tasks
+
+    @property
+    def default_task(self) -> str:
+        """The task of an image without a prompt: the catalogue's word for this model, else its family's."""
+        entry = CATALOG.get(self.manifest.id)
+        return (entry.task if entry is not None else None) or self._family.default_task
+
+    def boxes(self, text: str, width: int, height: int) -> list[Box]:
+        """See ``TextModel.boxes``."""
+        return self._family.boxes(text, width, height)
 
     def drain(self, timeout: float | None = None) -> bool:
         """See ``TextModel.drain``."""
@@ -192,12 +225,26 @@ class Model:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _start(self, image: ImageLike | Sequence[ImageLike], prompt: str, settings: dict[str, Any]) -> EngineSequence:
+    def _start(
+        self, image: ImageLike | Sequence[ImageLike], prompt: str | None, task: str | None, raw: bool,
+        settings: dict[str, Any],
+    ) -> EngineSequence:  # fmt: skip
         images = [image] if isinstance(image, (str, os.PathLike, bytes, Image.Image)) else list(image)
-        request = Request(prompt, [_open_image(one) for one in images], InferenceSettings().override(settings))
+        if task is not None or prompt is None:
+            prompt = task_prompt(self.tasks, task or self.default_task, prompt or "", len(images))
+        values = InferenceSettings().override(settings)
+        request = Request(prompt, [_open_image(one) for one in images], values, raw)
         sequence = self.submit(request)
         assert isinstance(sequence, EngineSequence)
         return sequence
+
+    def _name_ignored(self, settings: InferenceSettings) -> None:
+        """Say once for each setting that it means nothing to this model."""
+        candidates = self._family.ignored_settings - self._ignored
+        names = sorted(name for name in candidates if getattr(settings, name) != getattr(_UNSET, name))
+        if names:
+            self._ignored |= frozenset(names)
+            log.info("model %s has no use for %s; ignored", self.manifest.id, ", ".join(names))
 
     def _encode(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)

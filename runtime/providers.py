@@ -34,6 +34,9 @@ DEVICE_NAMES = (*_DEVICES, "auto")
 # The CPU's 4-bit QMoE kernel computes in float unless told so before a session is made; int8 is a quarter faster.
 os.environ.setdefault("ORT_QMOE_CPU_QNBIT_GEMM", "int8")
 
+# Set to 1, decode steps are recorded as CUDA graphs. Off until somebody has seen it right and faster on a GPU.
+CUDA_GRAPHS = "OCR_ONNX_CUDA_GRAPHS"
+
 _EXECUTION_PROVIDER: dict[DeviceName, str] = {
     "cpu": "CPUExecutionProvider",
     "cuda": "CUDAExecutionProvider",
@@ -51,6 +54,7 @@ class Device:
 
     name: DeviceName
     threads: int  # of one operator on the CPU; 0: one for each physical core
+    replays: bool = False  # decode steps as CUDA graphs: recorded once, then replayed
 
     @property
     def graph(self) -> Provider:
@@ -60,11 +64,15 @@ class Device:
     def memory(self) -> str:
         return "cuda" if self.name == "cuda" else "cpu"
 
-    def session(self, folder: Path, graph: Graph, *, encoder: bool = False) -> ort.InferenceSession:
+    def session(
+        self, folder: Path, graph: Graph, *, encoder: bool = False, replays: bool = False
+    ) -> ort.InferenceSession:
         """Open one graph of an export.
 
-        encoder : a vision graph, which runs rarely and with large buffers; CoreML takes part in these only, since it
-        has none of the decoder's operators.
+        replays : a graph that runs with the same shapes and addresses many times; each run says by a run option which
+        recording it is (see ``runtime.decoder``).
+
+        encoder : a vision graph. CoreML takes part in these only, since it has none of the decoder's operators.
 
         Raises
         ------
@@ -80,12 +88,13 @@ class Device:
         options = ort.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.log_severity_level = 3
-        # Buffers of a large view would stay in the arena for good; freed ones go back to the system.
-        options.enable_cpu_mem_arena = not encoder
+        if not _adds_bytes_exactly():
+            options.add_session_config_entry("session.x64quantprecision", "1")
         wanted = self.name if encoder or self.name != "coreml" else "cpu"
         file = folder / graph.files[self.graph]
         try:
-            session = ort.InferenceSession(file, options, providers=[(_EXECUTION_PROVIDER[wanted], _options(wanted))])
+            provider = (_EXECUTION_PROVIDER[wanted], _options(wanted, replays=replays and self.replays))
+            session = ort.InferenceSession(file, options, providers=[provider])
         except Exception as error:  # ONNX Runtime raises several unrelated classes
             raise ManifestError(
                 f"ONNX Runtime {ort.__version__} cannot load {file}: {error}; export the model again with --force"
@@ -125,7 +134,21 @@ def find_device(name: str = "auto", threads: int | None = None) -> Device:
             f"--device {name} needs ONNX Runtime's {_EXECUTION_PROVIDER[chosen]}; the installed onnxruntime "
             f"{ort.__version__} has {', '.join(available)}. {_remedy(chosen)}"
         )
-    return Device(chosen, threads or 0)
+    return Device(chosen, threads or 0, replays=chosen == "cuda" and os.environ.get(CUDA_GRAPHS) == "1")
+
+
+def _adds_bytes_exactly() -> bool:
+    """Whether 8-bit products keep their sums in 32 bits.
+
+    x86 processors without VNNI (before Ice Lake and Zen 4) add two products in 16 bits, which overflow; ONNX Runtime
+    then has to be told to take the slower exact way. Only Linux says in a file what its processor has.
+    """
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return True
+    try:
+        return "vnni" in Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return False
 
 
 def _load_cuda_libraries() -> None:
@@ -134,12 +157,13 @@ def _load_cuda_libraries() -> None:
         ort.preload_dlls()
 
 
-def _options(device: DeviceName) -> dict[str, Any]:
+def _options(device: DeviceName, *, replays: bool = False) -> dict[str, Any]:
     if device == "cuda":
         return {
             "arena_extend_strategy": "kSameAsRequested",
             "cudnn_conv_algo_search": "HEURISTIC",  # an exhaustive search would take seconds for each new view size
             "do_copy_in_default_stream": "1",
+            "enable_cuda_graph": "1" if replays else "0",
         }
     if device == "coreml":
         return {"ModelFormat": "MLProgram", "MLComputeUnits": "ALL"}

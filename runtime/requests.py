@@ -8,6 +8,7 @@ from typing import Literal, Protocol
 
 from PIL import Image
 
+from models.grounding import Box
 from models.settings import InferenceSettings
 
 FinishReason = Literal["stop", "length", "cancelled"]
@@ -25,6 +26,7 @@ class Request:
     prompt: str
     images: Sequence[Image.Image] = ()
     settings: InferenceSettings = InferenceSettings()
+    raw: bool = False  # the text as the model writes it, not as its family presents it
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +104,18 @@ class TextModel(Protocol):
             the model was closed.
         """
 
+    def boxes(self, text: str, width: int, height: int) -> list[Box]:
+        """The places that an answer names on its page of ``width`` x ``height`` pixels."""
+
     def drain(self, timeout: float | None = None) -> bool:
         """Wait until no request is queued or running; False when ``timeout`` seconds passed first."""
 
     def close(self) -> None:
         """Cancel what runs, stop the engine thread and free the sessions and caches. Idempotent."""
+
+    @property
+    def slots(self) -> int:
+        """Requests decoded together."""
 
     @property
     def queue_depth(self) -> int:

@@ -10,7 +10,7 @@ from queue import Empty, SimpleQueue
 import numpy as np
 from tokenizers import Tokenizer
 
-from models.family import Feeds, PreparedImage
+from models.family import Feeds, OutputFilter, Positions, PreparedImage, Verbatim, counted
 from models.settings import InferenceSettings
 
 from .logits import filters_for, sampler_for
@@ -74,9 +74,11 @@ class Sequence:
 
     def __init__(
         self, prompt_ids: list[int], images: SequenceOf[PreparedImage], settings: InferenceSettings,
-        vocabulary: Vocabulary, max_length: int, prepare_seconds: float = 0.0,
+        vocabulary: Vocabulary, max_length: int, prepare_seconds: float = 0.0, output: OutputFilter | None = None,
+        positions: Positions | None = None,
     ) -> None:  # fmt: skip
         self.prompt_ids = prompt_ids
+        self._positions = positions or counted(len(prompt_ids))
         self.settings = settings
         self.tokens: list[int] = []  # generated so far, the end token not among them
         self.finished = False
@@ -90,6 +92,7 @@ class Sequence:
         self._filters = filters_for(settings, vocabulary.forbidden)
         self._sampler = sampler_for(settings)
         self._text = TextStream(vocabulary.tokenizer, settings.stop)
+        self._output = output or Verbatim()
         self._loop = LoopDetector() if settings.stop_on_loop else None
         self._unannounced = 0  # tokens whose text is still held back
         self._events: SimpleQueue[TextDelta | Finished] = SimpleQueue()
@@ -117,6 +120,16 @@ class Sequence:
     def length(self) -> int:
         """Tokens in the KV cache: the newest token is not yet among them."""
         return len(self.prompt_ids) + len(self.tokens) - 1
+
+    @property
+    def prompt_positions(self) -> np.ndarray:
+        """Of the prompt's tokens, [axes, tokens]."""
+        return self._positions.axes
+
+    @property
+    def position(self) -> int:
+        """Where the newest token stands: an image takes fewer positions than tokens."""
+        return self._positions.next + len(self.tokens) - 1
 
     def overdue(self) -> FinishDetail | None:
         """Why the request should end before its next step, if it should."""
@@ -169,7 +182,7 @@ class Sequence:
         for logit_filter in self._filters:
             logit_filter.observe(token)
         self._unannounced += 1
-        self._send(self._text.add(token))
+        self._send(self._output.push(self._text.add(token)))
         if self._text.stopped:
             self.finish("stop_string")
         elif self._loop is not None and self._loop.add(token):
@@ -185,8 +198,8 @@ class Sequence:
             return
         self.finished = True
         try:
-            self._send(self._text.finish())
-        except Exception as failure:  # the caller must hear of the end, whatever the detokenizer says
+            self._send(self._output.push(self._text.finish()) + self._output.finish())
+        except Exception as failure:  # the caller must hear of the end, whatever detokenizer and filter say
             detail, error = "error", error or f"{type(failure).__name__}: {failure}"
         usage = Usage(len(self.prompt_ids), len(self.tokens), self._image_tokens)
         self._events.put(Finished(_REASONS[detail], detail, usage, self.clock.timings(), error))

@@ -11,7 +11,7 @@ import numpy as np
 from models.family import Feeds
 from models.manifest import Manifest
 
-from .providers import Device
+from .providers import Device, ort
 
 
 class VisionTower:
@@ -24,6 +24,9 @@ class VisionTower:
     def __init__(self, folder: Path, manifest: Manifest, device: Device, cache_mb: float = 0) -> None:
         self._session = device.session(folder, manifest.vision, encoder=True)
         self._outputs = [output.name for output in self._session.get_outputs()]
+        # The buffers of a large page are used again and again within a pass, and go back to the system after it.
+        self._run_options = ort.RunOptions()
+        self._run_options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         self._cache = FeatureCache(int(cache_mb * 1e6))
 
     def encode(self, feeds: Feeds) -> Feeds:
@@ -31,7 +34,8 @@ class VisionTower:
         key = self._cache.key(feeds)
         found = self._cache.get(key)
         if found is None:
-            found = dict(zip(self._outputs, self._session.run(self._outputs, dict(feeds)), strict=True))
+            outputs = self._session.run(self._outputs, dict(feeds), self._run_options)
+            found = dict(zip(self._outputs, outputs, strict=True))
             self._cache.put(key, found)
         return found
 

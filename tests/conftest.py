@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,10 +27,13 @@ def export_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[...,
     from export.hub import Source
     from export.pipeline import Job, export_model
 
-    def export(checkpoint: Path, dtype: str = "f32", model_id: str = "deepseek-ocr") -> Path:
+    def export(
+        checkpoint: Path, dtype: str = "f32", model_id: str = "deepseek-ocr", family: str = "deepseek-ocr",
+        **options: Any,
+    ) -> Path:  # fmt: skip
         target = tmp_path_factory.mktemp("export") / dtype
         source = Source(checkpoint, str(checkpoint), None, "directory")
-        export_model(Job(model_id, "deepseek-ocr", source, dtype, target), lambda line: None)
+        export_model(Job(model_id, family, source, dtype, target, **options), lambda line: None)
         return target
 
     return export

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
 import subprocess
 import sys
@@ -28,8 +29,8 @@ FORBIDDEN = {
     "server": {"export", "tools", "tests", "onnxruntime", "numpy", *CONVERTING},
     "export": {"runtime", "server", "tools", "tests"},
 }
-# The final check runs the graphs that were just made.
-MAY_RUN_GRAPHS = {"export/check.py"}
+# The final check and the report run the graphs that were just made.
+MAY_RUN_GRAPHS = {"export/check.py", "export/divergence.py"}
 
 SERVE = """
 import importlib, importlib.abc, json, pkgutil, sys
@@ -112,3 +113,14 @@ def test_a_page_is_read_without_the_exporters_packages(
     assert run.returncode == 0, run.stderr
     with Model.open(random_model_folder, device="cpu") as model:
         assert json.loads(run.stdout) == model.read(page, max_new_tokens=8).text
+
+
+@pytest.mark.parametrize("package", ["export.check", "runtime"])
+def test_nothing_is_recorded_about_the_user(package: str, random_model_folder: Path, tmp_path: Path) -> None:
+    """ONNX Runtime would keep a device id and its events in the cache folder."""
+    code = f"import sys, {package}, onnxruntime\nonnxruntime.InferenceSession(sys.argv[1])"
+    graph = str(random_model_folder / "embed.onnx")
+    environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    environment |= {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    subprocess.run([sys.executable, "-c", code, graph], cwd=ROOT, env=environment, check=True)
+    assert list(tmp_path.iterdir()) == []

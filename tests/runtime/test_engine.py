@@ -103,12 +103,12 @@ class FakeModel:
     def embed(self, token_ids: list[int]) -> np.ndarray:
         return np.array(token_ids, np.float64)[:, None]
 
-    def prefill(self, row: int, embeddings: np.ndarray) -> np.ndarray:
+    def prefill(self, row: int, embeddings: np.ndarray, positions: np.ndarray) -> np.ndarray:
         self._begin("prefill", row, len(embeddings))
         self.cache[row] = [int(value) for value in embeddings[:, 0]]
         return self._logits(row)
 
-    def step(self, token_ids: list[int], lengths: list[int]) -> np.ndarray:
+    def step(self, token_ids: list[int], lengths: list[int], positions: list[int]) -> np.ndarray:
         self._begin("step", len(token_ids))
         for row, (token, length) in enumerate(zip(token_ids, lengths, strict=True)):
             assert len(self.cache[row]) >= length, "a row is shorter than the engine believes"

@@ -320,10 +320,59 @@ def test_a_failure_of_the_engine_is_raised_by_read_and_by_stream(random_model_fo
     from runtime.errors import GenerationFailed
 
     with Model.open(random_model_folder, device="cpu", slots=1) as model:
-        monkeypatch.setattr(model._engine._decoder, "prefill", lambda row, embeddings: 1 / 0)
+        monkeypatch.setattr(model._engine._decoder, "prefill", lambda *_: 1 / 0)
         with pytest.raises(GenerationFailed, match="division by zero"):
             model.read(picture(64, 64))
         with pytest.raises(GenerationFailed, match="division by zero"):
             list(model.stream(picture(64, 64)))
         monkeypatch.undo()
         assert model.read(picture(64, 64), max_new_tokens=2).finished.error is None
+
+
+def test_a_task_stands_for_its_prompt_and_no_prompt_for_the_default_task(model, page) -> None:
+    ask = lambda *prompt, **more: model.read(page, *prompt, max_new_tokens=8, **SMALL_VIEW, **more).tokens
+    assert ask(task="free") == ask(PROMPT)
+    assert ask() == ask(model.tasks[model.default_task])
+    assert ask("total", task="locate") == ask("<image>\nLocate <|ref|>total<|/ref|> in the image.")
+    assert "".join(model.stream(page, task="free", max_new_tokens=8, **SMALL_VIEW)) == (
+        model.read(page, PROMPT, max_new_tokens=8, **SMALL_VIEW).text
+    )
+    with pytest.raises(InvalidInput, match="its tasks are markdown"):
+        model.read(page, task="table")
+    with pytest.raises(InvalidInput, match="takes no text"):
+        model.read(page, PROMPT, task="free")
+
+
+def test_the_familys_output_is_what_is_read_and_streamed_unless_raw_text_is_asked_for(model, page, monkeypatch) -> None:
+    class Shout:
+        """Holds one character back, as real filters do."""
+
+        held = ""
+
+        def push(self, text: str) -> str:
+            text = self.held + text
+            self.held = text[-1:]
+            return text[:-1].upper()
+
+        def finish(self) -> str:
+            return self.held.upper() + "!"
+
+    settings = {"max_new_tokens": 30, **SMALL_VIEW}
+    plain = model.read(page, PROMPT, **settings).text
+    monkeypatch.setattr(model._family, "output", lambda prompt: Shout())
+    assert model.read(page, PROMPT, **settings).text == plain.upper() + "!"
+    assert "".join(model.stream(page, PROMPT, **settings)) == plain.upper() + "!"
+    assert model.read(page, PROMPT, raw=True, **settings).text == plain
+
+
+def test_settings_that_mean_nothing_to_the_model_are_named_once(random_model_folder, page, monkeypatch, caplog) -> None:
+    with Model.open(random_model_folder, device="cpu", slots=1) as model, caplog.at_level("INFO", "runtime.model"):
+        monkeypatch.setattr(model._family, "ignored_settings", frozenset({"max_tiles", "base_size", "crop_mode"}))
+        for _ in range(3):
+            model.read(page, max_new_tokens=1, max_tiles=2, **SMALL_VIEW)
+        model.read(page, max_new_tokens=1, base_size=256, max_tiles=2)
+        model.read(page, max_new_tokens=1, base_size=256, temperature=0.5)
+    named = [record.getMessage() for record in caplog.records if record.name == "runtime.model"]
+    assert len(named) == 2
+    assert "crop_mode, max_tiles" in named[0]
+    assert "base_size;" in named[1]

@@ -160,3 +160,32 @@ def test_coreml_takes_part_in_the_vision_graph_only(sessions, tmp_path) -> None:
 def test_threads_reach_the_session(sessions, tmp_path, threads) -> None:
     find_device("cpu", threads).session(tmp_path, BOTH)
     assert sessions.asked[0][1].intra_op_num_threads == (threads or 0)
+
+
+@pytest.mark.parametrize(("value", "replays"), [("1", True), ("0", False), (None, False)])
+def test_cuda_graphs_are_for_the_decoder_and_only_when_asked_for(
+    installed, monkeypatch, tmp_path, value, replays
+) -> None:
+    installed(CUDA, CPU)
+    monkeypatch.delenv(providers.CUDA_GRAPHS, raising=False)
+    if value is not None:
+        monkeypatch.setenv(providers.CUDA_GRAPHS, value)
+    asked: list[dict[str, str]] = []
+
+    class Session:
+        def __init__(self, file: Path, options: object, providers: list[tuple[str, dict[str, str]]]) -> None:
+            asked.append(providers[0][1])
+
+        def get_providers(self) -> list[str]:
+            return [CUDA]
+
+    monkeypatch.setattr(providers.ort, "InferenceSession", Session)
+    device = find_device("cuda")
+    assert device.replays == replays
+    graph = Graph(files={"cuda": "x.onnx"}, compute={"cuda": "float16"})
+    device.session(tmp_path, graph, encoder=True)
+    device.session(tmp_path, graph)
+    device.session(tmp_path, graph, replays=True)
+    assert [options["enable_cuda_graph"] for options in asked] == ["0", "0", "1" if replays else "0"]
+    installed(CPU)
+    assert not find_device("cpu").replays

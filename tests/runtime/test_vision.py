@@ -40,7 +40,7 @@ def test_different_views_have_different_keys() -> None:
         cache.key({"pixel_values": pixels}),
         cache.key({"pixel_values": other}),
         cache.key({"pixel_values": pixels.reshape(1, 3, 2, 8)}),
-        cache.key({"spread": pixels}),
+        cache.key({"places": pixels}),
     }
     assert len(keys) == 4
 

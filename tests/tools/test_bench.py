@@ -15,7 +15,7 @@ pytest.importorskip("torch")
 from models.manifest import Manifest
 from tools.bench import llama
 from tools.bench.__main__ import main
-from tools.bench.ours import endless_copy, page_image, vision_dtype
+from tools.bench.ours import StepWatch, endless_copy, page_image, vision_dtype
 from tools.bench.plan import PARTS, QUICK, Case, Kind, Plan
 from tools.bench.report import Results, compare, merge, ratios, render, rivals, table
 from tools.bench.turns import BenchError, Memory, Series, advantage, groups_in_memory, measure, turn_order
@@ -175,6 +175,54 @@ def test_bars_stand_beside_their_ratios() -> None:
     assert ["decode", "context 512", "ours q4", "60", "65", "tokens/s", "3", "17%"] in rows
 
 
+def test_what_has_a_limit_is_held_to_it() -> None:
+    share, resident = "% outside ONNX Runtime", "GB resident"
+    text = render(results(
+        Series("ours q4", "overhead", "1 row", 1, share, [4.0]),
+        Series("ours q8", "overhead", "1 row", 1, share, [6.0]),
+        Series("ours q4", "load", "", 0, resident, [3.6]), Series("ours f32", "load", "", 0, resident, [9.0]),
+    ))  # fmt: skip
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
+    assert [row for row in rows if row[-1].startswith("<=")] == [
+        ["load", "", "ours q4", "3.6", "GB resident", "<= 3.5 MISSED"],
+        ["overhead", "1 row", "ours q4", "4", share, "<= 5 met"],
+        ["overhead", "1 row", "ours q8", "6", share, "<= 5 MISSED"],
+    ]
+
+
+def test_the_share_of_a_step_outside_sessions_is_what_the_clock_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three turns of 10 ms with 8 ms in sessions, and others with fewer rows, which do not count."""
+    now = [0.0]
+
+    def tick(seconds: float) -> None:
+        now[0] += seconds
+
+    monkeypatch.setattr("tools.bench.ours.time.perf_counter", lambda: now[0])
+
+    class Session:
+        def run_with_iobinding(self, *binding: object) -> None:
+            tick(0.004)
+
+    class Decoder:
+        _embed = _session = Session()
+
+        def step(self, token_ids: list[int], lengths: list[int]) -> np.ndarray:
+            self._embed.run_with_iobinding(None)
+            self._session.run_with_iobinding(None)
+            return np.zeros(1)
+
+    class Holder:
+        pass
+
+    model, model._engine = Holder(), Holder()  # type: ignore[attr-defined]
+    model._engine._decoder = Decoder()  # type: ignore[attr-defined]
+    watch = StepWatch(model)
+    for rows in (1, 2, 2, 2, 2, 1):
+        model._engine._decoder.step([0] * rows, [0] * rows)  # type: ignore[attr-defined]
+        tick(0.002 if rows == 2 else 0.5)
+    assert watch.share(2) == pytest.approx({"% outside ONNX Runtime": 20, "ms outside": 2, "ms per step": 10})
+
+
 def test_results_come_back_from_json_as_they_were(tmp_path: Path) -> None:
     found = results(series("ours q4", samples=(1.5, 2.5)))
     found.notes.append("NOT MEASURED")
@@ -331,7 +379,7 @@ def test_the_small_parts_run_on_a_small_model(
     random_model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run.json"
-    parts = "load,vision,prefill,decode,batch,page"
+    parts = "load,vision,prefill,decode,batch,overhead,page"
     arguments = ["run", "--model", str(random_model_folder), "--parts", parts, "--quick", "--rounds", "2"]
     assert main([*arguments, "--json", str(out)]) == 0
     found = Results.load(out)

@@ -1,8 +1,8 @@
 """This project as a contender: the runtime on one exported folder.
 
-Vision, prefill and decode are measured at ``runtime.decoder``, page and load at ``runtime.model``: the page has
-everything in it (image preparation, logit filters, sampling, text), the others compare with what peers' own benchmarks
-measure.
+Vision, prefill and decode are measured at ``runtime.decoder``, page, overhead and load at ``runtime.model``: the page
+has everything in it (image preparation, logit filters, sampling, text), the others compare with what peers' own
+benchmarks measure.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -208,14 +209,38 @@ class _Page:
 
         self._plan = plan
         self._copy = tempfile.TemporaryDirectory(prefix=".bench-", dir=folder.parent)
-        self._model = Model.open(endless_copy(folder, Path(self._copy.name)), device="cpu", threads=threads)
+        slots = max(1, *plan.busy_rows)
+        self._model = Model.open(
+            endless_copy(folder, Path(self._copy.name)), device="cpu", threads=threads, slots=slots
+        )
+        self._watch = StepWatch(self._model)
 
     def prepare(self, part: str, value: int) -> None:
-        # The same sizes as the page: kernels choose their memory by shape.
-        self._read(replace(self._plan, page_tokens=4))
+        # The same sizes as what is measured: kernels choose their memory by shape.
+        if part == "overhead":
+            self._decode(value, 4)
+        else:
+            self._read(replace(self._plan, page_tokens=4))
 
     def sample(self, part: str, value: int) -> dict[str, float]:
-        return self._read(self._plan)
+        return self._decode(value, self._plan.steps) if part == "overhead" else self._read(self._plan)
+
+    def _decode(self, rows: int, steps: int) -> dict[str, float]:
+        """Whole turns of the engine with so many rows: filters, sampling and text as requests have them by default."""
+        from models.settings import InferenceSettings
+        from runtime.requests import Finished, Request
+
+        words = [" ".join(str(10 * i + row) for i in range(self._plan.batch_context // 2)) for row in range(rows)]
+        # Rows begin one after the other: the first ones go on until the last has had its steps.
+        settings = InferenceSettings(max_new_tokens=steps + rows, stop_on_loop=False)
+        self._watch.start()
+        running = [self._model.submit(Request(prompt, (), settings)) for prompt in words]
+        for one in running:
+            while not isinstance(event := one.next_event(), Finished):
+                pass
+            if event.error is not None:
+                raise RuntimeError(event.error)
+        return self._watch.share(rows)
 
     def _read(self, plan: Plan) -> dict[str, float]:
         image = page_image(plan)
@@ -228,6 +253,64 @@ class _Page:
         times = result.finished.timings
         stages = {"s vision": times.vision, "s prefill": times.prefill, "s decode": times.decode}
         return {"s": seconds, **stages, "GB peak": peak_memory()}
+
+
+class StepWatch:
+    """Times the engine's turns, and how much of each is spent inside ONNX Runtime.
+
+    A turn lasts from one decode step's beginning to the next one's: everything that happens in between is in it.
+    """
+
+    def __init__(self, model: Any) -> None:
+        decoder = model._engine._decoder
+        self._turns: list[tuple[int, float, float]] = []  # rows, when the step began, seconds inside until then
+        self._inside = 0.0
+        decoder._embed, decoder._session = _Timed(decoder._embed, self), _Timed(decoder._session, self)
+        self._step = decoder.step
+        decoder.step = self.step
+
+    def start(self) -> None:
+        """Forget what was timed."""
+        self._turns.clear()
+
+    def step(self, token_ids: list[int], *rest: Any) -> np.ndarray:
+        """In place of the decoder's own."""
+        self._turns.append((len(token_ids), time.perf_counter(), self._inside))
+        logits: np.ndarray = self._step(token_ids, *rest)
+        return logits
+
+    def inside(self, seconds: float) -> None:
+        """So long was a session at work."""
+        self._inside += seconds
+
+    def share(self, rows: int) -> dict[str, float]:
+        """Over all turns that began and ended with so many rows; the first, in which bindings are made, left out."""
+        turns = [
+            (after - before, used_after - used_before)
+            for (now, before, used_before), (then, after, used_after) in pairwise(self._turns)
+            if now == then == rows
+        ][1:]
+        whole, inside = (sum(column) for column in zip(*turns, strict=True))
+        return {
+            "% outside ONNX Runtime": 100 * (1 - inside / whole),
+            "ms outside": 1000 * (whole - inside) / len(turns),
+            "ms per step": 1000 * whole / len(turns),
+        }
+
+
+class _Timed:
+    """A session that tells how long it is at work."""
+
+    def __init__(self, session: Any, watch: StepWatch) -> None:
+        self._session, self._watch = session, watch
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._session, name)
+
+    def run_with_iobinding(self, *arguments: Any) -> None:
+        started = time.perf_counter()
+        self._session.run_with_iobinding(*arguments)
+        self._watch.inside(time.perf_counter() - started)
 
 
 class _Load:

@@ -1,0 +1,105 @@
+"""Rotary angles from the host, for decoders whose positions are more than a count of tokens.
+
+The graph turns keys and queries by rows of a table. A prompt brings a table with a row for each of its tokens, whatever
+axes their positions have. A token of an answer stands at one number in every axis, so decode steps share one table by
+position, and all that changes from step to step is which rows are meant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from models.manifest import RotaryInfo
+from models.rotary import rotary_tables
+
+from .buffers import Buffer
+from .providers import Device, ort
+
+
+class RotaryFeeds(Protocol):
+    """What the decoder's sessions are fed of positions."""
+
+    def fit(self, capacity: int) -> None:
+        """Have angles for so many positions. Called whenever the KV cache may have another capacity."""
+
+    def take_prompt(self, positions: np.ndarray) -> None:
+        """Positions of the next prompt, [axes, tokens]."""
+
+    def bind_prompt(self, binding: ort.IOBinding, start: int, end: int) -> None:
+        """Bind the angles of the prompt's tokens from ``start`` to ``end``."""
+
+    def place(self, positions: Sequence[int]) -> None:
+        """Positions of the next step's tokens, one for each row."""
+
+    def bind_step(self, binding: ort.IOBinding, rows: int) -> None:
+        """Bind the angles of a step of so many rows; stays right until ``fit`` changes the capacity."""
+
+
+def rotary_feeds(info: RotaryInfo | None, slots: int, dtype: np.dtype[Any], device: Device) -> RotaryFeeds:
+    """For a model whose manifest says so."""
+    return NoFeeds() if info is None else HostRotary(info, slots, dtype, device)
+
+
+class NoFeeds:
+    """For graphs that count tokens by themselves."""
+
+    def fit(self, capacity: int) -> None:
+        pass
+
+    def take_prompt(self, positions: np.ndarray) -> None:
+        pass
+
+    def bind_prompt(self, binding: ort.IOBinding, start: int, end: int) -> None:
+        pass
+
+    def place(self, positions: Sequence[int]) -> None:
+        pass
+
+    def bind_step(self, binding: ort.IOBinding, rows: int) -> None:
+        pass
+
+
+class HostRotary:
+    """Angles computed here: ``rotary_cos``, ``rotary_sin`` [table, head_dim / 2] and ``rotary_rows`` [batch, sequence].
+
+    The kernel wants tables with a row for every position in the cache, used or not.
+    """
+
+    def __init__(self, info: RotaryInfo, slots: int, dtype: np.dtype[Any], device: Device) -> None:
+        self._info, self._dtype, self._device = info, dtype, device
+        self._rows = Buffer((slots, 1), np.dtype(np.int64), device)
+        self._capacity = 0
+        self._tables: dict[str, Buffer] = {}  # by position
+        self._prompt: dict[str, np.ndarray] = {}  # by token
+
+    def fit(self, capacity: int) -> None:
+        if capacity == self._capacity:
+            return
+        self._capacity = capacity
+        for name, table in self._angles(np.tile(np.arange(capacity), (len(self._info.sections), 1))).items():
+            self._tables[name] = Buffer(table.shape, self._dtype, self._device)
+            self._tables[name].write(table)
+
+    def take_prompt(self, positions: np.ndarray) -> None:
+        axes = np.broadcast_to(positions, (len(self._info.sections), positions.shape[1]))
+        self._prompt = self._angles(axes)
+
+    def bind_prompt(self, binding: ort.IOBinding, start: int, end: int) -> None:
+        for name, table in self._prompt.items():
+            binding.bind_cpu_input(name, table)
+        binding.bind_cpu_input("rotary_rows", np.arange(start, end)[None])
+
+    def place(self, positions: Sequence[int]) -> None:
+        self._rows.write(np.array(positions, np.int64)[:, None])
+
+    def bind_step(self, binding: ort.IOBinding, rows: int) -> None:
+        for name, table in self._tables.items():
+            table.bind_input(binding, name, self._capacity)
+        self._rows.bind_input(binding, "rotary_rows", rows)
+
+    def _angles(self, positions: np.ndarray) -> dict[str, np.ndarray]:
+        cos, sin = rotary_tables(positions, self._info.sections, self._info.theta)
+        return {"rotary_cos": cos.astype(self._dtype), "rotary_sin": sin.astype(self._dtype)}

@@ -1,0 +1,152 @@
+"""Decode steps: nothing is bound, allocated or recorded anew while nothing has changed."""
+
+from __future__ import annotations
+
+import tracemalloc
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from models.manifest import Manifest
+from runtime import buffers, kv_cache
+from runtime.decoder import Decoder
+from runtime.providers import Device
+
+
+class Watched:
+    """A session that counts its bindings and notes the run options of its runs."""
+
+    def __init__(self, session: Any, calls: Counter[str]) -> None:
+        self._session, self._calls = session, calls
+        self.recordings: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._session, name)
+
+    def io_binding(self) -> Any:
+        self._calls["bindings"] += 1
+        return self._session.io_binding()
+
+    def run_with_iobinding(self, binding: Any, options: Any = None) -> None:
+        self._calls["runs"] += 1
+        if options is not None:
+            self.recordings.append(options.get_run_config_entry("gpu_graph_id"))
+        self._session.run_with_iobinding(binding, options)
+
+
+def make(folder: Path, calls: Counter[str], *, slots: int = 4, replays: bool = False) -> Decoder:
+    decoder = Decoder(folder, Manifest.load(folder), Device("cpu", 1, replays), slots)
+    decoder._embed, decoder._session = Watched(decoder._embed, calls), Watched(decoder._session, calls)  # type: ignore[assignment]
+    return decoder
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """What is counted: bindings, what is bound to them, buffers, runs."""
+    counted: Counter[str] = Counter()
+
+    def count(name: str, method: str) -> None:
+        original = getattr(buffers.Buffer, method)
+
+        def counting(*arguments: Any, **named: Any) -> Any:
+            counted[name] += 1
+            return original(*arguments, **named)
+
+        monkeypatch.setattr(buffers.Buffer, method, counting)
+
+    count("buffers", "__init__")
+    count("bound", "bind_input")
+    count("bound", "bind_output")
+    return counted
+
+
+def test_steps_of_the_same_rows_bind_nothing_and_make_no_buffer(random_model_folder, calls) -> None:
+    decoder = make(random_model_folder, calls)
+    for row in range(3):
+        decoder.prefill(row, decoder.embed([0, *range(3, 20)]))
+    for rows in (3, 2):
+        decoder.step([5] * rows, [18] * rows)
+    calls.clear()
+    for i in range(20):
+        decoder.step([5, 6, 7], [19 + i] * 3)
+        decoder.step([5, 6], [19 + i] * 2)  # a row that is free is there again in the next step
+    assert calls == {"runs": 80}
+
+
+def test_another_number_of_rows_and_a_moved_cache_are_bound_once(random_model_folder, calls, monkeypatch) -> None:
+    monkeypatch.setattr(kv_cache, "FIRST_CAPACITY", 32)
+    decoder = make(random_model_folder, calls)
+    decoder.prefill(0, decoder.embed([0, *range(3, 20)]))
+    calls.clear()
+    decoder.step([5], [18])
+    assert calls["bindings"] == 2  # embed and decode
+    calls.clear()
+    for length in range(19, 70):  # the cache grows at 32 and at 64
+        decoder.step([5], [length])
+    layers = decoder._sizes.layers
+    assert calls["buffers"] == 2 * 2 * layers
+    assert calls["bindings"] == 2 * 2
+    assert calls["bound"] == 2 * (2 + 3 + 4 * layers)
+
+
+def test_a_step_allocates_next_to_nothing(random_model_folder) -> None:
+    decoder = make(random_model_folder, Counter())
+    decoder.prefill(0, decoder.embed([0, *range(3, 20)]))
+    first = decoder.step([5], [18])
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        for i in range(50):
+            logits = decoder.step([5], [19 + i])
+        after, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert logits is first  # one view of one buffer
+    assert after - before < 8_000  # what the watching above keeps
+    assert peak - before < after - before + 4_000
+
+
+def test_logits_are_those_of_the_rows_asked_for(random_model_folder, calls) -> None:
+    decoder = make(random_model_folder, calls)
+    for row, length in enumerate((10, 20, 30)):
+        decoder.prefill(row, decoder.embed([0, *range(3, 2 + length)]))
+    together = decoder.step([5, 6, 7], [10, 20, 30]).copy()
+    assert together.shape == (3, decoder._sizes.vocabulary)
+    assert np.allclose(decoder.step([5], [10]), together[:1], atol=1e-5)
+    # As a GPU has it, where the host cannot see the buffer: through the binding's output.
+    step = decoder._steps[3]
+    decoder.step([5, 6, 7], [10, 20, 30])
+    assert np.array_equal(type(step)(step.embed, step.decode, step.recording, None).logits(), step.logits())
+
+
+def test_a_recorded_step_gives_what_a_plain_one_gives(random_model_folder, calls) -> None:
+    """The length of the whole cache in place of the longest row's: the kernel goes by each row's own."""
+    found = []
+    for replays in (False, True):
+        decoder = make(random_model_folder, calls, replays=replays)
+        decoder.prefill(0, decoder.embed([0, *range(3, 40)]))
+        decoder.prefill(1, decoder.embed([0, *range(3, 13)]))
+        found.append(np.stack([decoder.step([5, 6], [38 + i, 11 + i]).copy() for i in range(4)]))
+    assert np.abs(found[0] - found[1]).max() / np.abs(found[0]).max() < 1e-6
+
+
+def test_recordings_are_told_apart_by_rows_and_by_where_the_cache_is(random_model_folder, calls, monkeypatch) -> None:
+    monkeypatch.setattr(kv_cache, "FIRST_CAPACITY", 32)
+    decoder = make(random_model_folder, calls, replays=True)
+    session = decoder._session
+    decoder.prefill(0, decoder.embed([0, *range(3, 20)]))
+    assert set(session.recordings) == {"-1"}  # other shapes each time
+    session.recordings.clear()
+    for rows, length in ((1, 18), (2, 19), (1, 20), (2, 21), (1, 40), (1, 41)):
+        decoder.step([5] * rows, [length] * rows)
+    assert session.recordings == ["1", "2", "1", "2", "3", "3"]  # at 40 the cache has moved: an old one is never used
+
+
+def test_without_cuda_graphs_nothing_is_recorded(random_model_folder, calls) -> None:
+    decoder = make(random_model_folder, calls)
+    decoder.prefill(0, decoder.embed([0, 3, 4]))
+    decoder.step([5], [3])
+    assert set(decoder._session.recordings) == {"-1"}

@@ -1,0 +1,291 @@
+"""Documents become pages, and what is no document is refused with a reason and a remedy."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from models.errors import InvalidInput
+from runtime.documents import open_document, parse_pages
+from tests.pdfs import encrypted, rotated, scanned_pdf, text_pdf, without_pages
+
+Picture = Callable[..., Image.Image]
+
+
+def saved(image: Image.Image, form: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def corner_marked(width: int = 80, height: int = 40) -> Image.Image:
+    """White, with a black block in the upper left corner."""
+    image = Image.new("RGB", (width, height), "white")
+    image.paste("black", (0, 0, width // 4, height // 4))
+    return image
+
+
+def dark_corner(image: Image.Image) -> str:
+    """Which corner of an image is the darkest."""
+    grey = np.asarray(image.convert("L"))
+    corners = {
+        "upper left": grey[:5, :5],
+        "upper right": grey[:5, -5:],
+        "lower right": grey[-5:, -5:],
+        "lower left": grey[-5:, :5],
+    }
+    return min(corners, key=lambda name: corners[name].mean())
+
+
+def test_a_pdf_of_text_has_its_pages_at_the_dots_per_inch_asked_for() -> None:
+    with open_document(text_pdf(["one", "two"]), dpi=72) as document:
+        assert document.page_count == 2
+        page = document.page(1)
+        assert (page.size, page.mode) == ((595, 842), "RGB")
+        assert np.asarray(page).min() < 50  # something is written
+        assert np.asarray(page)[-100:].min() == 255  # and not everywhere
+    with open_document(text_pdf(["one"]), dpi=144) as document:
+        assert document.page(0).size == (1190, 1684)
+
+
+def test_a_scanned_page_comes_back_with_its_own_pixels_and_colours() -> None:
+    image = Image.new("RGB", (200, 100), (200, 30, 60))
+    with open_document(scanned_pdf([image], dpi=144), dpi=144) as document:
+        page = document.page(0)
+    assert page.size == image.size
+    assert np.abs(np.asarray(page, int) - np.asarray(image, int)).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("degrees", "corner"), [(0, "upper left"), (90, "upper right"), (180, "lower right"), (270, "lower left")]
+)
+def test_a_pages_rotation_is_honoured(degrees: int, corner: str) -> None:
+    with open_document(rotated(scanned_pdf([corner_marked()]), degrees)) as document:
+        page = document.page(0)
+    assert page.size == ((40, 80) if degrees in (90, 270) else (80, 40))
+    assert dark_corner(page) == corner
+
+
+def test_pages_of_mixed_sizes_keep_their_own(picture: Picture) -> None:
+    sizes = [(300, 200), (50, 400), (123, 45)]
+    with open_document(scanned_pdf([picture(*size) for size in sizes])) as document:
+        assert [document.page(index).size for index in range(3)] == sizes
+
+
+def test_a_huge_page_is_drawn_within_the_pixel_limit() -> None:
+    with open_document(text_pdf(["wall"], (14_400, 14_400)), dpi=600, max_pixels=1_000_000) as document:
+        width, height = document.page(0).size
+    assert 900_000 < width * height <= 1_000_000
+    with open_document(text_pdf(["ribbon"], (14_400, 3)), dpi=600) as document:
+        assert document.page(0).width <= 32_001
+
+
+def test_a_document_with_an_empty_password_opens() -> None:
+    with open_document(encrypted(text_pdf(["open"]), "")) as document:
+        assert document.page_count == 1
+
+
+def test_three_hundred_pages_are_held_one_at_a_time(tmp_path: Path) -> None:
+    path = tmp_path / "long.pdf"
+    path.write_bytes(text_pdf([f"page {number}" for number in range(300)]))
+    process = psutil.Process()
+    with open_document(path) as document:
+        assert document.page_count == 300
+        for index in range(20):
+            document.page(index)
+        before = process.memory_info().rss
+        for index in range(300):
+            document.page(index)
+    # Each page has 6 MB; all of them kept would be 1.8 GB.
+    assert process.memory_info().rss - before < 40e6
+
+
+def test_scans_are_held_one_at_a_time_too(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (40, 300, 400, 3), np.uint8)
+    path = tmp_path / "scans.pdf"
+    path.write_bytes(scanned_pdf([Image.fromarray(page) for page in noise] * 3))
+    process = psutil.Process()
+    with open_document(path) as document:
+        for index in range(20):
+            document.page(index)
+        before = process.memory_info().rss
+        for index in range(20, 120):
+            document.page(index)
+        assert np.abs(np.asarray(document.page(119), int) - noise[39]).max() <= 1
+    # Each page has 0.36 MB of pixels, which pdfium would keep.
+    assert process.memory_info().rss - before < 15e6
+
+
+def test_threads_share_documents(tmp_path: Path) -> None:
+    data = text_pdf([f"page {number} " * 3 for number in range(12)])
+    with open_document(data, dpi=36) as first, open_document(data, dpi=36) as second:
+        alone = [first.page(index).tobytes() for index in range(12)]
+        with ThreadPoolExecutor(8) as pool:
+            jobs = [(document, index) for index in range(12) for document in (first, second)] * 3
+            together = list(pool.map(lambda job: job[0].page(job[1]).tobytes(), jobs))
+    assert together == [alone[index] for _, index in jobs]
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF"])
+def test_a_picture_is_a_document_of_one_page(form: str, tmp_path: Path) -> None:
+    path = tmp_path / "no-extension"
+    path.write_bytes(saved(corner_marked(), form))
+    with open_document(path) as document:
+        assert document.page_count == 1
+        page = document.page(0)
+    assert (page.mode, page.size, dark_corner(page)) == ("RGB", (80, 40), "upper left")
+
+
+def test_the_frames_of_a_tiff_are_pages_and_those_of_an_animation_are_not() -> None:
+    frames = [Image.new("RGB", (10 + number, 10), (number * 20, 0, 0)) for number in range(5)]
+    with open_document(saved(frames[0], "TIFF", save_all=True, append_images=frames[1:])) as document:
+        assert document.page_count == 5
+        pages = [document.page(index) for index in (4, 0, 2)]
+    assert [page.size[0] for page in pages] == [14, 10, 12]
+    assert [page.getpixel((0, 0)) for page in pages] == [(80, 0, 0), (0, 0, 0), (40, 0, 0)]
+    with open_document(saved(frames[0], "GIF", save_all=True, append_images=frames[1:])) as document:
+        assert document.page_count == 1
+
+
+def test_a_picture_is_turned_upright_and_its_tones_are_kept() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    with open_document(saved(corner_marked(), "JPEG", exif=exif)) as document:
+        page = document.page(0)
+    assert (page.size, dark_corner(page)) == ((40, 80), "upper right")
+    assert 0x0112 not in page.getexif()
+    grey = Image.fromarray(np.full((4, 4), 128 * 257, np.uint16))
+    with open_document(saved(grey, "PNG")) as document:
+        assert document.page(0).getpixel((0, 0)) == (128, 128, 128)
+
+
+def cut_off_pdf() -> bytes:
+    return text_pdf(["a text"])[:150]
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"", "is empty; it has 0 bytes"),
+        (b"just words", "not a known format.*documents are PDF, PNG"),
+        (encrypted(text_pdf(["secret"]), "pass"), "encrypted; remove its password first"),
+        (cut_off_pdf(), "damaged or cut off; get the file again"),
+        (b"%PDF-1.7\nnothing else", "damaged or cut off"),
+        (without_pages(), "has no pages; save it anew"),
+    ],
+    ids=["empty", "not a document", "encrypted", "cut off", "header only", "no pages"],
+)
+def test_what_cannot_be_opened_is_explained(data: bytes, words: str, tmp_path: Path) -> None:
+    path = tmp_path / "bad.pdf"
+    path.write_bytes(data)
+    with pytest.raises(InvalidInput, match=words) as caught:
+        open_document(path)
+    assert "bad.pdf" in str(caught.value)
+    with pytest.raises(InvalidInput, match=words) as caught:
+        open_document(data, name="upload 1")
+    assert "upload 1" in str(caught.value)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match=r"nothing\.pdf cannot be opened: No such file"):
+        open_document(tmp_path / "nothing.pdf")
+    with pytest.raises(InvalidInput, match=r"Is a directory|Permission"):
+        open_document(tmp_path)
+
+
+def test_a_picture_that_is_cut_off_fails_when_its_page_is_asked_for(picture: Picture) -> None:
+    with (
+        open_document(saved(picture(200, 200), "PNG")[:3000], name="half.png") as document,
+        pytest.raises(InvalidInput, match=r"half\.png cannot be read"),
+    ):
+        document.page(0)
+
+
+def test_a_picture_beyond_the_pixel_limit_is_refused() -> None:
+    with (
+        open_document(saved(Image.new("L", (300, 300)), "PNG"), name="big.png", max_pixels=80_000) as document,
+        pytest.raises(InvalidInput, match=r"big\.png has 300 x 300 pixels; the limit is 0\.08 million"),
+    ):
+        document.page(0)
+
+
+@pytest.mark.parametrize("data", [text_pdf(["one"]), saved(corner_marked(), "PNG")], ids=["pdf", "picture"])
+def test_there_are_no_pages_beyond_the_ends(data: bytes) -> None:
+    with open_document(data, name="it") as document:
+        for index in (-1, 1):
+            with pytest.raises(InvalidInput, match="it has 1 page; there is no page"):
+                document.page(index)
+
+
+def test_a_closed_document_says_so() -> None:
+    document = open_document(text_pdf(["one"]), name="it")
+    document.close()
+    document.close()
+    with pytest.raises(InvalidInput, match="it has been closed"):
+        document.page(0)
+
+
+def test_a_resolution_that_makes_no_sense_is_refused() -> None:
+    for dpi in (0, 17, 1201):
+        with pytest.raises(InvalidInput, match=f"dpi is {dpi}; it must be between 18 and 1200"):
+            open_document(text_pdf(["one"]), dpi=dpi)
+
+
+def test_one_damaged_page_leaves_the_others_readable() -> None:
+    data = text_pdf(["one", "two", "three"])
+    assert b"[ 4 0 R  8 0 R  12 0 R ]" in data
+    with open_document(data.replace(b"  8 0 R ", b"  99 0 R "), name="it") as document:  # the second is not there
+        assert document.page_count == 3
+        assert document.page(0).size == document.page(2).size
+        with pytest.raises(InvalidInput, match="page 2 of it is damaged"):
+            document.page(1)
+
+
+@pytest.mark.parametrize(
+    ("text", "indices"),
+    [("1", [0]), ("1-5,9", [0, 1, 2, 3, 4, 8]), (" 9 , 2 - 3 ", [1, 2, 8]), ("8-", [7, 8, 9]), ("3,3,2-4", [1, 2, 3])],
+)
+def test_page_numbers_are_read(text: str, indices: list[int]) -> None:
+    assert parse_pages(text, 10) == indices
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "cannot be read"),
+        ("1,,2", "cannot be read"),
+        ("one", "'one' cannot be read; write numbers and ranges such as 1-5,9"),
+        ("-3", "cannot be read"),
+        ("1-2-3", "cannot be read"),
+        ("٣", "cannot be read"),
+        ("9" * 5000, "cannot be read"),
+        ("0", "pages count from 1"),
+        ("5-2", "'5-2' is no range"),
+        ("11", "page 11 is beyond the end: there are 10 pages"),
+        ("2-900000000", "page 900000000 is beyond"),
+        ("11-", "page 11 is beyond"),
+    ],
+)
+def test_wrong_page_numbers_are_explained(text: str, words: str) -> None:
+    with pytest.raises(InvalidInput, match=words):
+        parse_pages(text, 10)
+
+
+@given(st.text(alphabet="0123456789-, x", max_size=30), st.integers(1, 50))
+def test_any_text_gives_pages_that_exist_or_an_error(text: str, count: int) -> None:
+    try:
+        indices = parse_pages(text, count)
+    except InvalidInput:
+        return
+    assert indices
+    assert indices == sorted(set(indices))
+    assert 0 <= indices[0] <= indices[-1] < count
