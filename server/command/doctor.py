@@ -1,0 +1,203 @@
+"""``ocr-onnx doctor``: what this machine has for reading pages, what is missing, and the command that mends it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+
+from models.config import load_config
+from models.errors import ConfigError, ManifestError
+from models.paths import cache_dir
+from server.loading import missing_for_export
+
+from .exports import find_exports, find_leftovers, gigabytes
+
+DESCRIPTION = (
+    "Check Python, packages, execution providers, GPU, memory, disk, config.toml and the exports in the cache."
+)
+EXAMPLES = """\
+examples:
+  ocr-onnx doctor
+  ocr-onnx doctor --verify      read every file of every export and compare its hash
+
+exit code: 0 when nothing is broken, 1 when something is
+"""
+
+State = Literal["ok", "note", "problem"]
+
+_PACKAGES = ("numpy", "Pillow", "pypdfium2", "tokenizers", "falcon", "waitress", "pydantic", "filelock", "tqdm")
+_LEAST_DISK = 1e9  # bytes; below this nothing can be exported
+_WANTED_DISK = 15e9  # the largest export, DeepSeek-OCR in float32
+_LEAST_MEMORY = 3e9  # bytes; DeepSeek-OCR in 4 bits
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at."""
+
+    name: str
+    state: State
+    found: str
+    remedy: str | None = None
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", default=False, help="write one JSON object")
+    parser.add_argument("--verify", action="store_true", default=False, help="compare the hashes of all exported files")
+    parser.add_argument(
+        "--config", type=Path, metavar="PATH", default=None, help="config.toml (default: the platform's place)"
+    )
+
+
+def run(given: Mapping[str, Any]) -> int:
+    """Print what was found. Returns 1 when something is broken."""
+    checks = [
+        *_python(),
+        *_runtime(),
+        *_gpu(),
+        *_machine(),
+        *_config(given["config"]),
+        *_exporter(),
+        *_exports(given["verify"]),
+    ]
+    broken = any(check.state == "problem" for check in checks)
+    if given["json"]:
+        print(json.dumps({"ok": not broken, "checks": [asdict(check) for check in checks]}, indent=1))
+        return int(broken)
+    width = max(len(check.name) for check in checks)
+    for check in checks:
+        mark = {"ok": "ok  ", "note": "note", "problem": "!!  "}[check.state]
+        print(f"{mark}  {check.name:<{width}}  {check.found}")
+        if check.remedy:
+            print(f"{'':{width + 8}}{check.remedy}")
+    print("\nsomething is broken; the lines marked !! say how to mend it" if broken else "\nnothing is broken")
+    return int(broken)
+
+
+def _python() -> Iterator[Check]:
+    yield Check("python", "ok", f"{platform.python_version()} on {platform.platform()}, {sys.executable}")
+    found = {name: _version(name) for name in _PACKAGES}
+    missing = [name for name, number in found.items() if number is None]
+    if missing:
+        yield Check("packages", "problem", f"missing: {', '.join(missing)}", f"pip install {' '.join(missing)}")
+    else:
+        yield Check("packages", "ok", ", ".join(f"{name} {number}" for name, number in found.items()))
+
+
+def _runtime() -> Iterator[Check]:
+    builds = {name: number for name in ("onnxruntime", "onnxruntime-gpu") if (number := _version(name))}
+    if len(builds) == 2:
+        yield Check(
+            "onnxruntime", "problem", "onnxruntime and onnxruntime-gpu are both installed and overwrite each other",
+            "pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'ocr-onnx[cpu]' (or [cuda])",
+        )  # fmt: skip
+        return
+    from runtime.errors import RuntimeUnavailable
+
+    try:
+        from runtime.providers import find_device, ort
+    except RuntimeUnavailable as error:
+        yield Check("onnxruntime", "problem", str(error), "pip install 'ocr-onnx[cpu]'")
+        return
+    name = next(iter(builds), "onnxruntime")
+    yield Check("onnxruntime", "ok", f"{name} {ort.__version__}: {', '.join(ort.get_available_providers())}")
+    for device in ("cpu", "cuda", "coreml"):
+        try:
+            find_device(device)
+            yield Check(f"--device {device}", "ok", "can be used")
+        except RuntimeUnavailable as error:
+            state: State = "problem" if device == "cuda" and _nvidia() else "note"
+            yield Check(f"--device {device}", state, "not here", str(error) if state == "problem" else None)
+
+
+def _gpu() -> Iterator[Check]:
+    found = _nvidia()
+    yield Check("gpu", "ok" if found else "note", "; ".join(found) if found else "no NVIDIA GPU was found")
+
+
+def _nvidia() -> list[str]:
+    """Name, memory and driver of each NVIDIA GPU."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return []
+    query = [program, "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return [line.strip() for line in answer.stdout.splitlines() if line.strip()] if answer.returncode == 0 else []
+
+
+def _machine() -> Iterator[Check]:
+    memory = psutil.virtual_memory()
+    cores = f"{psutil.cpu_count(logical=False) or '?'} cores, {os.cpu_count()} threads"
+    small = memory.available < _LEAST_MEMORY
+    yield Check(
+        "machine", "note" if small else "ok",
+        f"{platform.machine()}, {cores}, {memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB memory free",
+        "DeepSeek-OCR in 4 bits needs 3 GB; tiny-ocr runs in less" if small else None,
+    )  # fmt: skip
+    cache = cache_dir()
+    place = next(path for path in (cache, *cache.parents) if path.exists())
+    free = shutil.disk_usage(place).free
+    if not os.access(place, os.W_OK):
+        yield Check("cache", "problem", f"{cache} cannot be written", "make it writable, or set XDG_CACHE_HOME")
+    state: State = "problem" if free < _LEAST_DISK else "note" if free < _WANTED_DISK else "ok"
+    remedy = "ocr-onnx prune removes exports; DeepSeek-OCR takes 2 (q4) to 13 GB (f32)" if state != "ok" else None
+    yield Check("disk", state, f"{gigabytes(free)} free for the cache, {cache}", remedy)
+
+
+def _config(path: Path | None) -> Iterator[Check]:
+    try:
+        config = load_config(path)
+    except ConfigError as error:
+        yield Check("config.toml", "problem", str(error), "mend that line, or move the file away to get a new one")
+        return
+    yield Check("config.toml", "ok", f"{config.path}, active model {config.active}")
+
+
+def _exporter() -> Iterator[Check]:
+    missing = missing_for_export()
+    if missing:
+        found = f"not installed ({', '.join(missing)}): models that are exported already can be used"
+        yield Check("exporter", "note", found, "pip install 'ocr-onnx[export]'")
+    else:
+        yield Check("exporter", "ok", "models can be exported here")
+
+
+def _exports(verify: bool) -> Iterator[Check]:
+    exports = find_exports()
+    for export in exports:
+        problem = export.problem
+        if verify and export.manifest is not None:
+            try:
+                export.manifest.verify(export.folder)
+            except ManifestError as error:
+                problem = str(error)
+        what = f"{export.folder}, {gigabytes(export.size)}"
+        remedy = f"python -m export {export.model_id} --dtype {export.dtype} --force, or ocr-onnx prune"
+        name = f"{export.model_id} {export.dtype}"
+        yield Check(name, "problem", problem, remedy) if problem else Check(name, "ok", what)
+    if not exports:
+        yield Check("exports", "note", "no model is exported yet; the first use of one does it")
+    if leftovers := find_leftovers():
+        yield Check("leftovers", "note", f"{len(leftovers)} folders of exports that did not end", "ocr-onnx prune")
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,44 @@
+"""Pictures made from a page: its figures cut out for the Markdown, and the page with the boxes drawn on it."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+
+from PIL import Image, ImageDraw, ImageFont
+
+from models.grounding import FIGURE_LABEL, Box
+
+JPEG_QUALITY = 90
+
+_COLOURS = ("#d62728", "#1f77b4", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf", "#e377c2", "#8c564b")
+
+
+def figure_boxes(boxes: Sequence[Box]) -> list[Box]:
+    """The boxes of figures, in the order in which the Markdown links them."""
+    return [box for box in boxes if box.label == FIGURE_LABEL]
+
+
+def cut_out(page: Image.Image, box: Box) -> Image.Image:
+    """One figure; at least a pixel of it, wherever the model put its corners."""
+    x0, y0, x1, y1 = box.box
+    x0, y0 = min(x0, page.width - 1), min(y0, page.height - 1)
+    return page.crop((x0, y0, max(x1, x0 + 1), max(y1, y0 + 1)))
+
+
+def overlay(page: Image.Image, boxes: Sequence[Box]) -> Image.Image:
+    """A copy of the page with each box outlined and labelled, one colour for each label."""
+    drawn = page.copy()
+    draw = ImageDraw.Draw(drawn)
+    side = max(drawn.size)
+    width = max(1, side // 600)
+    font = ImageFont.load_default(max(10, side // 90))
+    for box in boxes:
+        colour = _COLOURS[zlib.crc32(box.label.encode()) % len(_COLOURS)]
+        x0, y0, x1, y1 = box.box
+        draw.rectangle((x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)), outline=colour, width=width)
+        label = box.label[:40]
+        left, top, right, bottom = draw.textbbox((x0, y0), label, font=font)
+        draw.rectangle((left - 1, top - 1, right + 1, bottom + 1), fill=colour)
+        draw.text((x0, y0), label, fill="white", font=font)
+    return drawn

@@ -1,0 +1,178 @@
+"""INPUT...: files, folders, patterns and standard input become a list of documents, each with a name of its own.
+
+The names decide where results go, so two documents never get the same one, whatever their folders and endings.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePath
+
+from runtime.documents import Document, open_document
+
+from .errors import UsageError
+
+STANDARD_INPUT = "-"
+# What is taken from a folder. A file that is named itself may have any ending: its content decides.
+SUFFIXES = frozenset({".pdf", ".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif"})
+
+
+@dataclass(frozen=True)
+class Source:
+    """One document to read."""
+
+    path: Path | None  # absolute; None: standard input
+    relative: PurePath  # to the input that it was found under
+    data: bytes | None = field(default=None, repr=False)  # of standard input
+
+    @property
+    def name(self) -> str:
+        """What messages and the run manifest call it."""
+        return STANDARD_INPUT if self.path is None else str(self.path)
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when the document does.
+
+        Raises
+        ------
+        OSError
+            when the file is not there any more.
+        """
+        if self.path is None:
+            return hashlib.sha256(self.data or b"").hexdigest()
+        status = self.path.stat()
+        return f"{status.st_size}-{status.st_mtime_ns}"
+
+    def open(self, dpi: int, max_pixels: int) -> Document:
+        """Open it; see ``runtime.documents.open_document``."""
+        if self.path is None:
+            return open_document(self.data or b"", dpi=dpi, name="standard input", max_pixels=max_pixels)
+        return open_document(self.path, dpi=dpi, max_pixels=max_pixels)
+
+
+def find_sources(inputs: Sequence[str], out: Path | None, read_stdin: Callable[[], bytes]) -> list[Source]:
+    """All documents that the inputs name, in their order, each once. ``out`` is not looked into.
+
+    Raises
+    ------
+    UsageError
+        for an input that is not there or holds no document.
+    """
+    sources: dict[str, Source] = {}
+    for text in inputs:
+        found = list(_expand(text, out, read_stdin))
+        if not found:
+            raise UsageError(f"{text}: no document here; documents end in {', '.join(sorted(SUFFIXES))}")
+        for source in found:
+            sources.setdefault(source.name, source)
+    return list(sources.values())
+
+
+def _expand(text: str, out: Path | None, read_stdin: Callable[[], bytes]) -> Iterator[Source]:
+    if text == STANDARD_INPUT:
+        yield Source(None, PurePath("stdin"), read_stdin())
+        return
+    path = Path(text).expanduser()
+    if path.is_dir():
+        root = _absolute(path)
+        if out is not None and out == root:
+            raise UsageError(f"-o {out} is the input folder itself; name another one, which may lie inside it")
+        yield from (Source(file, file.relative_to(root)) for file in _walk(root, out))
+    elif path.exists():
+        yield Source(_absolute(path), PurePath(path.name))
+    elif glob.has_magic(text):
+        yield from _matching(str(path), out, text)
+    else:
+        raise UsageError(f"{text}: there is no such file or folder")
+
+
+def _matching(pattern: str, out: Path | None, text: str) -> Iterator[Source]:
+    parts = Path(pattern).parts
+    fixed = next(index for index, part in enumerate(parts) if glob.has_magic(part))
+    root = _absolute(Path(*parts[:fixed]) if fixed else Path())
+    matches = [_absolute(Path(match)) for match in glob.glob(pattern, recursive=True)]
+    for match in sorted(matches, key=_natural):
+        if match.is_dir():
+            yield from (Source(file, file.relative_to(root)) for file in _walk(match, out))
+        elif out is None or not match.is_relative_to(out):
+            yield Source(match, match.relative_to(root))
+    if not matches:
+        raise UsageError(f"{text}: nothing matches this pattern")
+
+
+def _walk(root: Path, out: Path | None) -> Iterator[Path]:
+    """Documents under a folder, hidden files and folders left out, page2 before page10."""
+    for folder, folders, files in os.walk(root):
+        here = Path(folder)
+        folders[:] = sorted((name for name in folders if not name.startswith(".") and here / name != out), key=_natural)
+        for name in sorted(files, key=_natural):
+            if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES:
+                yield here / name
+
+
+def _absolute(path: Path) -> Path:
+    """Without ``..``, and with links as they are: a link to a page has a name of its own."""
+    return Path(os.path.abspath(path))
+
+
+def _natural(path: str | Path) -> list[tuple[int, str]]:
+    """Sort key that takes numbers as numbers."""
+    return [
+        (int(digits or 0), text.lower()) for digits, text in re.findall(r"([0-9]{1,18})|([^0-9]+|[0-9]+)", str(path))
+    ]
+
+
+def output_names(sources: Sequence[Source], known: Mapping[str, str]) -> list[str]:
+    """For each source the path of its results below the output folder, without ending and with ``/`` between.
+
+    ``report.pdf`` gives ``report``; where that is not the only one, ``report.pdf`` (and ``report.png``); where even
+    those are several, the folders that tell them apart come in front.
+
+    known : document -> its name in an earlier run, which it keeps.
+    """
+    chosen: list[str | None] = [known.get(source.name) for source in sources]
+    taken = {name.lower() for name in known.values()}
+    shared = _common_folder(sources)
+    naming: tuple[Callable[[Source], PurePath], ...] = (
+        lambda source: source.relative.with_suffix(""),
+        lambda source: source.relative,
+        lambda source: source.relative if source.path is None else source.path.relative_to(shared),
+    )
+    for name_of in naming:
+        candidates = [
+            _posix(name_of(source)) if name is None else None for source, name in zip(sources, chosen, strict=True)
+        ]
+        # Upper and lower case are one on many file systems.
+        counts = Counter(candidate.lower() for candidate in candidates if candidate is not None)
+        fitting = {
+            index: candidate
+            for index, candidate in enumerate(candidates)
+            if candidate is not None and counts[candidate.lower()] == 1 and candidate.lower() not in taken
+        }
+        for index, candidate in fitting.items():
+            chosen[index] = candidate
+        taken |= {candidate.lower() for candidate in fitting.values()}
+    for index, source in enumerate(sources):
+        if chosen[index] is None:  # names that differ in case only, or that an earlier run gave to another document
+            digest = hashlib.sha256(source.name.encode("utf-8", "surrogateescape")).hexdigest()[:8]
+            chosen[index] = f"{_posix(source.relative)}-{digest}"
+    return [name for name in chosen if name is not None]
+
+
+def _common_folder(sources: Sequence[Source]) -> Path:
+    folders = [str(source.path.parent) for source in sources if source.path is not None]
+    try:
+        return Path(os.path.commonpath(folders)) if folders else Path()
+    except ValueError:  # on two drives of Windows
+        return Path()
+
+
+def _posix(path: PurePath) -> str:
+    return "/".join(part.replace(":", "").strip("\\/") or "root" for part in path.parts)

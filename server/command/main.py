@@ -1,0 +1,108 @@
+# PYTHON_ARGCOMPLETE_OK
+"""The ``ocr-onnx`` program: finds the command and runs it.
+
+Only the module of the command that is asked for is imported, so that help and completion come at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Protocol
+
+import argcomplete
+
+from .errors import CommandFailed, Interrupted, UsageError
+
+DESCRIPTION = "OCR with vision-language models on ONNX Runtime: read documents, serve an API, look after models."
+EPILOG = """\
+examples:
+  ocr-onnx read report.pdf -o out        a PDF to Markdown, with its figures
+  ocr-onnx serve --dtype q4              the OpenAI-compatible server (the same as ocr-onnx-serve)
+  ocr-onnx models                        what can be used, and what is exported
+  ocr-onnx doctor                        what this machine has, and what is missing
+
+Each command has --help. Completion in bash: eval "$(register-python-argcomplete ocr-onnx)"
+"""
+
+
+class CommandModule(Protocol):
+    """What the module of a command has."""
+
+    DESCRIPTION: str
+    EXAMPLES: str
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None: ...
+    def run(self, given: Mapping[str, Any]) -> int: ...
+
+
+@dataclass(frozen=True)
+class _Command:
+    module: str
+    summary: str
+
+
+COMMANDS: Mapping[str, _Command] = {
+    "read": _Command("server.command.read", "read PDFs, pictures and folders into Markdown, JSON or text"),
+    "serve": _Command("server.command.serve", "serve the OpenAI-compatible API; the same as ocr-onnx-serve"),
+    "models": _Command("server.command.models", "list the models: known, exported, where, how large"),
+    "doctor": _Command("server.command.doctor", "check this machine, and say how to mend what is missing"),
+    "prune": _Command("server.command.prune", "remove exports that nobody needs any more"),
+}
+
+
+def build_parser(only: str | None = None) -> argparse.ArgumentParser:
+    """The parser. ``only``: the one command whose flags are needed; None for those of all."""
+    parser = argparse.ArgumentParser(
+        prog="ocr-onnx", description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--version", action="version", version=f"ocr-onnx {_version()}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, command in COMMANDS.items():
+        if only is None or name == only:
+            module: Any = importlib.import_module(command.module)
+            sub = commands.add_parser(
+                name, help=command.summary, description=module.DESCRIPTION, epilog=module.EXAMPLES,
+                argument_default=argparse.SUPPRESS, formatter_class=argparse.RawDescriptionHelpFormatter,
+            )  # fmt: skip
+            module.add_arguments(sub)
+            sub.set_defaults(run=module.run, usage_error=sub.error)
+        else:
+            commands.add_parser(name, help=command.summary)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. Returns its exit code: 0, 1 after a failure, 2 after a wrong command line, 130 interrupted."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    completing = "_ARGCOMPLETE" in os.environ
+    parser = build_parser(None if completing else arguments[0] if arguments else "")
+    argcomplete.autocomplete(parser)
+    given = vars(parser.parse_args(arguments))
+    run: Callable[[Mapping[str, Any]], int] = given.pop("run")
+    try:
+        return run(given)
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except CommandFailed as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except (Interrupted, KeyboardInterrupt):
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the program that read our output has ended
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _version() -> str:
+    try:
+        return version("ocr-onnx")
+    except PackageNotFoundError:
+        return "(not installed)"

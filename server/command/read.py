@@ -1,0 +1,444 @@
+"""``ocr-onnx read``: documents to Markdown, JSON and text."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from models import precedence
+from models.config import Config, load_config
+from models.errors import ConfigError, InvalidInput
+from models.family import IMAGE_SLOT, task_prompt
+from models.registry import default_task, tasks_of
+from runtime.documents import DEFAULT_DPI, DPI_RANGE, Document, page_ranges, parse_pages
+from runtime.errors import RuntimeUnavailable
+from server import flags, memory
+from server.options import ServerOptions, server_options
+
+from .errors import CommandFailed, Interrupted, UsageError
+from .folder import OutputFolder
+from .formats import CUT_OFF, FORMATS
+from .inputs import find_sources, output_names
+from .plan import DocumentPlan
+from .progress import Progress, configure_log, say
+from .readers import LocalReader, Reader
+from .run import Run, Sink
+from .stdout import Printer
+
+DESCRIPTION = """\
+Read documents: PDFs, pictures (PNG, JPEG, WebP, TIFF with all its frames, BMP, GIF), folders, patterns, - for standard
+input. A single document without -o goes to standard output. A model that has not been exported yet is exported first.
+
+In the output folder each document gets a file for each format, beside it images/ with its figures. ocr-run.jsonl there
+has a line for every page: state, seconds, tokens, error. Finished pages survive Ctrl-C, a crash and a power cut.
+"""
+EXAMPLES = """\
+examples:
+  ocr-onnx read page.png                                  Markdown to standard output
+  ocr-onnx read report.pdf -o out --format md,json        out/report.md, out/report.json, out/images/...
+  ocr-onnx read scans/ -o out --resume                    a folder, going on where an earlier run stopped
+  ocr-onnx read scans/ -o out --retry-failed              only the pages that failed
+  ocr-onnx read book.pdf --pages 1-5,9 --task ocr --overlay -o out
+  ocr-onnx read 'in/**/*.pdf' -o out --server http://gpu:8000 --jobs 16
+  curl -s https://example.com/a.pdf | ocr-onnx read - --format txt
+
+exit code: 0 all pages were read; 1 some failed; 2 the command line cannot be carried out; 130 interrupted
+"""
+
+# A page is read to its end here; the server's default is made for clients that set their own.
+READ_DEFAULTS: Mapping[str, Any] = {"max_new_tokens": 8192}
+SERVER_JOBS = 4
+
+_LOCAL_ONLY = (
+    "device", "dtype", "model_config", "tokenizer", "weights", "slots", "threads",
+)  # fmt: skip
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """All flags of ``read``. Those of the model and its settings leave no trace when they are not given."""
+    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="file, folder, quoted pattern, or - for stdin")
+    output = parser.add_argument_group("output")
+    output.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="OUT",
+        default=None,
+        help="folder for the results; for a single document also a file that ends in .md, .json or .txt",
+    )
+    output.add_argument("--format", metavar="LIST", default=None, type=_formats,
+                        help="md, json, txt, or several with commas between (default: md)")  # fmt: skip
+    output.add_argument(
+        "--overlay", action="store_true", default=False, help="write each page with its boxes drawn, to overlays/"
+    )
+    output.add_argument(
+        "--force", action="store_true", default=False, help="replace result files that this program has not made"
+    )
+    output.add_argument("--quiet", action="store_true", default=False, help="no progress bar, no summary; errors only")
+    what = parser.add_argument_group("what to read")
+    what.add_argument("--pages", metavar="LIST", default=None, help="pages of each document, such as 1-5,9 or 12-")
+    what.add_argument(
+        "--dpi",
+        type=int,
+        metavar="N",
+        default=DEFAULT_DPI,
+        help=f"dots per inch at which the pages of a PDF are drawn (default: {DEFAULT_DPI})",
+    )
+    what.add_argument(
+        "--task",
+        metavar="NAME",
+        default=None,
+        help="what to ask: markdown, ocr, ... (ocr-onnx models lists each model's; default: the model's)",
+    )
+    what.add_argument(
+        "--prompt",
+        metavar="TEXT",
+        default=None,
+        help="a prompt of your own, or the words that the task is about (--task locate)",
+    )
+    what.add_argument("--prompt-file", type=Path, metavar="FILE", default=None, help="the prompt, from a file")
+    going_on = parser.add_argument_group("going on")
+    going_on.add_argument(
+        "--resume",
+        action="store_true",
+        default=False,
+        help="keep what an earlier run into OUT has read, with the same model and settings",
+    )
+    going_on.add_argument(
+        "--retry-failed",
+        action="store_true",
+        default=False,
+        help="read the pages that failed once more, and (without --resume) nothing else",
+    )
+    going_on.add_argument(
+        "--jobs",
+        type=_count,
+        metavar="N",
+        default=None,
+        help="pages in flight (default: the model's slots; with --server 4)",
+    )
+    remote = parser.add_argument_group("a running server instead of a model in this process")
+    remote.add_argument("--server", metavar="URL", default=None, help="address of a server, such as http://gpu:8000")
+    remote.add_argument(
+        "--api-key", metavar="KEY", default=None, help="its API key; better in the environment, as OCR_ONNX_API_KEY"
+    )
+    remote.add_argument(
+        "--retries",
+        type=_count_or_none,
+        metavar="N",
+        default=8,
+        help="how often a page is sent again when the server is busy or away (default: 8)",
+    )
+    remote.add_argument(
+        "--timeout",
+        type=float,
+        metavar="S",
+        default=600.0,
+        help="seconds of silence after which the server counts as gone (default: 600)",
+    )
+    flags.add_model_flags(parser.add_argument_group("model"))
+    flags.add_server_flags(parser.add_argument_group("machine"), "slots", "threads", "max_image_megapixels")
+    flags.add_setting_flags(parser.add_argument_group("decoding"), READ_DEFAULTS)
+
+
+def run(given: Mapping[str, Any]) -> int:
+    """Read everything. Returns 0, or 1 when a page failed.
+
+    Raises
+    ------
+    UsageError, CommandFailed, Interrupted
+        see the exit codes in EXAMPLES.
+    """
+    configure_log(quiet=given["quiet"])
+    memory.limit_arenas()
+    try:
+        return _Command(given).run()
+    except (InvalidInput, ConfigError) as error:
+        raise UsageError(str(error)) from error
+    except RuntimeUnavailable as error:
+        raise CommandFailed(str(error)) from error
+
+
+@dataclass(frozen=True)
+class _Target:
+    """Where results go: a folder, perhaps for one file of it; None for standard output."""
+
+    folder: Path | None
+    formats: list[str]
+    single: str | None = None
+
+
+class _Command:
+    """One call of the program."""
+
+    def __init__(self, given: Mapping[str, Any]) -> None:
+        """Check the flags.
+
+        Raises
+        ------
+        UsageError, InvalidInput, ConfigError
+            naming the flag that is wrong.
+        """
+        self._given = given
+        self._settings_given = flags.given_settings(given)
+        self._target = _target(given)
+        if given["server"] is not None:
+            local = [name for name in _LOCAL_ONLY if name in given]
+            if local:
+                raise UsageError(f"--{local[0].replace('_', '-')} belongs to a model in this process, not to --server")
+        if not DPI_RANGE[0] <= given["dpi"] <= DPI_RANGE[1]:
+            raise UsageError(f"--dpi is {given['dpi']}; it must be between {DPI_RANGE[0]} and {DPI_RANGE[1]}")
+        if given["pages"] is not None:
+            page_ranges(given["pages"])
+        for flag in ("resume", "retry_failed", "overlay"):
+            if given[flag] and self._target.folder is None:
+                raise UsageError(f"--{flag.replace('_', '-')} needs an output folder; name one with -o")
+        self._config = load_config(given.get("config"))
+        self._options = _options(self._config, given, self._settings_given)
+        self._prompt = _prompt(given)
+        self._stop = threading.Event()
+
+    def run(self) -> int:
+        """See ``run``."""
+        folder = self._target.folder
+        results = (
+            None if self._target.single else folder
+        )  # a folder of results is no input; one that has a result may be
+        sources = find_sources(self._given["inputs"], results, lambda: sys.stdin.buffer.read())
+        if len(sources) > 1 and (folder is None or self._target.single):
+            raise UsageError(f"there are {len(sources)} documents; name a folder for their results with -o")
+        with ExitStack() as stack:
+            stack.enter_context(_signals(self._stop))
+            reader = self._reader()
+            stack.callback(reader.close)
+            output = None
+            names: Mapping[str, str] = {}
+            if folder is not None:
+                output = stack.enter_context(
+                    OutputFolder(
+                        folder, self._target.formats, overlay=self._given["overlay"], single=self._target.single
+                    )
+                )
+                names = output.names
+            plans = [
+                DocumentPlan(source, name) for source, name in zip(sources, output_names(sources, names), strict=True)
+            ]
+            if output is not None:
+                output.check_outputs(plans, self._given["force"])
+            return self._read(plans, reader, output)
+
+    def _read(self, plans: list[DocumentPlan], reader: Reader, output: OutputFolder | None) -> int:
+        resume, retry = self._given["resume"], self._given["retry_failed"]
+        if reader.identity() is None:
+            reader.start()  # the model is exported before anything can be compared with it
+        identity = reader.identity() or ""
+        sink: Sink
+        if output is not None:
+            sink = output
+            output.begin(reader.describe(), resume=resume or retry)
+        else:
+            sink = Printer(self._target.formats[0])
+        for plan in plans:
+            self._prepare(plan, identity)
+            if self._stop.is_set():
+                raise Interrupted
+            if output is not None and (resume or retry):
+                output.resume(plan, unread=resume or not retry, failures=retry)
+            if plan.error is not None:
+                sink.fail(plan)
+                say(f"failed: {plan.error}")
+        total = sum(len(plan.todo) for plan in plans)
+
+        def head(plan: DocumentPlan) -> Mapping[str, Any]:
+            return {"document": plan.source.name, "page_count": plan.page_count, **reader.describe()}
+
+        if isinstance(sink, Printer) and plans[0].error is None:
+            sink.begin(plans[0], head(plans[0]))
+        jobs = self._given["jobs"] or 1
+        if total:
+            slots = reader.start()
+            jobs = min(self._given["jobs"] or slots, total)
+        progress = Progress(total, quiet=self._given["quiet"])
+        started = time.monotonic()
+        try:
+            Run(reader, sink, self._open, head, progress, self._stop).read_all(plans, jobs)
+        finally:
+            progress.close()
+            self._summarise(plans, total, time.monotonic() - started)
+        if self._stop.is_set():
+            raise Interrupted
+        return 1 if any(plan.failed or plan.error is not None for plan in plans) else 0
+
+    def _prepare(self, plan: DocumentPlan, identity: str) -> None:
+        """Count the document's pages and say which are wanted."""
+        try:
+            with self._open(plan) as document:
+                plan.page_count = document.page_count
+            everything = range(plan.page_count)
+            pages = self._given["pages"]
+            plan.pages = everything if pages is None else parse_pages(pages, plan.page_count)
+            plan.todo = plan.pages
+            plan.fingerprint = self._fingerprint(plan, identity)
+        except InvalidInput as error:
+            where = "" if plan.source.name in str(error) else f"{plan.source.name}: "
+            plan.error = f"{where}{error}"
+        except OSError as error:
+            plan.error = f"{plan.source.name} cannot be opened: {error}"
+
+    def _fingerprint(self, plan: DocumentPlan, identity: str) -> str:
+        how = (identity, self._given["dpi"], self._options.max_image_megapixels, self._given["overlay"],
+               self._target.formats == ["txt"])  # fmt: skip
+        return hashlib.sha256(repr((plan.source.fingerprint, how)).encode()).hexdigest()[:32]
+
+    def _open(self, plan: DocumentPlan) -> Document:
+        return plan.source.open(self._given["dpi"], self._options.max_image_megapixels * 1_000_000)
+
+    def _reader(self) -> Reader:
+        task, prompt = self._given["task"], self._prompt
+        if self._given["server"] is not None:
+            from .remote import RemoteReader
+
+            return RemoteReader(
+                self._given["server"], self._given.get("model"), task=task, prompt=prompt,
+                settings={**READ_DEFAULTS, **self._settings_given}, api_key=self._given["api_key"],
+                retries=self._given["retries"], timeout=self._given["timeout"], stop=self._stop, jobs=SERVER_JOBS,
+            )  # fmt: skip
+        entry = self._config.entry(self._options.model)
+        if task is not None or prompt is None:
+            prompt = task_prompt(tasks_of(entry.family), task or default_task(entry), prompt or "")
+        elif IMAGE_SLOT not in prompt:
+            prompt = f"{IMAGE_SLOT}\n{prompt}"
+        settings = precedence.resolve(
+            {**READ_DEFAULTS, **self._config.inference}, entry.defaults, self._settings_given, {}
+        )
+        return LocalReader(self._config, self._options, prompt, settings, self._stop)
+
+    def _summarise(self, plans: Sequence[DocumentPlan], total: int, seconds: float) -> None:
+        if self._given["quiet"]:
+            return
+        cut_off: dict[str, int] = {}
+        for plan in plans:
+            for detail, count in plan.cut_off.items():
+                cut_off[detail] = cut_off.get(detail, 0) + count
+        for detail, count in cut_off.items():
+            say(f"warning: the text of {_count_of(count, 'page')} was cut off by {detail}; {CUT_OFF[detail]}")
+        if self._target.folder is None:
+            return
+        failed, refused = sum(plan.failed for plan in plans), sum(plan.error is not None for plan in plans)
+        left = sum(plan.left for plan in plans)
+        rate = f", {total / seconds * 60:.1f} a minute" if total and seconds > 0 and not left else ""
+        problems = [
+            f"{_count_of(failed, 'page')} failed" if failed else "",
+            f"{_count_of(refused, 'document')} could not be opened" if refused else "",
+            f"{_count_of(left, 'page')} not read" if left else "",
+        ]
+        say("; ".join(filter(None, [
+            f"{_count_of(len(plans), 'document')}, {_count_of(total, 'page')} to read{rate}", *problems,
+            f"results in {self._target.folder}",
+        ])))  # fmt: skip
+
+
+def _target(given: Mapping[str, Any]) -> _Target:
+    """Raises UsageError when the output and the formats do not fit together."""
+    out, formats = given["output"], given["format"]
+    if out is None:
+        if formats is not None and len(formats) > 1:
+            raise UsageError("standard output takes one --format; name a folder for several with -o")
+        return _Target(None, formats or ["md"])
+    out = Path(os.path.abspath(out.expanduser()))
+    suffix = out.suffix.lower().removeprefix(".")
+    if suffix in FORMATS and not out.is_dir():
+        if formats not in (None, [suffix]):
+            raise UsageError(f"-o {out.name} asks for {suffix} and --format for {','.join(formats)}; leave one out")
+        return _Target(out.parent, [suffix], out.name)
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"-o {out} is a file; name a folder, or a file that ends in .md, .json or .txt")
+    return _Target(out, formats or ["md"])
+
+
+def _prompt(given: Mapping[str, Any]) -> str | None:
+    prompt: str | None = given["prompt"]
+    file: Path | None = given["prompt_file"]
+    if file is not None:
+        if prompt is not None:
+            raise UsageError("--prompt and --prompt-file say the same thing; leave one out")
+        try:
+            prompt = file.expanduser().read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"--prompt-file {file} cannot be read: {error}") from error
+    if prompt is not None and not prompt.strip():
+        raise UsageError("the prompt is empty; leave it out for the model's default task")
+    if prompt is not None and prompt.count(IMAGE_SLOT) > 1:
+        raise UsageError(f"the prompt has {prompt.count(IMAGE_SLOT)} {IMAGE_SLOT} slots; a page takes one")
+    return prompt
+
+
+def _options(config: Config, given: Mapping[str, Any], inference: Mapping[str, Any]) -> ServerOptions:
+    return server_options(
+        config.server,
+        {**given, "vision_cache_mb": 0.0},  # no page is asked about twice
+        model=given.get("model", config.active),
+        device=given.get("device", config.device or "cpu"),
+        dtype=given.get("dtype"),
+        model_config=given.get("model_config"),
+        tokenizer=given.get("tokenizer"),
+        weights=given.get("weights"),
+        inference_flags=inference,
+    )
+
+
+def _formats(text: str) -> list[str]:
+    formats = list(dict.fromkeys(part.strip().lower() for part in text.split(",")))
+    unknown = [form for form in formats if form not in FORMATS]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"expected {', '.join(FORMATS)}, found {unknown[0]!r}")
+    return formats
+
+
+def _count(text: str) -> int:
+    value = _count_or_none(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected an integer of at least 1, found {text!r}")
+    return value
+
+
+def _count_or_none(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected an integer, 0 or more, found {text!r}")
+    return int(text)
+
+
+def _count_of(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+@contextlib.contextmanager
+def _signals(stop: threading.Event) -> Iterator[None]:
+    """The first Ctrl-C asks for an end, which comes within one step of the model; the second one does not wait."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if stop.is_set():
+            os._exit(130)  # every file is published whole, so nothing is half-written
+        stop.set()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

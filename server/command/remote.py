@@ -1,0 +1,339 @@
+"""Reads pages with a running server over its OpenAI-compatible API, so that no model is loaded here.
+
+Answers are streamed: a server that works sends something every few seconds, so silence means that it is gone, and load
+balancers do not cut long pages off. What may pass (a busy queue, a restart, a lost connection) is tried again.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import email.utils
+import hashlib
+import http.client
+import io
+import json
+import logging
+import os
+import random
+import socket
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping
+from typing import Any
+from urllib.parse import SplitResult, urlsplit
+
+from PIL import Image
+
+from models.grounding import Box
+from models.precedence import BY_NAME
+from server.auth import ENVIRONMENT
+
+from .errors import CommandFailed, Interrupted, PageFailed, UsageError
+from .readers import Reading
+
+log = logging.getLogger(__name__)
+
+RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
+FIRST_DELAY, LONGEST_DELAY = 0.5, 60.0  # seconds between two tries; doubled each time, the first ones half at random
+LONGEST_RETRY_AFTER = 600.0
+START_RETRIES = 2  # a wrong address should be told at once
+GIVE_UP_AFTER = 3  # pages in a row that used up all their tries: the server is away
+_MOST_ERROR_BYTES = 100_000
+
+
+class _TryAgain(Exception):
+    """What may pass. ``after``: seconds that the server asked for."""
+
+    def __init__(self, reason: str, after: float = 0.0) -> None:
+        super().__init__(reason)
+        self.after = after
+
+
+class RemoteReader:
+    """See ``readers.Reader``."""
+
+    def __init__(
+        self, url: str, model: str | None, *, task: str | None, prompt: str | None, settings: Mapping[str, Any],
+        api_key: str | None, retries: int, timeout: float, stop: threading.Event, jobs: int,
+    ) -> None:  # fmt: skip
+        """
+        Raises
+        ------
+        UsageError
+            for an address that is none.
+        """
+        self._url = _checked(url)
+        self._model, self._task, self._prompt = model, task, prompt
+        self._settings = dict(settings)
+        self._retries, self._timeout, self._stop, self._jobs = retries, timeout, stop, jobs
+        key = api_key or os.environ.get(ENVIRONMENT, "").split(",")[0].strip()
+        self._headers = {"User-Agent": "ocr-onnx", **({"Authorization": f"Bearer {key}"} if key else {})}
+        self._lock = threading.Lock()
+        self._connections: set[http.client.HTTPConnection] = set()
+        self._given_up = 0  # pages in a row
+        self._watcher: threading.Thread | None = None
+
+    def identity(self) -> str | None:
+        if self._model is None:
+            return None
+        what = ("server", self._model, self._task, self._prompt, sorted(self._settings.items()))
+        return hashlib.sha256(repr(what).encode()).hexdigest()
+
+    def describe(self) -> dict[str, object]:
+        return {
+            "model": self._model,
+            "server": self._url.geturl(),
+            "task": self._task,
+            "prompt": self._prompt,
+            "settings": self._settings,
+        }
+
+    def start(self) -> int:
+        if self._watcher is None:
+            self._watcher = threading.Thread(target=self._end_on_stop, name="stop", daemon=True)
+            self._watcher.start()
+            try:
+                models = self._tried(START_RETRIES, lambda: self._get_json("/v1/models"))["data"]
+                self._model = self._model or str(models[0]["id"])
+            except PageFailed as error:
+                raise CommandFailed(f"{self._url.geturl()}: {error}") from error
+            except (KeyError, IndexError, TypeError) as error:
+                raise CommandFailed(f"{self._url.geturl()} lists no models; name one with --model") from error
+        return self._jobs
+
+    def read(self, page: Image.Image) -> Reading:
+        body = json.dumps(self._body(page)).encode()
+        reading: Reading = self._tried(self._retries, lambda: self._ask(body))
+        with self._lock:
+            self._given_up = 0
+        return reading
+
+    def close(self) -> None:
+        with self._lock:
+            connections = list(self._connections)
+        for connection in connections:
+            _shut(connection)
+
+    # One request.
+
+    def _body(self, page: Image.Image) -> dict[str, Any]:
+        buffer = io.BytesIO()
+        page.save(buffer, "PNG", compress_level=1)
+        url = "data:image/png;base64," + base64.b64encode(buffer.getbuffer()).decode()
+        content: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": url}}]
+        if self._prompt is not None:
+            content.append({"type": "text", "text": self._prompt})
+        body: dict[str, Any] = {
+            "model": self._model,
+            "messages": [{"role": "user", "content": content}],
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            "ocr": {"boxes": True},
+        }
+        if self._task is not None:
+            body["task"] = self._task
+        for name, value in self._settings.items():
+            setting = BY_NAME[name]
+            if value is not None:
+                body[setting.spellings[0]] = value
+            elif setting.off:
+                body[setting.spellings[0]] = setting.off[0]
+        return body
+
+    def _ask(self, body: bytes) -> Reading:
+        pieces: list[str] = []
+        usage: Mapping[str, Any] = {}
+        extension: Mapping[str, Any] | None = None
+        with self._response("POST", "/v1/chat/completions", body) as response:
+            for chunk in _events(response):
+                if "error" in chunk:
+                    raise _TryAgain(str(chunk["error"].get("message", "the server failed")))
+                usage = chunk.get("usage") or usage
+                extension = chunk.get("ocr") or extension
+                for choice in chunk.get("choices", ()):
+                    pieces.append(choice.get("delta", {}).get("content") or "")
+                    if extension is None and choice.get("finish_reason"):  # a server of another make
+                        extension = {"finish_detail": _DETAILS.get(choice["finish_reason"], "eos")}
+        if extension is None:
+            raise _TryAgain("the answer broke off before its end")
+        if extension.get("finish_detail") == "cancelled":
+            raise _TryAgain("the server was stopped while it read the page")
+        return Reading(
+            "".join(pieces),
+            tuple(_box(box) for box in extension.get("boxes", ())),
+            str(extension.get("finish_detail", "eos")),
+            int(usage.get("prompt_tokens", 0)),
+            int(usage.get("completion_tokens", 0)),
+            {str(stage): float(seconds) for stage, seconds in extension.get("timings", {}).items()},
+        )
+
+    def _get_json(self, path: str) -> Any:
+        with self._response("GET", path) as response:
+            try:
+                return json.loads(response.read())
+            except ValueError:
+                raise CommandFailed(f"{self._url.geturl()} answers {path} with something else than JSON") from None
+
+    @contextlib.contextmanager
+    def _response(self, method: str, path: str, body: bytes | None = None) -> Iterator[http.client.HTTPResponse]:
+        """Send a request; the response to it when that is a 200.
+
+        Raises
+        ------
+        _TryAgain, PageFailed, CommandFailed, Interrupted
+        """
+        connection, target = self._connection(path)
+        with self._lock:
+            self._connections.add(connection)
+        try:
+            headers = {**self._headers, **({"Content-Type": "application/json"} if body else {})}
+            connection.request(method, target, body, headers)
+            response = connection.getresponse()
+            if response.status != 200:
+                raise self._refusal(response)
+            yield response
+        except (OSError, http.client.HTTPException) as error:
+            if self._stop.is_set():
+                raise Interrupted from None
+            raise _TryAgain(f"{type(error).__name__}: {error}") from error
+        finally:
+            with self._lock:
+                self._connections.discard(connection)
+            connection.close()
+
+    def _connection(self, path: str) -> tuple[http.client.HTTPConnection, str]:
+        """A connection, through the proxy that the environment names if it does, and what to ask it for."""
+        url = self._url
+        host, port = url.hostname or "", url.port
+        target = f"{url.path}{path}"
+        proxy = None if urllib.request.proxy_bypass(host) else urllib.request.getproxies().get(url.scheme)
+        kind = http.client.HTTPSConnection if url.scheme == "https" else http.client.HTTPConnection
+        if not proxy:
+            return kind(host, port, timeout=self._timeout), target
+        via = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+        connection = kind(via.hostname or "", via.port or 80, timeout=self._timeout)
+        if url.scheme == "https":
+            connection.set_tunnel(host, port or 443)
+            return connection, target
+        return connection, f"{url.scheme}://{url.netloc}{target}"
+
+    def _refusal(self, response: http.client.HTTPResponse) -> Exception:
+        status = response.status
+        message = _message(response.read(_MOST_ERROR_BYTES), f"{status} {response.reason}")
+        if status in RETRIED:
+            return _TryAgain(message, _seconds(response.headers.get("Retry-After")))
+        if status in (401, 403):
+            return CommandFailed(
+                f"{self._url.geturl()} refuses the API key: {message}; set {ENVIRONMENT} or name it with --api-key"
+            )
+        if status == 404 or 300 <= status < 400:
+            return CommandFailed(f"{self._url.geturl()}: {message}; is the address right, and the model's id?")
+        return PageFailed(f"the server refuses the page: {message}")
+
+    # Trying again.
+
+    def _tried(self, retries: int, attempt: Any) -> Any:
+        """The result of ``attempt``, which is made again while it asks for that.
+
+        Raises
+        ------
+        PageFailed
+            when it still does after the last try.
+        CommandFailed
+            when that happened to several pages in a row.
+        """
+        for number in range(retries + 1):
+            if self._stop.is_set():
+                raise Interrupted
+            try:
+                return attempt()
+            except _TryAgain as problem:
+                if number == retries:
+                    raise self._exhausted(problem, retries) from problem
+                delay = min(LONGEST_DELAY, FIRST_DELAY * 2**number) * random.uniform(0.5, 1.0)
+                delay = max(delay, min(problem.after, LONGEST_RETRY_AFTER))
+                log.info("%s; trying again in %.1f s", problem, delay)
+                if self._stop.wait(delay):
+                    raise Interrupted from None
+        raise AssertionError("the loop returns or raises")
+
+    def _exhausted(self, problem: Exception, retries: int) -> Exception:
+        with self._lock:
+            self._given_up += 1
+            away = self._given_up >= GIVE_UP_AFTER
+        if away:
+            return CommandFailed(
+                f"{self._url.geturl()} does not answer any more ({problem}); go on with --resume when it does"
+            )
+        return PageFailed(f"given up after {retries + 1} tries: {problem}")
+
+    def _end_on_stop(self) -> None:
+        self._stop.wait()
+        self.close()
+
+
+_DETAILS = {"stop": "eos", "length": "max_tokens"}
+
+
+def _checked(url: str) -> SplitResult:
+    parts = urlsplit(url.strip().rstrip("/").removesuffix("/v1"))
+    try:
+        _ = parts.port
+        valid = parts.scheme in ("http", "https") and bool(parts.hostname)
+    except ValueError:
+        valid = False
+    if not valid:
+        raise UsageError(f"--server {url!r:.200} is no address; write one such as http://gpu:8000")
+    return parts
+
+
+def _events(response: http.client.HTTPResponse) -> Iterator[Mapping[str, Any]]:
+    """The data of server-sent events, up to ``[DONE]``."""
+    for raw in response:
+        line = raw.strip()
+        if not line.startswith(b"data:"):
+            continue  # comments keep the connection alive
+        data = line.removeprefix(b"data:").strip()
+        if data == b"[DONE]":
+            return
+        try:
+            event = json.loads(data)
+        except ValueError as error:
+            raise _TryAgain(f"the server sent something else than JSON: {error}") from error
+        if isinstance(event, dict):
+            yield event
+
+
+def _box(entry: Mapping[str, Any]) -> Box:
+    x0, y0, x1, y1 = (int(value) for value in entry["box"])
+    return Box(str(entry["label"]), str(entry["text"]), (x0, y0, x1, y1))
+
+
+def _message(body: bytes, otherwise: str) -> str:
+    """What an error's body says, in OpenAI's shape or not."""
+    try:
+        return str(json.loads(body)["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return otherwise
+
+
+def _seconds(retry_after: str | None) -> float:
+    """Retry-After as seconds or as a date; 0 for none."""
+    if not retry_after:
+        return 0.0
+    try:
+        return max(0.0, float(retry_after))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(retry_after).timestamp() - time.time())
+    except ValueError:
+        return 0.0
+
+
+def _shut(connection: http.client.HTTPConnection) -> None:
+    """End a connection that another thread waits on."""
+    with contextlib.suppress(OSError, AttributeError):  # not connected yet, or not any more
+        connection.sock.shutdown(socket.SHUT_RDWR)

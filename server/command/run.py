@@ -1,0 +1,192 @@
+"""Keeps ``jobs`` pages in flight until all are done, and gives each to the reader and then to the sink.
+
+A page's picture lives from the moment a thread draws it until that thread has its text: as many pictures as jobs.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from PIL import Image
+
+from models.errors import InvalidInput
+from runtime.documents import Document
+from server import memory
+
+from .errors import CommandFailed, Interrupted, PageFailed
+from .formats import PageResult
+from .plan import DocumentPlan
+from .progress import Progress, say
+from .readers import Reader
+
+log = logging.getLogger(__name__)
+
+POLL_SECONDS = 0.2  # how soon a signal is noticed
+TIDY_PAGES = 25  # after so many, freed memory goes back to the system: a run of days has no idle moment for it
+
+
+class Sink(Protocol):
+    """Where results go: ``folder.OutputFolder`` or ``stdout.Printer``."""
+
+    def keep(self, plan: DocumentPlan, result: PageResult, page: Image.Image | None) -> PageResult:
+        """Called by the thread that read the page; ``page`` is None for one that failed."""
+
+    def settle(self, plan: DocumentPlan, result: PageResult) -> None:
+        """One page has been dealt with. Called by the main thread, as the next two."""
+
+    def finish(self, plan: DocumentPlan, head: Mapping[str, Any]) -> None:
+        """All pages of a document have been dealt with."""
+
+    def fail(self, plan: DocumentPlan) -> None:
+        """A document cannot be opened."""
+
+
+@dataclass
+class _Open:
+    """A document some of whose pages are in flight."""
+
+    plan: DocumentPlan
+    document: Document
+    unsettled: int  # of plan.todo
+
+
+class Run:
+    """One run over all documents."""
+
+    def __init__(
+        self,
+        reader: Reader,
+        sink: Sink,
+        open_source: Callable[[DocumentPlan], Document],
+        head: Callable[[DocumentPlan], Mapping[str, Any]],
+        progress: Progress,
+        stop: threading.Event,
+    ) -> None:
+        self._reader, self._sink, self._open_source, self._head = reader, sink, open_source, head
+        self._progress, self._stop = progress, stop
+        self._broken: Exception | None = None
+        self._opened: list[_Open] = []
+        self._settled = 0
+        self._left: dict[str, int] = {}  # document -> pages of its todo that nobody has dealt with
+
+    def read_all(self, plans: Sequence[DocumentPlan], jobs: int) -> None:
+        """Read every page that is to be read; returns early when ``stop`` is set.
+
+        Raises
+        ------
+        CommandFailed
+            when no page can be read any more; those that were finished are kept.
+        """
+        self._left = {plan.source.name: len(plan.todo) for plan in plans}
+        tasks = self._tasks(plans)
+        flying: dict[Future[PageResult], _Open] = {}
+        try:
+            with ThreadPoolExecutor(jobs, "page") as pool:
+                while True:
+                    while len(flying) < jobs and not self._stop.is_set() and (task := next(tasks, None)):
+                        opened, index = task
+                        flying[pool.submit(self._read, opened, index)] = opened
+                    if not flying:
+                        break
+                    for future in wait(flying, POLL_SECONDS, FIRST_COMPLETED).done:
+                        self._settle(flying.pop(future), future)
+        except BaseException:
+            self._stop.set()  # the threads that still read must not keep the pool open
+            raise
+        finally:
+            for opened in self._opened:
+                opened.document.close()
+            for plan in plans:
+                plan.left += self._left[plan.source.name] if plan.error is None else 0
+        if self._broken is not None:
+            raise self._broken
+
+    def _tasks(self, plans: Sequence[DocumentPlan]) -> Iterator[tuple[_Open, int]]:
+        """Pages in order. A document is opened when its first page is asked for."""
+        for plan in plans:
+            if not plan.todo:
+                if plan.error is None and not plan.whole and not plan.left:
+                    self._sink.finish(plan, self._head(plan))  # killed after its last page, before it was published
+                continue
+            try:
+                document = self._open_source(plan)
+            except InvalidInput as error:
+                plan.error = str(error)
+                self._sink.fail(plan)
+                say(f"failed: {plan.error}")
+                continue
+            opened = _Open(plan, document, len(plan.todo))
+            self._opened.append(opened)
+            for index in plan.todo:
+                yield opened, index
+
+    def _read(self, opened: _Open, index: int) -> PageResult:
+        """Runs on a thread of the pool."""
+        started = time.monotonic()
+        page: Image.Image | None = None
+        try:
+            if self._stop.is_set():
+                raise Interrupted
+            page = opened.document.page(index)
+            reading = self._reader.read(page)
+            result = PageResult(
+                page=index + 1, state="done", width=page.width, height=page.height, text=reading.text,
+                boxes=reading.boxes, finish_detail=reading.finish_detail, prompt_tokens=reading.prompt_tokens,
+                completion_tokens=reading.completion_tokens, seconds=time.monotonic() - started,
+                timings=reading.timings,
+            )  # fmt: skip
+        except (InvalidInput, PageFailed) as error:
+            page = None
+            result = self._failed(index, str(error), started)
+        except (CommandFailed, Interrupted):
+            raise
+        except MemoryError:
+            page = None
+            result = self._failed(index, "not enough memory for this page; lower --dpi or --jobs", started)
+        except Exception as error:  # one page must not end the others
+            page = None
+            log.exception("unexpected error on page %d of %s", index + 1, opened.plan.source.name)
+            result = self._failed(index, f"internal error: {type(error).__name__}: {error}", started)
+        try:
+            return self._sink.keep(opened.plan, result, page)
+        except OSError as error:
+            raise CommandFailed(f"page {index + 1} of {opened.plan.source.name} cannot be written: {error}") from error
+        except Exception as error:  # a picture that cannot be made of this page
+            log.exception("unexpected error while writing page %d of %s", index + 1, opened.plan.source.name)
+            result = self._failed(index, f"internal error: {type(error).__name__}: {error}", started)
+            return self._sink.keep(opened.plan, result, None)
+
+    @staticmethod
+    def _failed(index: int, error: str, started: float) -> PageResult:
+        return PageResult(index + 1, "failed", error, seconds=time.monotonic() - started)
+
+    def _settle(self, opened: _Open, future: Future[PageResult]) -> None:
+        try:
+            result = future.result()
+        except Interrupted:
+            return
+        except Exception as error:
+            self._broken = self._broken or error
+            self._stop.set()
+            return
+        plan = opened.plan
+        opened.unsettled -= 1
+        self._left[plan.source.name] -= 1
+        self._sink.settle(plan, result)
+        self._progress.page(failed=result.state == "failed")
+        self._settled += 1
+        if self._settled % TIDY_PAGES == 0:
+            memory.give_memory_back()
+        if result.state == "failed":
+            say(f"failed: {plan.source.name}, page {result.page}: {result.error}")
+        if not opened.unsettled:
+            opened.document.close()
+            self._opened.remove(opened)
+            if not plan.left:
+                self._sink.finish(plan, self._head(plan))

@@ -1,0 +1,60 @@
+"""The one document that is read without ``-o``: its pages go to standard output in order, as they are ready."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from PIL import Image
+from tqdm import tqdm
+
+from .formats import WRITERS, PageResult, Writer
+from .plan import DocumentPlan
+
+
+class _Terminal:
+    """Standard output, written without tearing a progress bar on the same terminal."""
+
+    def write(self, text: str) -> None:
+        with tqdm.external_write_mode(sys.stdout, nolock=False):
+            sys.stdout.write(text)
+
+    def flush(self) -> None:
+        sys.stdout.flush()
+
+
+class Printer:
+    """Takes pages as ``folder.OutputFolder`` does; those that come early wait for their turn."""
+
+    def __init__(self, form: str) -> None:
+        if isinstance(sys.stdout, io.TextIOWrapper):  # whatever the locale: a page may hold any character
+            sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
+        self._writer: Writer = WRITERS[form](_Terminal())
+        self._waiting: dict[int, PageResult] = {}
+        self._left: list[int] = []  # numbers of the pages that are still to be written
+
+    def begin(self, plan: DocumentPlan, head: Mapping[str, Any]) -> None:
+        """Write what comes before the pages."""
+        self._left = [index + 1 for index in plan.pages]
+        self._writer.begin(head)
+
+    # See run.Sink.
+
+    def keep(self, plan: DocumentPlan, result: PageResult, page: Image.Image | None) -> PageResult:
+        return result
+
+    def settle(self, plan: DocumentPlan, result: PageResult) -> None:
+        if result.state == "failed":
+            plan.failed += 1
+        plan.count_cut_off(result.finish_detail)
+        self._waiting[result.page] = result
+        while self._left and self._left[0] in self._waiting:
+            self._writer.page(self._waiting.pop(self._left.pop(0)))
+
+    def finish(self, plan: DocumentPlan, head: Mapping[str, Any]) -> None:
+        self._writer.end()
+
+    def fail(self, plan: DocumentPlan) -> None:
+        """Nothing to write: the message on standard error says it."""

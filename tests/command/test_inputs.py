@@ -1,0 +1,121 @@
+"""Inputs become documents, and no two documents ever share a name."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path, PurePath
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from server.command.errors import UsageError
+from server.command.inputs import Source, find_sources, output_names
+
+
+@pytest.fixture
+def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in (
+        "in/page10.png", "in/page2.png", "in/notes.txt", "in/.hidden.pdf", "in/.git/x.pdf", "in/sub/A.PDF",
+        "in/sub/deep/b.tiff", "in/out/page2.md", "in/out/images/page2-p1-0.jpg", "other/page2.png", "other/odd.xyz",
+    ):  # fmt: skip
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def names(tree: Path, *inputs: str, out: str | None = None) -> list[str]:
+    found = find_sources(inputs, tree / out if out else None, lambda: b"")
+    return [os.path.relpath(source.name, tree) for source in found]
+
+
+def test_a_folder_is_walked_in_the_order_of_its_numbers_without_hidden_files_and_the_output(tree: Path) -> None:
+    expected = ["in/page2.png", "in/page10.png", "in/out/images/page2-p1-0.jpg", "in/sub/A.PDF", "in/sub/deep/b.tiff"]
+    assert names(tree, "in") == expected
+    assert names(tree, "in", out="in/out") == [name for name in expected if not name.startswith("in/out")]
+
+
+def test_a_file_that_is_named_may_have_any_ending_and_counts_once(tree: Path) -> None:
+    assert names(tree, "other/odd.xyz", "./other/odd.xyz", "other") == ["other/odd.xyz", "other/page2.png"]
+
+
+def test_patterns_are_expanded_here_where_the_shell_did_not(tree: Path) -> None:
+    assert names(tree, "in/**/*.[Pp][Dd][Ff]") == ["in/sub/A.PDF"]
+    assert names(tree, "*/page?.png") == ["in/page2.png", "other/page2.png"]
+    assert names(tree, "ot*") == ["other/page2.png"]
+    (tree / "in" / "[1].png").write_bytes(b"x")
+    assert names(tree, "in/[1].png") == ["in/[1].png"]  # a file of that very name
+
+
+def test_standard_input_is_a_document(tree: Path) -> None:
+    (source,) = find_sources(["-"], None, lambda: b"data")
+    assert (source.path, source.data, source.name) == (None, b"data", "-")
+    assert output_names([source], {}) == ["stdin"]
+
+
+@pytest.mark.parametrize(
+    ("given_input", "out", "words"),
+    [
+        ("nowhere.pdf", None, "nowhere.pdf: there is no such file or folder"),
+        ("in/*.docx", None, "nothing matches this pattern"),
+        ("empty", None, "no document here; documents end in .bmp"),
+        ("in", "in", "is the input folder itself; name another one"),
+    ],
+)
+def test_inputs_that_name_nothing_are_explained(tree: Path, given_input: str, out: str | None, words: str) -> None:
+    (tree / "empty").mkdir()
+    with pytest.raises(UsageError) as caught:
+        names(tree, given_input, out=out)
+    assert words in str(caught.value)
+
+
+def test_names_follow_the_folders_below_the_input(tree: Path) -> None:
+    found = find_sources(["in"], tree / "in/out", lambda: b"")
+    assert output_names(found, {}) == ["page2", "page10", "sub/A", "sub/deep/b"]
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        (["a/x.pdf", "b/y.png"], ["x", "y"]),
+        (["a/x.pdf", "a/x.png"], ["x.pdf", "x.png"]),
+        (["a/x.pdf", "b/x.png"], ["x.pdf", "x.png"]),
+        (["a/x.pdf", "b/x.pdf"], ["a/x.pdf", "b/x.pdf"]),
+        (["a/x.pdf", "b/x.pdf", "a/x.png", "a/z.png"], ["a/x.pdf", "b/x.pdf", "x.png", "z"]),
+        (["a/X.pdf", "b/x.PDF"], ["a/X.pdf", "b/x.PDF"]),
+    ],
+)
+def test_names_that_collide_are_told_apart(files: list[str], expected: list[str]) -> None:
+    sources = [Source(Path("/root") / file, PurePath(file).relative_to(PurePath(file).parent)) for file in files]
+    assert output_names(sources, {}) == expected
+
+
+def test_names_of_an_earlier_run_stay_when_documents_are_added() -> None:
+    old = Source(Path("/in/x.pdf"), PurePath("x.pdf"))
+    new = Source(Path("/in/x.png"), PurePath("x.png"))
+    assert output_names([old, new], {old.name: "x"}) == ["x", "x.png"]
+    assert output_names([new], {old.name: "x"}) == ["x.png"]
+    third = Source(Path("/other/x.png"), PurePath("x.png"))
+    (name,) = output_names([third], {old.name: "x", new.name: "x.png", "/elsewhere": "/other/x.png"[1:]})
+    assert name not in ("x", "x.png", "other/x.png")
+
+
+_PART = st.sampled_from(["a", "A", "b", "x.pdf", "X.pdf", "x.png", "x", "x.pdf.png", "é"])
+
+
+@given(st.lists(st.lists(_PART, min_size=1, max_size=4), min_size=1, max_size=12), st.data())
+def test_no_two_documents_ever_share_a_name(paths: list[list[str]], data: st.DataObject) -> None:
+    files = list(dict.fromkeys(Path("/root", *parts) for parts in paths))
+    sources = [
+        Source(file, file.relative_to(file.parents[data.draw(st.integers(0, len(file.parents) - 2))])) for file in files
+    ]
+    given_names = output_names(sources, {})
+    assert len({name.lower() for name in given_names}) == len(sources)
+    assert output_names(sources, {}) == given_names
+    part = data.draw(st.integers(0, len(sources)))
+    earlier = {source.name: name for source, name in zip(sources[:part], output_names(sources[:part], {}), strict=True)}
+    later = output_names(sources, earlier)
+    assert later[:part] == list(earlier.values())
+    assert len({name.lower() for name in later}) == len(sources)

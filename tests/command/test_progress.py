@@ -1,0 +1,52 @@
+"""The progress bar: on a terminal pages, pages per minute and time left; elsewhere silence."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+
+from server.command.progress import Progress
+
+
+class Screen(io.StringIO):
+    """Standard error on a terminal, or not."""
+
+    def __init__(self, is_terminal: bool) -> None:
+        super().__init__()
+        self.is_terminal = is_terminal
+
+    def isatty(self) -> bool:
+        return self.is_terminal
+
+
+def shown(monkeypatch: pytest.MonkeyPatch, *, terminal: bool, quiet: bool = False, total: int = 4) -> str:
+    screen = Screen(terminal)
+    monkeypatch.setattr("sys.stderr", screen)
+    monkeypatch.setattr("server.command.progress._PageBar.format_meter", staticmethod(_in_words))
+    progress = Progress(total, quiet=quiet)
+    for number in range(total):
+        progress.page(failed=number == 1)
+    progress.close()
+    return screen.getvalue()
+
+
+def _in_words(**values: object) -> str:
+    return f"[{values['n']}/{values['total']} {values['per_minute']} {values['postfix']}]\n"
+
+
+def test_a_terminal_sees_pages_a_minute_and_failures(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = shown(monkeypatch, terminal=True)
+    assert "[4/4 " in text
+    assert "1 failed" in text
+    rate = text.split("[4/4 ")[-1].split()[0]
+    assert float(rate) > 0
+
+
+@pytest.mark.parametrize(
+    ("terminal", "quiet", "total"),
+    [(False, False, 4), (True, True, 4), (True, False, 0)],
+    ids=["pipe", "quiet", "none"],
+)
+def test_nobody_else_sees_anything(monkeypatch: pytest.MonkeyPatch, terminal: bool, quiet: bool, total: int) -> None:
+    assert shown(monkeypatch, terminal=terminal, quiet=quiet, total=total) == ""

@@ -1,0 +1,313 @@
+"""``--server``: pages go to a running server, whatever happens on the way."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from server.command import remote
+from tests.command.conftest import ROOT, Program, command, environment, page_of
+from tests.pdfs import scanned_pdf
+from tests.server.conftest import ServerProcess
+
+Fault = Callable[["_Handler", int], bool]  # (request, its number among the chat requests) -> whether it was answered
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """Passes requests on to the server behind, but for those that a fault takes."""
+
+    protocol_version = "HTTP/1.1"
+    server: FaultyProxy  # type: ignore[assignment]
+
+    def do_GET(self) -> None:
+        self._pass_on("GET", None)
+
+    def do_POST(self) -> None:
+        self.body = self.rfile.read(int(self.headers["Content-Length"]))
+        with self.server.lock:
+            number = len(self.server.chats)
+            self.server.chats.append((time.monotonic(), json.loads(self.body), dict(self.headers)))
+        if not self.server.fault(self, number):
+            self._pass_on("POST", self.body)
+
+    def _pass_on(self, method: str, body: bytes | None) -> None:
+        headers = {name: self.headers[name] for name in ("Authorization", "Content-Type") if name in self.headers}
+        url = self.server.behind + self.path
+        answer = httpx.request(method, url, content=body, headers=headers, timeout=60, trust_env=False)
+        self.answer(answer.status_code, answer.content, {"Content-Type": answer.headers["content-type"]})
+
+    def answer(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> bool:
+        with contextlib.suppress(OSError):  # the client may be gone
+            self.send_response(status)
+            for name, value in (headers or {}).items():
+                self.send_header(name, value)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+        return True
+
+    def hang_up(self, *, after: bytes = b"") -> bool:
+        with contextlib.suppress(OSError):
+            self.wfile.write(after)
+            self.wfile.flush()
+        self.close_connection = True
+        self.connection.close()
+        return True
+
+    def log_message(self, *_: Any) -> None: ...
+
+
+class FaultyProxy(ThreadingHTTPServer):
+    """A load balancer in a bad mood."""
+
+    daemon_threads = True
+
+    def __init__(self, behind: str) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.behind = behind
+        self.fault: Fault = lambda request, number: False
+        self.chats: list[tuple[float, Any, dict[str, str]]] = []
+        self.lock = threading.Lock()
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+@pytest.fixture(scope="module")
+def behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """A real server process with a scripted model."""
+    server = ServerProcess(["--slots", "4"], tmp_path_factory.mktemp("server"), "tests.server.fake_server")
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def proxy(behind: ServerProcess, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
+    monkeypatch.setattr(remote, "FIRST_DELAY", 0.01)
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    server = FaultyProxy(behind.url)
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+TEXT = "Grüße, 世界."
+
+
+def document(tmp_path: Path, pages: int = 3) -> Path:
+    path = tmp_path / "a.pdf"
+    path.write_bytes(scanned_pdf([page_of(number) for number in range(pages)]))
+    return path
+
+
+def read(ocr: Program, proxy: FaultyProxy, path: Path, *more: str) -> int:
+    return ocr("read", path, "--server", proxy.url, "--format", "txt", *more)
+
+
+def test_pages_go_to_the_server_and_no_model_is_loaded(ocr: Program, proxy: FaultyProxy, tmp_path: Path) -> None:
+    assert read(ocr, proxy, document(tmp_path), "--model", "tiny-ocr", "--top-k", "none", "--seed", "5") == 0
+    assert ocr.out == f"{TEXT}\n\f{TEXT}\n\f{TEXT}\n"
+    assert ocr.readers == []
+    body = proxy.chats[0][1]
+    assert body["model"] == "tiny-ocr"
+    assert (body["max_completion_tokens"], body["top_k"], body["seed"]) == (8192, 0, 5)
+    assert body["messages"][0]["content"][0]["image_url"]["url"].startswith("data:image/png;base64,")
+    assert len(body["messages"][0]["content"]) == 1  # no prompt: the server takes its model's own task
+
+
+def test_the_first_model_is_the_servers_own(ocr: Program, proxy: FaultyProxy, tmp_path: Path) -> None:
+    assert read(ocr, proxy, document(tmp_path, 1)) == 0
+    assert proxy.chats[0][1]["model"] == "deepseek-ocr"
+    assert ocr("read", document(tmp_path, 1), "--server", proxy.url + "/v1/", "--format", "txt") == 0
+
+
+def test_task_and_prompt_are_passed_on(ocr: Program, proxy: FaultyProxy, tmp_path: Path) -> None:
+    assert read(ocr, proxy, document(tmp_path, 1), "--task", "locate", "--prompt", "the total") == 0
+    body = proxy.chats[-1][1]
+    assert body["task"] == "locate"
+    assert body["messages"][0]["content"][1] == {"type": "text", "text": "the total"}
+
+
+def test_tokens_boxes_and_timings_come_back(ocr: Program, proxy: FaultyProxy, tmp_path: Path) -> None:
+    assert ocr("read", document(tmp_path, 1), "--server", proxy.url, "--format", "json") == 0
+    page = json.loads(ocr.out)["pages"][0]
+    assert page["usage"] == {"prompt_tokens": 15, "completion_tokens": 4}
+    assert page["finish_detail"] == "eos"
+    assert page["timings"]["decode"] >= 0
+    events = (
+        b'data: {"choices": [{"delta": {"content": "x"}}]}\n\n'
+        b'data: {"choices": [], "ocr": {"finish_detail": "loop", "boxes": '
+        b'[{"label": "a", "text": "b", "box": [1, 2, 3, 4]}]}}'
+        b"\n\ndata: [DONE]\n\n"
+    )
+    proxy.fault = lambda request, number: request.answer(200, events)
+    assert ocr("read", document(tmp_path, 1), "--server", proxy.url, "--format", "json") == 0
+    page = json.loads(ocr.out)["pages"][0]
+    assert page["boxes"] == [{"label": "a", "text": "b", "box": [1, 2, 3, 4]}]
+    assert page["finish_detail"] == "loop"
+
+
+def stream(*pieces: str) -> bytes:
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n"
+    chunks = [{"choices": [{"delta": {"content": piece}}]} for piece in pieces]
+    return head + b"".join(f"data: {json.dumps(chunk)}\n\n".encode() for chunk in chunks)
+
+
+ERROR_EVENT = 'data: {"error": {"message": "the model failed", "type": "server_error"}}\n\ndata: [DONE]\n\n'
+CANCELLED = 'data: {"choices": [], "ocr": {"finish_detail": "cancelled"}}\n\ndata: [DONE]\n\n'
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        lambda request: request.answer(503, b'{"error": {"message": "queue full"}}'),
+        lambda request: request.answer(502, b"<html>Bad Gateway</html>"),
+        lambda request: request.answer(429, b""),
+        lambda request: request.answer(500, b"{}"),
+        lambda request: request.hang_up(),
+        lambda request: request.hang_up(after=b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\ndata: "),
+        lambda request: request.hang_up(after=b"nonsense\r\n\r\n"),
+        lambda request: request.hang_up(after=stream("half of", " a page")),
+        lambda request: request.hang_up(after=stream("half of") + ERROR_EVENT.encode()),
+        lambda request: request.hang_up(after=stream("half of") + CANCELLED.encode()),
+        lambda request: request.hang_up(after=stream() + b"data: {broken\n\n"),
+    ],
+    ids=[
+        "503", "502", "429", "500", "lost", "cut off", "no HTTP", "stream broken off", "failed in the stream",
+        "server stopped", "no JSON",
+    ],
+)  # fmt: skip
+def test_what_may_pass_is_tried_again(
+    ocr: Program, proxy: FaultyProxy, tmp_path: Path, fault: Callable[[_Handler], bool]
+) -> None:
+    proxy.fault = lambda request, number: number % 2 == 0 and fault(request)
+    assert read(ocr, proxy, document(tmp_path), "--jobs", "2") == 0, ocr.err
+    assert ocr.out == f"{TEXT}\n\f{TEXT}\n\f{TEXT}\n"
+    assert len(proxy.chats) > 3
+
+
+def test_retry_after_is_honoured(ocr: Program, proxy: FaultyProxy, tmp_path: Path) -> None:
+    proxy.fault = lambda request, number: number == 0 and request.answer(503, b"{}", {"Retry-After": "2"})
+    assert read(ocr, proxy, document(tmp_path, 1)) == 0
+    assert proxy.chats[1][0] - proxy.chats[0][0] >= 2
+
+
+@pytest.mark.parametrize(
+    ("text", "low", "high"), [(None, 0, 0), ("3.5", 3.5, 3.5), ("-1", 0, 0), ("soon", 0, 0), ("date", 28, 31)]
+)
+def test_retry_after_is_seconds_or_a_date(text: str | None, low: float, high: float) -> None:
+    if text == "date":
+        text = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(time.time() + 30))
+    assert low <= remote._seconds(text) <= high
+
+
+def test_a_page_that_the_server_refuses_is_recorded_without_more_tries(
+    ocr: Program, proxy: FaultyProxy, tmp_path: Path
+) -> None:
+    proxy.fault = lambda request, number: number == 1 and request.answer(413, b'{"error": {"message": "too large"}}')
+    assert read(ocr, proxy, document(tmp_path), "--jobs", "1") == 1
+    assert ocr.out == f"{TEXT}\n\f\f{TEXT}\n"
+    assert "the server refuses the page: too large" in ocr.err
+    assert len(proxy.chats) == 3
+
+
+def test_a_page_that_never_succeeds_is_given_up_and_retried_later(
+    ocr: Program, proxy: FaultyProxy, tmp_path: Path
+) -> None:
+    path = document(tmp_path)
+    proxy.fault = lambda request, number: number in (1, 2, 3) and request.answer(503, b"{}")
+    assert read(ocr, proxy, path, "--jobs", "1", "--retries", "2", "-o", "out") == 1
+    assert "given up after 3 tries: 503" in ocr.err
+    assert len(proxy.chats) == 5
+    assert read(ocr, proxy, path, "-o", "out", "--retry-failed") == 0
+    assert len(proxy.chats) == 6
+    assert (tmp_path / "out/a.txt").read_text() == f"{TEXT}\n\f{TEXT}\n\f{TEXT}\n"
+
+
+def test_a_server_that_is_gone_ends_the_run_and_resume_goes_on(
+    ocr: Program, proxy: FaultyProxy, tmp_path: Path
+) -> None:
+    path = document(tmp_path, 20)
+    proxy.fault = lambda request, number: number >= 5 and request.hang_up()
+    assert read(ocr, proxy, path, "--jobs", "1", "--retries", "1", "-o", "out") == 1
+    assert "does not answer any more" in ocr.err
+    assert "go on with --resume" in ocr.err
+    assert len(proxy.chats) == 5 + 2 * remote.GIVE_UP_AFTER
+    proxy.fault = lambda request, number: False
+    proxy.chats.clear()
+    assert read(ocr, proxy, path, "-o", "out", "--resume", "--retry-failed") == 0
+    assert len(proxy.chats) == 15
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (401, "refuses the API key: no; set OCR_ONNX_API_KEY"),
+        (404, "no; is the address right"),
+        (302, "is the address"),
+    ],
+)
+def test_what_will_not_pass_ends_the_run_at_once(
+    ocr: Program, proxy: FaultyProxy, tmp_path: Path, status: int, words: str
+) -> None:
+    proxy.fault = lambda request, number: request.answer(status, b'{"error": {"message": "no"}}')
+    assert read(ocr, proxy, document(tmp_path), "--jobs", "1") == 1
+    assert words in ocr.err
+    assert len(proxy.chats) == 1
+
+
+def test_an_address_where_nobody_answers_is_told_soon(ocr: Program, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(remote, "FIRST_DELAY", 0.01)
+    assert ocr("read", document(tmp_path), "--server", "http://127.0.0.1:9") == 1
+    assert "http://127.0.0.1:9: given up after 3 tries: ConnectionRefusedError" in ocr.err
+
+
+def test_an_api_key_comes_from_flag_or_environment(
+    ocr: Program, proxy: FaultyProxy, tmp_path: Path, monkeypatch: Any
+) -> None:
+    path = document(tmp_path, 1)
+    assert read(ocr, proxy, path, "--api-key", "k1") == 0
+    monkeypatch.setenv("OCR_ONNX_API_KEY", "k2,k3")
+    assert read(ocr, proxy, path) == 0
+    assert [headers.get("Authorization") for _, _, headers in proxy.chats] == ["Bearer k1", "Bearer k2"]
+
+
+def test_a_proxy_of_the_environment_is_used(ocr: Program, proxy: FaultyProxy, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("http_proxy", proxy.url)
+    behind, proxy.behind = proxy.behind, ""  # a forward proxy gets the whole address
+    monkeypatch.setenv("no_proxy", "")
+    assert ocr("read", document(tmp_path, 1), "--server", behind, "--format", "txt") == 0
+    assert ocr.out == f"{TEXT}\n"
+    assert len(proxy.chats) == 1
+
+
+def test_ctrl_c_does_not_wait_for_a_silent_server(proxy: FaultyProxy, tmp_path: Path) -> None:
+    silence = threading.Event()
+    proxy.fault = lambda request, number: number >= 1 and (silence.wait(60), request.hang_up())[1]
+    path = document(tmp_path, 4)
+    arguments = ["read", path, "-o", tmp_path / "out", "--server", proxy.url, "--jobs", "1", "--format", "txt"]
+    process = subprocess.Popen(command(*arguments), cwd=ROOT, env=environment(tmp_path), stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 60
+    while len(proxy.chats) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    silence.set()
+    assert process.returncode == 130, errors.decode()
+    assert b"3 pages not read" in errors
+    assert len(list((tmp_path / "out").glob(".ocr-parts/*/1.json"))) == 1
