@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 from runtime.requests import Finished
@@ -18,10 +19,10 @@ def is_truncated(finished: Finished) -> bool:
     return finished.detail in ("max_tokens", "context", "deadline", "cancelled")
 
 
-def extension(finished: Finished, request_id: str, budget_field: str) -> dict[str, Any]:
+def extension(finished: Finished, request_id: str, budget_field: str, report: Mapping[str, Any]) -> dict[str, Any]:
     """The ``ocr`` field of an answer: why it ended, where the time went, what to change if it was cut short.
 
-    ``budget_field`` is the name of the token budget in this API.
+    budget_field : the name of the token budget in this API. report : boxes and pages, where they were asked for.
     """
     timings = finished.timings
     rate = decode_rate(finished)
@@ -36,8 +37,9 @@ def extension(finished: Finished, request_id: str, budget_field: str) -> dict[st
             "first_token": timings.first_token,
         },
         "tokens_per_second": rate,
+        **report,
     }
-    if (warning := _warning(finished, budget_field)) is not None:
+    if (warning := _warnings(finished, budget_field, report)) is not None:
         fields["warning"] = warning
         log.warning("request %s: %s", request_id, warning)
     return fields
@@ -49,10 +51,28 @@ def engine_error(finished: Finished) -> ApiError:
     return ApiError(500, "the model failed on this request; the server's log has the details", code="engine_error")
 
 
-def _warning(finished: Finished, budget_field: str) -> str | None:
-    match finished.detail:
+def _warnings(finished: Finished, budget_field: str, report: Mapping[str, Any]) -> str | None:
+    """For a document, what there is to say about each of its pages."""
+    pages = [page for page in report.get("pages", ()) if "start" in page]
+    if not pages:
+        return _warning(finished.detail, finished.usage.completion_tokens, budget_field)
+    numbers: dict[str, list[int]] = {}
+    for page in pages:
+        if "error" in page:
+            warning: str | None = page["error"]
+        else:
+            warning = _warning(page["finish_detail"], page["completion_tokens"], budget_field)
+        if warning is not None:
+            numbers.setdefault(warning, []).append(page["page"])
+    lines = [f"page {', '.join(map(str, which))}: {warning}" for warning, which in numbers.items()]
+    if unread := report.get("pages_not_read"):
+        lines.append(f"page {', '.join(map(str, unread))}: {_warning(finished.detail, 0, budget_field)}")
+    return "; ".join(lines) or None
+
+
+def _warning(detail: str, tokens: int, budget_field: str) -> str | None:
+    match detail:
         case "max_tokens":
-            tokens = finished.usage.completion_tokens
             return f"the answer was cut off after {tokens} tokens; raise {budget_field} (or --max-new-tokens)"
         case "context":
             return "the answer was cut off at the model's length limit; send fewer or smaller images"

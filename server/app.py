@@ -12,6 +12,7 @@ from models.config import Config
 from . import errors
 from .auth import ApiKeys
 from .chat import ChatCompletions
+from .documents import DocumentReader
 from .fetch import Fetcher
 from .generate import Generator
 from .health import Health, MetricsResource, Ready
@@ -56,8 +57,13 @@ def build(
         max_bytes=options.max_image_mb << 20,
         max_pixels=options.max_image_megapixels * 1_000_000,
     )
+    documents = DocumentReader(
+        max_bytes=options.max_image_mb << 20,
+        max_pixels=options.max_image_megapixels * 1_000_000,
+        max_pages=options.max_pages,
+    )
     metrics = Metrics()
-    generator = Generator(config, options, source, pool, images)
+    generator = Generator(config, options, source, pool, images, documents)
     metrics.watch("ocr_queue_depth", "Requests waiting for a model or inside its queue",
                   lambda: pool.waiting + pool.queue_depth())  # fmt: skip
     metrics.watch("ocr_active_requests", "Requests being encoded, prefilled or decoded", pool.active)

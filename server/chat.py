@@ -30,13 +30,13 @@ class ChatCompletions(GenerationEndpoint):
             raise BadRequest(f"n is {body.n}; this server gives one answer to a request", param="n")
         return from_chat(body.messages)
 
-    def answer(self, body: Any, record: RequestRecord, text: str, finished: Finished) -> dict[str, Any]:
+    def answer(self, body: Any, job: Job, text: str, finished: Finished) -> dict[str, Any]:
         message = {"role": "assistant", "content": text, "refusal": None}
         return {
-            **_head(record, body.model, "chat.completion"),
+            **_head(job.record, body.model, "chat.completion"),
             "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": _reason(finished)}],
             "usage": _usage(finished),
-            "ocr": extension(finished, record.id, _BUDGET),
+            "ocr": extension(finished, job.record.id, _BUDGET, job.report()),
         }
 
     def chunks(self, body: Any, job: Job) -> Iterator[bytes]:
@@ -57,7 +57,7 @@ class ChatCompletions(GenerationEndpoint):
             elif event.detail == "error":
                 raise engine_error(event)
             else:
-                yield chunk({}, _reason(event), ocr=extension(event, job.record.id, _BUDGET))
+                yield chunk({}, _reason(event), ocr=extension(event, job.record.id, _BUDGET, job.report()))
                 if with_usage:
                     yield sse.event({**head, "choices": [], "usage": _usage(event)})
         yield sse.DONE

@@ -7,20 +7,15 @@ import ipaddress
 import logging
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from models import precedence
-from models.catalog import DTYPES
-from models.config import DEVICES, Config, load_config
-from models.config_template import SERVER_KEYS, ServerKey
+from models.config import Config, load_config
 from models.errors import InvalidInput, ModelError
-from models.precedence import Setting
-from models.settings import InferenceSettings
 from runtime.errors import RuntimeUnavailable
 
-from . import auth, logs, memory
+from . import auth, flags, logs, memory
 from .app import Application, build
 from .loading import ModelSource
 from .options import ServerOptions, server_options
@@ -50,41 +45,36 @@ def build_parser() -> argparse.ArgumentParser:
         prog="ocr-onnx-serve", description=DESCRIPTION, epilog=EXAMPLES, argument_default=argparse.SUPPRESS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    model = parser.add_argument_group("model")
-    model.add_argument("--model", metavar="ID", help="model to load first (default: deepseek-ocr)")
-    model.add_argument("--config", type=Path, metavar="PATH", help="config.toml (default: the platform's place)")
-    model.add_argument("--model-config", type=Path, metavar="PATH", help="config.json instead of the model's own")
-    model.add_argument("--tokenizer", type=Path, metavar="PATH", help="tokenizer.json instead of the model's own")
-    model.add_argument(
-        "--weights", type=Path, metavar="PATH", help="safetensors file or folder, instead of the model's"
-    )
-    model.add_argument("--device", choices=DEVICES, help="where to compute; metal is coreml (default: cpu)")
-    model.add_argument("--dtype", choices=DTYPES, help="type of the weights (default: the device's, f32 on the CPU)")
-    inference = parser.add_argument_group("defaults of requests")
-    for setting in precedence.SETTINGS:
-        if setting.flag:
-            _add_setting(inference, setting)
-    server = parser.add_argument_group("server")
-    for key in SERVER_KEYS:
-        _add_key(server, key)
-    server.add_argument("--api-key-file", type=Path, metavar="PATH", help="file with one API key a line")
+    add_arguments(parser)
     return parser
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """All flags, for this program and for ``ocr-onnx serve``."""
+    flags.add_model_flags(parser.add_argument_group("model"))
+    flags.add_setting_flags(parser.add_argument_group("defaults of requests"))
+    server = parser.add_argument_group("server")
+    flags.add_server_flags(server)
+    server.add_argument("--api-key-file", type=Path, metavar="PATH", help="file with one API key a line")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve until a signal. Returns 0, or 1 after an error that was explained on standard error."""
-    memory.limit_arenas()
     parser = build_parser()
-    flags = vars(parser.parse_args(argv))
+    return serve(vars(parser.parse_args(argv)), parser.error)
+
+
+def serve(given: dict[str, Any], usage_error: Callable[[str], NoReturn]) -> int:
+    """See ``main``. ``given``: the parsed flags."""
+    memory.limit_arenas()
     try:
-        inference = {s.name: flags[s.name] for s in precedence.SETTINGS if s.name in flags}
-        InferenceSettings().override(inference)
+        inference = flags.given_settings(given)
     except InvalidInput as error:
-        parser.error(str(error))
-    logs.configure(flags.get("log_format", "text"))
+        usage_error(str(error))
+    logs.configure(given.get("log_format", "text"))
     try:
-        config = load_config(flags.get("config"))
-        options = _options(config, flags, inference)
+        config = load_config(given.get("config"))
+        options = _options(config, given, inference)
         logs.configure(options.log_format)
         application = _application(config, options)
     except (ModelError, RuntimeUnavailable) as error:
@@ -99,17 +89,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _options(config: Config, flags: dict[str, Any], inference: dict[str, Any]) -> ServerOptions:
-    keys = [*(flags.get("api_keys") or []), *auth.extra_keys(flags.get("api_key_file"))]
+def _options(config: Config, given: dict[str, Any], inference: dict[str, Any]) -> ServerOptions:
+    keys = [*(given.get("api_keys") or []), *auth.extra_keys(given.get("api_key_file"))]
     return server_options(
         config.server,
-        {**flags, "api_keys": keys},
-        model=flags.get("model", config.active),
-        device=flags.get("device", config.device or "cpu"),
-        dtype=flags.get("dtype"),
-        model_config=flags.get("model_config"),
-        tokenizer=flags.get("tokenizer"),
-        weights=flags.get("weights"),
+        {**given, "api_keys": keys},
+        model=given.get("model", config.active),
+        device=given.get("device", config.device or "cpu"),
+        dtype=given.get("dtype"),
+        model_config=given.get("model_config"),
+        tokenizer=given.get("tokenizer"),
+        weights=given.get("weights"),
         inference_flags=inference,
     )
 
@@ -158,58 +148,3 @@ def _is_loopback(host: str) -> bool:
 def _explain(error: Exception | str) -> int:
     print(f"error: {error}", file=sys.stderr)
     return 1
-
-
-def _add_setting(group: argparse._ArgumentGroup, setting: Setting) -> None:
-    builtin = getattr(InferenceSettings(), setting.name)
-    shown = setting.default_text if builtin is None else str(builtin).lower()
-    text = f"{setting.help} (default: {shown})"
-    if setting.kind == "boolean":
-        group.add_argument(
-            setting.flag or "", dest=setting.name, type=_boolean, nargs="?", const=True, metavar="true|false", help=text
-        )
-        return
-    convert = _integer_or_none(setting) if setting.kind == "integer" else float
-    metavar = "N" if setting.kind == "integer" else "X"
-    group.add_argument(setting.flag or "", dest=setting.name, type=convert, metavar=metavar, help=text)
-
-
-def _add_key(group: argparse._ArgumentGroup, key: ServerKey) -> None:
-    if isinstance(key.default, list):
-        flag = "--" + key.name.removesuffix("s").replace("_", "-")
-        group.add_argument(flag, dest=key.name, action="append", metavar="TEXT", help=f"{key.help}; may be repeated")
-        return
-
-    def convert(text: str) -> Any:
-        try:
-            value = type(key.default)(text)
-        except ValueError:
-            value = None
-        if not key.accepts(value):
-            raise argparse.ArgumentTypeError(f"expected {key.expected}, found {text!r}")
-        return value
-
-    flag = "--" + key.name.replace("_", "-")
-    group.add_argument(flag, type=convert, metavar=key.name.upper(), help=f"{key.help} (default: {key.default})")
-
-
-def _boolean(text: str) -> bool:
-    match text.lower():
-        case "true" | "1" | "yes" | "on":
-            return True
-        case "false" | "0" | "no" | "off":
-            return False
-    raise argparse.ArgumentTypeError(f"expected true or false, found {text!r}")
-
-
-def _integer_or_none(setting: Setting) -> Any:
-    def convert(text: str) -> int | None:
-        if text.lower() == "none" and setting.default_text is not None:
-            return None
-        try:
-            value = int(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"expected an integer, found {text!r}") from None
-        return None if value in setting.off else value
-
-    return convert

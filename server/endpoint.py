@@ -45,7 +45,7 @@ class GenerationEndpoint:
         """
         raise NotImplementedError
 
-    def answer(self, body: Any, record: RequestRecord, text: str, finished: Finished) -> dict[str, Any]:
+    def answer(self, body: Any, job: Job, text: str, finished: Finished) -> dict[str, Any]:
         """The JSON document of a whole answer."""
         raise NotImplementedError
 
@@ -73,14 +73,16 @@ class GenerationEndpoint:
                 body = schema.parse(self._read(req), self.request_model)
             record.stream = bool(body.stream)
             is_gone = req.env.get("waitress.client_disconnected", lambda: False)
-            job = self._generator.start(self.prompt(body), body.model, schema.settings_of(body), record, is_gone)
+            job = self._generator.start(
+                self.prompt(body), body.model, schema.settings_of(body), schema.reading_of(body), record, is_gone
+            )
         except BaseException:
             self._generator.leave()
             raise
         if not record.stream:
             try:
                 text, finished = job.collect()
-                resp.media = self.answer(body, record, text, finished)
+                resp.media = self.answer(body, job, text, finished)
             finally:
                 job.close()
             return

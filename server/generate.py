@@ -11,21 +11,30 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+from PIL import Image
+
 from models import precedence
+from models.catalog import ModelEntry
 from models.config import Config
+from models.errors import InvalidInput
+from models.family import task_prompt
+from models.registry import default_task, tasks_of
 from models.settings import InferenceSettings
+from runtime.documents import Document
 from runtime.errors import EngineClosed
-from runtime.requests import Finished, Generation, Request, TextDelta, Timings, Usage
+from runtime.requests import Finished, Generation, Request, TextDelta, TextModel, Timings, Usage
 
 from .answers import engine_error
-from .errors import ClientGone, Unavailable
-from .images import ImageReader
+from .documents import DocumentGeneration, DocumentReader, Page, describe_boxes
+from .errors import BadRequest, ClientGone, Unavailable
+from .images import ImageReader, upright_size
 from .loading import ModelKey, ModelSource
 from .logs import RequestRecord
 from .memory import give_memory_back
 from .messages import NO_IMAGE, Prompt
 from .options import ServerOptions
 from .pool import Lease, ModelPool
+from .schema import Reading
 
 POLL_SECONDS = 0.1  # how often a silent generation is asked whether its client is still there
 PING_SECONDS = 5.0  # silence after which a stream gets a comment
@@ -42,10 +51,23 @@ class Job:
         record: RequestRecord,
         is_gone: Callable[[], bool],
         on_close: Callable[[Job], None],
+        report: Callable[[str], dict[str, Any]] = lambda text: {},
     ) -> None:
+        """``report``: what the answer's ``ocr`` field says beside the usual, from the whole text."""
         self.record = record
         self._generation, self._is_gone, self._on_close = generation, is_gone, on_close
+        self._report = report
+        self._pieces: list[str] = []
         self._closed = False
+
+    @property
+    def text(self) -> str:
+        """The answer so far."""
+        return "".join(self._pieces)
+
+    def report(self) -> dict[str, Any]:
+        """Boxes and pages, where the request asked for them. Call it after the last event."""
+        return self._report(self.text)
 
     def events(self) -> Iterator[TextDelta | Finished | None]:
         """The events up to and including ``Finished``; None where a stream should send a ping.
@@ -64,6 +86,8 @@ class Job:
                 last = time.monotonic()
                 if isinstance(event, Finished):
                     self.record.result = event
+                else:
+                    self._pieces.append(event.text)
                 yield event
                 if isinstance(event, Finished):
                     return
@@ -81,14 +105,11 @@ class Job:
         ApiError
             when the engine failed.
         """
-        pieces: list[str] = []
         for event in self.events():
-            if isinstance(event, TextDelta):
-                pieces.append(event.text)
-            elif isinstance(event, Finished):
+            if isinstance(event, Finished):
                 if event.detail == "error":
                     raise engine_error(event)
-                return "".join(pieces), event
+                return self.text, event
         raise AssertionError("a generation ended without its last event")
 
     def cancel(self) -> None:
@@ -116,9 +137,11 @@ class Generator:
         source: ModelSource,
         pool: ModelPool[ModelKey],
         images: ImageReader,
+        documents: DocumentReader,
     ) -> None:
         self._config, self._options = config, options
-        self._source, self._pool, self._images = source, pool, images
+        self._source, self._pool = source, pool
+        self._images, self._documents = images, documents
         self._changed = threading.Condition()  # guards all below
         self._jobs: set[Job] = set()
         self._present = 0  # requests between start and close, waiting ones included
@@ -159,6 +182,7 @@ class Generator:
         prompt: Prompt,
         model_id: str,
         body: Mapping[str, Any],
+        reading: Reading,
         record: RequestRecord,
         is_gone: Callable[[], bool],
     ) -> Job:
@@ -172,25 +196,27 @@ class Generator:
         entry = self._source.entry(model_id)
         record.model = model_id
         settings = precedence.resolve(self._config.inference, entry.defaults, self._options.inference_flags, body)
-        if not prompt.image_urls:
+        _check_task(reading, entry)
+        if not prompt.images:
             return Job(_Notice(NO_IMAGE), record, is_gone, lambda job: self.leave())
-        text = prompt.finish()
-        images = self._images.read(prompt.image_urls)
-        record.image_sizes = [image.size for image in images]
-        key = self._source.key(entry)
+        text = _prompt_text(prompt, reading, entry)
+        content = self._open(prompt, reading, record)
         try:
-            lease = self._pool.acquire(key, lambda: is_gone() or self._expired, timeout=settings.deadline_s)
-        except ClientGone:
-            if self._expired:
-                raise _shutting_down() from None
+            lease = self._acquire(self._source.key(entry), settings, is_gone)
+            try:
+                settings = _without_waited(settings, time.monotonic() - started)
+                generation = content.begin(lease.model, text, settings)
+            except BaseException as error:
+                lease.release(broken=isinstance(error, EngineClosed))
+                raise
+        except BaseException:
+            content.close()
             raise
-        try:
-            request = Request(text, images, _without_waited(settings, time.monotonic() - started))
-            generation = lease.model.submit(request)
-        except BaseException as error:
-            lease.release(broken=isinstance(error, EngineClosed))
-            raise
-        job = Job(generation, record, is_gone, lambda job: self._end(job, lease))
+        job = Job(
+            generation, record, is_gone,
+            on_close=lambda job: self._end(job, lease, content),
+            report=lambda text: content.report(lease.model, text),
+        )  # fmt: skip
         with self._changed:
             self._jobs.add(job)
             self._untidy = True
@@ -198,6 +224,35 @@ class Generator:
         if expired:
             job.cancel()
         return job
+
+    def _open(self, prompt: Prompt, reading: Reading, record: RequestRecord) -> _Pictures | _Pages:
+        """Fetch and decode the images, or open the document, before a model is waited for."""
+        if not prompt.files:
+            if reading.pages is not None:
+                raise BadRequest("pages are chosen from a document, and there is none", param="ocr.pages")
+            if reading.boxes and prompt.images > 1:
+                raise BadRequest(
+                    f"boxes need one image, and there are {prompt.images}; send one at a time", param="ocr.boxes"
+                )
+            images = self._images.read(prompt.image_urls)
+            record.image_sizes = [image.size for image in images]
+            return _Pictures(images, reading)
+        if prompt.images > 1:
+            raise BadRequest(
+                f"a document is read alone; the message has {len(prompt.files)} files and {len(prompt.image_urls)} "
+                "images", param="messages",
+            )  # fmt: skip
+        document, indices = self._documents.open(prompt.files[0], reading.pages)
+        record.pages = len(indices)
+        return _Pages(document, indices, reading, record)
+
+    def _acquire(self, key: ModelKey, settings: InferenceSettings, is_gone: Callable[[], bool]) -> Lease[ModelKey]:
+        try:
+            return self._pool.acquire(key, lambda: is_gone() or self._expired, timeout=settings.deadline_s)
+        except ClientGone:
+            if self._expired:
+                raise _shutting_down() from None
+            raise
 
     def drain(self, timeout: float) -> bool:
         """Refuse new requests, wait for those in the house, end the rest early; True when none had to be."""
@@ -238,11 +293,61 @@ class Generator:
         else:
             self._untidy = True  # the last of those who are here now asks again
 
-    def _end(self, job: Job, lease: Lease[ModelKey]) -> None:
+    def _end(self, job: Job, lease: Lease[ModelKey], content: _Pictures | _Pages) -> None:
+        content.close()
         lease.release()
         with self._changed:
             self._jobs.discard(job)
         self.leave()
+
+
+class _Pictures:
+    """The images of a request, which are read together."""
+
+    def __init__(self, images: list[Image.Image], reading: Reading) -> None:
+        self._images, self._reading = images, reading
+        self._size = upright_size(images[0])
+
+    def begin(self, model: TextModel, prompt: str, settings: InferenceSettings) -> Generation:
+        images, self._images = self._images, []  # the engine lets go of them as soon as they are encoded
+        return model.submit(Request(prompt, images, settings, self._reading.raw))
+
+    def report(self, model: TextModel, text: str) -> dict[str, Any]:
+        if not self._reading.boxes:
+            return {}
+        width, height = self._size
+        return {
+            "pages": [{"page": 1, "width": width, "height": height}],
+            "boxes": describe_boxes(model, text, self._size, 1),
+        }
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class _Pages:
+    """The document of a request, which is read page by page."""
+
+    def __init__(self, document: Document, indices: list[int], reading: Reading, record: RequestRecord) -> None:
+        self._document, self._indices, self._reading, self._record = document, indices, reading, record
+        self._generation: DocumentGeneration | None = None
+
+    def begin(self, model: TextModel, prompt: str, settings: InferenceSettings) -> Generation:
+        self._generation = DocumentGeneration(
+            model, self._document, self._indices, prompt, settings, self._reading.raw, self._count
+        )
+        return self._generation
+
+    def report(self, model: TextModel, text: str) -> dict[str, Any]:
+        assert self._generation is not None
+        return self._generation.report(self._reading.boxes)
+
+    def close(self) -> None:
+        self._document.close()
+
+    def _count(self, page: Page) -> None:
+        ended = page.finished.detail if page.finished is not None else "error"
+        self._record.metrics.pages.labels(self._record.model, "error" if page.error else ended).inc()
 
 
 class _Notice:
@@ -259,6 +364,27 @@ class _Notice:
 
     def cancel(self) -> None:
         """Nothing runs."""
+
+
+def _check_task(reading: Reading, entry: ModelEntry) -> None:
+    tasks = tasks_of(entry.family)
+    if reading.task is not None and reading.task not in tasks:
+        raise BadRequest(
+            f"task {reading.task[:60]!r} is unknown to model {entry.id}; its tasks are {', '.join(tasks)}",
+            param="task",
+            code="unknown_task",
+        )
+
+
+def _prompt_text(prompt: Prompt, reading: Reading, entry: ModelEntry) -> str:
+    """The prompt of the task, or the client's own; images alone are read as the model's default task."""
+    if reading.task is None and prompt.words:
+        return prompt.finish()
+    task = reading.task or default_task(entry)
+    try:
+        return task_prompt(tasks_of(entry.family), task, prompt.words, prompt.images)
+    except InvalidInput as error:
+        raise BadRequest(str(error), param="task") from error
 
 
 def _outcome(finished: Finished) -> str:

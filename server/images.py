@@ -20,6 +20,9 @@ log = logging.getLogger(__name__)
 
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF")
 
+_EXIF_ORIENTATION = 0x0112
+_LYING = (5, 6, 7, 8)  # orientations that exchange the sides
+
 _DATA_URL = re.compile(r"data:(?P<mime>[\w.+-]+/[\w.+-]+)?(?P<params>(?:;[\w.+=-]+)*),", re.IGNORECASE)
 
 
@@ -50,7 +53,7 @@ class ImageReader:
     def _bytes(self, url: str, deadline: float) -> bytes:
         url = url.strip()
         if url[:5].lower() == "data:":
-            return self._data_url(url)
+            return decode_data_url(url, self.max_bytes)
         if "://" in url[:32] and url[:7].lower() != "file://":
             return self.fetcher.fetch(url, deadline)
         raise BadRequest(
@@ -59,27 +62,6 @@ class ImageReader:
             param="image_url",
             code="invalid_image_url",
         )
-
-    def _data_url(self, url: str) -> bytes:
-        head = _DATA_URL.match(url[:256])
-        if head is None or ";base64" not in head["params"].lower():
-            raise BadRequest(
-                "the image's data: URL must look like data:image/png;base64,...",
-                param="image_url",
-                code="invalid_image_url",
-            )
-        if (len(url) - head.end()) * 3 // 4 > self.max_bytes + 3:
-            raise TooLarge(
-                f"an image is larger than {self.max_bytes >> 20} MiB", param="image_url", code="image_too_large"
-            )
-        # Some clients break lines, leave the padding out or use the URL alphabet.
-        text = re.sub(r"\s+", "", url[head.end() :]).translate(str.maketrans("-_", "+/")).rstrip("=")
-        try:
-            return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
-        except (binascii.Error, ValueError):
-            raise BadRequest(
-                "the image's data: URL holds no valid base64", param="image_url", code="invalid_base64"
-            ) from None
 
     def _decode(self, data: bytes, number: int) -> Image.Image:
         try:
@@ -103,6 +85,39 @@ class ImageReader:
                 code="invalid_image",
             ) from error
         return image
+
+
+def decode_data_url(url: str, max_bytes: int, what: str = "image", param: str = "image_url") -> bytes:
+    """The content of a data: URL with base64.
+
+    Raises
+    ------
+    BadRequest
+        when it is none.
+    TooLarge
+        when the content has more than ``max_bytes``.
+    """
+    head = _DATA_URL.match(url[:256])
+    if head is None or ";base64" not in head["params"].lower():
+        example = "image/png" if what == "image" else "application/pdf"
+        raise BadRequest(
+            f"the {what}'s data: URL must look like data:{example};base64,...", param=param, code=f"invalid_{param}"
+        )
+    if (len(url) - head.end()) * 3 // 4 > max_bytes + 3:
+        article = "an" if what == "image" else "a"
+        raise TooLarge(f"{article} {what} is larger than {max_bytes >> 20} MiB", param=param, code=f"{what}_too_large")
+    # Some clients break lines, leave the padding out or use the URL alphabet.
+    text = re.sub(r"\s+", "", url[head.end() :]).translate(str.maketrans("-_", "+/")).rstrip("=")
+    try:
+        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+    except (binascii.Error, ValueError):
+        raise BadRequest(f"the {what}'s data: URL holds no valid base64", param=param, code="invalid_base64") from None
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height as the model sees the image: turned as its EXIF data says."""
+    width, height = image.size
+    return (height, width) if image.getexif().get(_EXIF_ORIENTATION, 1) in _LYING else (width, height)
 
 
 def _reason(error: Exception) -> str:

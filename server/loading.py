@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import models
-from models.catalog import CATALOG, SUPPORTED_FAMILIES, ModelEntry, default_dtype, require_supported
+from models.catalog import CATALOG, SUPPORTED_FAMILIES, ModelEntry, require_supported
 from models.config import Config
 from models.errors import ManifestError
 from models.paths import export_dir
@@ -81,7 +81,7 @@ class ModelSource:
         ConfigError
             when a file that replaces one of the model's is not there.
         """
-        dtype = entry.dtype or self._config.dtype or default_dtype(self._device)
+        dtype = self._config.dtype_of(entry, self._device)
         return ModelKey(export_dir(entry, dtype), dtype, entry)
 
     def model_ids(self) -> list[str]:
@@ -131,7 +131,7 @@ class ModelSource:
 
     def _export(self, key: ModelKey) -> None:
         by_hand = f"python -m export {key.entry.id} --dtype {key.dtype}"
-        missing = [name for name in ("export", *_EXPORT_MODULES) if importlib.util.find_spec(name) is None]
+        missing = missing_for_export()
         if missing:
             raise ModelUnavailable(
                 f"model {key} has not been exported yet, and exporting needs {', '.join(missing)}: "
@@ -183,6 +183,11 @@ class ModelSource:
                 "model %s was exported from %s; its entry says %s. To export it anew: python -m export %s --force",
                 key, made_from, wanted, key.entry.id,
             )  # fmt: skip
+
+
+def missing_for_export() -> list[str]:
+    """Packages that the exporter needs and this installation does not have."""
+    return [name for name in ("export", *_EXPORT_MODULES) if importlib.util.find_spec(name) is None]
 
 
 def _environment() -> dict[str, str]:

@@ -62,6 +62,7 @@ class RequestRecord:
     model: str = ""  # the client's word for it, once it is known to be a model
     stream: bool = False
     image_sizes: list[tuple[int, int]] = field(default_factory=list)  # width, height
+    pages: int | None = None  # of a document, those that were asked for
     started: float = field(default_factory=time.monotonic)
     created: int = field(default_factory=lambda: int(time.time()))  # seconds since 1970, for the answer
     event_numbers: Iterator[int] = field(default_factory=count)  # of the events that are streamed
@@ -86,6 +87,7 @@ class RequestRecord:
             "stream": self.stream,
             "outcome": outcome,
             "images": ",".join(f"{width}x{height}" for width, height in self.image_sizes) or None,
+            "pages": self.pages,
             "seconds": round(time.monotonic() - self.started, 3),
         }
         if self.result is not None:

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from models.errors import InvalidInput
 from models.family import IMAGE_SLOT
 
-from .schema import ContentPart, ImagePart, ImageUrl, Message, ResponseItem, TextPart
+from .schema import ContentPart, FilePart, ImagePart, ImageUrl, Message, ResponseItem, TextPart
 
 NO_IMAGE = (
     "This server reads images and there is none in the request. Send a user message whose content is a list with an "
-    'image part, {"type": "image_url", "image_url": {"url": "data:image/png;base64,..."}}, followed by a text part '
-    'with the task, for example {"type": "text", "text": "Free OCR."}.'
+    'image part, {"type": "image_url", "image_url": {"url": "data:image/png;base64,..."}}; name a task beside the '
+    'messages, or add a text part with a prompt of your own, for example {"type": "text", "text": "Free OCR."}.'
 )
 
 _SYSTEM_ROLES = frozenset({"system", "developer"})
@@ -25,6 +25,17 @@ class Prompt:
 
     texts: list[tuple[str, bool]] = field(default_factory=list)  # a piece, and whether it stands for an image part
     image_urls: list[str] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)  # data: URLs of documents
+
+    @property
+    def images(self) -> int:
+        """Images and documents, each of which takes one slot."""
+        return len(self.image_urls) + len(self.files)
+
+    @property
+    def words(self) -> str:
+        """The client's own text, without the places of the images; empty when there are images only."""
+        return "\n".join(text for text, is_image in self.texts if not is_image).strip()
 
     def finish(self) -> str:
         """The prompt's text: pieces joined by newlines, one slot for each image.
@@ -35,9 +46,9 @@ class Prompt:
             when the client wrote slots itself and they do not match the images in number.
         """
         explicit = sum(text.count(IMAGE_SLOT) for text, is_image in self.texts if not is_image)
-        if explicit and explicit != len(self.image_urls):
+        if explicit and explicit != self.images:
             raise InvalidInput(
-                f"the text has {explicit} {IMAGE_SLOT} slots for {len(self.image_urls)} images; write one slot for "
+                f"the text has {explicit} {IMAGE_SLOT} slots for {self.images} images; write one slot for "
                 "each image, or none to have each image where its part stands"
             )
         return "\n".join(text for text, is_image in self.texts if not (explicit and is_image))
@@ -91,10 +102,16 @@ def _add(prompt: Prompt, parts: Iterable[ContentPart]) -> None:
             url = part.image_url.url if isinstance(part.image_url, ImageUrl) else part.image_url
             prompt.image_urls.append(url)
             prompt.texts.append((IMAGE_SLOT, True))
-        elif part.type in ("text", "input_text", "image_url", "input_image"):
+        elif isinstance(part, FilePart) and (data := part.data) is not None:
+            prompt.files.append(data)
+            prompt.texts.append((IMAGE_SLOT, True))
+        elif part.type in ("text", "input_text", "image_url", "input_image", "file", "input_file"):
             raise InvalidInput(
                 f"a content part of type {part.type} is incomplete: text parts need 'text', image parts 'image_url' "
-                'with the URL as a string or as {"url": ...}'
+                "with the URL as a string or as {\"url\": ...}, files 'file_data' with a data: URL (file_id and "
+                "file_url are not supported)"
             )
         else:
-            raise InvalidInput(f"content parts of type {part.type[:60]!r} are not supported; send text and image_url")
+            raise InvalidInput(
+                f"content parts of type {part.type[:60]!r} are not supported; send text, image_url and file"
+            )

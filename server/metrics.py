@@ -24,6 +24,9 @@ class Metrics:
         self.requests = Counter(
             "ocr_requests", "Generation requests by outcome", ["model", "outcome"], registry=self.registry
         )
+        self.pages = Counter(
+            "ocr_pages", "Pages of documents by how they ended", ["model", "finish"], registry=self.registry
+        )
         self.tokens = Counter("ocr_tokens", "Tokens fed and generated", ["model", "kind"], registry=self.registry)
         self.first_token = Histogram(
             "ocr_time_to_first_token_seconds", "From submission to the first token", ["model"],

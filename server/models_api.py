@@ -8,6 +8,7 @@ from typing import Any
 import falcon
 
 from models.errors import ConfigError
+from models.registry import default_task, tasks_of
 
 from .loading import ModelKey, ModelSource
 from .pool import ModelPool
@@ -31,6 +32,8 @@ class _ModelResource:
             "owned_by": "ocr-onnx",
             "family": entry.family,
             "loaded": loaded,
+            "tasks": list(tasks_of(entry.family)),
+            "default_task": default_task(entry),
         }
 
 

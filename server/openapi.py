@@ -15,7 +15,7 @@ _ERRORS = {
     "400": "the request cannot be carried out as it stands",
     "401": "a valid API key is needed",
     "404": "no such model",
-    "413": "the body or an image is too large",
+    "413": "the body, an image or a document is too large, or has too many pages",
     "415": "the body is not JSON",
     "503": "busy, loading or shutting down; Retry-After says when to try again",
 }
@@ -27,7 +27,7 @@ def document() -> dict[str, Any]:
     _, definitions = models_json_schema(
         [(body, "validation") for body in bodies], ref_template="#/components/schemas/{model}"
     )
-    schemas = {**definitions["$defs"], "Error": _ERROR, "Answer": {"type": "object"}}
+    schemas = {**definitions["$defs"], "Error": _ERROR, "Answer": _ANSWER, "Ocr": _OCR}
     return {
         "openapi": "3.1.0",
         "info": {
@@ -81,6 +81,65 @@ _ERROR = {
                 "code": {"type": ["string", "null"]},
             },
         }
+    },
+}
+
+
+_ANSWER = {
+    "type": "object",
+    "description": "OpenAI's object, and what its API has no field for",
+    "properties": {"ocr": {"$ref": "#/components/schemas/Ocr"}},
+}
+
+_INTEGER = {"type": "integer"}
+_PAGE = {
+    "type": "object",
+    "required": ["page", "width", "height"],
+    "properties": {
+        "page": {"type": "integer", "description": "number, from 1"},
+        "width": {"type": "integer", "description": "pixels of the page as it was read; 0 when it could not be drawn"},
+        "height": _INTEGER,
+        "start": {"type": "integer", "description": "where the page's text begins in the answer, in characters"},
+        "end": _INTEGER,
+        "finish_detail": {"type": "string"},
+        "completion_tokens": _INTEGER,
+        "error": {"type": "string", "description": "why the page could not be read"},
+    },
+}
+_BOX = {
+    "type": "object",
+    "required": ["label", "text", "box", "page"],
+    "properties": {
+        "label": {"type": "string", "description": "title, text, table, image ..., or the words that were looked for"},
+        "text": {"type": "string", "description": "what the answer says of it"},
+        "box": {
+            "type": "array",
+            "description": "x0, y0, x1, y1 in pixels of the page",
+            "items": _INTEGER,
+            "minItems": 4,
+            "maxItems": 4,
+        },
+        "page": _INTEGER,
+    },
+}
+_OCR = {
+    "type": "object",
+    "description": "why the answer ended, where the time went; on a stream's last event",
+    "properties": {
+        "finish_detail": {
+            "type": "string",
+            "enum": ["eos", "stop_string", "max_tokens", "context", "loop", "deadline", "cancelled"],
+        },
+        "timings": {
+            "type": "object",
+            "description": "seconds by stage; of a document, the sum over its pages",
+            "additionalProperties": {"type": "number"},
+        },
+        "tokens_per_second": {"type": ["number", "null"], "description": "of decoding, one page's row"},
+        "warning": {"type": "string", "description": "what was cut off, and the setting to raise"},
+        "pages": {"type": "array", "description": "of a document or of an image with boxes", "items": _PAGE},
+        "pages_not_read": {"type": "array", "description": "numbers; the deadline had passed", "items": _INTEGER},
+        "boxes": {"type": "array", "description": "when the request has ocr.boxes", "items": _BOX},
     },
 }
 

@@ -26,6 +26,7 @@ class ServerOptions:
     max_images: int = 10
     max_image_mb: int = 20
     max_image_megapixels: int = 50
+    max_pages: int = 200
     remote_images: Literal["off", "public", "any"] = "public"
     remote_timeout: float = 20.0
     api_keys: tuple[str, ...] = ()

@@ -30,8 +30,8 @@ class Responses(GenerationEndpoint):
             raise BadRequest("background responses are not supported; use stream", param="background")
         return from_responses(body.input, body.instructions)
 
-    def answer(self, body: Any, record: RequestRecord, text: str, finished: Finished) -> dict[str, Any]:
-        return _finished(_response(body, record), record, text, finished)
+    def answer(self, body: Any, job: Job, text: str, finished: Finished) -> dict[str, Any]:
+        return _finished(_response(body, job.record), job, text, finished)
 
     def chunks(self, body: Any, job: Job) -> Iterator[bytes]:
         def event(name: str, **fields: Any) -> bytes:
@@ -44,18 +44,16 @@ class Responses(GenerationEndpoint):
         yield event("response.in_progress", response=response)
         yield event("response.output_item.added", output_index=0, item=item)
         yield event("response.content_part.added", **place, part=_part(""))
-        pieces: list[str] = []
         for step in job.events():
             if step is None:
                 yield sse.PING
             elif isinstance(step, TextDelta):
-                pieces.append(step.text)
                 yield event("response.output_text.delta", **place, delta=step.text, logprobs=[])
             elif step.detail == "error":
                 raise engine_error(step)
             else:
-                text = "".join(pieces)
-                final = _finished(response, job.record, text, step)
+                text = job.text
+                final = _finished(response, job, text, step)
                 yield event("response.output_text.done", **place, text=text, logprobs=[])
                 yield event("response.content_part.done", **place, part=_part(text))
                 yield event("response.output_item.done", output_index=0, item=final["output"][0])
@@ -101,7 +99,7 @@ def _response(body: Any, record: RequestRecord) -> dict[str, Any]:
     }
 
 
-def _finished(response: dict[str, Any], record: RequestRecord, text: str, finished: Finished) -> dict[str, Any]:
+def _finished(response: dict[str, Any], job: Job, text: str, finished: Finished) -> dict[str, Any]:
     """The response object with its text, status and counts."""
     status = "incomplete" if is_truncated(finished) else "completed"
     reasons = {"max_tokens": "max_output_tokens", "context": "max_output_tokens"}
@@ -111,7 +109,7 @@ def _finished(response: dict[str, Any], record: RequestRecord, text: str, finish
         "incomplete_details": None
         if status == "completed"
         else {"reason": reasons.get(finished.detail, finished.detail)},
-        "output": [_item(record.id, status, [_part(text)])],
+        "output": [_item(job.record.id, status, [_part(text)])],
         "usage": {
             "input_tokens": usage.prompt_tokens,
             "input_tokens_details": {"cached_tokens": 0, "image_tokens": usage.image_tokens},
@@ -119,7 +117,7 @@ def _finished(response: dict[str, Any], record: RequestRecord, text: str, finish
             "output_tokens_details": {"reasoning_tokens": 0},
             "total_tokens": usage.prompt_tokens + usage.completion_tokens,
         },
-        "ocr": extension(finished, record.id, _BUDGET),
+        "ocr": extension(finished, job.record.id, _BUDGET, job.report()),
     }
 
 

@@ -6,6 +6,7 @@ accepted and ignored.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, create_model
@@ -56,13 +57,35 @@ class ImagePart(_Lenient):
     image_url: ImageUrl | str
 
 
+_FILE_DATA = "data: URL with base64: a PDF, or an image (of a TIFF every frame is a page)"
+
+
+class FileData(_Lenient):
+    """A file in a chat message."""
+
+    file_data: str | None = Field(default=None, description=_FILE_DATA)
+
+
+class FilePart(_Lenient):
+    """A document, which is read page by page; ``file`` in chat messages, the other two in Responses input."""
+
+    type: Literal["file", "input_file"]
+    file: FileData | None = None
+    file_data: str | None = Field(default=None, description=_FILE_DATA)
+
+    @property
+    def data(self) -> str | None:
+        """The data: URL, wherever it stands."""
+        return self.file_data if self.file is None else self.file.file_data
+
+
 class OtherPart(_Lenient):
     """Any other content; accepted in the conversation's history only."""
 
     type: str
 
 
-ContentPart = TextPart | ImagePart | OtherPart
+ContentPart = TextPart | ImagePart | FilePart | OtherPart
 
 
 class Message(_Lenient):
@@ -78,6 +101,36 @@ class StreamOptions(_Lenient):
     include_usage: bool | None = Field(default=None, description="send the token counts in a last chunk")
 
 
+_TASK = Field(
+    default=None,
+    max_length=100,
+    description="what to do with the image instead of a prompt; /v1/models lists the tasks",
+)
+
+
+class OcrOptions(BaseModel):
+    """What OpenAI's API has no field for."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    task: str | None = _TASK
+    raw: bool | None = Field(default=None, description="the text as the model writes it: tables as OTSL ...")
+    boxes: bool | None = Field(default=None, description="add ocr.boxes to the answer: what stands where on the page")
+    pages: str | None = Field(
+        default=None, max_length=1000, description="pages of the document to read, such as 1-5,9 or 12-; default: all"
+    )
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a request wants its images read: ``task`` and ``ocr`` of its body."""
+
+    task: str | None = None
+    raw: bool = False
+    boxes: bool = False
+    pages: str | None = None
+
+
 class ResponseItem(_Lenient):
     """One item of a Responses request's input."""
 
@@ -89,6 +142,8 @@ class ResponseItem(_Lenient):
 class _Base(_Lenient):
     model: str = Field(description="id of a model; see /v1/models")
     stream: bool | None = Field(default=None, description="send server-sent events")
+    task: str | None = _TASK
+    ocr: OcrOptions | None = None
 
 
 class _ChatBase(_Base):
@@ -117,6 +172,20 @@ def settings_of(body: _Base) -> dict[str, Any]:
         for two spellings of one setting that disagree.
     """
     return precedence.from_body({name: getattr(body, name) for name in _setting_fields()})
+
+
+def reading_of(body: _Base) -> Reading:
+    """What the body says of tasks, boxes and pages.
+
+    Raises
+    ------
+    BadRequest
+        for two tasks that disagree.
+    """
+    options = body.ocr or OcrOptions()
+    if body.task is not None and options.task is not None and body.task != options.task:
+        raise BadRequest("task and ocr.task disagree; send one of them", param="task")
+    return Reading(body.task or options.task, bool(options.raw), bool(options.boxes), options.pages)
 
 
 def parse(raw: bytes, model: type[_Base]) -> Any:

@@ -116,6 +116,7 @@ class ServerProcess:
     """A server process on a free port; its log is kept in ``lines``."""
 
     def __init__(self, arguments: list[str], home: Path, module: str = "server", **environment: str) -> None:
+        self.home = home
         env = {name: value for name, value in os.environ.items() if not name.startswith(("OCR_ONNX", "XDG_"))}
         env |= {"XDG_CACHE_HOME": str(home / "cache"), "XDG_CONFIG_HOME": str(home / "config"), **environment}
         command = [sys.executable, "-m", module, "--port", "0", *arguments]

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable
 
 from models.errors import InvalidInput
+from models.grounding import Box, parse_boxes
 from runtime.errors import EngineClosed, QueueFull
 from runtime.requests import FinishDetail, Finished, FinishReason, Request, TextDelta, Timings, Usage
 
@@ -113,6 +114,9 @@ class ScriptedModel:
             self._running.remove(generation)
             self._changed.notify_all()
 
+    def boxes(self, text: str, width: int, height: int) -> list[Box]:
+        return parse_boxes(text, width, height)
+
     def drain(self, timeout: float | None = None) -> bool:
         with self._changed:
             return self._changed.wait_for(lambda: not self._waiting and not self._running, timeout)
@@ -122,6 +126,10 @@ class ScriptedModel:
             self.closed = True
             for generation in [*self._waiting, *self._running]:
                 generation.cancel()
+
+    @property
+    def slots(self) -> int:
+        return self._slots
 
     @property
     def queue_depth(self) -> int:

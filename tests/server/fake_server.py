@@ -48,8 +48,8 @@ def open_model(folder: Path, *, max_queue: int, slots: int | None, **_: Any) -> 
 if __name__ == "__main__":
     runtime.model.Model.open = open_model  # type: ignore[assignment, method-assign]
     server.generate.PING_SECONDS = 0.5
-    for model_id in ("deepseek-ocr", "tiny-ocr"):
-        folder = cache_dir() / "models" / model_id / "onnx" / "f32"
+    for model_id, dtype in (("deepseek-ocr", "q8"), ("tiny-ocr", "f32")):  # the defaults on a CPU
+        folder = cache_dir() / "models" / model_id / "onnx" / dtype
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "manifest.json").write_text("{}")
     sys.exit(main())

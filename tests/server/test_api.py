@@ -144,7 +144,7 @@ def test_a_request_without_an_image_gets_a_readable_answer(service: Service, str
 def test_models_are_listed_and_found(service: Service) -> None:
     listed = service.client.simulate_get("/v1/models").json
     ids = [model["id"] for model in listed["data"]]
-    assert ids == ["deepseek-ocr", "tiny-ocr"]
+    assert ids == ["deepseek-ocr", "paddleocr-vl", "tiny-ocr"]
     assert service.client.simulate_get("/v1/models/tiny-ocr").json["id"] == "tiny-ocr"
     assert service.client.simulate_get("/v1/models/deepseek-ocr-q8").json["id"] == "deepseek-ocr-q8"
     assert service.client.simulate_get("/v1/models/nope").status_code == 404
@@ -332,7 +332,7 @@ def test_images_arrive_decoded_and_in_order(service: Service) -> None:
     service.post({"model": "tiny-ocr", "messages": [{"role": "user", "content": parts}]})
     request = service.source.models["tiny-ocr"].requests[0]
     assert [image.size for image in request.images] == [(7, 5), (3, 9)]
-    assert request.prompt == "<image>\n<image>"
+    assert request.prompt == "<image>\n<image>\nFree OCR."  # of images alone, what this model was trained on
 
 
 def test_the_log_has_one_line_for_each_request_and_no_text_of_the_user(

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from models.catalog import CATALOG
 from models.config import load_config
 from models.config_template import SERVER_KEYS
 from models.errors import ConfigError
@@ -183,12 +182,12 @@ def test_the_dtype_comes_from_flag_entry_file_device_in_this_order(tmp_path: Pat
         ({"dtype": "q4"}, "deepseek-ocr", "q4"),
         ({}, "deepseek-ocr", "bf16"),
         ({"dtype": "f32"}, "deepseek-ocr-q8", "q8"),
-        ({}, "tiny-ocr", CATALOG["tiny-ocr"].dtype),
+        ({}, "tiny-ocr", "f16"),
     ):
         models = source(tmp_path, text, **options)
         assert models.key(models.entry(model_id)).dtype == expected
     models = source(tmp_path, "[models.entries.mine]\nsource = 'x/y'\n")
-    assert models.key(models.entry("mine")).dtype == "f32"
+    assert models.key(models.entry("mine")).dtype == "q8"
     assert models.key(models.entry("deepseek-ocr-q8")).dtype == "q8"
 
 
@@ -205,6 +204,6 @@ def test_without_the_export_extra_the_commands_are_named(tmp_path: Path, monkeyp
 
 def test_a_file_without_a_supported_model_still_lists_the_catalogue(tmp_path: Path) -> None:
     models = source(tmp_path, "[models.entries.other]\nkind = 'glm_ocr'\n")
-    assert models.model_ids() == ["deepseek-ocr", "tiny-ocr"]
+    assert models.model_ids() == ["deepseek-ocr", "paddleocr-vl", "tiny-ocr"]
     with pytest.raises(ConfigError, match="does not support"):
         models.entry("other")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import socket
 from typing import Any
 
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from models.precedence import SETTINGS
 from server.fetch import Fetcher
+from tests.pdfs import text_pdf
 from tests.server.conftest import MakeService, Service, chat, data_url
 
 # Together the examples of this module make more than 2,000 requests.
@@ -89,17 +91,25 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "strings": st.text(max_size=3) | st.lists(st.text(max_size=3), max_size=3),
     "integers": st.lists(st.integers(), max_size=3),
 }
+PDF = "data:application/pdf;base64," + base64.b64encode(text_pdf(["one", "two"], size=(60, 40))).decode()
 URLS = st.sampled_from(
     [
         data_url(), data_url(form="JPEG"), "data:image/png;base64,AAAA", "data:,x", "http://127.0.0.1/", "https://a.example/",
         "http://[::1", "file:///etc/passwd", "", "x", "data:image/png;base64," + "A" * 1001, "http://\udcff",
     ]
 ) | st.text(max_size=20)  # fmt: skip
+FILES = (
+    st.sampled_from([PDF, PDF[:-1000], data_url(), "data:application/pdf;base64,JVBERi0xLjc", "data:;base64,", "x.pdf"])
+    | URLS
+    | JSON
+)
 PARTS = st.one_of(
     st.builds(lambda kind, text: {"type": kind, "text": text}, st.sampled_from(["text", "input_text"]),
               st.text(max_size=10) | st.sampled_from(["<image>", "Free OCR.", "<image><image>"])),
     st.builds(lambda kind, url: {"type": kind, "image_url": url}, st.sampled_from(["image_url", "input_image"]),
               URLS | URLS.map(lambda url: {"url": url}) | JSON),
+    st.builds(lambda data: {"type": "file", "file": {"file_data": data}}, FILES),
+    st.builds(lambda data: {"type": "input_file", "file_data": data}, FILES),
     JSON,
 )  # fmt: skip
 MESSAGES = st.lists(
@@ -129,6 +139,14 @@ GOOD_VALUES: dict[str, st.SearchStrategy[Any]] = {
 }
 
 
+DOCUMENTS = st.builds(
+    lambda data, text: [{"role": "user", "content": [{"type": "input_file", "file_data": data}, *text]}],
+    st.sampled_from([PDF, data_url()]),
+    st.sampled_from([[], [{"type": "text", "text": "Free OCR."}]]),
+)
+TASKS = st.sampled_from(["markdown", "ocr", "locate", "table"])
+
+
 def mostly(good: st.SearchStrategy[Any], odd: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     """The good one in four of five draws."""
     return st.integers(0, 4).flatmap(lambda number: odd if number == 0 else good)
@@ -144,17 +162,34 @@ SETTING_VALUES = st.lists(st.sampled_from(SPELLINGS), max_size=3).flatmap(
 MODELS = mostly(
     st.sampled_from(["deepseek-ocr", "tiny-ocr", "deepseek-ocr-q8"]), st.sampled_from(["dots-ocr", "../x", ""]) | JSON
 )
+OCR = st.fixed_dictionaries(
+    {},
+    optional={
+        "raw": mostly(st.booleans(), JSON),
+        "boxes": mostly(st.booleans(), JSON),
+        "pages": mostly(st.none(), st.sampled_from(["1", "2-", "1-9", "0", "-1", "1,,2", "9" * 999]) | JSON),
+        "task": mostly(st.none(), TASKS | JSON),
+    },
+)
 BODIES = st.builds(
     lambda base, values, more, drop: {key: value for key, value in {**base, **values, **more}.items() if key != drop},
     st.fixed_dictionaries(
         {
             "model": MODELS,
-            "messages": mostly(GOOD_MESSAGES, MESSAGES),
-            "input": mostly(GOOD_MESSAGES, MESSAGES | st.text(max_size=5)),
+            "messages": mostly(GOOD_MESSAGES | DOCUMENTS, MESSAGES),
+            "input": mostly(GOOD_MESSAGES | DOCUMENTS, MESSAGES | st.text(max_size=5)),
         }
     ),
     SETTING_VALUES,
-    st.fixed_dictionaries({}, optional={"stream": st.booleans(), "n": mostly(st.just(1), JSON)}),
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "stream": st.booleans(),
+            "n": mostly(st.just(1), JSON),
+            "task": mostly(st.none(), TASKS | JSON),
+            "ocr": mostly(OCR, JSON),
+        },
+    ),
     mostly(st.none(), st.sampled_from(["model", "messages", "input"])),
 )
 

@@ -62,6 +62,28 @@ def test_unknown_parts_are_accepted_in_history_only() -> None:
         prompt(("user", [odd]))
 
 
+def test_files_take_a_slot_in_either_form() -> None:
+    for part in ({"type": "file", "file": {"file_data": "data:,a"}}, {"type": "input_file", "file_data": "data:,a"}):
+        collapsed = from_chat([Message.model_validate({"role": "user", "content": [part, text("Free OCR.")]})])
+        assert (collapsed.finish(), collapsed.files, collapsed.images) == ("<image>\nFree OCR.", ["data:,a"], 1)
+
+
+def test_words_are_the_texts_without_the_images() -> None:
+    collapsed = from_chat([Message.model_validate({"role": "user", "content": [text(" \n"), IMAGE]})])
+    assert (collapsed.words, collapsed.images) == ("", 1)
+    messages = [("system", "Be exact."), ("user", [IMAGE, text("Read."), BARE])]
+    collapsed = from_chat([Message.model_validate({"role": role, "content": content}) for role, content in messages])
+    assert (collapsed.words, collapsed.images) == ("Be exact.\nRead.", 2)
+
+
+@pytest.mark.parametrize(
+    "part", [{"type": "file"}, {"type": "input_file", "file_id": "file-1"}, {"type": "file", "file": 3}]
+)
+def test_a_file_part_without_its_data_is_explained(part: dict[str, Any]) -> None:
+    with pytest.raises(InvalidInput, match="file_data"):
+        prompt(("user", [part]))
+
+
 def test_an_image_part_without_its_url_is_explained() -> None:
     with pytest.raises(InvalidInput, match="image_url is incomplete"):
         prompt(("user", [{"type": "image_url"}]))

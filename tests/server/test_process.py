@@ -20,6 +20,7 @@ import openai
 import psutil
 import pytest
 
+from tests.pdfs import text_pdf
 from tests.server.conftest import ServerProcess, StartServer, chat, data_url, image_part
 
 TEXT = "Grüße, 世界."
@@ -93,7 +94,7 @@ class Raw:
 
 
 def test_models_through_the_client(client: openai.OpenAI) -> None:
-    assert [model.id for model in client.models.list()] == ["deepseek-ocr", "tiny-ocr"]
+    assert [model.id for model in client.models.list()] == ["deepseek-ocr", "paddleocr-vl", "tiny-ocr"]
     assert client.models.retrieve("tiny-ocr").id == "tiny-ocr"
     with pytest.raises(openai.NotFoundError, match="known models"):
         client.models.retrieve("gpt-4")
@@ -137,7 +138,7 @@ def test_streamed_responses_through_the_client(client: openai.OpenAI) -> None:
 def test_everything_through_the_async_client(fake_server: ServerProcess) -> None:
     async def run() -> None:
         async with openai.AsyncOpenAI(base_url=f"{fake_server.url}/v1", api_key="none", max_retries=0) as client:
-            assert [model.id async for model in client.models.list()] == ["deepseek-ocr", "tiny-ocr"]
+            assert [model.id async for model in client.models.list()] == ["deepseek-ocr", "paddleocr-vl", "tiny-ocr"]
             answers = await asyncio.gather(*(client.chat.completions.create(**chat()) for _ in range(8)))
             assert {answer.choices[0].message.content for answer in answers} == {TEXT}
             pieces = [
@@ -158,6 +159,32 @@ def test_everything_through_the_async_client(fake_server: ServerProcess) -> None
             assert (kinds[0], kinds[-1]) == ("response.created", "response.completed")
 
     asyncio.run(run())
+
+
+def test_tasks_boxes_and_documents_through_the_client(client: openai.OpenAI) -> None:
+    data = "data:application/pdf;base64," + base64.b64encode(text_pdf(["one", "two", "three"])).decode()
+    answer = client.chat.completions.create(
+        model="deepseek-ocr",
+        messages=[
+            {"role": "user", "content": [{"type": "file", "file": {"file_data": data, "filename": "paper.pdf"}}]}
+        ],
+        extra_body={"task": "free", "ocr": {"pages": "2-", "boxes": True}},
+    )
+    assert answer.choices[0].message.content == f"{TEXT}\n\n{TEXT}"
+    assert answer.usage is not None
+    assert answer.usage.total_tokens == 38
+    assert [page["page"] for page in answer.model_extra["ocr"]["pages"]] == [2, 3]  # type: ignore[index]
+    assert answer.model_extra["ocr"]["boxes"] == []  # type: ignore[index]
+    response = client.responses.create(
+        model="deepseek-ocr",
+        input=[{"role": "user", "content": [{"type": "input_file", "file_data": data, "filename": "paper.pdf"}]}],
+        extra_body={"ocr": {"pages": "1"}},
+    )
+    assert response.output_text == TEXT
+    listed = client.models.retrieve("deepseek-ocr")
+    assert listed.model_extra["default_task"] == "markdown"  # type: ignore[index]
+    with pytest.raises(openai.BadRequestError, match="its tasks are"):
+        client.chat.completions.create(**chat(), extra_body={"task": "nope"})
 
 
 def test_errors_through_the_client(client: openai.OpenAI) -> None:
@@ -200,6 +227,19 @@ def test_a_client_that_hangs_up_frees_its_slot(fake_server: ServerProcess, strea
     raw.hang_up()
     until(lambda: metric(fake_server, "ocr_active_requests") == 0)
     until(lambda: metric(fake_server, "ocr_requests_present") == 0)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_hangs_up_ends_all_pages_of_its_document(fake_server: ServerProcess, stream: bool) -> None:
+    data = "data:application/pdf;base64," + base64.b64encode(text_pdf(["page"] * 30)).decode()
+    body = chat("endless", stream=stream)
+    body["messages"][0]["content"][0] = {"type": "file", "file": {"file_data": data}}
+    raw = Raw(fake_server, body)
+    until(lambda: metric(fake_server, "ocr_active_requests") == 4)
+    raw.hang_up()
+    until(lambda: metric(fake_server, "ocr_active_requests") == metric(fake_server, "ocr_queue_depth") == 0)
+    until(lambda: metric(fake_server, "ocr_requests_present") == 0)
+    assert httpx.post(f"{fake_server.url}/v1/chat/completions", json=chat()).status_code == 200
 
 
 def test_a_client_that_hangs_up_while_it_waits_leaves_the_queue(fake_server: ServerProcess) -> None:

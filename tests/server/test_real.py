@@ -5,6 +5,7 @@ Such a model writes nonsense; what counts here is everything around it.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
@@ -22,6 +23,7 @@ import psutil
 import pytest
 from PIL import Image
 
+from tests.pdfs import scanned_pdf
 from tests.server.conftest import ServerProcess, chat, data_url
 from tests.server.test_process import Raw, metric, settled_memory, until
 
@@ -102,6 +104,21 @@ def test_every_endpoint_answers_alike_plain_and_streamed(server: ServerProcess) 
     assert response.usage is not None
     assert response.usage.input_tokens == plain.usage.prompt_tokens
     assert (plain.choices[0].finish_reason == "length") == (response.status == "incomplete")
+
+
+def test_a_page_of_a_pdf_reads_as_its_picture_does(server: ServerProcess) -> None:
+    pictures = [Image.effect_noise((300, 200), sigma).convert("RGB") for sigma in (20, 50, 90)]
+    data = "data:application/pdf;base64," + base64.b64encode(scanned_pdf(pictures)).decode()
+    body = ask(no_repeat_ngram_size=0)
+    alone = []
+    for picture in pictures:
+        body["messages"][0]["content"][0] = {"type": "image_url", "image_url": data_url(picture)}
+        alone.append(post(server, body).json()["choices"][0]["message"]["content"])
+    body["messages"][0]["content"][0] = {"type": "file", "file": {"file_data": data}}
+    document = post(server, body).json()
+    text = document["choices"][0]["message"]["content"]
+    assert [text[page["start"] : page["end"]] for page in document["ocr"]["pages"]] == alone
+    assert text == "\n\n".join(one for one in alone if one)
 
 
 def test_settings_of_the_request_reach_the_model(server: ServerProcess) -> None:

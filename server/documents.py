@@ -1,0 +1,328 @@
+"""Documents of a request: opened within limits, then read page by page as one generation.
+
+Each page is a request of its own to the engine, so that pages share its batch; a page is drawn when its turn comes. The
+answers come out in page order.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from models.errors import InvalidInput
+from models.settings import InferenceSettings
+from runtime.documents import Document, open_document, parse_pages
+from runtime.errors import QueueFull
+from runtime.requests import (
+    FinishDetail,
+    Finished,
+    FinishReason,
+    Generation,
+    Request,
+    TextDelta,
+    TextModel,
+    Timings,
+    Usage,
+)
+
+from .errors import BadRequest, TooLarge
+from .images import decode_data_url
+
+log = logging.getLogger(__name__)
+
+PAGE_BREAK = "\n\n"  # between the answers of two pages
+RETRY_SECONDS = 0.5  # until a page that found the engine's queue full is tried again
+FIRST_TRIES = 8  # pages that are tried before a document counts as one that cannot be read
+
+# How a document ended when its pages ended in different ways: the first of these that occurs.
+_WORST_FIRST: tuple[FinishDetail, ...] = (
+    "cancelled", "deadline", "context", "max_tokens", "loop", "stop_string", "eos",
+)  # fmt: skip
+_REASONS: dict[FinishDetail, FinishReason] = {
+    "cancelled": "cancelled",
+    "deadline": "length",
+    "context": "length",
+    "max_tokens": "length",
+}
+
+
+@dataclass(frozen=True)
+class DocumentReader:
+    """Opens the document of one request."""
+
+    max_bytes: int = 20 << 20
+    max_pixels: int = 50_000_000  # of one page
+    max_pages: int = 200
+
+    def open(self, url: str, pages: str | None) -> tuple[Document, list[int]]:
+        """The document in a data: URL and its chosen pages, counted from 0.
+
+        Raises
+        ------
+        BadRequest, InvalidInput
+            for what is no document, is damaged or encrypted, and for pages that it does not have.
+        TooLarge
+            for too many bytes or pages.
+        """
+        url = url.strip()
+        if url[:5].lower() != "data:":
+            raise BadRequest(
+                "file_data must be a data: URL (data:application/pdf;base64,...); files and paths of the server are "
+                "not read",
+                param="file_data",
+                code="invalid_file_data",
+            )
+        content = decode_data_url(url, self.max_bytes, "file", "file_data")
+        try:
+            document = open_document(content, name="the file", max_pixels=self.max_pixels)
+        except InvalidInput as error:
+            raise BadRequest(str(error), param="file_data", code="invalid_file") from error
+        try:
+            return document, self._choose(pages, document.page_count)
+        except BaseException:
+            document.close()
+            raise
+
+    def _choose(self, pages: str | None, count: int) -> list[int]:
+        try:
+            chosen = list(range(count)) if pages is None else parse_pages(pages, count)
+        except InvalidInput as error:
+            raise BadRequest(str(error), param="ocr.pages", code="invalid_pages") from error
+        if len(chosen) > self.max_pages:
+            raise TooLarge(
+                f"{len(chosen)} pages in one request; the limit is {self.max_pages} (--max-pages); choose some with "
+                f'"ocr": {{"pages": "1-{self.max_pages}"}}',
+                param="ocr.pages",
+                code="too_many_pages",
+            )
+        return chosen
+
+
+@dataclass
+class Page:
+    """One page of a document, before, while and after it is read."""
+
+    number: int  # from 1
+    size: tuple[int, int] = (0, 0)  # width, height in pixels as the model saw it; 0 when it could not be drawn
+    generation: Generation | None = None
+    pieces: list[str] = field(default_factory=list)
+    finished: Finished | None = None
+    error: str | None = None  # what the client is told
+    start: int = 0  # of its text in the whole answer, characters
+    end: int = 0
+    sent: int = 0  # pieces that have been passed on
+
+    @property
+    def text(self) -> str:
+        return "".join(self.pieces)
+
+    @property
+    def done(self) -> bool:
+        return self.finished is not None or self.error is not None
+
+    def poll(self, timeout: float) -> None:
+        """Take what the page's generation has to say."""
+        while not self.done and self.generation is not None:
+            event = self.generation.next_event(timeout)
+            if event is None:
+                return
+            if isinstance(event, TextDelta):
+                self.pieces.append(event.text)
+                timeout = 0.0
+            else:
+                self.finished = event
+                self.generation = None
+                if event.detail == "error":
+                    log.error("the engine failed on a page: %s", event.error)
+                    self.error = "the model failed on this page"
+
+
+class DocumentGeneration:
+    """All chosen pages as one ``runtime.requests.Generation``. For one consumer thread; ``cancel`` may be another's.
+
+    on_page : called with each page when it is over.
+    """
+
+    def __init__(
+        self, model: TextModel, document: Document, indices: Sequence[int], prompt: str, settings: InferenceSettings,
+        raw: bool, on_page: Callable[[Page], None] = lambda page: None,
+    ) -> None:  # fmt: skip
+        """Begin with the first page that can be read.
+
+        Raises
+        ------
+        InvalidInput
+            when there is none among the first few: what is wrong with the first.
+        QueueFull, EngineClosed
+            see ``TextModel.submit``.
+        """
+        self._model, self._document = model, document
+        self._prompt, self._settings, self._raw, self._on_page = prompt, settings, raw, on_page
+        self._started = time.monotonic()
+        self._todo = deque(indices)
+        self.pages: list[Page] = []  # begun, in order
+        self._current = 0  # the page whose text is passed on
+        self._length = 0  # characters passed on
+        self._events: deque[TextDelta | Finished] = deque()
+        self._over = self._cancelled = self._late = False
+        self._not_before = 0.0  # when a full queue is tried again
+        first: InvalidInput | None = None
+        for _ in range(min(FIRST_TRIES, len(indices))):
+            try:
+                self._begin_page()
+                return
+            except InvalidInput as error:
+                first = first or error
+        raise first or InvalidInput("no page of the document was chosen")
+
+    def next_event(self, timeout: float | None = None) -> TextDelta | Finished | None:
+        """See ``Generation``."""
+        end = float("inf") if timeout is None else time.monotonic() + timeout
+        while not self._events and not self._over:
+            begun = self._fill()
+            for page in self.pages[self._current :]:
+                page.poll(0.0)
+            self._pass_on()
+            left = end - time.monotonic()
+            if self._events or self._over or left <= 0:
+                break
+            if not begun:
+                self._wait(min(left, 0.1))
+        return self._events.popleft() if self._events else None
+
+    def cancel(self) -> None:
+        """See ``Generation``."""
+        self._cancelled = True
+        for page in list(self.pages):
+            if (generation := page.generation) is not None:
+                generation.cancel()
+
+    def report(self, boxes: bool) -> dict[str, Any]:
+        """What the ``ocr`` field of the answer says about the pages."""
+        fields: dict[str, Any] = {"pages": [_describe(page) for page in self.pages]}
+        if self._todo:  # the time was up
+            fields["pages_not_read"] = [index + 1 for index in self._todo]
+        if boxes:
+            fields["boxes"] = [
+                described
+                for page in self.pages
+                for described in describe_boxes(self._model, page.text, page.size, page.number)
+            ]
+        return fields
+
+    def _fill(self) -> bool:
+        """Begin one more page when there is a place for it: as many as are decoded together, and one to follow."""
+        if self._settings.deadline_s is not None and time.monotonic() - self._started >= self._settings.deadline_s:
+            self._late = True
+        running = sum(not page.done for page in self.pages[self._current :])
+        if not self._todo or self._cancelled or self._late or running > self._model.slots:
+            return False
+        if time.monotonic() < self._not_before:
+            return False
+        try:
+            self._begin_page()
+        except QueueFull:
+            self._not_before = time.monotonic() + RETRY_SECONDS
+            return False
+        except InvalidInput:
+            pass  # the page says so itself
+        return True
+
+    def _begin_page(self) -> None:
+        """Draw the next page and hand it to the engine. A page that cannot be read is recorded, and raises."""
+        page = Page(self._todo[0] + 1)
+        settings = self._settings
+        if settings.deadline_s is not None:
+            left = settings.deadline_s - (time.monotonic() - self._started)
+            settings = replace(settings, deadline_s=max(0.0, left))
+        try:
+            image = self._document.page(self._todo[0])
+            page.size = image.size
+            page.generation = self._model.submit(Request(self._prompt, [image], settings, self._raw))
+        except InvalidInput as error:
+            page.error = str(error)
+            self._todo.popleft()
+            self.pages.append(page)
+            raise
+        self._todo.popleft()
+        self.pages.append(page)
+        if self._cancelled:  # meanwhile, by another thread that did not see this page
+            page.generation.cancel()
+
+    def _pass_on(self) -> None:
+        """Move the current page's text to the events; go on with the next one when it is over."""
+        while self._current < len(self.pages):
+            page = self.pages[self._current]
+            for piece in page.pieces[page.sent :]:
+                if page.sent == 0:
+                    piece = self._begin_text(page, piece)
+                page.sent += 1
+                self._length += len(piece)
+                self._events.append(TextDelta(piece))
+            if not page.done:
+                return
+            if not page.pieces:
+                page.start = self._length
+            page.end = self._length
+            self._on_page(page)
+            self._current += 1
+        if not self._todo or self._cancelled or self._late:
+            self._over = True
+            self._events.append(self._finished())
+
+    def _begin_text(self, page: Page, piece: str) -> str:
+        separator = PAGE_BREAK if self._length else ""
+        page.start = self._length + len(separator)
+        return separator + piece
+
+    def _wait(self, seconds: float) -> None:
+        if self._current < len(self.pages):
+            self.pages[self._current].poll(seconds)
+        else:  # nothing is running: the queue was full
+            time.sleep(seconds)
+
+    def _finished(self) -> Finished:
+        ends = [page.finished for page in self.pages if page.finished is not None]
+        details: set[FinishDetail] = {page.finished.detail for page in self.pages if page.finished and not page.error}
+        if self._todo:
+            details.add("cancelled" if self._cancelled else "deadline")
+        usage = Usage(
+            sum(end.usage.prompt_tokens for end in ends),
+            sum(end.usage.completion_tokens for end in ends),
+            sum(end.usage.image_tokens for end in ends),
+        )
+        timings = Timings(
+            queued=ends[0].timings.queued if ends else 0.0,
+            prepare=sum(end.timings.prepare for end in ends),
+            vision=sum(end.timings.vision for end in ends),
+            prefill=sum(end.timings.prefill for end in ends),
+            decode=sum(end.timings.decode for end in ends),
+            first_token=ends[0].timings.first_token if ends else 0.0,
+        )
+        if not details:
+            return Finished("cancelled", "error", usage, timings, "every page failed")
+        detail = next(one for one in _WORST_FIRST if one in details)
+        return Finished(_REASONS.get(detail, "stop"), detail, usage, timings)
+
+
+def describe_boxes(model: TextModel, text: str, size: tuple[int, int], page: int) -> list[dict[str, Any]]:
+    """The places that a page's text names, as the API says them."""
+    return [
+        {"label": box.label, "text": box.text, "box": list(box.box), "page": page} for box in model.boxes(text, *size)
+    ]
+
+
+def _describe(page: Page) -> dict[str, Any]:
+    described: dict[str, Any] = {
+        "page": page.number, "width": page.size[0], "height": page.size[1], "start": page.start, "end": page.end,
+    }  # fmt: skip
+    if page.finished is not None:
+        described["finish_detail"] = page.finished.detail
+        described["completion_tokens"] = page.finished.usage.completion_tokens
+    if page.error is not None:
+        described["error"] = page.error
+    return described

@@ -1,0 +1,118 @@
+"""Command-line flags from the tables of settings and server keys, for every program that has them.
+
+A flag that is not given leaves no trace in the namespace, so that config.toml can speak.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from models import precedence
+from models.catalog import DTYPES
+from models.config import DEVICES
+from models.config_template import SERVER_KEYS, ServerKey
+from models.precedence import Setting
+from models.settings import InferenceSettings
+
+
+def add_model_flags(group: argparse._ArgumentGroup) -> None:
+    """Which model, from which files, on which device."""
+    group.add_argument("--model", metavar="ID", help="model to load first (default: deepseek-ocr)")
+    group.add_argument("--config", type=Path, metavar="PATH", help="config.toml (default: the platform's place)")
+    group.add_argument("--model-config", type=Path, metavar="PATH", help="config.json instead of the model's own")
+    group.add_argument("--tokenizer", type=Path, metavar="PATH", help="tokenizer.json instead of the model's own")
+    group.add_argument(
+        "--weights", type=Path, metavar="PATH", help="safetensors file or folder, instead of the model's"
+    )
+    group.add_argument("--device", choices=DEVICES, help="where to compute; metal is coreml (default: cpu)")
+    group.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        help="type of the weights (default: f16 on cuda and coreml; on the CPU q8, or f32 for models under 100 M "
+        "parameters)",
+    )
+
+
+def add_setting_flags(group: argparse._ArgumentGroup, defaults: Mapping[str, Any] | None = None) -> None:
+    """One flag for each inference setting. ``defaults``: built-in values that a program has its own of, by name."""
+    for setting in precedence.SETTINGS:
+        if setting.flag:
+            _add_setting(group, setting, (defaults or {}).get(setting.name))
+
+
+def add_server_flags(group: argparse._ArgumentGroup, *names: str) -> None:
+    """One flag for each key of config.toml's [server], or for the named ones."""
+    for key in SERVER_KEYS:
+        if not names or key.name in names:
+            _add_key(group, key)
+
+
+def given_settings(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """The inference settings among parsed flags, checked.
+
+    Raises
+    ------
+    InvalidInput
+        for a value out of its range.
+    """
+    values = {setting.name: flags[setting.name] for setting in precedence.SETTINGS if setting.name in flags}
+    InferenceSettings().override(values)
+    return values
+
+
+def _add_setting(group: argparse._ArgumentGroup, setting: Setting, default: Any) -> None:
+    builtin = getattr(InferenceSettings(), setting.name) if default is None else default
+    shown = setting.default_text if builtin is None else str(builtin).lower()
+    text = f"{setting.help} (default: {shown})"
+    if setting.kind == "boolean":
+        group.add_argument(
+            setting.flag or "", dest=setting.name, type=_boolean, nargs="?", const=True, metavar="true|false", help=text
+        )
+        return
+    convert = _integer_or_none(setting) if setting.kind == "integer" else float
+    metavar = "N" if setting.kind == "integer" else "X"
+    group.add_argument(setting.flag or "", dest=setting.name, type=convert, metavar=metavar, help=text)
+
+
+def _add_key(group: argparse._ArgumentGroup, key: ServerKey) -> None:
+    if isinstance(key.default, list):
+        flag = "--" + key.name.removesuffix("s").replace("_", "-")
+        group.add_argument(flag, dest=key.name, action="append", metavar="TEXT", help=f"{key.help}; may be repeated")
+        return
+
+    def convert(text: str) -> Any:
+        try:
+            value = type(key.default)(text)
+        except ValueError:
+            value = None
+        if not key.accepts(value):
+            raise argparse.ArgumentTypeError(f"expected {key.expected}, found {text!r}")
+        return value
+
+    flag = "--" + key.name.replace("_", "-")
+    group.add_argument(flag, type=convert, metavar=key.name.upper(), help=f"{key.help} (default: {key.default})")
+
+
+def _boolean(text: str) -> bool:
+    match text.lower():
+        case "true" | "1" | "yes" | "on":
+            return True
+        case "false" | "0" | "no" | "off":
+            return False
+    raise argparse.ArgumentTypeError(f"expected true or false, found {text!r}")
+
+
+def _integer_or_none(setting: Setting) -> Any:
+    def convert(text: str) -> int | None:
+        if text.lower() == "none" and setting.default_text is not None:
+            return None
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"expected an integer, found {text!r}") from None
+        return None if value in setting.off else value
+
+    return convert
