@@ -11,8 +11,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-# ONNX Runtime 1.31 keeps a device id and a database of events in the user's cache folder, unless this is set before it is
-# imported.
+# ONNX Runtime 1.31 keeps a device id and a database of events in the user's cache folder, unless this is set before the
+# import.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
