@@ -18,10 +18,12 @@ from transformers import PaddleOCRVLConfig, PaddleOCRVLForConditionalGeneration
 from transformers.models.paddleocr_vl.image_processing_pil_paddleocr_vl import PaddleOCRVLImageProcessorPil
 
 
-def load_paddle(folder: Path, attention: str = "eager") -> PaddleOCRVLForConditionalGeneration:
-    """transformers' model with the checkpoint's weights in float32, in evaluation mode."""
+def load_paddle(
+    folder: Path, attention: str = "eager", dtype: torch.dtype = torch.float32
+) -> PaddleOCRVLForConditionalGeneration:
+    """transformers' model with the checkpoint's weights, in evaluation mode."""
     model, loading = PaddleOCRVLForConditionalGeneration.from_pretrained(
-        folder, config=PaddleOCRVLConfig.from_pretrained(folder), dtype=torch.float32, attn_implementation=attention,
+        folder, config=PaddleOCRVLConfig.from_pretrained(folder), dtype=dtype, attn_implementation=attention,
         output_loading_info=True,
     )  # fmt: skip
     if loading["missing_keys"] or loading["mismatched_keys"]:

@@ -3,14 +3,15 @@
     python -m tools.parity CHECKPOINT_DIR EXPORTED_FOLDER [EXPORTED_FOLDER ...] [--image page.png] [--steps 64]
 
 Both sides are fed the same tokens (the reference's greedy ones), so that one flipped near-tie does not spoil the rest.
-The reference runs first, in float32, and is freed before the exports are loaded: full size wants 16 GB of memory.
+The reference runs first, in float32, and is freed before the exports are loaded: DeepSeek-OCR at full size wants 16 GB
+of memory.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,15 +19,16 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from tokenizers import Tokenizer
 
-from models.deepseek_ocr.family import DeepseekOcr
-from models.deepseek_ocr.images import make_views, normalise
+from export.divergence import cosine, divergence
+from models.family import task_prompt
 from models.manifest import Manifest
+from models.registry import family_of
 from models.settings import InferenceSettings
 from runtime.decoder import Decoder
 from runtime.providers import find_device
 from runtime.vision import VisionTower
 
-PROMPT = "<image>\nFree OCR."
+PromptIds = Callable[[int], list[int]]  # number of image tokens -> token ids
 
 
 @dataclass(frozen=True)
@@ -54,45 +56,80 @@ class Parity:
 
 
 def run_reference(checkpoint: Path, folder: Path, image: Image.Image, steps: int) -> Reference:
-    """Load the checkpoint into transformers and decode greedily. ``folder``: any export of it, for the image rules."""
+    """Load the checkpoint into transformers and decode greedily what the family's default task asks for.
+
+    folder : any export of the checkpoint, for the prompt and, with DeepSeek-OCR, the image rules.
+    """
+    manifest = Manifest.load(folder)
+    family = family_of(manifest)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    prompt = task_prompt(family.tasks, family.default_task)
+
+    def prompt_ids(image_tokens: int) -> list[int]:
+        encode = lambda text: list(tokenizer.encode(text, add_special_tokens=False).ids)
+        return family.prompt_ids(prompt, [image_tokens], encode)
+
+    run = run_paddle if manifest.family == "paddleocr-vl" else run_deepseek
+    return run(checkpoint, manifest, image, steps, prompt_ids, tokenizer.get_vocab_size(with_added_tokens=True))
+
+
+def run_deepseek(
+    checkpoint: Path, manifest: Manifest, image: Image.Image, steps: int, prompt_ids: PromptIds, vocabulary: int
+) -> Reference:
+    """vocabulary : tokens that may be chosen; the logits of random weights have padding rows too."""
+    from models.deepseek_ocr.images import ImageRules, make_views, normalise
     from tools.reference import embed, greedy_logits, image_features, load_reference
 
-    manifest = Manifest.load(folder)
-    family = DeepseekOcr(manifest)
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    views = make_views(image, InferenceSettings(), family.rules)
-    tiles = None if views.tiles is None else normalise(views.tiles, family.rules)
+    rules = ImageRules.model_validate(manifest.image)
+    views = make_views(image, InferenceSettings(), rules)
+    tiles = None if views.tiles is None else normalise(views.tiles, rules)
     model = load_reference(checkpoint)
-    features = image_features(model, normalise(views.whole, family.rules), tiles, views.grid)
-    encode = lambda text: tokenizer.encode(text, add_special_tokens=False).ids
-    prompt_ids = family.prompt_ids(PROMPT, [len(features)], encode)
-    embeddings = embed(model, prompt_ids).copy()
-    embeddings[np.array(prompt_ids) == manifest.tokens.image] = features
-    logits, tokens = greedy_logits(model, embeddings, steps, tokenizer.get_vocab_size(with_added_tokens=True))
-    return Reference(features, logits, tokens, prompt_ids)
+    features = image_features(model, normalise(views.whole, rules), tiles, views.grid)
+    ids = prompt_ids(len(features))
+    embeddings = embed(model, ids).copy()
+    embeddings[np.array(ids) == manifest.tokens.image] = features
+    logits, tokens = greedy_logits(model, embeddings, steps, vocabulary)
+    return Reference(features, logits, tokens, ids)
+
+
+def run_paddle(
+    checkpoint: Path, manifest: Manifest, image: Image.Image, steps: int, prompt_ids: PromptIds, vocabulary: int
+) -> Reference:
+    """The library's own processor cuts the image and its own code counts the positions."""
+    from tools.paddle_reference import greedy, image_processor, load_paddle, page_features
+
+    model = load_paddle(checkpoint)
+    features, grid = page_features(model, image_processor(checkpoint), image)
+    ids = prompt_ids(len(features))
+    logits, tokens = greedy(model, ids, [features], [grid], steps, np.arange(manifest.sizes.vocabulary))
+    return Reference(features, logits, tokens, ids)
 
 
 def measure(folder: Path, image: Image.Image, reference: Reference) -> Parity:
     """Feed an export what the reference was fed, and compare."""
     manifest = Manifest.load(folder)
+    family = family_of(manifest)
     device = find_device("cpu")
-    prepared = DeepseekOcr(manifest).prepare_image(image, InferenceSettings())
+    prepared = family.prepare_image(image, InferenceSettings())
     vision = VisionTower(folder, manifest, device)
     features = prepared.assemble([vision.encode(make()) for make in prepared.passes])
     del vision
     decoder = Decoder(folder, manifest, device, slots=1)
-    embeddings = decoder.embed(reference.prompt_ids).copy()
-    embeddings[np.array(reference.prompt_ids) == manifest.tokens.image] = features
-    rows = [decoder.prefill(0, embeddings)]
+    ids = reference.prompt_ids
+    embeddings = decoder.embed(ids).copy()
+    embeddings[np.array(ids) == manifest.tokens.image] = features
+    positions = family.positions(ids, [prepared])
+    rows = [decoder.prefill(0, embeddings, positions.axes)]
     for i, token in enumerate(reference.tokens[:-1]):
-        rows.append(decoder.step([token], [len(reference.prompt_ids) + i])[0].copy())
+        rows.append(decoder.step([token], [len(ids) + i], [positions.next + i])[0].copy())
     logits = np.stack(rows)
+    found = divergence(reference.logits, logits)
     return Parity(
-        feature_cosine=_cosine(features, reference.features),
+        feature_cosine=cosine([features], [reference.features]),
         feature_error=_relative(features, reference.features),
         logit_error=_relative(logits, reference.logits),
-        divergence=_divergence(reference.logits, logits),
-        top_1_agreement=float((logits.argmax(-1) == reference.logits.argmax(-1)).mean()),
+        divergence=found["mean_kl"],
+        top_1_agreement=found["top_1_agreement"],
     )
 
 
@@ -108,23 +145,6 @@ def sample_page() -> Image.Image:
 
 def _relative(ours: np.ndarray, reference: np.ndarray) -> float:
     return float(np.abs(ours - reference).max() / np.abs(reference).max())
-
-
-def _cosine(ours: np.ndarray, reference: np.ndarray) -> float:
-    a, b = ours.ravel().astype(np.float64), reference.ravel().astype(np.float64)
-    return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
-
-
-def _divergence(reference: np.ndarray, ours: np.ndarray) -> float:
-    """Mean Kullback-Leibler divergence of the next-token distributions, from the reference to ours."""
-    log_p, log_q = (_log_softmax(logits.astype(np.float64)) for logits in (reference, ours))
-    return float((np.exp(log_p) * (log_p - log_q)).sum(-1).mean())
-
-
-def _log_softmax(logits: np.ndarray) -> np.ndarray:
-    shifted = logits - logits.max(-1, keepdims=True)
-    result: np.ndarray = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
-    return result
 
 
 def main(argv: Sequence[str] | None = None) -> int:

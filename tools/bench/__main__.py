@@ -14,6 +14,7 @@ from models.errors import ModelError
 
 from . import llama as llama_cpp
 from .exporting import Export
+from .families import model_id
 from .ours import Ours
 from .plan import KINDS, PARTS, QUICK, Kind, Part, Plan
 from .report import Results, compare, machine, merge, render, rivals, today, versions
@@ -250,6 +251,8 @@ def _peers(args: argparse.Namespace, plan: Plan) -> tuple[list[Contender], llama
             raise BenchError(f"transformers is missing ({error}): pip install 'ocr-onnx[export]'") from error
         peers += [TransformersPeer(args.full, dtype, args.threads, plan, args.attention) for dtype in args.torch_dtypes]
     if "llama" in args.peers:
+        if model_id(args.full) != "deepseek-ocr":
+            raise BenchError(f"the llama.cpp peer knows DeepSeek-OCR only; {args.full} is {model_id(args.full)}")
         found = llama_cpp.find(args.llama)
         page_files: tuple[Path, Path] | None = None
         try:

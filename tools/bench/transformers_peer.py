@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from .families import PeerFamily, load_family
 from .ours import page_image, peak_memory
 from .plan import Case, Kind, Plan
 from .turns import Memory
@@ -55,21 +54,19 @@ class _Transformers:
 
         import torch
 
-        from tools.reference import load_reference
-
         self._torch = torch
         torch.set_num_threads(setup["threads"])
         torch.set_grad_enabled(False)
         torch.manual_seed(0)
-        self._plan, self._folder = plan_from(setup["plan"]), Path(setup["folder"])
-        self._dtype = getattr(torch, setup["dtype"])
-        self._model: Any = load_reference(self._folder, self._dtype)
+        self._plan = plan_from(setup["plan"])
+        self._family: PeerFamily = load_family(Path(setup["folder"]), getattr(torch, setup["dtype"]))
+        self._model = self._family.model
         self._choices = ("sdpa", "eager") if setup["attention"] == "auto" else (setup["attention"],)
         self._chosen: dict[tuple[str, int], str] = {}
         if setup["kind"] == "vision":
             self._model.lm_head = self._model.model.language_model = None
         elif setup["kind"] == "decoder":
-            self._model.model.vision_tower = None
+            setattr(self._model.model, self._family.vision_part, None)
         gc.collect()
         self._caches: dict[int, Any] = {}  # by context: rounds go through all of them again and again
 
@@ -100,9 +97,9 @@ class _Transformers:
 
     def _run(self, part: str, value: int) -> dict[str, float]:
         if part == "vision":
-            view = self._torch.randn(1, 3, value, value).to(self._dtype)
+            view = self._family.view(value)
             started = time.perf_counter()
-            self._model.model.get_image_features(view, None, [0], [[1, 1]], return_dict=True)
+            self._family.features(*view)
             return {"s": time.perf_counter() - started}
         if part == "prefill":
             prompt = self._prompt(value)
@@ -119,7 +116,13 @@ class _Transformers:
 
     def _prefill(self, embeddings: Any) -> Any:
         """embeddings : [1, tokens, hidden]. Returns the model's output with its cache and the last token's logits."""
-        return self._model(inputs_embeds=embeddings, use_cache=True, logits_to_keep=1)
+        places = self._family.places(0, embeddings.shape[1])
+        return self._model(inputs_embeds=embeddings, use_cache=True, logits_to_keep=1, **places)
+
+    def _step(self, embedding: Any, cache: Any, position: int) -> Any:
+        """embedding : [1, 1, hidden], at ``position``."""
+        places = self._family.places(position, 1)
+        return self._model(inputs_embeds=embedding, past_key_values=cache, use_cache=True, **places)
 
     def _steps(self, context: int, steps: int) -> float:
         """Seconds of so many decode steps; the cache is cut back to its length afterwards."""
@@ -128,38 +131,25 @@ class _Transformers:
         cache = self._caches[context]
         embeddings = [self._prompt(1) for _ in range(steps)]
         started = time.perf_counter()
-        for embedding in embeddings:
-            self._model(inputs_embeds=embedding, past_key_values=cache, use_cache=True)
+        for i, embedding in enumerate(embeddings):
+            self._step(embedding, cache, context + i)
         seconds = time.perf_counter() - started
         cache.crop(-steps)
         return seconds
 
     def _page(self, tokens: int) -> dict[str, float]:
-        from models.deepseek_ocr.images import ImageRules, make_views, normalise
-        from models.settings import InferenceSettings
-
-        config = self._model.config.vision_config
-        sam, clip = config.sam_config, config.encoder_config
-        rules = ImageRules(
-            patch_size=sam.patch_size, downsample=4, grid=sam.image_size // sam.patch_size,
-            clip_grid=clip.image_size // clip.patch_size,
-        )  # fmt: skip
         image = page_image(self._plan)
         started = time.perf_counter()
-        views = make_views(image, InferenceSettings(), rules)
-        tiles = None if views.tiles is None else self._tensor(normalise(views.tiles, rules))
-        features = self._model.model.get_image_features(
-            self._tensor(normalise(views.whole, rules)), tiles,
-            [0 if tiles is None else len(tiles)], [list(views.grid)], return_dict=True,
-        ).pooler_output[0]  # fmt: skip
+        features = self._family.features(*self._family.page(image))
         seen = time.perf_counter()
         text = self._model.get_input_embeddings()(self._torch.tensor([0, 10, 11, 12, 13, 14]))
-        output = self._prefill(self._torch.cat([text[:1], features, text[1:]])[None])
+        prompt = self._torch.cat([text[:1], features, text[1:]])[None]
+        output = self._prefill(prompt)
         token = output.logits[0, -1].argmax()
         filled = time.perf_counter()
-        for _ in range(tokens - 1):
+        for i in range(tokens - 1):
             embedding = self._model.get_input_embeddings()(token[None, None])
-            output = self._model(inputs_embeds=embedding, past_key_values=output.past_key_values, use_cache=True)
+            output = self._step(embedding, output.past_key_values, prompt.shape[1] + i)
             token = output.logits[0, -1].argmax()
         token.item()
         done = time.perf_counter()
@@ -170,6 +160,3 @@ class _Transformers:
             "s decode": done - filled,
             "GB peak": peak_memory(),
         }
-
-    def _tensor(self, array: np.ndarray) -> Any:
-        return self._torch.from_numpy(array).to(self._dtype)
