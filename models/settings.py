@@ -12,6 +12,10 @@ from typing import Any, Self
 
 from .errors import InvalidInput
 
+# Stop strings are looked for after every token, by the thread that decodes for everybody.
+MAX_STOPS = 16
+MAX_STOP_LENGTH = 200  # characters
+
 
 @dataclass(frozen=True, slots=True)
 class InferenceSettings:
@@ -56,6 +60,11 @@ class InferenceSettings:
                 raise InvalidInput(f"{name} is {value}; it must be {meaning}")
         if any(not text for text in self.stop):
             raise InvalidInput("stop holds an empty string; leave it out or name the text to stop at")
+        if len(self.stop) > MAX_STOPS or any(len(text) > MAX_STOP_LENGTH for text in self.stop):
+            raise InvalidInput(
+                f"stop has {len(self.stop)} strings of up to {max(map(len, self.stop))} characters; it may have "
+                f"{MAX_STOPS} of up to {MAX_STOP_LENGTH}"
+            )
 
     @property
     def samples(self) -> bool:
@@ -90,6 +99,6 @@ _RANGES: dict[str, tuple[float, float, str]] = {
     "top_k": (1, _INF, "at least 1, or left out for all tokens"),
     "seed": (0, 2**64 - 1, "between 0 and 2**64 - 1"),
     "repetition_penalty": (1e-3, 1e3, "between 0.001 and 1000"),
-    "no_repeat_ngram_size": (0, _INF, "0 (off) or more"),
+    "no_repeat_ngram_size": (0, 256, "between 0 (off) and 256"),
     "no_repeat_ngram_window": (1, _INF, "at least 1, or left out for the whole sequence"),
 }

@@ -97,8 +97,12 @@ class Decoder:
         self._cache.move(source, target, length)
 
     def _make_room(self, length: int, rows: int) -> None:
-        if self._cache.fit(length, rows):
-            self._steps.clear()
+        moved = True  # also when there was no memory for all of it: some buffers have moved then
+        try:
+            moved = self._cache.fit(length, rows)
+        finally:
+            if moved:
+                self._steps.clear()
         self._rotary.fit(self._cache.capacity)
 
     def _bind(self, rows: int) -> Step:

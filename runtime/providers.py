@@ -19,6 +19,7 @@ from .errors import RuntimeUnavailable
 
 try:
     import onnxruntime as ort
+    from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 except ImportError as error:
     raise RuntimeUnavailable(
         f"ONNX Runtime is not installed ({error}); install it with: pip install 'ocr-onnx[cpu]' "
@@ -33,6 +34,9 @@ DEVICE_NAMES = (*_DEVICES, "auto")
 
 # The CPU's 4-bit QMoE kernel computes in float unless told so before a session is made; int8 is a quarter faster.
 os.environ.setdefault("ORT_QMOE_CPU_QNBIT_GEMM", "int8")
+
+# What ONNX Runtime raises because of a file, not of the device.
+_FAULTY_FILE = (ort_state.InvalidGraph, ort_state.InvalidProtobuf, ort_state.NoSuchFile, ort_state.NotImplemented)
 
 # Set to 1, decode steps are recorded as CUDA graphs. Off until somebody has seen it right and faster on a GPU.
 CUDA_GRAPHS = "OCR_ONNX_CUDA_GRAPHS"
@@ -59,6 +63,11 @@ class Device:
     @property
     def graph(self) -> Provider:
         return "cuda" if self.name == "cuda" else "cpu"
+
+    @property
+    def provider(self) -> str:
+        """ONNX Runtime's name of the execution provider."""
+        return _EXECUTION_PROVIDER[self.name]
 
     @property
     def memory(self) -> str:
@@ -96,6 +105,11 @@ class Device:
             provider = (_EXECUTION_PROVIDER[wanted], _options(wanted, replays=replays and self.replays))
             session = ort.InferenceSession(file, options, providers=[provider])
         except Exception as error:  # ONNX Runtime raises several unrelated classes
+            if wanted == "cuda" and not isinstance(error, _FAULTY_FILE):
+                raise RuntimeUnavailable(
+                    f"{file} cannot be loaded to the GPU: {error}; if its memory is full, free some, lower --slots, or "
+                    "take --dtype q4"
+                ) from error
             raise ManifestError(
                 f"ONNX Runtime {ort.__version__} cannot load {file}: {error}; export the model again with --force"
             ) from error

@@ -78,10 +78,10 @@ class HostRotary:
     def fit(self, capacity: int) -> None:
         if capacity == self._capacity:
             return
-        self._capacity = capacity
         for name, table in self._angles(np.tile(np.arange(capacity), (len(self._info.sections), 1))).items():
             self._tables[name] = Buffer(table.shape, self._dtype, self._device)
             self._tables[name].write(table)
+        self._capacity = capacity
 
     def take_prompt(self, positions: np.ndarray) -> None:
         axes = np.broadcast_to(positions, (len(self._info.sections), positions.shape[1]))

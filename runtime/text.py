@@ -61,7 +61,7 @@ class TextStream:
 
     def _beginning_of_stop(self, text: str) -> int:
         """Length of the longest end of the text with which a stop string begins."""
-        beginnings = (stop[:size] for stop in self._stops for size in range(1, len(stop)))
+        beginnings = (stop[:size] for stop in self._stops for size in range(1, min(len(stop), len(text) + 1)))
         return max((len(beginning) for beginning in beginnings if text.endswith(beginning)), default=0)
 
 

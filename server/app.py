@@ -16,7 +16,7 @@ from .documents import DocumentReader
 from .fetch import Fetcher
 from .generate import Generator
 from .health import Health, MetricsResource, Ready
-from .images import ImageReader
+from .images import ImageReader, PixelBudget
 from .loading import ModelKey, ModelSource
 from .metrics import Metrics
 from .models_api import Model, Models
@@ -56,6 +56,7 @@ def build(
         max_images=options.max_images,
         max_bytes=options.max_image_mb << 20,
         max_pixels=options.max_image_megapixels * 1_000_000,
+        budget=PixelBudget(8 * options.max_image_megapixels * 1_000_000),
     )
     documents = DocumentReader(
         max_bytes=options.max_image_mb << 20,

@@ -24,6 +24,7 @@ class ChatCompletions(GenerationEndpoint):
 
     path = "/v1/chat/completions"
     request_model = ChatRequest
+    content = "messages"
 
     def prompt(self, body: Any) -> Prompt:
         if body.n is not None and body.n != 1:

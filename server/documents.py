@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from PIL import Image
+
 from models.errors import InvalidInput
 from models.settings import InferenceSettings
 from runtime.documents import Document, open_document, parse_pages
@@ -170,6 +172,7 @@ class DocumentGeneration:
         self._events: deque[TextDelta | Finished] = deque()
         self._over = self._cancelled = self._late = False
         self._not_before = 0.0  # when a full queue is tried again
+        self._drawn: Image.Image | None = None  # the next page, when the queue was full
         first: InvalidInput | None = None
         for _ in range(min(FIRST_TRIES, len(indices))):
             try:
@@ -215,13 +218,16 @@ class DocumentGeneration:
         return fields
 
     def _fill(self) -> bool:
-        """Begin one more page when there is a place for it: as many as are decoded together, and one to follow."""
+        """Begin one more page when there is a place for it: as many as are decoded together, and one to follow.
+
+        While anybody waits for the engine, the document has one page at work: it takes its turn like a single image.
+        """
         if self._settings.deadline_s is not None and time.monotonic() - self._started >= self._settings.deadline_s:
             self._late = True
         running = sum(not page.done for page in self.pages[self._current :])
         if not self._todo or self._cancelled or self._late or running > self._model.slots:
             return False
-        if time.monotonic() < self._not_before:
+        if (running and self._model.queue_depth) or time.monotonic() < self._not_before:
             return False
         try:
             self._begin_page()
@@ -240,18 +246,22 @@ class DocumentGeneration:
             left = settings.deadline_s - (time.monotonic() - self._started)
             settings = replace(settings, deadline_s=max(0.0, left))
         try:
-            image = self._document.page(self._todo[0])
-            page.size = image.size
-            page.generation = self._model.submit(Request(self._prompt, [image], settings, self._raw))
+            self._drawn = self._drawn or self._document.page(self._todo[0])
+            page.size = self._drawn.size
+            page.generation = self._model.submit(Request(self._prompt, [self._drawn], settings, self._raw))
         except InvalidInput as error:
             page.error = str(error)
-            self._todo.popleft()
-            self.pages.append(page)
+            self._take(page)
             raise
-        self._todo.popleft()
-        self.pages.append(page)
+        self._take(page)
         if self._cancelled:  # meanwhile, by another thread that did not see this page
             page.generation.cancel()
+
+    def _take(self, page: Page) -> None:
+        """The next page has begun, or failed to."""
+        self._drawn = None
+        self._todo.popleft()
+        self.pages.append(page)
 
     def _pass_on(self) -> None:
         """Move the current page's text to the events; go on with the next one when it is over."""

@@ -29,6 +29,7 @@ class GenerationEndpoint:
 
     path: ClassVar[str]
     request_model: ClassVar[Any]
+    content: ClassVar[str]  # the body's field that has the conversation, images and all
 
     def __init__(self, generator: Generator, metrics: Metrics, max_body_bytes: int) -> None:
         self._generator, self._metrics = generator, metrics
@@ -73,8 +74,10 @@ class GenerationEndpoint:
                 body = schema.parse(self._read(req), self.request_model)
             record.stream = bool(body.stream)
             is_gone = req.env.get("waitress.client_disconnected", lambda: False)
+            prompt = self.prompt(body)
+            body = body.model_copy(update={self.content: []})  # the rest of it lives as long as the answer
             job = self._generator.start(
-                self.prompt(body), body.model, schema.settings_of(body), schema.reading_of(body), record, is_gone
+                prompt, body.model, schema.settings_of(body), schema.reading_of(body), record, is_gone
             )
         except BaseException:
             self._generator.leave()
@@ -108,11 +111,13 @@ class GenerationEndpoint:
         size, limit = req.content_length or 0, self._max_body_bytes
         if size > limit:
             raise TooLarge(f"the body has {size} bytes; the limit is {limit >> 20} MiB (--max-body-mb)")
-        # Asking for JSON also keeps web pages of other origins out: their plain forms cannot send it.
-        if req.content_type and "json" not in req.content_type.lower():
+        # Asking for JSON also keeps web pages of other origins out: without leave they send plain types, or none.
+        media_type = (req.content_type or "").partition(";")[0].strip().lower()
+        if media_type != "application/json" and not media_type.endswith("+json"):
             raise ApiError(
-                415, f"the body must be application/json, not {req.content_type[:80]}", code="unsupported_media_type"
-            )
+                415, f"the Content-Type must be application/json, not {media_type[:80] or 'missing'}",
+                code="unsupported_media_type",
+            )  # fmt: skip
         raw = req.bounded_stream.read()
         if not raw:
             raise BadRequest("the body is empty; it must be a JSON object", code="invalid_json")

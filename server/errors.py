@@ -9,7 +9,7 @@ from typing import Any
 import falcon
 
 from models.config import UnknownModel
-from models.errors import ConfigError, InvalidInput
+from models.errors import ConfigError, InvalidInput, ManifestError
 from runtime.errors import EngineClosed, QueueFull
 
 log = logging.getLogger(__name__)
@@ -87,7 +87,7 @@ def translate(error: Exception) -> ApiError | None:
             return ApiError(404, str(error), param="model", code="model_not_supported")
         case QueueFull():
             return Unavailable(str(error), code="queue_full", retry_after=error.retry_after)
-        case ModelUnavailable():
+        case ModelUnavailable() | ManifestError():
             return Unavailable(str(error), code="model_unavailable", retry_after=60)
         case EngineClosed():
             return Unavailable(f"the model stopped: {error}; try again", code="engine_closed", retry_after=5)

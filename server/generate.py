@@ -11,14 +11,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from PIL import Image
-
 from models import precedence
 from models.catalog import ModelEntry
 from models.config import Config
 from models.errors import InvalidInput
 from models.family import task_prompt
-from models.registry import default_task, tasks_of
+from models.pixels import upright_size
+from models.registry import default_task, defaults_of, tasks_of
 from models.settings import InferenceSettings
 from runtime.documents import Document
 from runtime.errors import EngineClosed
@@ -27,7 +26,7 @@ from runtime.requests import Finished, Generation, Request, TextDelta, TextModel
 from .answers import engine_error
 from .documents import DocumentGeneration, DocumentReader, Page, describe_boxes
 from .errors import BadRequest, ClientGone, Unavailable
-from .images import ImageReader, upright_size
+from .images import ImageReader, Pictures
 from .loading import ModelKey, ModelSource
 from .logs import RequestRecord
 from .memory import give_memory_back
@@ -195,12 +194,14 @@ class Generator:
         started = time.monotonic()
         entry = self._source.entry(model_id)
         record.model = model_id
-        settings = precedence.resolve(self._config.inference, entry.defaults, self._options.inference_flags, body)
+        inference = {**defaults_of(entry.family), **self._config.inference}
+        settings = precedence.resolve(inference, entry.defaults, self._options.inference_flags, body)
         _check_task(reading, entry)
         if not prompt.images:
             return Job(_Notice(NO_IMAGE), record, is_gone, lambda job: self.leave())
         text = _prompt_text(prompt, reading, entry)
         content = self._open(prompt, reading, record)
+        prompt.let_go()
         try:
             lease = self._acquire(self._source.key(entry), settings, is_gone)
             try:
@@ -234,9 +235,9 @@ class Generator:
                 raise BadRequest(
                     f"boxes need one image, and there are {prompt.images}; send one at a time", param="ocr.boxes"
                 )
-            images = self._images.read(prompt.image_urls)
-            record.image_sizes = [image.size for image in images]
-            return _Pictures(images, reading)
+            pictures = self._images.read(prompt.image_urls)
+            record.image_sizes = [image.size for image in pictures.images]
+            return _Pictures(pictures, reading)
         if prompt.images > 1:
             raise BadRequest(
                 f"a document is read alone; the message has {len(prompt.files)} files and {len(prompt.image_urls)} "
@@ -294,23 +295,27 @@ class Generator:
             self._untidy = True  # the last of those who are here now asks again
 
     def _end(self, job: Job, lease: Lease[ModelKey], content: _Pictures | _Pages) -> None:
-        content.close()
-        lease.release()
-        with self._changed:
-            self._jobs.discard(job)
-        self.leave()
+        try:
+            lease.release()  # first: closing a document waits for the page of another one that is being drawn
+            with self._changed:
+                self._jobs.discard(job)
+        finally:
+            self.leave()
+            content.close()
 
 
 class _Pictures:
     """The images of a request, which are read together."""
 
-    def __init__(self, images: list[Image.Image], reading: Reading) -> None:
-        self._images, self._reading = images, reading
-        self._size = upright_size(images[0])
+    def __init__(self, pictures: Pictures, reading: Reading) -> None:
+        self._pictures, self._reading = pictures, reading
+        self._size = upright_size(pictures.images[0])
 
     def begin(self, model: TextModel, prompt: str, settings: InferenceSettings) -> Generation:
-        images, self._images = self._images, []  # the engine lets go of them as soon as they are encoded
-        return model.submit(Request(prompt, images, settings, self._reading.raw))
+        try:
+            return model.submit(Request(prompt, self._pictures.images, settings, self._reading.raw))
+        finally:
+            self._pictures.release()
 
     def report(self, model: TextModel, text: str) -> dict[str, Any]:
         if not self._reading.boxes:
@@ -322,7 +327,7 @@ class _Pictures:
         }
 
     def close(self) -> None:
-        """Nothing is open."""
+        self._pictures.release()
 
 
 class _Pages:

@@ -7,35 +7,84 @@ import binascii
 import io
 import logging
 import re
+import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from PIL import Image
 
-from .errors import ApiError, BadRequest, TooLarge
+from .errors import ApiError, BadRequest, TooLarge, Unavailable
 from .fetch import Fetcher
 
 log = logging.getLogger(__name__)
 
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF")
 
-_EXIF_ORIENTATION = 0x0112
-_LYING = (5, 6, 7, 8)  # orientations that exchange the sides
-
 _DATA_URL = re.compile(r"data:(?P<mime>[\w.+-]+/[\w.+-]+)?(?P<params>(?:;[\w.+=-]+)*),", re.IGNORECASE)
+
+
+class PixelBudget:
+    """How many pixels all requests together may hold decoded: a small file can hold very many.
+
+    They are held from decoding until the engine has its own copies, which are no larger than the model's views.
+    """
+
+    def __init__(self, pixels: int, patience: float = 10.0) -> None:
+        """patience : seconds that a request waits for others to give theirs back."""
+        self._free, self._patience = pixels, patience
+        self._changed = threading.Condition()
+
+    def take(self, pixels: int) -> None:
+        """Hold so many pixels.
+
+        Raises
+        ------
+        Unavailable
+            when the others have not given enough back in time.
+        """
+        with self._changed:
+            if not self._changed.wait_for(lambda: pixels <= self._free, self._patience):
+                raise Unavailable("the images of other requests fill the memory; try again later", code="queue_full")
+            self._free -= pixels
+
+    def give_back(self, pixels: int) -> None:
+        """Let others have them."""
+        with self._changed:
+            self._free += pixels
+            self._changed.notify_all()
+
+
+class Pictures:
+    """The decoded images of one request, and what they take of the budget."""
+
+    def __init__(self, budget: PixelBudget) -> None:
+        self.images: list[Image.Image] = []
+        self._budget, self._held = budget, 0
+
+    def take(self, pixels: int) -> None:
+        """See ``PixelBudget.take``."""
+        self._budget.take(pixels)
+        self._held += pixels
+
+    def release(self) -> None:
+        """Let go of the images. Idempotent."""
+        self.images = []
+        held, self._held = self._held, 0
+        self._budget.give_back(held)
 
 
 @dataclass(frozen=True)
 class ImageReader:
-    """Reads the images of one request."""
+    """Reads the images of requests."""
 
     fetcher: Fetcher
     max_images: int = 10
     max_bytes: int = 20 << 20  # of one encoded image
-    max_pixels: int = 50_000_000  # of one image
+    max_pixels: int = 50_000_000  # of one image; of all images of a request twice that
+    budget: PixelBudget = field(default_factory=lambda: PixelBudget(400_000_000))
 
-    def read(self, urls: Sequence[str]) -> list[Image.Image]:
+    def read(self, urls: Sequence[str]) -> Pictures:
         """Fetch and decode all images, in order. They are loaded, as stored: not rotated, not converted.
 
         Raises
@@ -44,11 +93,20 @@ class ImageReader:
             for an address, an encoding or a format that cannot be read.
         TooLarge
             for too many images, bytes or pixels.
+        Unavailable
+            when other requests hold too many pixels.
         """
         if len(urls) > self.max_images:
             raise TooLarge(f"{len(urls)} images in one request; the limit is {self.max_images}", code="too_many_images")
         deadline = time.monotonic() + self.fetcher.timeout
-        return [self._decode(self._bytes(url, deadline), number) for number, url in enumerate(urls, 1)]
+        pictures = Pictures(self.budget)
+        try:
+            for number, url in enumerate(urls, 1):
+                pictures.images.append(self._decode(self._bytes(url, deadline), number, pictures))
+        except BaseException:
+            pictures.release()
+            raise
+        return pictures
 
     def _bytes(self, url: str, deadline: float) -> bytes:
         url = url.strip()
@@ -63,12 +121,18 @@ class ImageReader:
             code="invalid_image_url",
         )
 
-    def _decode(self, data: bytes, number: int) -> Image.Image:
+    def _decode(self, data: bytes, number: int, pictures: Pictures) -> Image.Image:
         try:
             image = Image.open(io.BytesIO(data), formats=FORMATS)  # reads the header only
             width, height = image.size
             if width * height > self.max_pixels:
                 raise _too_many_pixels(number, f"{width} x {height}", self.max_pixels)
+            if width * height + sum(one.width * one.height for one in pictures.images) > 2 * self.max_pixels:
+                raise TooLarge(
+                    f"the images of one request have more than {2 * self.max_pixels / 1e6:.0f} million pixels in all; "
+                    "send fewer at a time, or scale them down", param="image_url", code="images_too_large",
+                )  # fmt: skip
+            pictures.take(width * height)
             image.seek(0)
             image.load()
             if image.width * image.height > self.max_pixels:  # a frame larger than its header said
@@ -112,12 +176,6 @@ def decode_data_url(url: str, max_bytes: int, what: str = "image", param: str = 
         return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
     except (binascii.Error, ValueError):
         raise BadRequest(f"the {what}'s data: URL holds no valid base64", param=param, code="invalid_base64") from None
-
-
-def upright_size(image: Image.Image) -> tuple[int, int]:
-    """Width and height as the model sees the image: turned as its EXIF data says."""
-    width, height = image.size
-    return (height, width) if image.getexif().get(_EXIF_ORIENTATION, 1) in _LYING else (width, height)
 
 
 def _reason(error: Exception) -> str:

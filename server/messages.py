@@ -8,13 +8,15 @@ from dataclasses import dataclass, field
 from models.errors import InvalidInput
 from models.family import IMAGE_SLOT
 
-from .schema import ContentPart, FilePart, ImagePart, ImageUrl, Message, ResponseItem, TextPart
+from .schema import Content, ContentPart, FilePart, ImagePart, ImageUrl, Message, ResponseItem, TextPart
 
 NO_IMAGE = (
     "This server reads images and there is none in the request. Send a user message whose content is a list with an "
     'image part, {"type": "image_url", "image_url": {"url": "data:image/png;base64,..."}}; name a task beside the '
     'messages, or add a text part with a prompt of your own, for example {"type": "text", "text": "Free OCR."}.'
 )
+
+MAX_TEXT = 1_000_000  # characters: far more than any model takes, and read into tokens within a second
 
 _SYSTEM_ROLES = frozenset({"system", "developer"})
 
@@ -36,6 +38,11 @@ class Prompt:
     def words(self) -> str:
         """The client's own text, without the places of the images; empty when there are images only."""
         return "\n".join(text for text, is_image in self.texts if not is_image).strip()
+
+    def let_go(self) -> None:
+        """Forget images and documents: once they are decoded, their base64 is of no more use and can be large."""
+        self.image_urls.clear()
+        self.files.clear()
 
     def finish(self) -> str:
         """The prompt's text: pieces joined by newlines, one slot for each image.
@@ -81,9 +88,6 @@ def from_responses(items: str | Sequence[ResponseItem], instructions: str | None
     return _collapse(turns, "input")
 
 
-Content = str | list[ContentPart] | None
-
-
 def _collapse(turns: Sequence[tuple[str, Content]], name: str) -> Prompt:
     users = [content for role, content in turns if role == "user"]
     if not users:
@@ -91,6 +95,8 @@ def _collapse(turns: Sequence[tuple[str, Content]], name: str) -> Prompt:
     prompt = Prompt()
     for content in [*(content for role, content in turns if role in _SYSTEM_ROLES), users[-1]]:
         _add(prompt, [TextPart(type="text", text=content)] if isinstance(content, str) else content or [])
+    if (length := sum(len(text) for text, _ in prompt.texts)) > MAX_TEXT:
+        raise InvalidInput(f"the text has {length:,} characters; {MAX_TEXT:,} are the most that is read")
     return prompt
 
 

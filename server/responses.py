@@ -24,6 +24,7 @@ class Responses(GenerationEndpoint):
 
     path = "/v1/responses"
     request_model = ResponsesRequest
+    content = "input"
 
     def prompt(self, body: Any) -> Prompt:
         if body.background:

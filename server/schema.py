@@ -7,14 +7,14 @@ accepted and ignored.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, create_model
 from pydantic_core import from_json
 
 from models import precedence
 
-from .errors import BadRequest
+from .errors import BadRequest, TooLarge
 
 _TYPES: dict[precedence.Kind, Any] = {
     "integer": int | None,
@@ -88,11 +88,19 @@ class OtherPart(_Lenient):
 ContentPart = TextPart | ImagePart | FilePart | OtherPart
 
 
+MAX_PARTS = 1000  # of one message
+MAX_MESSAGES = 10_000
+MAX_VALUES = 1_000_000  # brackets and commas of a body; the base64 of an image has none
+
+# Bounded, since every alternative of a union reports what is wrong with every item.
+Content = str | Annotated[list[ContentPart], Field(max_length=MAX_PARTS)] | None
+
+
 class Message(_Lenient):
     """One message. System and developer messages and the latest user message become the prompt."""
 
     role: str = Field(description="system, developer or user; others are history and are not read")
-    content: str | list[ContentPart] | None = None
+    content: Content = None
 
 
 class StreamOptions(_Lenient):
@@ -136,7 +144,7 @@ class ResponseItem(_Lenient):
 
     type: str | None = None
     role: str | None = None
-    content: str | list[ContentPart] | None = None
+    content: Content = None
 
 
 class _Base(_Lenient):
@@ -147,13 +155,13 @@ class _Base(_Lenient):
 
 
 class _ChatBase(_Base):
-    messages: list[Message] = Field(min_length=1)
+    messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
     n: int | None = Field(default=None, description="only 1 is supported")
     stream_options: StreamOptions | None = None
 
 
 class _ResponsesBase(_Base):
-    input: str | list[ResponseItem]
+    input: str | Annotated[list[ResponseItem], Field(max_length=MAX_MESSAGES)]
     instructions: str | None = None
     background: bool | None = Field(default=None, description="only false is supported")
     metadata: dict[str, JsonValue] | None = None
@@ -195,7 +203,11 @@ def parse(raw: bytes, model: type[_Base]) -> Any:
     ------
     BadRequest
         naming the first field that is wrong, and what was expected.
+    TooLarge
+        for a body of so many small values that they would fill the memory.
     """
+    if sum(raw.count(sign) for sign in (b"{", b"[", b",")) > MAX_VALUES:
+        raise TooLarge(f"the body has more than {MAX_VALUES:,} JSON values; send fewer or shorter messages")
     try:
         document = from_json(raw, allow_inf_nan=False)
     except ValueError as error:

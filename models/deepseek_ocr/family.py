@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -24,11 +26,13 @@ class DeepseekOcr:
 
     tasks = TASKS
     default_task = DEFAULT_TASK
+    defaults: Mapping[str, Any] = MappingProxyType({})
     ignored_settings: frozenset[str] = frozenset()
 
     def __init__(self, manifest: Manifest) -> None:
         self.tokens = manifest.tokens
         self.rules = ImageRules.model_validate(manifest.image)
+        self._most_tokens = manifest.max_length
 
     def prepare_image(self, image: Image.Image, settings: InferenceSettings) -> PreparedImage:
         """One vision pass for each tile, then one for the global view.
@@ -36,7 +40,7 @@ class DeepseekOcr:
         One by one, not as a batch: a view fills the machine by itself, and between two views the engine can decode
         other requests and notice a cancellation.
         """
-        views = make_views(image, settings, self.rules)
+        views = make_views(image, settings, self.rules, self._most_tokens)
         singles = [] if views.tiles is None else [views.tiles[i : i + 1] for i in range(len(views.tiles))]
         passes = [partial(self._feeds, view) for view in (*singles, views.whole)]
 

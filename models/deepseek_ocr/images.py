@@ -61,13 +61,17 @@ class Views:
     grid: tuple[int, int]
 
 
-def make_views(image: Image.Image, settings: InferenceSettings, rules: ImageRules) -> Views:
+def make_views(
+    image: Image.Image, settings: InferenceSettings, rules: ImageRules, most_tokens: int | None = None
+) -> Views:
     """Orient the image by its EXIF data, convert it to RGB, and cut and scale it as the settings say.
+
+    most_tokens : what the model takes, prompt and answer together.
 
     Raises
     ------
     InvalidInput
-        for an empty image, or a view size that the model cannot take.
+        for an empty image, a view size that the model cannot take, or more tiles than it takes: before they are made.
     """
     size = _checked_side("image_size", settings.image_size or rules.image_size, rules)
     if 0 in image.size:
@@ -84,6 +88,12 @@ def make_views(image: Image.Image, settings: InferenceSettings, rules: ImageRule
     columns, rows = choose_grid(image.width, image.height, size, settings.max_tiles or rules.max_tiles)
     if columns * rows == 1:
         return Views(whole, None, (1, 1))
+    tokens = _tokens(base, size, (columns, rows), rules)
+    if most_tokens is not None and tokens >= most_tokens:
+        raise InvalidInput(
+            f"{columns} x {rows} tiles of {size} pixels make {tokens} tokens; the model takes {most_tokens} with its "
+            "answer: lower max_tiles or image_size"
+        )
     stretched = image.resize((columns * size, rows * size))
     tiles = [
         stretched.crop((column * size, row * size, (column + 1) * size, (row + 1) * size))
@@ -115,12 +125,18 @@ def choose_grid(width: int, height: int, size: int, max_tiles: int) -> tuple[int
 
 
 def token_count(views: Views, rules: ImageRules) -> int:
-    """Features of one image: a newline ends each row of tiles' and of global features, a separator ends all."""
-    q = rules.tokens_per_side(views.whole.shape[1])
+    """Features of one image."""
+    size = 0 if views.tiles is None else views.tiles.shape[1]
+    return _tokens(views.whole.shape[1], size, views.grid, rules)
+
+
+def _tokens(base: int, size: int, grid: tuple[int, int], rules: ImageRules) -> int:
+    """A newline ends each row of tiles' and of global features, a separator ends all. Grid (1, 1): without tiles."""
+    q = rules.tokens_per_side(base)
     total = (q + 1) * q + 1
-    if views.tiles is not None:
-        columns, rows = views.grid
-        q = rules.tokens_per_side(views.tiles.shape[1])
+    if grid != (1, 1):
+        columns, rows = grid
+        q = rules.tokens_per_side(size)
         total += (q * columns + 1) * (q * rows)
     return total
 

@@ -9,9 +9,11 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
+from models.deepseek_ocr import images
 from models.deepseek_ocr.images import ImageRules, choose_grid, lay_out, make_views, normalise, token_count
 from models.deepseek_ocr.positions import bicubic_rows, linear_rows
 from models.errors import InvalidInput
+from models.pixels import upright_rgb
 from models.settings import InferenceSettings
 
 RULES = ImageRules(patch_size=16, downsample=4, grid=64, clip_grid=16)
@@ -165,3 +167,25 @@ def test_linear_matrix_equals_torch_interpolation(source, target) -> None:
     table = torch.randn(1, 5, source, generator=torch.Generator().manual_seed(0))
     expected = torch.nn.functional.interpolate(table.double(), size=target, mode="linear").numpy()
     assert np.abs(table.numpy() @ linear_rows(source, target).T - expected).max() < 2e-6
+
+
+def test_more_tiles_than_the_model_takes_are_refused_before_they_are_made(monkeypatch) -> None:
+    monkeypatch.setattr(images, "_padded", lambda image, side, rules: Image.new("RGB", (side, side)))
+    monkeypatch.setattr(Image.Image, "resize", lambda *args, **kwargs: pytest.fail("resized before the check"))
+    settings = InferenceSettings(image_size=1280, max_tiles=64)
+    with pytest.raises(InvalidInput, match=r"8 x 7 tiles of 1280 pixels make 22\d+ tokens; the model takes 8192"):
+        make_views(Image.new("RGB", (1600, 1400)), settings, RULES, 8192)
+    monkeypatch.undo()
+    page = Image.new("RGB", (1240, 1754))
+    assert make_views(page, InferenceSettings(), RULES, 904).grid == (2, 3)
+    with pytest.raises(InvalidInput, match="903 tokens"):
+        make_views(page, InferenceSettings(), RULES, 903)
+
+
+def test_an_orientation_is_followed_once(tmp_path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.effect_noise((30, 20), 80).convert("RGB").save(tmp_path / "photo.jpg", exif=exif)
+    upright = upright_rgb(Image.open(tmp_path / "photo.jpg"))
+    assert upright.size == (20, 30)
+    assert np.array_equal(np.asarray(upright_rgb(upright)), np.asarray(upright))

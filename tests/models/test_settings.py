@@ -82,3 +82,15 @@ def test_override_checks_ranges_too() -> None:
 def test_settings_cannot_be_changed_in_place() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         InferenceSettings().seed = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("stop", [("x",) * 17, ("x" * 201,)])
+def test_stop_strings_are_few_and_short_since_every_token_looks_for_them(stop: tuple[str, ...]) -> None:
+    assert InferenceSettings(stop=("x" * 200,) * 16)
+    with pytest.raises(InvalidInput, match="16 of up to 200"):
+        InferenceSettings(stop=stop)
+
+
+def test_an_n_gram_is_no_longer_than_what_is_kept_of_each_position() -> None:
+    with pytest.raises(InvalidInput, match="no_repeat_ngram_size is 257"):
+        InferenceSettings(no_repeat_ngram_size=257)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
+
 import numpy as np
 import pytest
 
 from models.manifest import Manifest
 from runtime import kv_cache
+from runtime.buffers import Buffer
 from runtime.decoder import Decoder
 from runtime.providers import find_device
 
@@ -46,3 +49,28 @@ def test_capacity_follows_the_longest_row_and_falls_back_when_no_row_is_in_use(m
     assert cache.capacity == 16
     assert cache.fit(10**9, rows=1)
     assert cache.capacity == manifest.sizes.max_length
+
+
+def test_growth_that_runs_out_of_memory_leaves_no_stale_binding(random_model_folder, manifest, monkeypatch) -> None:
+    """The request that needed it fails; those beside it go on, in whatever buffers have moved."""
+    monkeypatch.setattr(kv_cache, "FIRST_CAPACITY", 16)
+    roomy = Decoder(random_model_folder, manifest, find_device("cpu"), slots=2)
+    decoder = Decoder(random_model_folder, manifest, find_device("cpu"), slots=2)
+    for each in (roomy, decoder):
+        each.prefill(0, each.embed(list(range(3, 13))))
+        each.step([7], [10])
+    made = []
+
+    def no_memory(*args) -> Buffer:
+        made.append(args)
+        if len(made) == 3:
+            raise MemoryError
+        return Buffer(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(kv_cache, "Buffer", no_memory)
+        with pytest.raises(MemoryError):
+            decoder.step([9], [16])  # the seventeenth position
+    gc.collect()
+    for step in range(4):
+        assert np.array_equal(decoder.step([9 + step], [11 + step]), roomy.step([9 + step], [11 + step]))

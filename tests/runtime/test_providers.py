@@ -10,6 +10,7 @@ from typing import ClassVar
 
 import pytest
 
+from models.errors import ManifestError
 from models.manifest import Graph
 from runtime import providers
 from runtime.errors import RuntimeUnavailable
@@ -189,3 +190,20 @@ def test_cuda_graphs_are_for_the_decoder_and_only_when_asked_for(
     assert [options["enable_cuda_graph"] for options in asked] == ["0", "0", "1" if replays else "0"]
     installed(CPU)
     assert not find_device("cpu").replays
+
+
+def test_a_gpu_without_memory_is_not_taken_for_a_damaged_export(sessions, tmp_path, installed, monkeypatch) -> None:
+    installed(CUDA, CPU)
+
+    def fail(error: Exception) -> None:
+        def make(*args, **kwargs) -> None:
+            raise error
+
+        monkeypatch.setattr(providers.ort, "InferenceSession", make)
+
+    fail(RuntimeError("CUDA failure 2: out of memory"))
+    with pytest.raises(RuntimeUnavailable, match="out of memory; if its memory is full, free some, lower --slots"):
+        Device("cuda", 0).session(tmp_path, BOTH)
+    fail(providers.ort_state.InvalidProtobuf("Protobuf parsing failed"))
+    with pytest.raises(ManifestError, match="export the model again"):
+        Device("cuda", 0).session(tmp_path, BOTH)

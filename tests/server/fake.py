@@ -85,6 +85,7 @@ class ScriptedModel:
         self.requests: list[Request] = []
         self.closed = False
         self.refuse: Exception | None = None
+        self.deepest = 0  # most requests that have waited at once
 
     def submit(self, request: Request) -> FakeGeneration:
         if request.prompt.count("<image>") != len(request.images):
@@ -99,6 +100,7 @@ class ScriptedModel:
             self.requests.append(request)
             generation = FakeGeneration(request, self)
             self._waiting.append(generation)
+            self.deepest = max(self.deepest, len(self._waiting))
         threading.Thread(target=self._serve, args=(generation,), daemon=True).start()
         return generation
 

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import threading
+import tracemalloc
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from models.errors import ConfigError
+from models.errors import ConfigError, InvalidInput
 from runtime.errors import EngineClosed, QueueFull
 from runtime.requests import Request
-from server import auth
-from server.errors import ModelUnavailable
+from server import auth, schema
+from server.errors import ApiError, ModelUnavailable
+from server.messages import from_chat
 from tests.server.conftest import MakeService, Service, chat, data_url, image_part
 from tests.server.fake import Step
 
@@ -191,9 +194,60 @@ def test_bodies_that_are_no_json_object_are_refused(service: Service, raw: bytes
     assert (result.status_code, result.json["error"]["code"]) == (400, "invalid_json")
 
 
-def test_a_body_of_another_type_is_refused(service: Service) -> None:
-    result = service.client.simulate_post("/v1/chat/completions", body=b"a=b", headers={"Content-Type": "text/plain"})
+@pytest.mark.parametrize("media_type", ["text/plain", "text/plain;json", "application/x-www-form-urlencoded", None])
+def test_what_a_web_page_of_another_origin_may_send_is_refused(service: Service, media_type: str | None) -> None:
+    headers = {"Content-Type": media_type} if media_type else {}
+    body = json.dumps(chat()).encode()
+    result = service.client.simulate_post("/v1/chat/completions", body=body, headers=headers)
     assert result.status_code == 415
+    assert "application/json" in result.json["error"]["message"]
+
+
+@pytest.mark.parametrize("media_type", ["application/json", "Application/JSON; charset=utf-8", "application/x+json"])
+def test_json_is_taken_by_all_its_names(service: Service, media_type: str) -> None:
+    body = json.dumps(chat()).encode()
+    result = service.client.simulate_post("/v1/chat/completions", body=body, headers={"Content-Type": media_type})
+    assert result.status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("messages", "status"),
+    [
+        ([{"role": "user", "content": [{}] * 60_000}], 400),
+        ([{}] * 60_000, 400),
+        ([{"role": "user", "content": [{"type": "text", "text": "x"}] * 1001}], 400),
+        ([{"role": "user", "content": "x", "extra": [[]] * 500_001}], 413),
+        ([{"role": "user", "content": "a" * 1_000_001}], 400),
+    ],
+)
+def test_many_small_values_are_refused_before_they_fill_the_memory(
+    service: Service, messages: list[Any], status: int
+) -> None:
+    body = json.dumps({"model": "deepseek-ocr", "messages": messages}).encode()
+    tracemalloc.start()
+    try:
+        with pytest.raises((ApiError, InvalidInput)):
+            from_chat(schema.parse(body, schema.ChatRequest).messages)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 60e6  # one error for each of 60,000 items took 460 MB
+    result = service.post({"model": "deepseek-ocr", "messages": messages})
+    assert result.status_code == status
+    assert len(result.text) < 1000
+
+
+def test_the_answer_of_a_long_request_does_not_keep_its_images(make_service: MakeService) -> None:
+    """The base64 of 68 waiting requests would be gigabytes."""
+    kept: list[int] = []
+
+    def look(request: Request) -> Iterable[Step]:
+        gc.collect()
+        kept.append(sum(type(one) is schema.ImagePart for one in gc.get_objects()))
+        yield "text"
+
+    assert make_service(script=look).post(chat()).status_code == 200
+    assert kept == [0]
 
 
 def test_a_body_beyond_the_limit_is_refused(make_service: MakeService) -> None:

@@ -15,6 +15,7 @@ from PIL import Image
 
 from runtime.errors import QueueFull
 from runtime.requests import Request
+from server import documents
 from server.documents import PAGE_BREAK
 from tests.pdfs import encrypted, scanned_pdf, text_pdf, without_pages
 from tests.server.conftest import MakeService, Service, chat, image_part
@@ -351,3 +352,64 @@ def test_the_log_and_the_metrics_count_pages(service: Service, caplog: pytest.Lo
     assert (lines[0]["pages"], lines[0]["images"], lines[0]["completion_tokens"]) == (3, None, 6)
     assert "paper.pdf" not in caplog.text
     assert 'ocr_pages_total{finish="eos",model="deepseek-ocr"} 3.0' in service.client.simulate_get("/metrics").text
+
+
+def test_documents_leave_room_for_a_single_image(make_service: MakeService) -> None:
+    """A page that would wait behind others is not begun: each of the documents has one page waiting at most."""
+    begun = threading.Semaphore(0)
+
+    def read(request: Request) -> Iterable[Step]:
+        begun.release()
+        yield 0.02
+        yield "text"
+
+    service = make_service(script=read, slots=4, max_queue=20)
+    answers: list[int] = []
+    threads = [
+        threading.Thread(target=lambda: answers.append(service.post(ask(numbered(6))).status_code)) for _ in range(10)
+    ]
+    for thread in threads:
+        thread.start()
+    assert begun.acquire(timeout=30)
+    assert service.post(chat()).status_code == 200
+    for thread in threads:
+        thread.join(60)
+    assert answers == [200] * 10
+    assert service.source.models["deepseek-ocr"].deepest <= 11
+
+
+def test_a_page_that_waits_for_the_queue_is_drawn_once(
+    make_service: MakeService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.documents.RETRY_SECONDS", 0.02)
+    drawn: list[int] = []
+    opened = documents.open_document
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        document = opened(*arguments, **options)
+        draw = document.page
+        document.page = lambda index: drawn.append(index) or draw(index)  # type: ignore[method-assign,func-returns-value]
+        return document
+
+    monkeypatch.setattr(documents, "open_document", watched)
+
+    def script(request: Request) -> Iterable[Step]:
+        if number_of(request) == 1:
+            yield 0.4
+            model.refuse = None
+        yield from page_text(request)
+
+    service = make_service(script=script, slots=2)
+    service.application.preload("deepseek-ocr")
+    model = service.source.models["deepseek-ocr"]
+    accept = model.submit
+
+    def submit(request: Request) -> Any:
+        generation = accept(request)
+        if number_of(request) == 1:
+            model.refuse = QueueFull(64, 10)
+        return generation
+
+    model.submit = submit  # type: ignore[method-assign]
+    assert content(service.post(ask(numbered(3))).json) == PAGE_BREAK.join(f"Page {n} ends." for n in (1, 2, 3))
+    assert drawn == [0, 1, 2]

@@ -13,8 +13,8 @@ from PIL import Image
 
 from server.errors import ApiError
 from server.fetch import Fetcher
-from server.images import FORMATS, ImageReader
-from tests.server.conftest import data_url
+from server.images import FORMATS, ImageReader, PixelBudget
+from tests.server.conftest import MakeService, chat, data_url
 
 READER = ImageReader(Fetcher("off"), max_bytes=1 << 20, max_pixels=1_000_000)
 
@@ -24,7 +24,7 @@ def encode(data: bytes, mime: str = "image/png") -> str:
 
 
 def read(url: str, reader: ImageReader = READER) -> Image.Image:
-    (image,) = reader.read([url])
+    (image,) = reader.read([url]).images
     return image
 
 
@@ -145,3 +145,40 @@ def test_too_many_bytes_are_refused_before_they_are_decoded() -> None:
 
 def test_remote_images_can_be_switched_off() -> None:
     assert "switched off" in refused("https://example.com/a.png", 400)
+
+
+# Many pixels in small files.
+
+
+def test_the_images_of_a_request_have_a_limit_together() -> None:
+    url = data_url(Image.new("L", (1000, 900)))
+    assert len(READER.read([url, url]).images) == 2
+    with pytest.raises(ApiError) as caught:
+        READER.read([url, url, url])
+    assert caught.value.status_code == 413
+    assert "2 million pixels in all" in caught.value.message
+
+
+def test_requests_wait_for_each_others_pixels_and_give_them_back() -> None:
+    budget = PixelBudget(1_000_000, patience=0.05)
+    reader = ImageReader(Fetcher("off"), max_pixels=1_000_000, budget=budget)
+    url = data_url(Image.new("L", (800, 800)))
+    first = reader.read([url])
+    assert "try again later" in refused(url, 503, reader)
+    first.release()
+    first.release()  # once only
+    second = reader.read([url])
+    refused(url, 503, reader)
+    second.release()
+    with pytest.raises(ApiError):
+        reader.read([url, encode(b"no image")])  # what the first of them took comes back
+    budget.take(1_000_000)
+
+
+@pytest.mark.parametrize("form", ["PNG", "WEBP"])
+def test_an_image_with_damaged_exif_is_read(form: str, make_service: MakeService) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (40, 30), "white").save(buffer, form, exif=b"Exif\0\0garbage, no TIFF header")
+    answer = make_service().post(chat(url=encode(buffer.getvalue()), ocr={"boxes": True}))
+    assert answer.status_code == 200, answer.text
+    assert answer.json["ocr"]["pages"] == [{"page": 1, "width": 40, "height": 30}]
