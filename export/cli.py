@@ -8,17 +8,18 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from models.catalog import ModelEntry, require_supported
+from models.catalog import CATALOG, SUPPORTED_FAMILIES, ModelEntry, require_supported
 from models.config import Config, load_config
 from models.errors import ModelError
 from models.paths import export_dir
 
 from .errors import ExportError
 
-DESCRIPTION = """\
+_BUILT_IN = ", ".join(entry.id for entry in CATALOG.values() if entry.family in SUPPORTED_FAMILIES)
+DESCRIPTION = f"""\
 Convert a published OCR model into a folder of ONNX graphs that ocr-onnx-serve and the Python API load.
 
-MODEL_ID is a built-in id (deepseek-ocr, tiny-ocr) or an entry [models.entries.MODEL_ID] of config.toml.
+MODEL_ID is a built-in id ({_BUILT_IN}) or an entry [models.entries.MODEL_ID] of config.toml.
 """
 EXAMPLES = """\
 examples:

@@ -6,7 +6,7 @@ of other sizes needs no code.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -123,7 +123,7 @@ class DeepseekOcrExport:
             image=token_id[image],
         )
 
-    def prompt_rules(self, token_id: Mapping[str, int]) -> BaseModel:
+    def prompt_rules(self, token_id: Mapping[str, int], special: Sequence[str]) -> BaseModel:
         """None: the published checkpoint has no chat template."""
         return NoPromptRules()
 

@@ -71,6 +71,8 @@ class Divergence:
         self._export, self._checkpoint = family, checkpoint
         self._manifest = manifest
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self._tokenizer.no_truncation()  # as the runtime does
+        self._tokenizer.no_padding()
         self.pages = [self._page(text) for text in _PAGES]
 
     def measure(self, *, tower: Precision | None, logits: bool) -> dict[str, dict[str, float]]:

@@ -58,5 +58,8 @@ class FamilyExport(Protocol):
     def tokens(self, token_id: Mapping[str, int]) -> TokenIds:
         """Ids with a meaning of their own."""
 
-    def prompt_rules(self, token_id: Mapping[str, int]) -> BaseModel:
-        """How the checkpoint wants prompts written, for the manifest; empty where the family knows it by itself."""
+    def prompt_rules(self, token_id: Mapping[str, int], special: Sequence[str]) -> BaseModel:
+        """How the checkpoint wants prompts written, for the manifest; empty where the family knows it by itself.
+
+        special : texts of the tokens that the tokenizer calls special.
+        """

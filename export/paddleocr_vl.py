@@ -6,7 +6,7 @@ into the manifest.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,6 @@ UNUSED = (f"{VISION}.head.", f"{VISION}.embeddings.packing_position_embedding.")
 _REQUIRED: Mapping[str, tuple[Any, ...]] = {
     "hidden_act": ("silu",),
     "use_bias": (False,),
-    "tie_word_embeddings": (False,),
     "sliding_window": (None,),
 }
 _REQUIRED_OF_VISION: Mapping[str, tuple[Any, ...]] = {"hidden_act": ("gelu_pytorch_tanh",), "num_channels": (3,)}
@@ -58,8 +57,12 @@ class PaddleOcrVlExport:
         text = {**config, **config.get("text_config", {})}
         self._decoder = decoder_spec(text)
         self._tower = tower_spec(config, checkpoint, self._decoder.hidden)
-        self._theta = float(_required(config, "vision_config").get("rope_theta", 10_000.0))
-        self._images = read_json(folder / "preprocessor_config.json")
+        # Checkpoints saved by transformers 5 say that head and embedding are tied even where both are there.
+        tied = bool(text.get("tie_word_embeddings")) and "lm_head.weight" not in checkpoint.tensors
+        self._head = "model.embed_tokens" if tied else "lm_head"
+        vision = _required(config, "vision_config")
+        self._theta = float(_rope(vision).get("rope_theta") or vision.get("rope_theta", 10_000.0))
+        self._images, self._images_file = image_settings(folder, processor)
         self._generation = _optional_json(folder / "generation_config.json")
         self._template = chat_template(folder)
         self._special_tokens = special_tokens(folder)
@@ -68,7 +71,7 @@ class PaddleOcrVlExport:
     def parts(self, vision: Precision, decoder: Precision) -> Parts:
         tower = Tower(VISION, PROJECTOR, self._tower, vision)
         embedding = Embedding("model.embed_tokens.weight", self._decoder, decoder)
-        layers = Decoder("model", "lm_head", self._decoder, decoder)
+        layers = Decoder("model", self._head, self._decoder, decoder)
         return {
             "vision": Part(tower, partial(tower_graph, tower)),
             "embed": Part(embedding, partial(embedding_graph, embedding)),
@@ -99,19 +102,19 @@ class PaddleOcrVlExport:
 
     @property
     def image_rules(self) -> ImageRules:
-        """The image settings of preprocessor_config.json."""
-        images, tower = self._images, self._tower
-        _check(images, _REQUIRED_OF_IMAGES, "preprocessor_config.json")
+        """The checkpoint's image settings."""
+        images, tower, where = self._images, self._tower, self._images_file
+        _check(images, _REQUIRED_OF_IMAGES, where)
         for key, ours in (("patch_size", tower.patch), ("merge_size", tower.merge)):
             if images.get(key, ours) != ours:
-                raise ExportError(f"preprocessor_config.json: {key} is {images[key]!r}, and the model's is {ours}")
+                raise ExportError(f"{where}: {key} is {images[key]!r}, and the model's is {ours}")
         size = images.get("size") or {}  # as transformers writes the limits
         rules: dict[str, Any] = {
             "min_pixels": images.get("min_pixels") or size.get("shortest_edge"),
             "max_pixels": images.get("max_pixels") or size.get("longest_edge"),
         }
         if None in rules.values():
-            raise ExportError("preprocessor_config.json has no min_pixels and max_pixels; is this a PaddleOCR-VL one?")
+            raise ExportError(f"{where} has no min_pixels and max_pixels; is this a PaddleOCR-VL one?")
         given = {"rescale_factor": "rescale_factor", "mean": "image_mean", "std": "image_std"}
         rules |= {name: images[key] for name, key in given.items() if images.get(key) is not None}
         return ImageRules(
@@ -121,8 +124,9 @@ class PaddleOcrVlExport:
 
     def tokens(self, token_id: Mapping[str, int]) -> TokenIds:
         """Ids of the tokens with a meaning, by the configs; ``token_id`` is the tokenizer's vocabulary."""
-        eos = self._generation.get("eos_token_id", self._text.get("eos_token_id", token_id.get("</s>")))
-        bos = self._text.get("bos_token_id", token_id.get("<s>"))
+        configs = (self._generation, self._text)
+        eos = _first(*(config.get("eos_token_id") for config in configs), token_id.get("</s>"))
+        bos = _first(self._text.get("bos_token_id"), token_id.get("<s>"))
         image = _required(self._config, "image_token_id")
         if eos is None or bos is None:
             raise ExportError("no eos_token_id or bos_token_id in the configs, and no </s> or <s> in the tokenizer")
@@ -130,12 +134,17 @@ class PaddleOcrVlExport:
             raise ExportError(f"the tokenizer has no token {image}, which marks an image; use the model's own one")
         return TokenIds(bos=bos, eos=tuple(eos) if isinstance(eos, list) else (eos,), image=image)
 
-    def prompt_rules(self, token_id: Mapping[str, int]) -> PromptRules:
-        """The chat template with what it may name."""
+    def prompt_rules(self, token_id: Mapping[str, int], special: Sequence[str]) -> PromptRules:
+        """The chat template with what it may name, and what a prompt may not."""
         compiled(self._template)
         image = _required(self._config, "image_token_id")
         placeholder = next(token for token, number in token_id.items() if number == image)
-        return PromptRules(chat_template=self._template, placeholder=placeholder, special_tokens=self._special_tokens)
+        # Some tokenizers call digits or line breaks special, too: only what looks like a tag is control.
+        control = sorted(token for token in special if len(token) > 2 and (token[0], token[-1]) == ("<", ">"))
+        return PromptRules(
+            chat_template=self._template, placeholder=placeholder, special_tokens=self._special_tokens,
+            control_tokens=tuple(control),
+        )  # fmt: skip
 
 
 def decoder_spec(config: Mapping[str, Any]) -> DecoderSpec:
@@ -149,7 +158,7 @@ def decoder_spec(config: Mapping[str, Any]) -> DecoderSpec:
     _check(config, _REQUIRED, "config.json")
     hidden, heads = _size(config, "hidden_size"), _size(config, "num_attention_heads")
     head_dim = config.get("head_dim") or hidden // heads
-    rope = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
+    rope = _rope(config)
     if rope.get("rope_type", "default") != "default":
         raise ExportError(f"config.json: rope_type is {rope['rope_type']!r}; this exporter knows 'default' only")
     sections = tuple(rope.get("mrope_section") or _MROPE_SECTIONS)
@@ -194,6 +203,26 @@ def tower_spec(config: Mapping[str, Any], checkpoint: Checkpoint, hidden: int) -
     )
 
 
+def image_settings(folder: Path, processor: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
+    """The image processor's settings, and the name of the place that has them; ``processor``: processor_config.json.
+
+    Raises
+    ------
+    ExportError
+        when neither file has them.
+    """
+    file = folder / "preprocessor_config.json"
+    if file.is_file():
+        return read_json(file), file.name
+    nested = processor.get("image_processor")  # as transformers 5 saves them
+    if not isinstance(nested, Mapping):
+        raise ExportError(
+            f"{folder} has no image settings; they stand in preprocessor_config.json, or under image_processor in "
+            "processor_config.json"
+        )
+    return nested, "processor_config.json: image_processor"
+
+
 def chat_template(folder: Path) -> str:
     """The checkpoint's chat template, from whichever file has it.
 
@@ -207,6 +236,9 @@ def chat_template(folder: Path) -> str:
         return jinja.read_text(encoding="utf-8")
     for name in ("chat_template.json", "tokenizer_config.json"):
         template = _optional_json(folder / name).get("chat_template")
+        if isinstance(template, list):  # several, by name
+            named = [one for one in template if isinstance(one, dict) and one.get("name") == "default"]
+            template = named[0].get("template") if named else None
         if isinstance(template, str):
             return template
     raise ExportError(f"{folder} has no chat template; chat_template.jinja is part of the published checkpoint")
@@ -225,6 +257,16 @@ def special_tokens(folder: Path) -> dict[str, str]:
 
 def _optional_json(path: Path) -> dict[str, Any]:
     return read_json(path) if path.is_file() else {}
+
+
+def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What is said of rotary positions under both names; the newer one wins."""
+    return {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
+
+
+def _first(*values: Any) -> Any:
+    """The first that is not None."""
+    return next((value for value in values if value is not None), None)
 
 
 def _check(config: Mapping[str, Any], required: Mapping[str, tuple[Any, ...]], where: str) -> None:

@@ -86,22 +86,26 @@ def export_model(job: Job, report: Callable[[str], None]) -> Manifest:
         checkpoint = Checkpoint(job.source.folder, config_file=job.config_file, weights=job.weights)
         tokenizer_file = _tokenizer_file(job)
         kept = [job.source.folder / name for name in _KEPT_FILES if (job.source.folder / name).is_file()]
-        options = f"{job.vision_dtype} {job.block_size} {job.report}"
+        options = f"{_vision_dtype(job)} {_block_size(job)}"
         fingerprint = _fingerprint([*checkpoint.files, tokenizer_file, *kept], options)
         if not job.force and (present := _present(job, fingerprint)) is not None:
             report(f"{job.target} is there already; --force exports it again")
             return present
         meter = ErrorMeter() if job.report else None
         precisions = _precisions(job, meter)
-        vocabulary = _vocabulary(tokenizer_file)
+        tokenizer = _tokenizer(tokenizer_file)
+        vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+        special = [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special]
         try:
             family = _FAMILIES[job.family](checkpoint, _processor_config(job))
             parts = {provider: family.parts(*precision) for provider, precision in precisions.items()}
             sizes, tokens = family.sizes, family.tokens(vocabulary)
             image_rules = family.image_rules.model_dump(mode="json")
-            prompt_rules = family.prompt_rules(vocabulary).model_dump(mode="json")
+            prompt_rules = family.prompt_rules(vocabulary, special).model_dump(mode="json")
         except ExportError:
             raise
+        except ManifestError as error:  # a chat template that the family cannot use
+            raise ExportError(str(error)) from error
         except Exception as error:  # whatever a list in place of a number leads to
             raise ExportError(
                 f"the configuration in {job.config_file or job.source.folder} has a value of the wrong kind: {error}"
@@ -164,7 +168,7 @@ def _precisions(job: Job, meter: ErrorMeter | None) -> Precisions:
     The CPU has no float16 products worth using, and GroupQueryAttention has no float32 kernel on CUDA: so an export
     whose weights are float16 or quantised has a graph for each, and a float32 one only the CPU's.
     """
-    vision_dtype = job.vision_dtype or ("f32" if job.dtype == "f32" else "f16")
+    vision_dtype, block_size = _vision_dtype(job), _block_size(job)
     bits = {"q8": 8, "q4": 4}
 
     def tower(compute: ir.DataType) -> Precision:
@@ -174,9 +178,9 @@ def _precisions(job: Job, meter: ErrorMeter | None) -> Precisions:
 
     def precision(dtype: str, compute: ir.DataType) -> Precision:
         storage = FLOAT if dtype == "f32" else FLOAT16
-        if dtype not in bits:
+        if dtype not in bits or block_size is None:
             return Precision(storage, compute)
-        return Precision(storage, compute, Blocks(bits[dtype], job.block_size or BLOCK_SIZES[dtype]), meter=meter)
+        return Precision(storage, compute, Blocks(bits[dtype], block_size), meter=meter)
 
     both: dict[Provider, tuple[Precision, Precision]] = {"cpu": (tower(FLOAT), precision(job.dtype, FLOAT))}
     if job.dtype != "f32":
@@ -184,27 +188,36 @@ def _precisions(job: Job, meter: ErrorMeter | None) -> Precisions:
     return both
 
 
+def _vision_dtype(job: Job) -> VisionDtype:
+    """The one that is meant where the job names none."""
+    return job.vision_dtype or ("f32" if job.dtype == "f32" else "f16")
+
+
+def _block_size(job: Job) -> int | None:
+    """Channels that share a scale; None for weights that have none."""
+    return (job.block_size or BLOCK_SIZES[job.dtype]) if job.dtype in BLOCK_SIZES else None
+
+
 def _measured(
     job: Job, folder: Path, manifest: Manifest, family: FamilyExport, checkpoint: Checkpoint,
     precision: tuple[Precision, Precision], meter: ErrorMeter, report: Callable[[str], None],
 ) -> dict[str, Any]:  # fmt: skip
-    """What the manifest's ``report`` holds; the end-to-end part where anything is quantised."""
+    """What the manifest's ``report`` holds; the end-to-end part where anything is rounded."""
     found: dict[str, Any] = {"relative_weight_errors": meter.relative}
-    if not meter.relative:
+    if job.dtype == _vision_dtype(job) == "f32":
+        report("a float32 export rounds nothing, so nothing is measured")
         return found
     report("measuring the distance from float32")
     tower = precision[0] if job.vision_dtype == "q8" else None
     with publish.scratch(job.target) as scratch:
-        measured = Divergence(folder, manifest, family, checkpoint, scratch).measure(
-            tower=tower, logits=precision[1].blocks is not None
-        )
+        measured = Divergence(folder, manifest, family, checkpoint, scratch).measure(tower=tower, logits=True)
     for line in lines_of(measured):
         report(line)
     return found | measured
 
 
 def _present(job: Job, fingerprint: str) -> Manifest | None:
-    """The manifest of a whole export of the very same files, if one is published."""
+    """The manifest of a whole export of the very same files, if one is published; with a report where one is wanted."""
     if not (job.target / FILE_NAME).is_file():
         return None
     try:
@@ -212,7 +225,8 @@ def _present(job: Job, fingerprint: str) -> Manifest | None:
     except ManifestError:
         return None
     found = (manifest.id, manifest.family, manifest.dtype, manifest.source.fingerprint)
-    return manifest if found == (job.model_id, job.family, job.dtype, fingerprint) else None
+    good = found == (job.model_id, job.family, job.dtype, fingerprint) and (manifest.report or not job.report)
+    return manifest if good else None
 
 
 def _fingerprint(files: Iterable[Path], options: str) -> str:
@@ -259,10 +273,9 @@ def _tokenizer_file(job: Job) -> Path:
     return path
 
 
-def _vocabulary(tokenizer_file: Path) -> dict[str, int]:
-    """Token ids by token."""
+def _tokenizer(tokenizer_file: Path) -> Tokenizer:
     try:
-        return Tokenizer.from_file(str(tokenizer_file)).get_vocab(with_added_tokens=True)
+        return Tokenizer.from_file(str(tokenizer_file))
     except Exception as error:  # tokenizers raises plain Exception
         raise ExportError(f"{tokenizer_file} is no tokenizer.json: {error}; download it again") from error
 

@@ -156,7 +156,10 @@ def convert(array: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
         if not np.isfinite(array).all():
             raise ExportError(f"{name} has values that are not finite; the checkpoint is damaged: download it again")
         worst = np.abs(array).max()
-        raise ExportError(f"{name} has values that {dtype} cannot hold (largest {worst:g}); export with --dtype f32")
+        raise ExportError(
+            f"{name} has values that {dtype} cannot hold (largest {worst:g}); export with --vision-dtype f32 if it "
+            "belongs to the vision tower, else with --dtype f32"
+        )
     return result
 
 

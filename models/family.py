@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
@@ -82,12 +82,13 @@ class Verbatim:
 class Family(Protocol):
     """The rules of one model family, bound to one exported model's image settings and tokens.
 
-    What needs no exported model (tasks, output, boxes) stands on the class.
+    What needs no exported model (tasks, defaults, output, boxes) stands on the class.
     """
 
     # Name of a task -> its prompt, with one IMAGE_SLOT for all images and TEXT_SLOT where it takes words.
     tasks: Mapping[str, str]
     default_task: str
+    defaults: Mapping[str, Any]  # inference settings for whoever sets none: config.toml and everything above it win
     ignored_settings: frozenset[str]  # names of inference settings that mean nothing to this family
 
     def prepare_image(self, image: Image.Image, settings: InferenceSettings) -> PreparedImage:

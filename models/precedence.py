@@ -1,7 +1,8 @@
 """Who may set which inference setting, under which name, and who wins: one table.
 
-request body > flags > the model entry's defaults > config.toml > built-in. The configuration reads types and names
-from here to check files, the server's command line makes its flags from it, the request schemas their fields.
+request body > flags > the model entry's defaults > config.toml > the family's defaults > built-in. The configuration
+reads types and names from here to check files, the server's command line makes its flags from it, the request schemas
+their fields.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Protocol
+from typing import Any, Protocol
 
 from .catalog import ModelEntry
 from .deepseek_ocr.family import DeepseekOcr
@@ -19,6 +19,7 @@ class FamilyClass(Protocol):
 
     tasks: Mapping[str, str]
     default_task: str
+    defaults: Mapping[str, Any]
 
     def __call__(self, manifest: Manifest) -> Family: ...
 
@@ -44,6 +45,12 @@ def tasks_of(family: str) -> Mapping[str, str]:
     """Tasks of a family with their prompts; none for a family that this version knows by name only."""
     known = _FAMILIES.get(family)
     return MappingProxyType({}) if known is None else known.tasks
+
+
+def defaults_of(family: str) -> Mapping[str, Any]:
+    """Inference settings that a family is at its best with, below those of config.toml; none for an unknown one."""
+    known = _FAMILIES.get(family)
+    return MappingProxyType({}) if known is None else known.defaults
 
 
 def default_task(entry: ModelEntry) -> str:

@@ -153,7 +153,7 @@ class Model:
         raw
             the text as the model writes it, not as its family presents it.
         settings
-            fields of ``models.settings.InferenceSettings``.
+            fields of ``models.settings.InferenceSettings``; the rest are the family's defaults, or the dataclass's.
 
         Raises
         ------
@@ -232,7 +232,7 @@ class Model:
         images = [image] if isinstance(image, (str, os.PathLike, bytes, Image.Image)) else list(image)
         if task is not None or prompt is None:
             prompt = task_prompt(self.tasks, task or self.default_task, prompt or "", len(images))
-        values = InferenceSettings().override(settings)
+        values = InferenceSettings().override({**self._family.defaults, **settings})
         request = Request(prompt, [_open_image(one) for one in images], values, raw)
         sequence = self.submit(request)
         assert isinstance(sequence, EngineSequence)
@@ -284,9 +284,13 @@ def _open_image(image: ImageLike) -> Image.Image:
 
 def _load_tokenizer(folder: Path) -> Tokenizer:
     try:
-        return Tokenizer.from_file(str(folder / "tokenizer.json"))
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     except Exception as error:  # tokenizers raises plain Exception
         raise ManifestError(f"{folder / 'tokenizer.json'} cannot be loaded: {error}; export the model again") from error
+    # A training run may have left these in the file: a page's prompt is encoded whole, and as it is.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
 
 
 def _rows_without_token(tokenizer: Tokenizer, vocabulary: int) -> np.ndarray:

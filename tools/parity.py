@@ -63,6 +63,8 @@ def run_reference(checkpoint: Path, folder: Path, image: Image.Image, steps: int
     manifest = Manifest.load(folder)
     family = family_of(manifest)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
     prompt = task_prompt(family.tasks, family.default_task)
 
     def prompt_ids(image_tokens: int) -> list[int]:

@@ -20,13 +20,15 @@ from .images import ImageRules, lay_out, make_views, normalise, token_count
 from .output import DEFAULT_TASK, TASKS
 from .positions import view_inputs
 
+DEFAULTS: Mapping[str, Any] = MappingProxyType({})  # the built-in ones were made for this family
+
 
 class DeepseekOcr:
     """See ``models.family.Family``."""
 
     tasks = TASKS
     default_task = DEFAULT_TASK
-    defaults: Mapping[str, Any] = MappingProxyType({})
+    defaults = DEFAULTS
     ignored_settings: frozenset[str] = frozenset()
 
     def __init__(self, manifest: Manifest) -> None:

@@ -14,7 +14,7 @@ from models.manifest import Manifest
 from models.settings import InferenceSettings
 
 from .images import ImageRules, normalise, resize
-from .output import DEFAULT_TASK, IGNORED_SETTINGS, TASKS, output_filter
+from .output import DEFAULT_TASK, DEFAULTS, IGNORED_SETTINGS, TASKS, output_filter
 from .positions import page_inputs, token_positions
 from .prompt import PromptRules, chat_prompt
 
@@ -24,6 +24,7 @@ class PaddleOcrVl:
 
     tasks = TASKS
     default_task = DEFAULT_TASK
+    defaults = DEFAULTS
     ignored_settings = IGNORED_SETTINGS
 
     def __init__(self, manifest: Manifest) -> None:
@@ -54,7 +55,7 @@ class PaddleOcrVl:
     @staticmethod
     def output(prompt: str) -> OutputFilter:
         """Tables as HTML, formulas between dollars; see ``output``."""
-        return output_filter(prompt)
+        return output_filter()
 
     @staticmethod
     def boxes(text: str, width: int, height: int) -> list[Box]:

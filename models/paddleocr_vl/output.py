@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
@@ -29,25 +30,29 @@ TASKS: Mapping[str, str] = MappingProxyType(
     }
 )
 DEFAULT_TASK = "ocr"
+# A row of empty cells, and rows of them, repeat by nature: n-gram blocking writes wrong cells, and to the loop guard a
+# table of 20 empty columns is a loop in its ninth row, as it sees tokens and not what they mean. ``RepeatCut`` takes
+# endless repetition out of the answer, and max_new_tokens bounds its time.
+DEFAULTS: Mapping[str, Any] = MappingProxyType({"no_repeat_ngram_size": 0, "stop_on_loop": False})
 IGNORED_SETTINGS = frozenset({"base_size", "image_size", "crop_mode", "max_tiles"})  # a page keeps its own size
 
 MOST_REPEATS = 50
 MOST_REPEATS_IN_TABLES = 5000  # a large table with empty cells repeats itself rightly
+
+MOST_HELD = 100_000  # characters of a repetition that are kept in case that other text follows
 
 _BLOCK = 16  # characters between two looks for a repetition
 
 _FULL, _EMPTY, _LEFT, _UP, _CROSS, _END_OF_ROW = "<fcel>", "<ecel>", "<lcel>", "<ucel>", "<xcel>", "<nl>"
 _OTSL = re.compile("(<(?:fcel|ecel|lcel|ucel|xcel|nl)>)")
 _OTSL_TOKENS = (_FULL, _EMPTY, _LEFT, _UP, _CROSS, _END_OF_ROW)
+_LONGEST_TOKEN = max(map(len, _OTSL_TOKENS))
 _DELIMITERS = {"\\(": " $ ", "\\)": " $ ", "\\[": " $$ ", "\\]": " $$ "}
 
 
-def output_filter(prompt: str) -> OutputFilter:
-    """The filter for the answer to a prompt."""
-    is_table = TASKS["table"].removeprefix(IMAGE_SLOT) in prompt
-    return _Chain(
-        RepeatCut(MOST_REPEATS_IN_TABLES if is_table else MOST_REPEATS), OtslTables(), FormulaDelimiters(), _Strip()
-    )
+def output_filter() -> OutputFilter:
+    """The filter for an answer, whatever the prompt was."""
+    return _Chain(RepeatCut(), OtslTables(), FormulaDelimiters(), _Strip())
 
 
 class _Chain:
@@ -69,30 +74,39 @@ class _Chain:
 
 
 class RepeatCut:
-    """Drops every repetition of a piece beyond the first ``most`` in a row.
+    """Takes endless repetition off the end of a text: of a piece that it repeats to its end, ``most`` stay in a row.
 
-    A piece has up to ``longest`` characters. A repetition counts when it is whole; what is left of a last one that is
-    not stays in the text.
+    A piece has up to ``longest`` characters; one with an OTSL token in it may stay ``most_in_tables`` times. A
+    repetition counts when it is whole: what is left of a last one that is not stays in the text.
+
+    What is beyond the limit is held back, and comes after all when other text follows: leaders between two words are no
+    endless repetition. Only when it is longer than ``MOST_HELD`` characters is it lost even then.
 
     Ordinary text hardly costs anything: only while its last ``_BLOCK`` characters stand once more within ``longest``
     characters before is every character looked at.
     """
 
-    def __init__(self, most: int, longest: int = 128) -> None:
+    def __init__(
+        self, most: int = MOST_REPEATS, most_in_tables: int = MOST_REPEATS_IN_TABLES, longest: int = 128
+    ) -> None:
         self._periods = np.arange(1, longest + 1)
-        self._limits = (most - 1) * self._periods  # of a run: the first repetition is the one that the others equal
+        # Of a run: the first repetition is the one that the others equal.
+        self._limits, self._limits_in_tables = ((count - 1) * self._periods for count in (most, most_in_tables))
         self._runs = np.zeros(longest, np.int64)  # by period: characters in a row that equal the one a period earlier
         self._recent = np.full(longest, -1, np.int64)  # code points, most recent first; -1 before the beginning
-        self._tail = ""  # the end of the text, long enough to find the two above anew
+        self._tail = ""  # the end of the text, long enough to find the two above anew and to see a token in any piece
         self._may_rest = most > 2 * _BLOCK  # no run can reach its limit between two looks
         self._watching = not self._may_rest
-        self._held = ""  # of a repetition beyond the limit that is not whole yet
+        self._held: list[str] = []  # characters since a run went beyond its limit
+        self._lost = 0  # characters before these that are not coming back
 
     def push(self, text: str) -> str:
         return "".join([self._block(text[at : at + _BLOCK]) for at in range(0, len(text), _BLOCK)])
 
     def finish(self) -> str:
-        held, self._held = self._held, ""
+        if self._held:
+            self._lose(self._beyond())
+        held, self._held = "".join(self._held), []
         return held
 
     def _block(self, text: str) -> str:
@@ -103,11 +117,14 @@ class RepeatCut:
             self._watching = not (self._may_rest and not self._held and self._runs.max() < _BLOCK)
         else:
             written = text
-        self._tail = (self._tail + text)[-longest - 2 * _BLOCK :]
+            self._remember(text)
         if not self._watching and self._tail.rfind(self._tail[-_BLOCK:], -longest - _BLOCK, -1) >= 0:
             self._watching = True
             self._find_runs()
         return written
+
+    def _remember(self, text: str) -> None:
+        self._tail = (self._tail + text)[-len(self._periods) - 2 * _BLOCK :]
 
     def _find_runs(self) -> None:
         """Work out the state after ``_tail``, in which every run is shorter than two blocks."""
@@ -125,16 +142,34 @@ class RepeatCut:
         self._runs = (self._runs + 1) * (self._recent == code)
         self._recent[1:] = self._recent[:-1]
         self._recent[0] = code
-        beyond = self._runs - self._limits
-        over = beyond > 0
-        if not over.any():
-            held, self._held = self._held, ""
-            return held + character
-        whole = self._periods[over & (beyond % self._periods == 0)]
-        self._held += character
-        if whole.size:
-            self._held = self._held[: -int(whole[-1])]
+        self._remember(character)
+        beyond = self._beyond()
+        if beyond.max() <= 0:
+            held, self._held, self._lost = self._held, [], 0
+            return "".join(held) + character
+        self._held.append(character)
+        if self._lost + len(self._held) > MOST_HELD:
+            self._lose(beyond)
         return ""
+
+    def _beyond(self) -> np.ndarray:
+        """By period: how many characters the run is over its limit."""
+        beyond: np.ndarray = self._runs - self._limits
+        if beyond.max() > 0:
+            # A piece has a token, wherever one takes the piece to begin, when this much of the run's end has it whole.
+            reach = self._periods + np.minimum(self._runs, _LONGEST_TOKEN - 1)
+            begins = max(self._tail.rfind(token) for token in _OTSL_TOKENS)
+            if begins >= 0:
+                in_table = reach >= len(self._tail) - begins
+                beyond = np.where(in_table, self._runs - self._limits_in_tables, beyond)
+        return beyond
+
+    def _lose(self, beyond: np.ndarray) -> None:
+        """Drop the whole repetitions of the run that has most of them."""
+        surplus = int((beyond - beyond % self._periods).max()) - self._lost
+        if surplus > 0:
+            del self._held[-surplus:]
+            self._lost += surplus
 
 
 @dataclass

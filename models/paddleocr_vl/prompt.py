@@ -25,6 +25,7 @@ class PromptRules(BaseModel):
     chat_template: str
     placeholder: str  # text of the token that stands for one image feature
     special_tokens: Mapping[str, str] = {}  # cls_token, eos_token, ... as templates name them
+    control_tokens: tuple[str, ...] = ()  # texts that the tokenizer would read as control tokens
 
 
 def chat_prompt(
@@ -35,7 +36,7 @@ def chat_prompt(
     Raises
     ------
     InvalidInput
-        when the prompt's slots are not as many as its images, or its text holds an image's placeholder.
+        when the prompt's slots are not as many as its images, or its text holds a placeholder or a control token.
     ManifestError
         when the template fails, or has no place for the images.
     """
@@ -49,6 +50,9 @@ def chat_prompt(
     text = "\n".join(part.strip() for part in texts if part.strip())
     if rules.placeholder in text:
         raise InvalidInput(f"the prompt holds {rules.placeholder}, which stands for images; leave it out")
+    for token in rules.control_tokens:
+        if token in text:
+            raise InvalidInput(f"the prompt holds {token}, which is a control token of the model; leave it out")
     # Encoded as a whole, as transformers' processor does: what stands beside a special token may depend on it.
     ids = encode(_expanded(_rendered(text, len(image_tokens), rules), image_tokens, rules.placeholder))
     if ids.count(image_token) != sum(image_tokens):

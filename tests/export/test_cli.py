@@ -55,6 +55,12 @@ def test_help_names_every_option_with_an_example_and_the_environment(capsys) -> 
         assert word in text
 
 
+def test_help_names_every_model_that_can_be_exported(capsys) -> None:
+    with pytest.raises(SystemExit):
+        run("--help")
+    assert "a built-in id (deepseek-ocr, tiny-ocr, paddleocr-vl) or" in capsys.readouterr().out
+
+
 def test_help_needs_none_of_the_exporters_packages() -> None:
     blocked = "import sys; sys.modules.update(torch=None, onnx_ir=None, safetensors=None)"
     program = f"{blocked}\nfrom export.cli import main; main(['-h'])"

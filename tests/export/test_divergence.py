@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer
 
 from export.check import mapped_session
 from export.checkpoint import Checkpoint
@@ -151,6 +152,34 @@ def test_nothing_is_written_where_the_disk_has_no_room_for_the_float32_side(rand
         with pytest.raises(ExportError, match="far enough"):
             export_model(Job("m", "deepseek-ocr", source, "q8", tmp_path / "q8", report=report), lambda line: None)
     assert needed[1] - needed[0] >= 2 * Checkpoint(random_checkpoint).parameter_count
+
+
+def test_every_export_that_rounds_is_measured_and_one_that_does_not_says_so(random_checkpoint, tmp_path) -> None:
+    source = Source(random_checkpoint, "x", None, "directory")
+    lines: list[str] = []
+
+    def report(dtype, vision_dtype=None):
+        job = Job("m", "deepseek-ocr", source, dtype, tmp_path / "export", vision_dtype=vision_dtype, report=True)
+        lines.clear()
+        return export_model(job, lines.append).report
+
+    for dtype, vision_dtype in (("f16", None), ("f32", "f16")):
+        found = report(dtype, vision_dtype)
+        assert found["vision_features"]["cosine"] == pytest.approx(1, abs=1e-4)
+        assert found["logits"]["mean_kl"] < 1e-3
+        assert sum("float32" in line for line in lines) == 3
+    assert report("f32") == {"relative_weight_errors": {}}
+    assert "a float32 export rounds nothing, so nothing is measured" in lines
+
+
+def test_truncation_and_padding_in_the_tokenizers_file_mean_nothing(subject, random_model_folder, tmp_path) -> None:
+    tokenizer = Tokenizer.from_file(str(random_model_folder / "tokenizer.json"))
+    tokenizer.enable_truncation(4)
+    tokenizer.enable_padding(length=500)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    again = Divergence(tmp_path, subject._manifest, subject._export, subject._checkpoint, tmp_path / "scratch")
+    for ours, theirs in zip(again.pages, subject.pages, strict=True):
+        assert (ours.prompt_ids, ours.answer_ids) == (theirs.prompt_ids, theirs.answer_ids)
 
 
 def test_the_built_in_model_is_the_same_reader_in_8_bits(tmp_path) -> None:

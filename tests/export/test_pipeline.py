@@ -241,6 +241,7 @@ def test_weights_beyond_float16_are_refused_for_f16_and_taken_for_f32(checkpoint
     error = refused(checkpoint, target, dtype="f16")
     assert name in error
     assert "131072" in error
+    assert "--vision-dtype f32" in error  # a weight of either part may be the one
     assert "--dtype f32" in error
     export(checkpoint, target)
 
@@ -403,6 +404,25 @@ def test_a_second_run_finds_the_export_and_force_makes_it_again(checkpoint, targ
     assert lines[-1].startswith(f"published {target}")
     assert modified(target) != before
     assert not leftovers(target)
+
+
+def test_defaults_that_are_spelled_out_name_the_same_export(checkpoint, target) -> None:
+    export(checkpoint, target, dtype="q8")
+    _, lines = export(checkpoint, target, dtype="q8", vision_dtype="f16", block_size=128)
+    assert lines == [f"{target} is there already; --force exports it again"]
+    for change in ({"vision_dtype": "q8"}, {"block_size": 32}):
+        assert "published" in export(checkpoint, target, dtype="q8", **change)[1][-1]
+
+
+def test_a_report_stays_with_its_export_and_is_made_where_it_is_missing(checkpoint, target) -> None:
+    export(checkpoint, target, dtype="q8")
+    measured, lines = export(checkpoint, target, dtype="q8", report=True)
+    assert measured.report
+    assert "published" in lines[-1]
+    for report in (False, True):
+        again, lines = export(checkpoint, target, dtype="q8", report=report)
+        assert lines == [f"{target} is there already; --force exports it again"]
+        assert again.report == measured.report
 
 
 @pytest.mark.parametrize("name", ["config.json", "processor_config.json", "tokenizer.json", WEIGHTS])

@@ -14,7 +14,7 @@ from models.paddleocr_vl.prompt import PromptRules, chat_prompt
 from tests.conftest import SHARED
 
 pytest.importorskip("ml_dtypes")  # of the export extra: the generator of checkpoints
-from tools.paddle_checkpoints import IMAGE, PLACEHOLDER, V1_0, V1_5, Revision, small_tokenizer
+from tools.paddle_checkpoints import IMAGE, PLACEHOLDER, SPECIAL, V1_0, V1_5, Revision, small_tokenizer
 
 TOKENIZER = small_tokenizer()
 
@@ -27,6 +27,7 @@ def rules(template: str = V1_0.chat_template) -> PromptRules:
     return PromptRules(
         chat_template=template, placeholder=PLACEHOLDER,
         special_tokens={"cls_token": "<|begin_of_sentence|>", "eos_token": "</s>"},
+        control_tokens=tuple(SPECIAL),
     )  # fmt: skip
 
 
@@ -79,6 +80,18 @@ def test_slots_and_images_must_match_in_number(prompt, images) -> None:
 def test_a_placeholder_in_the_text_is_refused() -> None:
     with pytest.raises(InvalidInput, match="stands for images"):
         chat_prompt(f"<image>what is {PLACEHOLDER}", [3], rules(), IMAGE, encode)
+
+
+@pytest.mark.parametrize("token", ["<|IMAGE_START|>", "<|IMAGE_END|>", "</s>", "<|begin_of_sentence|>"])
+def test_a_control_token_in_the_text_is_refused(token) -> None:
+    with pytest.raises(InvalidInput, match="control token of the model") as caught:
+        chat_prompt(f"<image>what is {token}?", [3], rules(), IMAGE, encode)
+    assert token in str(caught.value)
+
+
+def test_the_rules_of_an_older_export_still_load() -> None:
+    old = PromptRules.model_validate({"chat_template": V1_0.chat_template, "placeholder": PLACEHOLDER})
+    assert chat_prompt("<image>a </s> b", [3], old, IMAGE, encode)
 
 
 @pytest.mark.parametrize(
