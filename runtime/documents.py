@@ -29,6 +29,7 @@ DEFAULT_MAX_PIXELS = 50_000_000  # of one page; the server's default limit for a
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF")
 
 _POINTS_PER_INCH = 72
+_MOST_FRAMES = 2_000  # of a picture; a file of a few MB can claim a million, each of which costs time
 _LONGEST_SIDE = 32_000  # pixels; pdfium draws nothing beyond 32,767
 _PAGES_OF_ONE_OPENING = 16  # pdfium keeps every image that it has read until the document is closed
 _PDF_MARK_WITHIN = 1024  # bytes; readers accept a header that is not at the very start
@@ -210,9 +211,7 @@ class _Picture(Document):
     def __init__(self, source: Path | bytes, name: str, max_pixels: int) -> None:
         self._source, self._max_pixels = source, max_pixels
         with self._opened(name) as image:
-            count = int(getattr(image, "n_frames", 1)) if image.format == "TIFF" else 1
-            if count < 1:
-                raise InvalidInput(f"{name} has no frames; save it anew with another program")
+            count = _count_frames(image, name) if image.format == "TIFF" else 1
         super().__init__(name, count)
 
     def _page(self, index: int) -> Image.Image:
@@ -242,13 +241,26 @@ class _Picture(Document):
         except InvalidInput:
             raise
         except Image.DecompressionBombError:
-            raise InvalidInput(
-                f"{name} has more than {self._max_pixels / 1e6:g} million pixels; scale it down"
-            ) from None
+            pillows = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+            if self._max_pixels <= pillows:
+                limit = f"{self._max_pixels / 1e6:g} million pixels"
+            else:
+                limit = f"{pillows / 1e6:.3g} million pixels, the most that Pillow opens whatever the limit set here"
+            raise InvalidInput(f"{name} has more than {limit}; scale it down") from None
         except Exception as error:  # decoders of damaged files raise whatever they run into
             raise InvalidInput(
                 f"{name} cannot be read ({_reason(error)}); documents are PDF, {', '.join(IMAGE_FORMATS)}"
             ) from error
+
+
+def _count_frames(image: Image.Image, name: str) -> int:
+    """As Pillow's ``n_frames``, which goes through all that a file claims to have, however many those are."""
+    for count in range(1, _MOST_FRAMES + 1):
+        try:
+            image.seek(count)
+        except EOFError:
+            return count
+    raise InvalidInput(f"{name} has more than {_MOST_FRAMES:,} frames, the most that are read; split it")
 
 
 def _stream(source: Path | bytes) -> BinaryIO:

@@ -10,7 +10,11 @@ class CommandFailed(Exception):
 
 
 class PageFailed(Exception):
-    """One page could not be read; the others can."""
+    """One page could not be read; the others can. ``transient``: not the page's fault, so that it may go well later."""
+
+    def __init__(self, reason: str, *, transient: bool = False) -> None:
+        super().__init__(reason)
+        self.transient = transient
 
 
 class Interrupted(Exception):

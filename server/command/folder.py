@@ -5,7 +5,8 @@ OUT/.ocr-parts/         finished pages of documents that are not whole yet; a ki
 OUT/<name>.md ...       whole documents
 OUT/images/ overlays/   figures cut out, pages with their boxes, beside the document that links them
 
-Nothing is ever written in place: a reader of OUT, and a run that comes after a kill, sees whole files only.
+Nothing is ever written in place: a reader of OUT, and a run that comes after a kill or a power cut, sees whole files
+only. What is there is on the disk before what it replaces is given up.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self, TextIO
@@ -26,13 +28,25 @@ from typing import Any, Self, TextIO
 from filelock import FileLock, Timeout
 from PIL import Image
 
-from .errors import UsageError
+from runtime.documents import parse_pages
+
+from .errors import CommandFailed, UsageError
 from .figures import JPEG_QUALITY, cut_out, figure_boxes, overlay
 from .formats import WRITERS, PageResult
 from .plan import DocumentPlan
 
 MANIFEST = "ocr-run.jsonl"
 PARTS = ".ocr-parts"
+_PICTURE = re.compile(r"(.+)-p[0-9]+(-[0-9]+)?\.jpg")
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One page that a run has dealt with."""
+
+    version: str  # of the document, see DocumentPlan
+    fingerprint: str
+    result: PageResult
 
 
 class OutputFolder:
@@ -50,7 +64,8 @@ class OutputFolder:
         self._manifest: TextIO | None = None
         self.names: dict[str, str] = {}  # document -> its output name, from earlier runs
         self._finished: dict[str, dict[str, Any]] = {}  # document -> its last line in the last run
-        self._ours: set[str] = set()  # files below the folder that runs have written
+        self._ours: set[str] = set()  # documents below the folder that runs have written, or were about to
+        self._listed: dict[str, dict[str, str]] = {}  # folder of pictures -> name in front of -p1 -> one of its files
 
     def __enter__(self) -> Self:
         """Take the folder.
@@ -61,7 +76,7 @@ class OutputFolder:
             when it cannot be written, or another run is writing to it.
         """
         try:
-            self._parts.mkdir(parents=True, exist_ok=True)
+            _make_folder(self._parts)
             self._lock.acquire(timeout=0)
         except Timeout:
             raise UsageError(f"another run is writing to {self.folder}; wait for it, or name another folder") from None
@@ -74,7 +89,8 @@ class OutputFolder:
 
     def __exit__(self, *_: object) -> None:
         if self._manifest is not None:
-            self._manifest.close()
+            with contextlib.suppress(OSError):  # what a full disk did not take has been told
+                self._manifest.close()
         shutil.rmtree(self._temporary, ignore_errors=True)
         empty = not any(path.is_dir() for path in self._parts.iterdir())
         self._lock.release()
@@ -84,7 +100,7 @@ class OutputFolder:
     # Before the pages.
 
     def check_outputs(self, plans: Sequence[DocumentPlan], force: bool) -> None:
-        """Refuse to replace files that no run has made.
+        """Refuse to replace documents and pictures that no run has made.
 
         Raises
         ------
@@ -92,50 +108,63 @@ class OutputFolder:
             naming the first.
         """
         for plan in plans:
-            for output in self._outputs(plan):
-                if not force and output not in self._ours and (self.folder / output).exists():
-                    raise UsageError(
-                        f"{self.folder / output} exists and was not made by this program; name another folder with -o, "
-                        "or replace it with --force"
-                    )
+            outputs = [
+                output for output in self._outputs(plan) if output not in self._ours and (self.folder / output).exists()
+            ]
+            if not force and (taken := [*outputs, *self._pictures_of_others(plan)]):
+                raise UsageError(
+                    f"{self.folder / taken[0]} exists and was not made by this program; name another folder with -o, "
+                    "or replace it with --force"
+                )
 
-    def begin(self, head: Mapping[str, Any], *, resume: bool) -> None:
-        """Open the manifest. Without ``resume`` all documents are read from their beginning."""
-        if not resume:
-            self._finished.clear()
-            for part in self._parts.iterdir():
-                if part.is_dir() and part != self._temporary:
-                    shutil.rmtree(part)
-        self._end_torn_line()
-        self._manifest = self._manifest_path.open("a", encoding="utf-8", errors="backslashreplace", newline="\n")
-        self._note("run", resume=resume, **head)
+    def begin(self, head: Mapping[str, Any], plans: Sequence[DocumentPlan], *, resume: bool) -> None:
+        """Open the manifest and note the run. Without ``resume`` its documents are read from their beginning.
+
+        Raises
+        ------
+        CommandFailed
+            when the disk refuses; so do ``settle``, ``finish`` and ``fail``.
+        """
+        readable = [plan for plan in plans if plan.error is None]
+        with _told(self._manifest_path):
+            for plan in readable if not resume else ():
+                shutil.rmtree(self._part_folder(plan), ignore_errors=True)
+            self._end_torn_line()
+            self._manifest = self._manifest_path.open("a", encoding="utf-8", errors="backslashreplace", newline="\n")
+            _sync_folder(self.folder)
+        documents = {plan.source.name: plan.output for plan in readable if not resume or self._is_new(plan)}
+        self._note("run", resume=resume, documents=documents, **head)
 
     def resume(self, plan: DocumentPlan, *, unread: bool, failures: bool) -> None:
         """Take over what an earlier run has finished of a document, and set what is still to do.
 
-        unread : read pages that no run has dealt with. failures : read those that failed once more.
+        unread : read what no run has dealt with in this way, and what failed for a reason that may pass.
+        failures : read all that failed once more. Without ``unread`` the other pages stay as they are, whatever the
+        settings that they were read with (what is read then counts as read like them), and those of another version of
+        the document are left.
         """
-        last = self._finished.get(plan.source.name)
-        same = last is not None and last["fingerprint"] == plan.fingerprint
-        if same and last is not None and last["state"] == "done" and last["pages"] == _numbers(plan.pages):
-            plan.whole = all((self.folder / output).is_file() for output in self._outputs(plan))
-            if plan.whole:
-                plan.todo = ()
-                return
         if plan.error is not None:
             return
+        plan.whole = self._is_whole(plan, unread)
         todo = []
-        for index in plan.pages:
+        before = None  # fingerprint of the pages that are there
+        for index in plan.pages if not plan.whole else ():
             part = self._load(plan, index)
-            if part is None:
+            if part is not None and part.version == plan.version:
+                before = before or part.fingerprint
+            same = part is not None and part.fingerprint == plan.fingerprint
+            if part is not None and part.result.state == "failed" and (failures or same):
+                again = failures or part.result.transient
+                todo += [index] if again else []
+                plan.failed += not again
+            elif part is not None and (same or (part.version == plan.version and not unread)):
+                plan.count_cut_off(part.result.finish_detail)
+            else:
                 todo += [index] if unread else []
                 plan.left += not unread
-            elif part.state == "failed":
-                todo += [index] if failures else []
-                plan.failed += not failures
-            else:
-                plan.count_cut_off(part.finish_detail)
         plan.todo = todo
+        if before is not None and not unread:
+            plan.fingerprint = before
 
     # Page by page; called by the threads that read.
 
@@ -144,10 +173,9 @@ class OutputFolder:
         if page is not None:
             result = replace(result, figures=self._write_figures(plan, result, page))
             if self._overlay:
-                self._publish_image(overlay(page, result.boxes), self._beside(plan, "overlays", f"p{result.page}"))
-        folder = self._part_folder(plan)
-        folder.mkdir(parents=True, exist_ok=True)
-        content = {"fingerprint": plan.fingerprint, **result.to_json()}
+                name = f"{self._beside(plan, 'overlays')}-p{result.page}.jpg"
+                self._publish_image(overlay(page, result.boxes), name)
+        content = {"version": plan.version, "fingerprint": plan.fingerprint, **result.to_json()}
         with self._publishing(self._part(plan, result.page - 1)) as file:
             file.write(json.dumps(content))
         return result
@@ -164,26 +192,28 @@ class OutputFolder:
         )  # fmt: skip
 
     def finish(self, plan: DocumentPlan, head: Mapping[str, Any]) -> None:
-        """Publish a document all of whose pages have been dealt with, and note it."""
-        outputs = []
-        for form, output in zip(self._formats, self._outputs(plan), strict=True):
-            with self._publishing(self.folder / output) as file:
+        """Publish a document all of whose pages have been dealt with, and note it.
+
+        Its results are claimed before they are there and its parts go last, so that it can be ended at any step.
+        """
+        outputs = self._outputs(plan)
+        self._note("publishing", document=plan.source.name, output=plan.output, outputs=outputs)
+        for form, output in zip(self._formats, outputs, strict=True):
+            with _told(self.folder / output), self._publishing(self.folder / output) as file:
                 writer = WRITERS[form](file)
                 writer.begin(head)
                 for index in plan.pages:
                     part = self._load(plan, index)
-                    writer.page(
-                        part or PageResult(index + 1, "failed", "its part is not there any more; read it again")
-                    )
+                    lost = PageResult(index + 1, "failed", "its part is not there any more; read it again")
+                    writer.page(part.result if part else lost)
                 writer.end()
-            outputs.append(output)
-        if not plan.failed:
-            shutil.rmtree(self._part_folder(plan), ignore_errors=True)
         self._note(
             "document", document=plan.source.name, output=plan.output, state="failed" if plan.failed else "done",
             page_count=plan.page_count, pages=_numbers(plan.pages), failed=plan.failed, outputs=outputs,
             fingerprint=plan.fingerprint,
         )  # fmt: skip
+        if not plan.failed:
+            shutil.rmtree(self._part_folder(plan), ignore_errors=True)
 
     def fail(self, plan: DocumentPlan) -> None:
         """Note a document that cannot be opened."""
@@ -205,13 +235,27 @@ class OutputFolder:
     def _part(self, plan: DocumentPlan, index: int) -> Path:
         return self._part_folder(plan) / f"{index + 1}.json"
 
-    def _load(self, plan: DocumentPlan, index: int) -> PageResult | None:
-        """A page that an earlier run, or this one, has dealt with in the same way; None when there is none."""
+    def _is_new(self, plan: DocumentPlan) -> bool:
+        """Whether no earlier run has noted this document under this name."""
+        return self.names.get(plan.source.name) != plan.output
+
+    def _is_whole(self, plan: DocumentPlan, unread: bool) -> bool:
+        """Whether all that is wanted of a document has been published; see ``resume``."""
+        last = self._finished.get(plan.source.name)
+        if last is None or last["state"] != "done":
+            return False
+        if unread:
+            wanted = last["fingerprint"] == plan.fingerprint and last["pages"] == _numbers(plan.pages)
+        else:
+            wanted = set(plan.pages) <= set(parse_pages(last["pages"], last["page_count"]))
+        return wanted and all((self.folder / output).is_file() for output in self._outputs(plan))
+
+    def _load(self, plan: DocumentPlan, index: int) -> _Part | None:
+        """A page that an earlier run, or this one, has dealt with; None when there is none."""
         try:
             content = json.loads(self._part(plan, index).read_bytes())
-            if content["fingerprint"] != plan.fingerprint or content["page"] != index + 1:
-                return None
-            return PageResult.from_json(content)
+            part = _Part(content["version"], content["fingerprint"], PageResult.from_json(content))
+            return part if part.result.page == index + 1 else None
         except (OSError, ValueError, KeyError, TypeError):  # not there, or from a power cut
             return None
 
@@ -220,10 +264,28 @@ class OutputFolder:
             return [self._single]
         return [f"{plan.output}.{form}" for form in self._formats]
 
-    def _beside(self, plan: DocumentPlan, kind: str, what: str) -> str:
-        """Path of a picture below the folder: in ``kind`` beside the document's own results."""
+    def _beside(self, plan: DocumentPlan, kind: str) -> str:
+        """Path below the folder, without its end, of pictures: in ``kind`` beside the document's own results."""
         above, _, name = plan.output.rpartition("/")
-        return f"{above}/{kind}/{name}-{what}.jpg" if above else f"{kind}/{name}-{what}.jpg"
+        if self._single:
+            above, name = "", Path(self._single).stem
+        return f"{above}/{kind}/{name}" if above else f"{kind}/{name}"
+
+    def _pictures_of_others(self, plan: DocumentPlan) -> Iterator[str]:
+        """Files named as a document's pictures would be, where no earlier run can have made them."""
+        if self.names if self._single else not self._is_new(plan):
+            return
+        kinds = [*(["images"] if self._formats != ["txt"] else []), *(["overlays"] if self._overlay else [])]
+        for kind in kinds:
+            above, _, name = self._beside(plan, kind).rpartition("/")
+            if above not in self._listed:
+                self._listed[above] = {}
+                with contextlib.suppress(OSError):  # no such folder
+                    for path in (self.folder / above).iterdir():
+                        if found := _PICTURE.fullmatch(path.name):
+                            self._listed[above][found[1]] = path.name
+            if name in self._listed[above]:
+                yield f"{above}/{self._listed[above][name]}"
 
     def _write_figures(self, plan: DocumentPlan, result: PageResult, page: Image.Image) -> tuple[str, ...]:
         """Cut the figures out; returns their links from the document. One place that comes twice is one file."""
@@ -233,7 +295,7 @@ class OutputFolder:
         links = []
         for box in figure_boxes(result.boxes):
             if box.box not in written:
-                name = self._beside(plan, "images", f"p{result.page}-{len(written)}")
+                name = f"{self._beside(plan, 'images')}-p{result.page}-{len(written)}.jpg"
                 self._publish_image(cut_out(page, box), name)
                 written[box.box] = "/".join(name.split("/")[-2:])
             links.append(written[box.box])
@@ -262,8 +324,10 @@ class OutputFolder:
         try:
             yield path
             path.chmod(0o644)
-            target.parent.mkdir(parents=True, exist_ok=True)
+            _make_folder(target.parent)
+            _sync(path)
             path.replace(target)
+            _sync_folder(target.parent)
         finally:
             path.unlink(missing_ok=True)
 
@@ -272,8 +336,11 @@ class OutputFolder:
     def _note(self, kind: str, **fields: Any) -> None:
         assert self._manifest is not None
         line = {"type": kind, "time": datetime.now(UTC).isoformat(timespec="milliseconds"), **fields}
-        self._manifest.write(json.dumps(line, ensure_ascii=False) + "\n")
-        self._manifest.flush()
+        with _told(self._manifest_path):
+            self._manifest.write(json.dumps(line, ensure_ascii=False) + "\n")
+            self._manifest.flush()
+            if kind != "page":  # a page is kept by its part
+                os.fsync(self._manifest.fileno())
 
     def _read_manifest(self) -> None:
         """Take from earlier runs which document has which name and state. Lines that make no sense are passed over."""
@@ -289,12 +356,15 @@ class OutputFolder:
                     continue  # a line that a kill cut off
 
     def _take_line(self, line: Mapping[str, Any]) -> None:
-        if line["type"] == "run" and not line["resume"]:
-            self._finished.clear()
-        if line["type"] in ("page", "document"):
+        if line["type"] == "run":
+            self.names.update(line["documents"])
+            for document in line["documents"] if not line["resume"] else ():
+                self._finished.pop(document, None)
+        else:
             self.names[line["document"]] = line["output"]
         if line["type"] == "document":
             self._finished[line["document"]] = dict(line)
+        if line["type"] in ("publishing", "document"):
             self._ours.update(line["outputs"])
 
     def _end_torn_line(self) -> None:
@@ -304,6 +374,40 @@ class OutputFolder:
                 file.seek(-1, os.SEEK_END)
                 if file.read(1) != b"\n":
                     file.write(b"\n")
+
+
+@contextlib.contextmanager
+def _told(target: Path) -> Iterator[None]:
+    """What the disk refuses ends the run, with a reason."""
+    try:
+        yield
+    except OSError as error:
+        raise CommandFailed(f"{target} cannot be written: {error}; go on with --resume") from error
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder and those above it, so that a power cut does not lose it."""
+    if not folder.is_dir():
+        if folder.parent != folder:
+            _make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        _sync_folder(folder.parent)
+
+
+def _sync(file: Path) -> None:
+    """Flush a file, so that a power cut after its rename does not leave an empty one."""
+    with file.open("r+b") as opened:  # Windows flushes only what may be written
+        os.fsync(opened.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    """Flush the names in a folder, where the system can do that (Windows cannot)."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def _numbers(pages: Sequence[int]) -> str:

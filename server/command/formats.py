@@ -27,6 +27,7 @@ class PageResult:
     page: int  # from 1
     state: Literal["done", "failed"]
     error: str | None = None
+    transient: bool = False  # it failed for a reason that may pass: --resume reads it again
     width: int = 0  # pixels of the page as it was read
     height: int = 0
     text: str = ""  # with the places of the answer still in it
@@ -45,7 +46,8 @@ class PageResult:
     def to_json(self) -> dict[str, Any]:
         """As JSON's types."""
         if self.state == "failed":
-            return {"page": self.page, "state": self.state, "error": self.error, "seconds": round(self.seconds, 3)}
+            failure = {"page": self.page, "state": self.state, "error": self.error, "seconds": round(self.seconds, 3)}
+            return {**failure, "transient": True} if self.transient else failure
         figures = iter(self.figures)
         boxes: list[dict[str, Any]] = []
         for box in self.boxes:
@@ -77,7 +79,10 @@ class PageResult:
             for anything else.
         """
         if entry["state"] == "failed":
-            return cls(int(entry["page"]), "failed", str(entry["error"]), seconds=float(entry["seconds"]))
+            return cls(
+                int(entry["page"]), "failed", str(entry["error"]), bool(entry.get("transient")),
+                seconds=float(entry["seconds"]),
+            )  # fmt: skip
         boxes = entry["boxes"]
         return cls(
             page=int(entry["page"]),

@@ -10,17 +10,19 @@ import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePath
+from pathlib import Path, PurePath, PurePosixPath
 
 from runtime.documents import Document, open_document
 
 from .errors import UsageError
+from .formats import FORMATS
 
 STANDARD_INPUT = "-"
 # What is taken from a folder. A file that is named itself may have any ending: its content decides.
 SUFFIXES = frozenset({".pdf", ".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif"})
+_LONGEST_NAME = 200  # bytes; file systems take 255, and endings such as -p1000-10.jpg come behind
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class Source:
 
 
 def find_sources(inputs: Sequence[str], out: Path | None, read_stdin: Callable[[], bytes]) -> list[Source]:
-    """All documents that the inputs name, in their order, each once. ``out`` is not looked into.
+    """All documents that the inputs name, in their order, each once. ``out`` below an input is not looked into.
 
     Raises
     ------
@@ -98,10 +100,13 @@ def _matching(pattern: str, out: Path | None, text: str) -> Iterator[Source]:
     fixed = next(index for index, part in enumerate(parts) if glob.has_magic(part))
     root = _absolute(Path(*parts[:fixed]) if fixed else Path())
     matches = [_absolute(Path(match)) for match in glob.glob(pattern, recursive=True)]
+    results = out if out is not None and out != root and out.is_relative_to(root) else None
     for match in sorted(matches, key=_natural):
+        if results is not None and match.is_relative_to(results):
+            continue
         if match.is_dir():
-            yield from (Source(file, file.relative_to(root)) for file in _walk(match, out))
-        elif out is None or not match.is_relative_to(out):
+            yield from (Source(file, file.relative_to(root)) for file in _walk(match, results))
+        else:
             yield Source(match, match.relative_to(root))
     if not matches:
         raise UsageError(f"{text}: nothing matches this pattern")
@@ -133,7 +138,8 @@ def output_names(sources: Sequence[Source], known: Mapping[str, str]) -> list[st
     """For each source the path of its results below the output folder, without ending and with ``/`` between.
 
     ``report.pdf`` gives ``report``; where that is not the only one, ``report.pdf`` (and ``report.png``); where even
-    those are several, the folders that tell them apart come in front.
+    those are several, the folders that tell them apart come in front. A name whose result would stand where another
+    document needs a folder (``r`` gives r.md, and there is r.md/x.png) counts as one that is not the only one.
 
     known : document -> its name in an earlier run, which it keeps.
     """
@@ -151,19 +157,35 @@ def output_names(sources: Sequence[Source], known: Mapping[str, str]) -> list[st
         ]
         # Upper and lower case are one on many file systems.
         counts = Counter(candidate.lower() for candidate in candidates if candidate is not None)
+        folders, results = _folders([*counts, *taken]), _results(taken)
         fitting = {
             index: candidate
             for index, candidate in enumerate(candidates)
-            if candidate is not None and counts[candidate.lower()] == 1 and candidate.lower() not in taken
+            if candidate is not None
+            and counts[candidate.lower()] == 1
+            and candidate.lower() not in taken
+            and folders.isdisjoint(_results([candidate]))
+            and results.isdisjoint(_folders([candidate]))
         }
         for index, candidate in fitting.items():
             chosen[index] = candidate
         taken |= {candidate.lower() for candidate in fitting.values()}
+    results = _results(taken)
     for index, source in enumerate(sources):
         if chosen[index] is None:  # names that differ in case only, or that an earlier run gave to another document
-            digest = hashlib.sha256(source.name.encode("utf-8", "surrogateescape")).hexdigest()[:8]
-            chosen[index] = f"{_posix(source.relative)}-{digest}"
+            name = f"{_posix(source.relative)}-{_digest(source.name)}"
+            chosen[index] = name if results.isdisjoint(_folders([name])) else name.rpartition("/")[2]
     return [name for name in chosen if name is not None]
+
+
+def _results(names: Iterable[str]) -> set[str]:
+    """The files that names may give, in lower case."""
+    return {f"{name.lower()}.{form}" for name in names for form in FORMATS}
+
+
+def _folders(names: Iterable[str]) -> set[str]:
+    """All folders that names lie in, in lower case."""
+    return {parent.as_posix() for name in names for parent in PurePosixPath(name.lower()).parents}
 
 
 def _common_folder(sources: Sequence[Source]) -> Path:
@@ -175,4 +197,15 @@ def _common_folder(sources: Sequence[Source]) -> Path:
 
 
 def _posix(path: PurePath) -> str:
-    return "/".join(part.replace(":", "").strip("\\/") or "root" for part in path.parts)
+    return "/".join(_shortened(part.replace(":", "").strip("\\/") or "root") for part in path.parts)
+
+
+def _shortened(name: str) -> str:
+    encoded = os.fsencode(name)
+    if len(encoded) <= _LONGEST_NAME:
+        return name
+    return f"{encoded[:_LONGEST_NAME].decode('utf-8', 'ignore')}-{_digest(name)}"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:8]

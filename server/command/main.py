@@ -99,6 +99,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the program that read our output has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:  # a disk or a right that nobody nearer has explained
+        print(f"error: {error}", file=sys.stderr)
+        return 1
 
 
 def _version() -> str:

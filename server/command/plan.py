@@ -15,6 +15,7 @@ class DocumentPlan:
 
     source: Source
     output: str  # name of its results, see inputs.output_names
+    version: str = ""  # changes when the document does
     fingerprint: str = ""  # of the document and of all that decides how it is read
     page_count: int = 0  # of the document
     pages: Sequence[int] = ()  # from 0: those that were asked for

@@ -7,6 +7,7 @@ touched; those that an exporter or a running model holds are passed over. Export
 from __future__ import annotations
 
 import argparse
+import contextlib
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
@@ -21,15 +22,15 @@ from models.catalog import split_variant
 from models.config import Config, UnknownModel, load_config
 from models.errors import ConfigError
 from models.manifest import lock_file
-from models.paths import cache_dir, export_dir
+from models.paths import export_dir
 
 from .errors import CommandFailed, UsageError
-from .exports import Export, find_exports, find_leftovers, folder_size, gigabytes
+from .exports import Export, find_exports, find_leftovers, folder_size, gigabytes, models_root
 
 DESCRIPTION = """\
 Remove from the cache: what killed exports left, exports that cannot be read, exports of models that config.toml does
 not name any more, and exports made from replaced files that it does not name any more. With MODEL_ID: all exports of
-those instead.
+those, and what killed exports left of them, instead.
 """
 EXAMPLES = """\
 examples:
@@ -90,14 +91,20 @@ def run(given: Mapping[str, Any]) -> int:
 
 
 def _candidates(config: Config, model_ids: list[str], everything: bool) -> Iterator[Candidate]:
-    for folder, target in find_leftovers():
-        yield Candidate(folder, target, folder_size(folder), "left by an export that did not end")
+    leftovers = [(folder, target, (target.parents[1].name, target.name)) for folder, target in find_leftovers()]
     exports = find_exports()
+    there = {(export.model_id, export.dtype) for export in exports} | {variant for _, _, variant in leftovers}
+    meant: set[tuple[str, str]] = set()
     for model_id in model_ids:
-        if not any(_is_meant(config, export, model_id) for export in exports):
+        found = {variant for variant in there if _is_meant(config, variant, model_id)}
+        if not found:
             raise UsageError(f"model {model_id!r} has no export; ocr-onnx models lists what there is")
+        meant |= found
+    for folder, target, variant in leftovers:
+        if everything or not model_ids or variant in meant:
+            yield Candidate(folder, target, folder_size(folder), "left by an export that did not end")
     for export in exports:
-        if everything or any(_is_meant(config, export, model_id) for model_id in model_ids):
+        if everything or (export.model_id, export.dtype) in meant:
             reason: str | None = f"asked for: {export.model_id}, {export.dtype}"
         else:
             reason = None if model_ids else _needless(config, export)
@@ -105,12 +112,9 @@ def _candidates(config: Config, model_ids: list[str], everything: bool) -> Itera
             yield Candidate(export.folder, export.folder, export.size, reason)
 
 
-def _is_meant(config: Config, export: Export, model_id: str) -> bool:
-    """Whether an id means the export: its own, or that of its variant (deepseek-ocr-q8)."""
-    if export.model_id == model_id:
-        return True
-    variant = split_variant(model_id)
-    return variant is not None and config.is_variant(model_id) and variant == (export.model_id, export.dtype)
+def _is_meant(config: Config, variant: tuple[str, str], model_id: str) -> bool:
+    """Whether an id means the exports of a model in a dtype: the model's own, or its variant's (deepseek-ocr-q8)."""
+    return variant[0] == model_id or (config.is_variant(model_id) and split_variant(model_id) == variant)
 
 
 def _needless(config: Config, export: Export) -> str | None:
@@ -132,8 +136,7 @@ def _needless(config: Config, export: Export) -> str | None:
 
 def _in_use(candidate: Candidate) -> str | None:
     """Who needs the folder now, as far as this user can see."""
-    root = cache_dir().resolve()
-    if not candidate.folder.resolve().is_relative_to(root / "models"):
+    if not candidate.folder.resolve().is_relative_to(models_root().resolve()):
         return "it is not in the cache"
     try:
         with FileLock(lock_file(candidate.target)).acquire(timeout=0):
@@ -143,10 +146,12 @@ def _in_use(candidate: Candidate) -> str | None:
     except OSError as error:
         return f"it cannot be locked: {error}"
     for process in psutil.process_iter():
-        try:
-            paths = {one.path for one in process.memory_maps()} | {one.path for one in process.open_files()}
-        except (psutil.Error, OSError, AttributeError):
-            continue  # another user's, ended meanwhile, or not told on this system
+        paths: set[str] = set()
+        unknown = (psutil.Error, OSError, AttributeError)  # another user's, ended meanwhile, or not told on this system
+        with contextlib.suppress(*unknown):
+            paths |= {one.path for one in process.memory_maps()}
+        with contextlib.suppress(*unknown):
+            paths |= {one.path for one in process.open_files()}
         if any(Path(path).is_relative_to(candidate.folder.resolve()) for path in paths if path.startswith("/")):
             return f"process {process.pid} has it open; stop it first"
     return None
@@ -174,4 +179,8 @@ def _remove(candidate: Candidate) -> bool:
 def _agrees() -> bool:
     if not sys.stdin.isatty():
         raise UsageError("there is nobody to ask; say --yes to remove these, or --dry-run to see them only")
-    return input("Remove these? [y/N] ").strip().lower() in ("y", "yes")
+    try:
+        return input("Remove these? [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:  # Ctrl-D
+        print()
+        return False

@@ -21,7 +21,7 @@ from models import precedence
 from models.config import Config, load_config
 from models.errors import ConfigError, InvalidInput
 from models.family import IMAGE_SLOT, task_prompt
-from models.registry import default_task, tasks_of
+from models.registry import default_task, defaults_of, tasks_of
 from runtime.documents import DEFAULT_DPI, DPI_RANGE, Document, page_ranges, parse_pages
 from runtime.errors import RuntimeUnavailable
 from server import flags, memory
@@ -54,12 +54,13 @@ examples:
   ocr-onnx read 'in/**/*.pdf' -o out --server http://gpu:8000 --jobs 16
   curl -s https://example.com/a.pdf | ocr-onnx read - --format txt
 
-exit code: 0 all pages were read; 1 some failed; 2 the command line cannot be carried out; 130 interrupted
+exit code: 0 all pages were read; 1 some failed or were left; 2 the command line cannot be carried out; 130 interrupted
 """
 
 # A page is read to its end here; the server's default is made for clients that set their own.
 READ_DEFAULTS: Mapping[str, Any] = {"max_new_tokens": 8192}
 SERVER_JOBS = 4
+_MOST_SECONDS = 1_000_000  # more than any page takes, and less than what a socket cannot hold
 
 _LOCAL_ONLY = (
     "device", "dtype", "model_config", "tokenizer", "weights", "slots", "threads",
@@ -114,13 +115,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--resume",
         action="store_true",
         default=False,
-        help="keep what an earlier run into OUT has read, with the same model and settings",
+        help="keep what an earlier run into OUT has read, with the same model and settings; read what is missing",
     )
     going_on.add_argument(
         "--retry-failed",
         action="store_true",
         default=False,
-        help="read the pages that failed once more, and (without --resume) nothing else",
+        help="read the pages that failed once more, with other settings too, and (without --resume) nothing else",
     )
     going_on.add_argument(
         "--jobs",
@@ -143,7 +144,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     remote.add_argument(
         "--timeout",
-        type=float,
+        type=_seconds,
         metavar="S",
         default=600.0,
         help="seconds of silence after which the server counts as gone (default: 600)",
@@ -244,32 +245,32 @@ class _Command:
         if reader.identity() is None:
             reader.start()  # the model is exported before anything can be compared with it
         identity = reader.identity() or ""
-        sink: Sink
-        if output is not None:
-            sink = output
-            output.begin(reader.describe(), resume=resume or retry)
-        else:
-            sink = Printer(self._target.formats[0])
         for plan in plans:
             self._prepare(plan, identity)
             if self._stop.is_set():
                 raise Interrupted
             if output is not None and (resume or retry):
-                output.resume(plan, unread=resume or not retry, failures=retry)
+                output.resume(plan, unread=resume, failures=retry)
             if plan.error is not None:
-                sink.fail(plan)
                 say(f"failed: {plan.error}")
         total = sum(len(plan.todo) for plan in plans)
+        slots = reader.start() if total else 1  # before begin: a reader that cannot start costs no finished page
+        sink: Sink
+        if output is not None:
+            sink = output
+            output.begin(reader.describe(), plans, resume=resume or retry)
+        else:
+            sink = Printer(self._target.formats[0])
+        for plan in plans:
+            if plan.error is not None:
+                sink.fail(plan)
 
         def head(plan: DocumentPlan) -> Mapping[str, Any]:
             return {"document": plan.source.name, "page_count": plan.page_count, **reader.describe()}
 
         if isinstance(sink, Printer) and plans[0].error is None:
             sink.begin(plans[0], head(plans[0]))
-        jobs = self._given["jobs"] or 1
-        if total:
-            slots = reader.start()
-            jobs = min(self._given["jobs"] or slots, total)
+        jobs = max(1, min(self._given["jobs"] or slots, total))
         progress = Progress(total, quiet=self._given["quiet"])
         started = time.monotonic()
         try:
@@ -279,7 +280,7 @@ class _Command:
             self._summarise(plans, total, time.monotonic() - started)
         if self._stop.is_set():
             raise Interrupted
-        return 1 if any(plan.failed or plan.error is not None for plan in plans) else 0
+        return 1 if any(plan.failed or plan.left or plan.error is not None for plan in plans) else 0
 
     def _prepare(self, plan: DocumentPlan, identity: str) -> None:
         """Count the document's pages and say which are wanted."""
@@ -289,8 +290,9 @@ class _Command:
             everything = range(plan.page_count)
             pages = self._given["pages"]
             plan.pages = everything if pages is None else parse_pages(pages, plan.page_count)
-            plan.todo = plan.pages
+            plan.version = plan.source.fingerprint
             plan.fingerprint = self._fingerprint(plan, identity)
+            plan.todo = plan.pages
         except InvalidInput as error:
             where = "" if plan.source.name in str(error) else f"{plan.source.name}: "
             plan.error = f"{where}{error}"
@@ -300,7 +302,7 @@ class _Command:
     def _fingerprint(self, plan: DocumentPlan, identity: str) -> str:
         how = (identity, self._given["dpi"], self._options.max_image_megapixels, self._given["overlay"],
                self._target.formats == ["txt"])  # fmt: skip
-        return hashlib.sha256(repr((plan.source.fingerprint, how)).encode()).hexdigest()[:32]
+        return hashlib.sha256(repr((plan.version, how)).encode()).hexdigest()[:32]
 
     def _open(self, plan: DocumentPlan) -> Document:
         return plan.source.open(self._given["dpi"], self._options.max_image_megapixels * 1_000_000)
@@ -320,9 +322,8 @@ class _Command:
             prompt = task_prompt(tasks_of(entry.family), task or default_task(entry), prompt or "")
         elif IMAGE_SLOT not in prompt:
             prompt = f"{IMAGE_SLOT}\n{prompt}"
-        settings = precedence.resolve(
-            {**READ_DEFAULTS, **self._config.inference}, entry.defaults, self._settings_given, {}
-        )
+        inference = {**defaults_of(entry.family), **READ_DEFAULTS, **self._config.inference}
+        settings = precedence.resolve(inference, entry.defaults, self._settings_given, {})
         return LocalReader(self._config, self._options, prompt, settings, self._stop)
 
     def _summarise(self, plans: Sequence[DocumentPlan], total: int, seconds: float) -> None:
@@ -342,7 +343,7 @@ class _Command:
         problems = [
             f"{_count_of(failed, 'page')} failed" if failed else "",
             f"{_count_of(refused, 'document')} could not be opened" if refused else "",
-            f"{_count_of(left, 'page')} not read" if left else "",
+            f"{_count_of(left, 'page')} not read: --resume reads what is left" if left else "",
         ]
         say("; ".join(filter(None, [
             f"{_count_of(len(plans), 'document')}, {_count_of(total, 'page')} to read{rate}", *problems,
@@ -418,6 +419,16 @@ def _count_or_none(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"expected an integer, 0 or more, found {text!r}")
     return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= _MOST_SECONDS:
+        raise argparse.ArgumentTypeError(f"expected seconds, above 0 and at most {_MOST_SECONDS}, found {text!r}")
+    return value
 
 
 def _count_of(number: int, noun: str) -> str:

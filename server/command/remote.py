@@ -22,7 +22,7 @@ import time
 import urllib.request
 from collections.abc import Iterator, Mapping
 from typing import Any
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from PIL import Image
 
@@ -36,6 +36,7 @@ from .readers import Reading
 log = logging.getLogger(__name__)
 
 RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
+BUSY = frozenset({429, 503})  # somebody is there and has too much to do
 FIRST_DELAY, LONGEST_DELAY = 0.5, 60.0  # seconds between two tries; doubled each time, the first ones half at random
 LONGEST_RETRY_AFTER = 600.0
 START_RETRIES = 2  # a wrong address should be told at once
@@ -44,11 +45,11 @@ _MOST_ERROR_BYTES = 100_000
 
 
 class _TryAgain(Exception):
-    """What may pass. ``after``: seconds that the server asked for."""
+    """What may pass. ``after``: seconds that the server asked for. ``busy``: it is there and has too much to do."""
 
-    def __init__(self, reason: str, after: float = 0.0) -> None:
+    def __init__(self, reason: str, after: float = 0.0, *, busy: bool = False) -> None:
         super().__init__(reason)
-        self.after = after
+        self.after, self.busy = after, busy
 
 
 class RemoteReader:
@@ -62,14 +63,17 @@ class RemoteReader:
         Raises
         ------
         UsageError
-            for an address that is none.
+            for an address that is none, or a key that cannot be sent.
         """
-        self._url = _checked(url)
+        address = _checked(url)
+        self._url = address._replace(netloc=address.netloc.rpartition("@")[2])  # as it is told and written
+        self._proxy = _proxy_for(self._url)
         self._model, self._task, self._prompt = model, task, prompt
         self._settings = dict(settings)
         self._retries, self._timeout, self._stop, self._jobs = retries, timeout, stop, jobs
-        key = api_key or os.environ.get(ENVIRONMENT, "").split(",")[0].strip()
-        self._headers = {"User-Agent": "ocr-onnx", **({"Authorization": f"Bearer {key}"} if key else {})}
+        key = _checked_key((api_key or os.environ.get(ENVIRONMENT, "").split(",")[0]).strip())
+        login = f"Bearer {key}" if key else _basic(address)
+        self._headers = {"User-Agent": "ocr-onnx", **({"Authorization": login} if login else {})}
         self._lock = threading.Lock()
         self._connections: set[http.client.HTTPConnection] = set()
         self._given_up = 0  # pages in a row
@@ -184,11 +188,11 @@ class RemoteReader:
         ------
         _TryAgain, PageFailed, CommandFailed, Interrupted
         """
-        connection, target = self._connection(path)
+        connection, target, more = self._connection(path)
         with self._lock:
             self._connections.add(connection)
         try:
-            headers = {**self._headers, **({"Content-Type": "application/json"} if body else {})}
+            headers = {**self._headers, **more, **({"Content-Type": "application/json"} if body else {})}
             connection.request(method, target, body, headers)
             response = connection.getresponse()
             if response.status != 200:
@@ -203,27 +207,27 @@ class RemoteReader:
                 self._connections.discard(connection)
             connection.close()
 
-    def _connection(self, path: str) -> tuple[http.client.HTTPConnection, str]:
-        """A connection, through the proxy that the environment names if it does, and what to ask it for."""
-        url = self._url
+    def _connection(self, path: str) -> tuple[http.client.HTTPConnection, str, Mapping[str, str]]:
+        """A connection, perhaps through a proxy, what to ask it for, and the headers for the proxy."""
+        url, via = self._url, self._proxy
         host, port = url.hostname or "", url.port
         target = f"{url.path}{path}"
-        proxy = None if urllib.request.proxy_bypass(host) else urllib.request.getproxies().get(url.scheme)
         kind = http.client.HTTPSConnection if url.scheme == "https" else http.client.HTTPConnection
-        if not proxy:
-            return kind(host, port, timeout=self._timeout), target
-        via = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+        if via is None:
+            return kind(host, port, timeout=self._timeout), target, {}
         connection = kind(via.hostname or "", via.port or 80, timeout=self._timeout)
+        login = _basic(via)
+        headers = {"Proxy-Authorization": login} if login else {}
         if url.scheme == "https":
-            connection.set_tunnel(host, port or 443)
-            return connection, target
-        return connection, f"{url.scheme}://{url.netloc}{target}"
+            connection.set_tunnel(host, port or 443, headers)
+            return connection, target, {}
+        return connection, f"{url.scheme}://{url.netloc}{target}", headers
 
     def _refusal(self, response: http.client.HTTPResponse) -> Exception:
         status = response.status
         message = _message(response.read(_MOST_ERROR_BYTES), f"{status} {response.reason}")
         if status in RETRIED:
-            return _TryAgain(message, _seconds(response.headers.get("Retry-After")))
+            return _TryAgain(message, _seconds(response.headers.get("Retry-After")), busy=status in BUSY)
         if status in (401, 403):
             return CommandFailed(
                 f"{self._url.geturl()} refuses the API key: {message}; set {ENVIRONMENT} or name it with --api-key"
@@ -242,7 +246,9 @@ class RemoteReader:
         PageFailed
             when it still does after the last try.
         CommandFailed
-            when that happened to several pages in a row.
+            when that happened to several pages in a row and the server was not just busy.
+        Interrupted
+            when the user wants an end, which breaks running answers off.
         """
         for number in range(retries + 1):
             if self._stop.is_set():
@@ -250,6 +256,8 @@ class RemoteReader:
             try:
                 return attempt()
             except _TryAgain as problem:
+                if self._stop.is_set():
+                    raise Interrupted from None
                 if number == retries:
                     raise self._exhausted(problem, retries) from problem
                 delay = min(LONGEST_DELAY, FIRST_DELAY * 2**number) * random.uniform(0.5, 1.0)
@@ -259,15 +267,15 @@ class RemoteReader:
                     raise Interrupted from None
         raise AssertionError("the loop returns or raises")
 
-    def _exhausted(self, problem: Exception, retries: int) -> Exception:
+    def _exhausted(self, problem: _TryAgain, retries: int) -> Exception:
         with self._lock:
-            self._given_up += 1
+            self._given_up = 0 if problem.busy else self._given_up + 1
             away = self._given_up >= GIVE_UP_AFTER
         if away:
             return CommandFailed(
                 f"{self._url.geturl()} does not answer any more ({problem}); go on with --resume when it does"
             )
-        return PageFailed(f"given up after {retries + 1} tries: {problem}")
+        return PageFailed(f"given up after {retries + 1} tries: {problem}", transient=True)
 
     def _end_on_stop(self) -> None:
         self._stop.wait()
@@ -278,15 +286,57 @@ _DETAILS = {"stop": "eos", "length": "max_tokens"}
 
 
 def _checked(url: str) -> SplitResult:
-    parts = urlsplit(url.strip().rstrip("/").removesuffix("/v1"))
-    try:
-        _ = parts.port
-        valid = parts.scheme in ("http", "https") and bool(parts.hostname)
-    except ValueError:
-        valid = False
-    if not valid:
-        raise UsageError(f"--server {url!r:.200} is no address; write one such as http://gpu:8000")
+    parts = _split(url.strip().rstrip("/").removesuffix("/v1"))
+    if parts is None or parts.scheme not in ("http", "https"):
+        shown = url.rpartition("@")[2]  # no password on the screen
+        raise UsageError(f"--server {shown!r:.200} is no address; write one such as http://gpu:8000")
     return parts
+
+
+def _split(url: str) -> SplitResult | None:
+    """The parts of an address; None where it has no host, or one that cannot be."""
+    try:
+        parts = urlsplit(url)
+        return parts if parts.hostname and parts.port != 0 else None  # a port that is no number raises
+    except ValueError:
+        return None
+
+
+def _checked_key(key: str) -> str:
+    for place, character in enumerate(key, 1):
+        if not character.isprintable() or ord(character) > 0xFF:
+            raise UsageError(
+                f"character {place} of the API key is {character!a}, which no HTTP header holds; copy the key anew "
+                f"into {ENVIRONMENT} or --api-key"
+            )
+    return key
+
+
+def _proxy_for(url: SplitResult) -> SplitResult | None:
+    """The proxy that the environment names for an address.
+
+    Raises
+    ------
+    UsageError
+        when that is no address.
+    """
+    host = url.hostname or ""
+    proxy = None if urllib.request.proxy_bypass(host) else urllib.request.getproxies().get(url.scheme)
+    if not proxy:
+        return None
+    via = _split(proxy if "://" in proxy else f"http://{proxy}")
+    if via is None:
+        shown = proxy.rpartition("@")[2]
+        raise UsageError(f"{url.scheme}_proxy {shown!r:.200} is no address; write one such as http://proxy:3128")
+    return via
+
+
+def _basic(address: SplitResult) -> str:
+    """The header's value for the user and the password in an address; empty where there is none."""
+    if address.username is None:
+        return ""
+    login = f"{unquote(address.username)}:{unquote(address.password or '')}"
+    return f"Basic {base64.b64encode(login.encode()).decode()}"
 
 
 def _events(response: http.client.HTTPResponse) -> Iterator[Mapping[str, Any]]:

@@ -88,17 +88,18 @@ class Run:
         flying: dict[Future[PageResult], _Open] = {}
         try:
             with ThreadPoolExecutor(jobs, "page") as pool:
-                while True:
-                    while len(flying) < jobs and not self._stop.is_set() and (task := next(tasks, None)):
-                        opened, index = task
-                        flying[pool.submit(self._read, opened, index)] = opened
-                    if not flying:
-                        break
-                    for future in wait(flying, POLL_SECONDS, FIRST_COMPLETED).done:
-                        self._settle(flying.pop(future), future)
-        except BaseException:
-            self._stop.set()  # the threads that still read must not keep the pool open
-            raise
+                try:
+                    while True:
+                        while len(flying) < jobs and not self._stop.is_set() and (task := next(tasks, None)):
+                            opened, index = task
+                            flying[pool.submit(self._read, opened, index)] = opened
+                        if not flying:
+                            break
+                        for future in wait(flying, POLL_SECONDS, FIRST_COMPLETED).done:
+                            self._settle(flying.pop(future), future)
+                except BaseException:
+                    self._stop.set()  # the pool's end waits for the threads that still read
+                    raise
         finally:
             for opened in self._opened:
                 opened.document.close()
@@ -143,7 +144,9 @@ class Run:
             )  # fmt: skip
         except (InvalidInput, PageFailed) as error:
             page = None
-            result = self._failed(index, str(error), started)
+            result = self._failed(
+                index, str(error), started, transient=isinstance(error, PageFailed) and error.transient
+            )
         except (CommandFailed, Interrupted):
             raise
         except MemoryError:
@@ -156,15 +159,17 @@ class Run:
         try:
             return self._sink.keep(opened.plan, result, page)
         except OSError as error:
-            raise CommandFailed(f"page {index + 1} of {opened.plan.source.name} cannot be written: {error}") from error
+            raise CommandFailed(
+                f"page {index + 1} of {opened.plan.source.name} cannot be written: {error}; go on with --resume"
+            ) from error
         except Exception as error:  # a picture that cannot be made of this page
             log.exception("unexpected error while writing page %d of %s", index + 1, opened.plan.source.name)
             result = self._failed(index, f"internal error: {type(error).__name__}: {error}", started)
             return self._sink.keep(opened.plan, result, None)
 
     @staticmethod
-    def _failed(index: int, error: str, started: float) -> PageResult:
-        return PageResult(index + 1, "failed", error, seconds=time.monotonic() - started)
+    def _failed(index: int, error: str, started: float, *, transient: bool = False) -> PageResult:
+        return PageResult(index + 1, "failed", error, transient, seconds=time.monotonic() - started)
 
     def _settle(self, opened: _Open, future: Future[PageResult]) -> None:
         try:

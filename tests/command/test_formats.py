@@ -39,6 +39,13 @@ def written(form: str, results: list[PageResult], page_count: int | None = None)
 FAILED = PageResult(2, "failed", "no --> way\nat all")
 
 
+@pytest.mark.parametrize("transient", [True, False])
+def test_a_failure_that_may_pass_stays_one_when_it_is_read_back(transient: bool) -> None:
+    failure = PageResult(2, "failed", "busy", transient, seconds=1.5)
+    assert PageResult.from_json(json.loads(json.dumps(failure.to_json()))) == failure
+    assert ("transient" in failure.to_json()) == transient
+
+
 def test_markdown_of_one_page_is_its_text() -> None:
     assert written("md", [done(1, "Hello")]) == "Hello\n"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path, PurePath
 
@@ -49,6 +50,15 @@ def test_patterns_are_expanded_here_where_the_shell_did_not(tree: Path) -> None:
     assert names(tree, "in/[1].png") == ["in/[1].png"]  # a file of that very name
 
 
+def test_patterns_find_documents_whatever_folder_the_results_go_to(tree: Path) -> None:
+    assert names(tree, "in/*.png", out=".") == ["in/page2.png", "in/page10.png"]
+    assert names(tree, "in/*.png", out="in") == ["in/page2.png", "in/page10.png"]
+    assert names(tree, "in/[os]*", out="in/out") == ["in/sub/A.PDF", "in/sub/deep/b.tiff"]
+    assert names(tree, "*", out="in/out") == [
+        "in/page2.png", "in/page10.png", "in/sub/A.PDF", "in/sub/deep/b.tiff", "other/page2.png",
+    ]  # fmt: skip
+
+
 def test_standard_input_is_a_document(tree: Path) -> None:
     (source,) = find_sources(["-"], None, lambda: b"data")
     assert (source.path, source.data, source.name) == (None, b"data", "-")
@@ -85,6 +95,7 @@ def test_names_follow_the_folders_below_the_input(tree: Path) -> None:
         (["a/x.pdf", "b/x.pdf"], ["a/x.pdf", "b/x.pdf"]),
         (["a/x.pdf", "b/x.pdf", "a/x.png", "a/z.png"], ["a/x.pdf", "b/x.pdf", "x.png", "z"]),
         (["a/X.pdf", "b/x.PDF"], ["a/X.pdf", "b/x.PDF"]),
+        (["a/" + "n" * 250 + ".pdf"], ["n" * 200 + "-" + hashlib.sha256(b"n" * 250).hexdigest()[:8]]),
     ],
 )
 def test_names_that_collide_are_told_apart(files: list[str], expected: list[str]) -> None:
@@ -102,7 +113,18 @@ def test_names_of_an_earlier_run_stay_when_documents_are_added() -> None:
     assert name not in ("x", "x.png", "other/x.png")
 
 
-_PART = st.sampled_from(["a", "A", "b", "x.pdf", "X.pdf", "x.png", "x", "x.pdf.png", "é"])
+def test_a_result_never_stands_where_another_document_needs_a_folder() -> None:
+    plain = Source(Path("/in/r.png"), PurePath("r.png"))
+    below = Source(Path("/in/R.md/x.png"), PurePath("R.md/x.png"))
+    assert output_names([plain, below], {}) == ["r.png", "R.md/x"]
+    assert output_names([plain, below], {below.name: "R.md/x"}) == ["r.png", "R.md/x"]
+    (name,) = output_names([below], {plain.name: "r"})  # r.md is there by now
+    assert "/" not in name
+
+
+_PART = st.sampled_from(
+    ["a", "A", "b", "x.pdf", "X.pdf", "x.png", "x", "x.pdf.png", "é", "x.md", "x.pdf.md", "é" * 120]
+)
 
 
 @given(st.lists(st.lists(_PART, min_size=1, max_size=4), min_size=1, max_size=12), st.data())
@@ -114,6 +136,9 @@ def test_no_two_documents_ever_share_a_name(paths: list[list[str]], data: st.Dat
     given_names = output_names(sources, {})
     assert len({name.lower() for name in given_names}) == len(sources)
     assert output_names(sources, {}) == given_names
+    results = {f"{name.lower()}.md" for name in given_names}
+    assert results.isdisjoint(str(folder).lower() for name in given_names for folder in PurePath(name).parents)
+    assert all(len(part.encode()) <= 220 for name in given_names for part in name.split("/"))
     part = data.draw(st.integers(0, len(sources)))
     earlier = {source.name: name for source, name in zip(sources[:part], output_names(sources[:part], {}), strict=True)}
     later = output_names(sources, earlier)

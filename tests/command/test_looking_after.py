@@ -185,6 +185,43 @@ def test_prune_takes_models_that_are_named(ocr: Program, cache: Callable[..., Pa
     assert [folder.exists() for folder in (tiny, forgotten)] == [False, False]
 
 
+def test_prune_of_named_models_leaves_what_killed_exports_of_others_left(
+    ocr: Program, cache: Callable[..., Path]
+) -> None:
+    def killed(folder: Path) -> Path:
+        partial = folder.parent / f".{folder.name}.partial-abc"
+        partial.mkdir(parents=True)
+        return partial
+
+    plain, tiny = cache("deepseek-ocr"), cache("tiny-ocr")
+    own, q8, other = killed(plain), killed(plain.parent / "q8"), killed(tiny)
+    assert ocr("prune", "deepseek-ocr-q8", "--yes") == 0  # there is nothing but what its export left
+    assert [folder.exists() for folder in (plain, own, q8, other)] == [True, True, False, True]
+    assert ocr("prune", "deepseek-ocr", "--yes") == 0
+    assert [folder.exists() for folder in (plain, own, other)] == [False, False, True]
+    assert ocr("prune", "--all", "--yes") == 0
+    assert [folder.exists() for folder in (tiny, other)] == [False, False]
+
+
+def test_prune_takes_models_that_lie_behind_a_link(ocr: Program, cache: Callable[..., Path], tmp_path: Path) -> None:
+    folder = cache("gone")
+    models = tmp_path / "cache/deepseek-ocr/models"
+    models.rename(tmp_path / "large disk")
+    models.symlink_to(tmp_path / "large disk", target_is_directory=True)
+    assert ocr("prune", "--yes") == 0
+    assert not folder.exists(), ocr.out
+
+
+def test_files_that_are_open_count_where_mapped_ones_are_not_told(
+    ocr: Program, cache: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = [SimpleNamespace(path=str(cache("gone") / "decoder.onnx"))]
+    process = SimpleNamespace(pid=7, open_files=lambda: opened)  # psutil has no memory_maps on macOS
+    monkeypatch.setattr(prune.psutil, "process_iter", lambda: [process])
+    assert ocr("prune", "--yes") == 0
+    assert "process 7 has it open" in ocr.out
+
+
 def test_prune_asks_first(ocr: Program, cache: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     folder = cache("gone")
     assert ocr("prune") == 2  # nobody to ask
@@ -194,6 +231,15 @@ def test_prune_asks_first(ocr: Program, cache: Callable[..., Path], monkeypatch:
         monkeypatch.setattr("builtins.input", lambda prompt, answer=answer: answer)
         assert ocr("prune") == 0
         assert folder.exists() == stays
+    folder = cache("gone")
+
+    def end(prompt: str) -> str:
+        raise EOFError  # Ctrl-D
+
+    monkeypatch.setattr("builtins.input", end)
+    assert ocr("prune") == 0
+    assert "nothing was removed" in ocr.out
+    assert folder.exists()
 
 
 def test_prune_leaves_what_an_exporter_or_a_process_holds(

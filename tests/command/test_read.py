@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
 import shutil
 import signal
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,8 @@ from PIL import Image
 
 from server.command import run as run_module
 from server.command.errors import CommandFailed
-from tests.command.conftest import Program, failing, page_of
+from server.command.folder import OutputFolder
+from tests.command.conftest import Program, ScriptedReader, failing, page_of
 from tests.pdfs import encrypted, scanned_pdf, text_pdf, without_pages
 
 
@@ -208,6 +212,39 @@ def test_files_of_the_user_are_not_replaced(ocr: Program, tmp_path: Path) -> Non
     assert ocr("read", "README.png", "-o", "out") == 0  # by now it is ours
 
 
+@pytest.mark.parametrize("picture", ["images/a-p1-0.jpg", "overlays/a-p1.jpg"])
+def test_pictures_of_the_user_are_not_replaced(ocr: Program, tmp_path: Path, picture: str) -> None:
+    ocr.script = lambda number, page: GROUNDED
+    image = png(tmp_path / "a.png", 1)
+    mine = tmp_path / "out" / picture
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    assert ocr("read", image, "-o", "out", "--overlay") == 2
+    assert f"{picture} exists and was not made by this program" in ocr.err
+    assert mine.read_text() == "mine"
+    assert ocr("read", image, "-o", "out", "--format", "txt") == 0  # which has no pictures
+    shutil.rmtree(tmp_path / "out")
+    assert ocr("read", image, "-o", "out", "--overlay") == 0
+    assert ocr("read", image, "-o", "out", "--overlay") == 0  # by now they are ours
+
+
+def test_two_files_in_one_folder_have_pictures_of_their_own(ocr: Program, tmp_path: Path) -> None:
+    ocr.script = lambda number, page: GROUNDED
+    (tmp_path / "in/sub").mkdir(parents=True)
+    first, second = pdf(tmp_path / "in/sub/a.pdf", 200), pdf(tmp_path / "a.pdf", 20)
+    assert ocr("read", "in", "-o", "out/x.md", "--overlay") == 0
+    assert ocr("read", second, "-o", "out/y.md", "--overlay") == 0
+    out = tmp_path / "out"
+    for name, colour in (("x", 200), ("y", 20)):
+        assert f"![](images/{name}-p1-0.jpg)" in (out / f"{name}.md").read_text()
+        figure = Image.open(out / f"images/{name}-p1-0.jpg").convert("RGB")
+        assert abs(figure.getpixel((5, 5))[0] - colour) < 9  # type: ignore[index, operator]
+        assert (out / f"overlays/{name}-p1.jpg").is_file()
+    assert ocr("read", first, "-o", "out/x.md") == 0
+    assert ocr("read", first, "-o", "out/y.json") == 2  # the pictures of y.md have its names
+    assert "images/y-p1-" in ocr.err
+
+
 def test_pages_in_flight_are_as_many_as_slots_or_jobs(ocr: Program, tmp_path: Path) -> None:
     together = threading.Barrier(3)
 
@@ -385,6 +422,107 @@ def test_killed_between_the_last_page_and_its_publishing(ocr: Program, tmp_path:
     assert (tmp_path / "out/a.txt").read_text() == "page 1\n\fpage 2\n"
 
 
+def test_killed_between_publishing_a_document_and_noting_it(ocr: Program, tmp_path: Path, monkeypatch: Any) -> None:
+    class Killed(BaseException):
+        pass
+
+    note = OutputFolder._note
+
+    def die(self: OutputFolder, kind: str, **fields: Any) -> None:
+        if kind == "document":
+            raise Killed
+        note(self, kind, **fields)
+
+    document = pdf(tmp_path / "a.pdf", 1, 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(OutputFolder, "_note", die)
+        with pytest.raises(Killed):
+            ocr("read", document, "-o", "out", "--format", "txt")
+    assert (tmp_path / "out/a.txt").is_file()
+    assert ocr("read", document, "-o", "out", "--format", "txt", "--resume") == 0, ocr.err
+    assert ocr.seen == []
+    assert (tmp_path / "out/a.txt").read_text() == "page 1\n\fpage 2\n"
+    assert files(tmp_path / "out") == {"a.txt", "ocr-run.jsonl"}
+
+
+def test_a_run_leaves_finished_pages_of_other_documents(ocr: Program, tmp_path: Path) -> None:
+    document, other = pdf(tmp_path / "a.pdf", 1, 2, 3, 4), png(tmp_path / "b.png", 5)
+    stop_at(ocr, 3)
+    assert ocr("read", document, "-o", "out", "--jobs", "1") == 130
+    ocr.script = failing()
+    assert ocr("read", other, "-o", "out") == 0
+    assert ocr("read", document, "-o", "out", "--resume") == 0
+    assert ocr.seen == [3, 4]
+
+
+def test_documents_of_several_runs_are_not_read_again(ocr: Program, tmp_path: Path) -> None:
+    first, second = png(tmp_path / "a.png", 1), png(tmp_path / "b.png", 2)
+    assert ocr("read", first, "-o", "out") == 0
+    assert ocr("read", second, "-o", "out") == 0
+    assert ocr("read", first, second, "-o", "out", "--resume") == 0
+    assert ocr.seen == []
+
+
+def test_a_document_begun_anew_is_not_taken_for_the_one_before(ocr: Program, tmp_path: Path) -> None:
+    document = pdf(tmp_path / "a.pdf", 1, 2, 3)
+    assert ocr("read", document, "-o", "out") == 0
+    stop_at(ocr, 2)
+    assert ocr("read", document, "-o", "out", "--jobs", "1") == 130
+    ocr.script = failing()
+    assert ocr("read", document, "-o", "out", "--resume") == 0
+    assert ocr.seen == [2, 3]
+
+
+def test_a_reader_that_cannot_start_costs_no_finished_page(ocr: Program, tmp_path: Path, monkeypatch: Any) -> None:
+    def refuse(self: ScriptedReader) -> int:
+        raise CommandFailed("nobody there")
+
+    document = pdf(tmp_path / "a.pdf", 1, 2, 3)
+    stop_at(ocr, 3)
+    assert ocr("read", document, "-o", "out", "--jobs", "1") == 130
+    with monkeypatch.context() as patch:
+        patch.setattr(ScriptedReader, "start", refuse)
+        assert ocr("read", document, "-o", "out") == 1
+    ocr.script = failing()
+    assert ocr("read", document, "-o", "out", "--resume") == 0
+    assert ocr.seen == [3]
+
+
+def test_failures_are_retried_with_other_settings_and_the_rest_stays(ocr: Program, tmp_path: Path) -> None:
+    document, fine = pdf(tmp_path / "a.pdf", 1, 2, 3), png(tmp_path / "b.png", 4)
+    ocr.script = failing(2)
+    assert ocr("read", document, fine, "-o", "out", "--format", "txt") == 1
+    assert ocr("read", document, fine, "-o", "out", "--format", "txt", "--retry-failed", "--dpi", "100") == 1
+    assert ocr.seen == [2]
+    ocr.script = failing()
+    assert ocr("read", document, fine, "-o", "out", "--format", "txt", "--retry-failed", "--max-new-tokens", "9") == 0
+    assert ocr.seen == [2]
+    assert (tmp_path / "out/a.txt").read_text() == "page 1\n\fpage 2\n\fpage 3\n"
+    assert files(tmp_path / "out") == {"a.txt", "b.txt", "ocr-run.jsonl"}
+    assert ocr("read", document, fine, "-o", "out", "--format", "txt", "--resume") == 0
+    assert ocr.seen == []  # the page's second reading stands for its first
+
+
+def test_pages_of_two_versions_of_a_document_are_never_mixed(ocr: Program, tmp_path: Path) -> None:
+    document = pdf(tmp_path / "a.pdf", 1, 2)
+    ocr.script = failing(2)
+    assert ocr("read", document, "-o", "out", "--format", "txt") == 1
+    pdf(document, 5, 6)
+    os.utime(document, (1, 1))
+    assert ocr("read", document, "-o", "out", "--format", "txt", "--retry-failed") == 1
+    assert ocr.seen == [6]
+    assert "1 page not read: --resume reads what is left" in ocr.err
+    assert (tmp_path / "out/a.txt").read_text() == "page 1\n\f"
+    assert ocr("read", document, "-o", "out", "--format", "txt", "--resume") == 0
+    assert ocr.seen == [5]
+    assert (tmp_path / "out/a.txt").read_text() == "page 5\n\fpage 6\n"
+
+
+def test_a_retry_that_leaves_pages_unread_is_no_success(ocr: Program, tmp_path: Path) -> None:
+    assert ocr("read", png(tmp_path / "a.png", 1), "-o", "out", "--retry-failed") == 1
+    assert "1 page not read" in ocr.err
+
+
 def test_two_runs_do_not_write_to_one_folder(ocr: Program, tmp_path: Path) -> None:
     document = png(tmp_path / "a.png", 1)
     codes = []
@@ -414,6 +552,102 @@ def test_a_disk_that_is_full_ends_the_run_with_a_reason(ocr: Program, tmp_path: 
     assert ocr("read", pdf(tmp_path / "a.pdf", 1, 2), "-o", "out") == 1
     assert "cannot be written" in ocr.err
     assert "No space left on device" in ocr.err
+
+
+@pytest.mark.parametrize("when", ["publishing", "page line", "document line"])
+def test_a_disk_that_fills_up_ends_the_run_with_a_reason_wherever_it_does(
+    ocr: Program, tmp_path: Path, monkeypatch: Any, when: str
+) -> None:
+    document = pdf(tmp_path / "a.pdf", 1, 2)
+    replace, dumps = Path.replace, json.dumps
+
+    def full() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        if when == "publishing":
+            patch.setattr(Path, "replace", lambda self, to: full() if to.suffix == ".txt" else replace(self, to))
+        else:
+            kind = when.removesuffix(" line")
+            patch.setattr(json, "dumps", lambda it, **_: full() if f"'type': '{kind}'" in str(it) else dumps(it))
+        assert ocr("read", document, "-o", "out", "--format", "txt") == 1
+    assert "cannot be written: [Errno 28] No space left on device; go on with --resume" in ocr.err
+    assert ocr("read", document, "-o", "out", "--format", "txt", "--resume") == 0
+    assert ocr.seen == []
+    assert (tmp_path / "out/a.txt").read_text() == "page 1\n\fpage 2\n"
+
+
+def test_what_the_system_refuses_elsewhere_is_told_without_a_traceback(ocr: Program, tmp_path: Path) -> None:
+    manifest = tmp_path / "out/ocr-run.jsonl"
+    manifest.mkdir(parents=True)
+    assert ocr("read", png(tmp_path / "a.png", 1), "-o", "out") == 1
+    assert ocr.err.startswith("error: ")
+    assert str(manifest) in ocr.err
+
+
+def test_a_name_of_any_length_or_shape_stops_nothing(ocr: Program, tmp_path: Path) -> None:
+    ocr.script = lambda number, page: GROUNDED
+    png(tmp_path / "in" / f"{'n' * 251}.png", 1)
+    png(tmp_path / "in/r.md/x.png", 2)
+    png(tmp_path / "in/r.png", 3)
+    assert ocr("read", "in", "-o", "out", "--format", "md,json", "--overlay") == 0, ocr.err
+    assert len(list((tmp_path / "out").rglob("*.json"))) == 3
+    assert len(list((tmp_path / "out").rglob("*-p1.jpg"))) == 3
+
+
+def test_an_error_does_not_wait_for_the_pages_that_are_being_read(
+    ocr: Program, tmp_path: Path, monkeypatch: Any
+) -> None:
+    def script(number: int, page: Image.Image) -> str:
+        if number == 2:
+            ocr.readers[-1].stop.wait(10)
+        return "x"
+
+    def broken(*_: Any) -> None:
+        raise RuntimeError("broken")
+
+    ocr.script = script
+    monkeypatch.setattr(OutputFolder, "settle", broken)
+    started = time.monotonic()
+    with pytest.raises(RuntimeError, match="broken"):
+        ocr("read", pdf(tmp_path / "a.pdf", 1, 2), "-o", "out")
+    assert time.monotonic() - started < 5
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no folders to flush")
+def test_everything_is_on_the_disk_before_what_it_replaces_goes(ocr: Program, tmp_path: Path, monkeypatch: Any) -> None:
+    events: list[tuple[str, int]] = []  # what was done, and to which file or folder
+    numbers: dict[str, int] = {}
+    fsync, replace, rmtree = os.fsync, Path.replace, shutil.rmtree
+
+    def watched_fsync(handle: int) -> None:
+        events.append(("sync", os.fstat(handle).st_ino))
+        fsync(handle)
+
+    def watched_replace(self: Path, target: Path) -> Path:
+        events.append(("replace", self.stat().st_ino))
+        numbers[target.name] = self.stat().st_ino
+        return replace(self, target)
+
+    def watched_rmtree(path: Path, **more: Any) -> None:
+        if path.name not in (".ocr-parts", "tmp") and path.is_dir():
+            events.append(("remove", path.stat().st_ino))
+        rmtree(path, **more)
+
+    monkeypatch.setattr(os, "fsync", watched_fsync)
+    monkeypatch.setattr(Path, "replace", watched_replace)
+    monkeypatch.setattr("server.command.folder.shutil.rmtree", watched_rmtree)
+    ocr.script = lambda number, page: GROUNDED
+    assert ocr("read", png(tmp_path / "a.png", 1), "-o", "out") == 0
+    assert set(numbers) == {"a.md", "1.json", "a-p1-0.jpg", "a-p1-1.jpg"}
+    for number in numbers.values():
+        assert events.index(("sync", number)) < events.index(("replace", number))
+    published = events.index(("replace", numbers["a.md"]))
+    (removed,) = (index for index, (what, _) in enumerate(events) if what == "remove")
+    folder, manifest = tmp_path / "out", tmp_path / "out/ocr-run.jsonl"
+    for path in (folder, manifest):
+        assert ("sync", path.stat().st_ino) in events[published:removed]
+    assert ("sync", manifest.stat().st_ino) in events[events.index(("replace", numbers["1.json"])) : published]
 
 
 def test_a_document_that_vanishes_is_recorded(ocr: Program, tmp_path: Path) -> None:

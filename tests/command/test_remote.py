@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
@@ -250,8 +251,59 @@ def test_a_server_that_is_gone_ends_the_run_and_resume_goes_on(
     assert len(proxy.chats) == 5 + 2 * remote.GIVE_UP_AFTER
     proxy.fault = lambda request, number: False
     proxy.chats.clear()
-    assert read(ocr, proxy, path, "-o", "out", "--resume", "--retry-failed") == 0
+    assert read(ocr, proxy, path, "-o", "out", "--resume") == 0
     assert len(proxy.chats) == 15
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_server_that_is_busy_counts_as_one_that_answers(
+    ocr: Program, proxy: FaultyProxy, tmp_path: Path, status: int
+) -> None:
+    path = document(tmp_path, remote.GIVE_UP_AFTER + 2)
+    proxy.fault = lambda request, number: request.answer(status, b"{}")
+    assert read(ocr, proxy, path, "--jobs", "1", "--retries", "1", "-o", "out") == 1
+    assert "does not answer any more" not in ocr.err
+    assert len(proxy.chats) == 2 * (remote.GIVE_UP_AFTER + 2)
+    proxy.fault = lambda request, number: False
+    assert read(ocr, proxy, path, "-o", "out", "--resume") == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--server", "http://[gpu:8000"], "--server 'http://[gpu:8000' is no address"),
+        (["--server", "http://gpu:99999"], "is no address; write one such as http://gpu:8000"),
+        (["--server", "ftp://me:secret@gpu"], "--server 'gpu' is no address"),
+        (["--timeout", "-1"], "expected seconds, above 0 and at most 1000000, found '-1'"),
+        (["--timeout", "nan"], "found 'nan'"),
+        (["--timeout", "1e12"], "found '1e12'"),
+        (["--api-key", "k\nX-Evil: 1"], "character 2 of the API key is '\\n', which no HTTP header holds"),
+        (["--api-key", "k€"], "character 2 of the API key is '\\u20ac'"),
+    ],
+)
+def test_wrong_flags_are_explained(ocr: Program, tmp_path: Path, arguments: list[str], words: str) -> None:
+    assert ocr("read", document(tmp_path, 1), "--server", "http://127.0.0.1:9", *arguments) == 2
+    assert words in ocr.err
+    assert "secret" not in ocr.err
+
+
+def test_a_proxy_that_is_no_address_is_explained(ocr: Program, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("http_proxy", "http://me:secret@[x")
+    monkeypatch.setenv("no_proxy", "")
+    assert ocr("read", document(tmp_path, 1), "--server", "http://example.com") == 2
+    assert "http_proxy '[x' is no address" in ocr.err
+
+
+def test_user_and_password_of_an_address_are_sent_and_written_nowhere(
+    ocr: Program, proxy: FaultyProxy, tmp_path: Path
+) -> None:
+    url = proxy.url.replace("//", "//me:p%40ss@")
+    assert ocr("read", document(tmp_path, 1), "--server", url, "-o", "out", "--format", "json") == 0
+    assert proxy.chats[0][2]["Authorization"] == "Basic " + base64.b64encode(b"me:p@ss").decode()
+    written = [path.read_text() for path in (tmp_path / "out").iterdir()]
+    assert len(written) == 2
+    assert not any("p%40ss" in text or "me:" in text for text in written)
+    assert all(proxy.url in text for text in written)
 
 
 @pytest.mark.parametrize(
@@ -293,7 +345,40 @@ def test_a_proxy_of_the_environment_is_used(ocr: Program, proxy: FaultyProxy, tm
     monkeypatch.setenv("no_proxy", "")
     assert ocr("read", document(tmp_path, 1), "--server", behind, "--format", "txt") == 0
     assert ocr.out == f"{TEXT}\n"
-    assert len(proxy.chats) == 1
+    assert "Proxy-Authorization" not in proxy.chats[0][2]
+    monkeypatch.setenv("http_proxy", proxy.url.replace("//", "//me:p%40ss@"))
+    with_login = behind.replace("//", "//you:secret@")
+    assert ocr("read", document(tmp_path, 1), "--server", with_login, "--format", "txt") == 0
+    assert proxy.chats[1][2]["Proxy-Authorization"] == "Basic " + base64.b64encode(b"me:p@ss").decode()
+    assert len(proxy.chats) == 2
+
+
+def test_a_proxy_of_the_environment_is_told_who_asks_for_a_tunnel(monkeypatch: Any) -> None:
+    monkeypatch.setenv("https_proxy", "http://me:p%40ss@proxy:3128")
+    monkeypatch.setenv("no_proxy", "")
+    reader = remote.RemoteReader(
+        "https://gpu", "m", task=None, prompt=None, settings={}, api_key=None, retries=0, timeout=1.0,
+        stop=threading.Event(), jobs=1,
+    )  # fmt: skip
+    connection, _, headers = reader._connection("/v1/models")
+    assert connection._tunnel_headers["Proxy-Authorization"] == (  # type: ignore[attr-defined]
+        "Basic " + base64.b64encode(b"me:p@ss").decode()
+    )
+    assert headers == {}  # the server at the tunnel's end must not see it
+
+
+def test_ctrl_c_on_the_last_try_is_no_failure_of_the_page(ocr: Program, proxy: FaultyProxy, tmp_path: Path) -> None:
+    def interrupt(request: _Handler, number: int) -> bool:
+        request.wfile.write(stream("half of"))
+        request.wfile.flush()
+        os.kill(os.getpid(), signal.SIGINT)  # the client ends its connection, which looks like the answer's end
+        time.sleep(0.5)
+        return request.hang_up()
+
+    proxy.fault = interrupt
+    assert read(ocr, proxy, document(tmp_path, 1), "--retries", "0", "-o", "out") == 130
+    assert "1 page not read" in ocr.err
+    assert "failed" not in (tmp_path / "out/ocr-run.jsonl").read_text()
 
 
 def test_ctrl_c_does_not_wait_for_a_silent_server(proxy: FaultyProxy, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -216,6 +217,40 @@ def test_a_picture_beyond_the_pixel_limit_is_refused() -> None:
         pytest.raises(InvalidInput, match=r"big\.png has 300 x 300 pixels; the limit is 0\.08 million"),
     ):
         document.page(0)
+
+
+@pytest.mark.parametrize(
+    ("max_pixels", "words"),
+    [
+        (100_000, r"more than 0\.1 million pixels; scale it down"),
+        (300_000, r"more than 0\.2 million pixels, the most that Pillow"),
+    ],
+)
+def test_the_limit_that_is_told_is_the_one_that_refused(
+    monkeypatch: pytest.MonkeyPatch, max_pixels: int, words: str
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100_000)  # Pillow refuses twice as much
+    data = saved(Image.new("L", (500, 500)), "PNG")
+    with pytest.raises(InvalidInput, match=f"big.png has {words}"):
+        open_document(data, name="big.png", max_pixels=max_pixels)
+
+
+def tiff(frames: int) -> bytes:
+    """Frames of one pixel, which they all share."""
+    tags = [(256, 1), (257, 1), (258, 8), (259, 1), (262, 1), (273, 8), (277, 1), (278, 1), (279, 1)]
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    size = 2 + len(entries) + 4
+    starts = [*(12 + size * number for number in range(frames)), 0]
+    directories = [struct.pack("<H", len(tags)) + entries + struct.pack("<I", start) for start in starts[1:]]
+    return b"II*\0" + struct.pack("<I", starts[0]) + b"\x7f\0\0\0" + b"".join(directories)
+
+
+def test_a_tiff_of_more_frames_than_anybody_reads_is_refused_without_counting_them() -> None:
+    with open_document(tiff(2000)) as document:
+        assert document.page_count == 2000
+        assert document.page(1999).getpixel((0, 0)) == (127, 127, 127)
+    with pytest.raises(InvalidInput, match=r"many\.tif has more than 2,000 frames, the most that are read; split it"):
+        open_document(tiff(20_000), name="many.tif")
 
 
 @pytest.mark.parametrize("data", [text_pdf(["one"]), saved(corner_marked(), "PNG")], ids=["pdf", "picture"])
