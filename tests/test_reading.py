@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import textwrap
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -75,6 +76,17 @@ def test_fewer_bits_cost_few_characters(model, export_checkpoint) -> None:
     for dtype, points in (("q8", 1.5), ("q4", 4.0)):
         with Model.open(export_checkpoint(CHECKPOINT, dtype, "tiny-ocr"), device="cpu", slots=4) as opened:
             assert rate(opened) < exact + points, dtype
+
+
+def test_the_readme_as_an_image_comes_back_readable(model) -> None:
+    """Its first paragraph, ten lines at most, as a page of print."""
+    readme = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
+    lines = textwrap.wrap(readme.split("\n\n")[1], 36)[:10]
+    page = Image.new("RGB", (600, 36 * len(lines) + 40), "white")
+    for number, text in enumerate(lines):
+        ImageDraw.Draw(page).text((20, 20 + 36 * number), text, "black", font=ImageFont.load_default(28))
+    read = model.read(page, max_new_tokens=600).text
+    assert similarity(read, "\n".join(lines)) > 0.8, read
 
 
 def test_a_blank_page_stays_blank(model) -> None:
