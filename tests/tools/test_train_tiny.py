@@ -32,6 +32,7 @@ from tools.train_tiny.evaluate import (  # noqa: E402
     read_views,
 )
 from tools.train_tiny.model import TinySpec, build_model, use_training_kernels  # noqa: E402
+from tools.train_tiny.muon import FloatMuon  # noqa: E402
 from tools.train_tiny.render import Page, PageStyle, render_page  # noqa: E402
 from tools.train_tiny.train import Trainer, TrainOptions, averaged_model  # noqa: E402
 from tools.train_tiny.views import IGNORE, PROBE_COLUMNS, choose_grid, make_views  # noqa: E402
@@ -43,7 +44,7 @@ MICRO = TinySpec(
     experts=4, shared_experts=2,
 )  # fmt: skip
 MICRO_STAGES = (
-    Stage(2, ((1.0, Canvas(64, 4, (20, 30), 1)),), {"letters": 1.0}, vision_only=True),
+    Stage(2, ((1.0, Canvas(64, 4, (20, 30), 1)),), {"letters": 1.0}, trained="vision"),
     Stage(100, ((1.0, Canvas(64, 4, (20, 30), 1)),), {"letters": 1.0}, learning_rate=3e-3),
 )
 
@@ -323,6 +324,32 @@ def test_the_decoder_rests_while_the_vision_tower_trains_alone(tmp_path: Path) -
     after = trainer.masters["model.language_model.layers.0.self_attn.o_proj.weight"]
     assert "text" not in report
     torch.testing.assert_close(after, before, rtol=1e-3, atol=0)  # weight decay alone
+
+
+def test_only_the_decoder_changes_while_it_trains_alone(tmp_path: Path) -> None:
+    stages = (replace(MICRO_STAGES[1], trained="decoder"),)
+    trainer = Trainer(micro_options(tmp_path), stages, MICRO)
+    before = {name: value.clone() for name, value in trainer.masters.items()}
+    batch = Pages(stages, MICRO, 0)[0]
+    reports = [trainer.train_step(batch) for _ in range(12)]
+    changed = {name for name, value in trainer.masters.items() if not torch.equal(value, before[name])}
+    assert changed == {name for name in before if name.startswith(("model.language_model.", "lm_head."))}
+    assert reports[-1]["text"] < 0.8 * reports[0]["text"]
+    assert "probe" not in reports[0]
+
+
+def test_muon_in_float32_is_torch_s_but_for_rounding() -> None:
+    torch.manual_seed(0)
+    ours, theirs = (torch.nn.Parameter(torch.ones(24, 40)) for _ in range(2))
+    options = {"lr": 0.02, "weight_decay": 0.02, "adjust_lr_fn": "match_rms_adamw"}
+    optimisers = FloatMuon([ours], **options), torch.optim.Muon([theirs], **options)
+    for _ in range(4):
+        ours.grad = torch.randn(24, 40)
+        theirs.grad = ours.grad.clone()
+        for optimiser in optimisers:
+            optimiser.step()
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=5e-4)
+    assert (ours - 1).abs().max() > 0.02
 
 
 def test_a_resumed_run_goes_on_exactly(tmp_path: Path) -> None:

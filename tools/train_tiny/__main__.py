@@ -21,6 +21,7 @@ def train(arguments: argparse.Namespace) -> None:
         decay=arguments.decay,
         minutes=arguments.minutes,
         device=arguments.device,
+        dtype=arguments.dtype,
         threads=arguments.threads,
         polite=arguments.polite,
     )
@@ -64,6 +65,9 @@ def main() -> None:
     command.add_argument("--start-step", type=int, default=0, help="the step at which --start-from begins")
     command.add_argument("--minutes", type=float, default=float("inf"), help="stop after this many minutes")
     command.add_argument("--device", default="cpu", help="cpu or cuda")
+    command.add_argument(
+        "--dtype", choices=("bfloat16", "float32"), help="of the working weights (default: the faster one)"
+    )
     command.add_argument("--threads", type=int, default=2, help="CPU threads of the training process")
     command.add_argument("--polite", action="store_true", help="use one thread while other programs are busy (Linux)")
     command.add_argument("--workers", type=int, default=1, help="processes that render pages")

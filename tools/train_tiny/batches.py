@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from . import tokens
-from .curriculum import Canvas, Stage, stage_of
+from .curriculum import Canvas, Stage, Trained, stage_of
 from .fonts import TRAIN_FAMILIES, faces_of
 from .model import TinySpec
 from .render import Page, PageStyle, blank_page, render_page
@@ -29,7 +29,7 @@ class Batch:
     pixel_values_local: Tensor | None  # (tiles of all pages, 3, tile, tile)
     num_local_patches: list[int]
     patches_grid: list[list[int]]
-    vision_only: bool = False  # train the vision tower alone
+    trained: Trained = "both"
 
     def model_inputs(self, device: torch.device, dtype: torch.dtype) -> dict[str, object]:
         """Return the keyword arguments of the transformers model."""
@@ -136,7 +136,7 @@ class Pages(Dataset[Batch]):
         sizes = (canvas.view, spec.image_size, spec.max_tiles, spec.token_pixels)
         views = [make_views(page, *sizes, crop=canvas.crop) for page in pages]
         batch = collate(views, [page.text for page in pages], self.tokenizer)
-        batch.vision_only = stage.vision_only
+        batch.trained = stage.trained
         return batch
 
 

@@ -1,6 +1,10 @@
 """What is trained when: the stages, from one short line on a small canvas to several lines over many tiles."""
 
 from dataclasses import dataclass, field
+from typing import Literal
+
+Trained = Literal["vision", "both", "decoder"]
+"""Which part of the model a step trains: the vision tower by the reading probe, the decoder, or both."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,7 @@ class Stage:
     kinds: dict[str, float] = field(default_factory=dict)  # text kind -> weight
     wear: float = 0.0  # share of the pages that are worn
     blank: float = 0.01  # share of the pages without text
-    vision_only: bool = False  # only the reading probe is trained, the decoder rests
+    trained: Trained = "both"
     learning_rate: float = 1.5e-3
 
 
@@ -57,9 +61,16 @@ NATURAL = (
 )
 """Pages of natural shape (a single line becomes a strip of many tiles with very large type), and pages made to fit."""
 
+MANY_LINES = (
+    (0.85, Canvas(256, 40, (18, 38), 10, natural=True, fill=0.9)),
+    (0.05, Canvas(192, 20, (16, 40), 6, crop=False, fill=0.5)),
+    (0.05, Canvas(256, 14, (18, 44), 6)),
+    (0.05, Canvas(256, 14, (18, 40), 8, crop=False)),
+)
+
 STAGES = (
     # The vision tower learns the characters: full canvases of large type, no decoder.
-    Stage(700, ((1.0, Canvas(192, 32, (24, 44), 6, crop=False, fill=0.7)),), EARLY, vision_only=True),
+    Stage(700, ((1.0, Canvas(192, 32, (24, 44), 6, crop=False, fill=0.7)),), EARLY, trained="vision"),
     # The decoder learns where to look: few vision tokens, one short line or two.
     Stage(
         1800,
@@ -102,5 +113,7 @@ STAGES = (
     ),
     Stage(450, NATURAL, LATE, wear=0.3, blank=0.02),
     # Mostly clean English: what a demonstration needs first.
-    Stage(1_000_000, NATURAL, ENGLISH, wear=0.25, blank=0.02),
+    Stage(4900, NATURAL, ENGLISH, wear=0.25, blank=0.02),
+    # What is left of the errors are lines that are skipped or read twice: the decoder alone, on pages of many lines.
+    Stage(1_000_000, MANY_LINES, ENGLISH, wear=0.35, blank=0.01, trained="decoder", learning_rate=8e-4),
 )

@@ -174,11 +174,13 @@ def build_model(spec: TinySpec, seed: int = 0) -> UnlimitedOcrForConditionalGene
     return model
 
 
-def to_bfloat16(model: UnlimitedOcrForConditionalGeneration) -> UnlimitedOcrForConditionalGeneration:
-    """Cast the weights in place, but not the rotary frequencies: at position 500 that would be a whole turn."""
+def cast_weights(
+    model: UnlimitedOcrForConditionalGeneration, dtype: torch.dtype
+) -> UnlimitedOcrForConditionalGeneration:
+    """Cast the weights in place, but not the rotary frequencies: rounded, they turn position 500 by a whole circle."""
     rotary = model.model.language_model.rotary_emb
     frequencies = rotary.inv_freq.clone()
-    model.to(torch.bfloat16)
+    model.to(dtype)
     rotary.inv_freq = frequencies.to(model.device)
     return model
 

@@ -1,4 +1,5 @@
-"""The training loop: bfloat16 weights with float32 masters, Muon on the matrices and AdamW on the rest, resumable.
+"""The training loop: working weights in bfloat16 (float32 where that is faster) with float32 masters, Muon on the
+matrices and AdamW on the rest, resumable.
 
 Two losses: the next character given the page and the text so far, and a reading probe, a linear layer that names the
 characters under each vision token. The probe teaches the vision tower to read before the decoder has learned where to
@@ -22,7 +23,8 @@ from transformers import UnlimitedOcrForConditionalGeneration
 from .batches import Batch, Pages, batch_stream
 from .checkpoint import load_checkpoint
 from .curriculum import Stage, stage_of
-from .model import TinySpec, build_model, to_bfloat16, use_training_kernels
+from .model import TinySpec, build_model, cast_weights, use_training_kernels
+from .muon import FloatMuon
 from .views import IGNORE, PROBE_CLASSES, SLOTS
 
 
@@ -35,6 +37,7 @@ class TrainOptions:
     steps: int = 1_000_000  # in all, counted from the very first
     minutes: float = math.inf  # of this call
     device: str = "cpu"
+    dtype: str | None = None  # of the working weights, a name of torch's; None: bfloat16 where products in it are fast
     threads: int = 2
     warmup: int = 100  # steps
     decay: int = 0  # last steps, over which the learning rate falls to zero
@@ -88,16 +91,18 @@ class Trainer:
             if value.ndim == 4:  # a convolution, as the matrix that it is for Muon; a view would not be the same tensor
                 self.masters[name] = value.flatten(1)
         self.average = {name: value.clone() for name, value in self.masters.items()}
-        self.model = to_bfloat16(master.to(self.device))
-        self.probe = probe.to(self.device, torch.bfloat16)
+        self.dtype = getattr(torch, options.dtype) if options.dtype else working_dtype(self.device)
+        self.model = cast_weights(master.to(self.device), self.dtype)
+        self.probe = probe.to(self.device, self.dtype)
         use_training_kernels(self.model)
         self.working = dict(self.model.named_parameters()) | {
             f"probe.{name}": value for name, value in self.probe.named_parameters()
         }
         matrices = [value for name, value in self.masters.items() if is_matrix(name, value)]
         others = [value for name, value in self.masters.items() if not is_matrix(name, value)]
+        muon = FloatMuon if self.dtype == torch.float32 else torch.optim.Muon
         self.optimisers: list[torch.optim.Optimizer] = [
-            torch.optim.Muon(matrices, weight_decay=options.weight_decay, adjust_lr_fn="match_rms_adamw"),
+            muon(matrices, weight_decay=options.weight_decay, adjust_lr_fn="match_rms_adamw"),
             torch.optim.AdamW(others, betas=(0.9, 0.98), weight_decay=0.0),
         ]
         self.step = 0
@@ -113,6 +118,10 @@ class Trainer:
             rate *= min(1.0, (self.options.steps - self.step) / self.options.decay)
         return rate
 
+    def is_trained(self, name: str, batch: Batch) -> bool:
+        """Say whether a parameter can change in this step: while the decoder trains alone, nothing before it does."""
+        return batch.trained != "decoder" or name.startswith(("model.language_model.", "lm_head."))
+
     def relearning_probe(self) -> bool:
         """Say whether the probe is new beside trained weights: until it has learned, its gradient would spoil them."""
         return 0 < self.first_step <= self.step < self.first_step + self.options.warmup
@@ -121,8 +130,10 @@ class Trainer:
         """Return what the step reports: the losses `text` (absent while the decoder rests) and `probe`, and the shares
         of answer tokens (`text_right`) and of characters under the vision tokens (`probe_right`) that are right."""
         reported = {}
-        inputs = batch.model_inputs(self.device, torch.bfloat16)
-        if batch.vision_only:
+        inputs = batch.model_inputs(self.device, self.dtype)
+        for name, value in self.working.items():
+            value.requires_grad_(self.is_trained(name, batch))
+        if batch.trained == "vision":
             del inputs["input_ids"], inputs["use_cache"]
             image_tokens = self.model.model.get_image_features(**inputs).pooler_output
         else:
@@ -135,6 +146,8 @@ class Trainer:
             logits = self.model.lm_head(output.last_hidden_state[wanted]).float()
             reported["text"] = functional.cross_entropy(logits, labels[wanted])
             reported["text_right"] = (logits.detach().argmax(-1) == labels[wanted]).float().mean()
+        if batch.trained == "decoder":
+            return reported
         targets = batch.probe.to(self.device)
         seen = (targets != IGNORE).any(-1)
         guesses = self.probe(torch.cat(list(image_tokens))[seen]).float().reshape(-1, PROBE_CLASSES)
@@ -149,10 +162,13 @@ class Trainer:
     def train_step(self, batch: Batch) -> dict[str, float]:
         """Update the weights once; return what the log shows."""
         reported = self.losses(batch)
-        (reported.get("text", 0.0) + self.options.probe_weight * reported["probe"]).backward()
+        (reported.get("text", 0.0) + self.options.probe_weight * reported.get("probe", 0.0)).backward()
         for name, value in self.masters.items():
             grad = self.working[name].grad
-            value.grad = torch.zeros_like(value) if grad is None else grad.float().view_as(value)
+            if grad is not None:
+                value.grad = grad.float().view_as(value)
+            elif self.is_trained(name, batch):  # it had no part in this step, and its momentum goes on
+                value.grad = torch.zeros_like(value)
             self.working[name].grad = None
         norm = nn.utils.clip_grad_norm_(self.masters.values(), self.options.clip)
         for optimiser in self.optimisers:
@@ -247,6 +263,13 @@ def averaged_model(state_file: Path, spec: TinySpec) -> UnlimitedOcrForCondition
         for name, value in model.named_parameters():
             value.copy_(average[name].view_as(value))
     return model.eval()
+
+
+def working_dtype(device: torch.device) -> torch.dtype:
+    """Return bfloat16 where the processor multiplies it; elsewhere it is emulated, at a tenth of float32's speed."""
+    if device.type == "cpu" and not torch.cpu._is_avx512_bf16_supported():
+        return torch.float32
+    return torch.bfloat16
 
 
 def is_matrix(name: str, value: Tensor) -> bool:
