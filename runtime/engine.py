@@ -10,6 +10,7 @@ import logging
 import threading
 import time
 from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 import numpy as np
@@ -50,6 +51,7 @@ class Engine:
         self._changed = threading.Condition()  # guards all of the above, and is notified when any of it changes
         self._closed = False
         self._mean_seconds = 10.0  # of a request, for Retry-After
+        self._ahead = ThreadPoolExecutor(1, thread_name_prefix="views")  # makes a view while another is encoded
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -111,6 +113,7 @@ class Engine:
             for sequence in self._all():
                 sequence.finish("cancelled")
             self._retire()
+            self._ahead.shutdown()
 
     def _wait_for_work(self) -> bool:
         """Sleep while there is nothing to do; False when the engine is to stop."""
@@ -135,7 +138,7 @@ class Engine:
             return
         started = time.monotonic()
         try:
-            feeds = sequence.next_pass()
+            feeds = sequence.next_pass(self._ahead.submit)
             if feeds is not None:
                 sequence.add_pass(self._vision.encode(feeds))
                 sequence.clock.vision += time.monotonic() - started

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 
@@ -27,6 +29,9 @@ _REASONS: dict[FinishDetail, FinishReason] = {
     "cancelled": "cancelled",
     "error": "cancelled",
 }
+
+
+Start = Callable[[Callable[[], Feeds]], Future[Feeds]]  # has the engine's second thread make what a pass is fed
 
 
 @dataclass
@@ -86,6 +91,8 @@ class Sequence:
         self._vocabulary = vocabulary
         self._max_length = max_length
         self._images = list(images)
+        self._passes = [make for image in images for make in image.passes]
+        self._ahead: Future[Feeds] | None = None  # what the next pass is fed, made while the one before is encoded
         self._outputs: list[Feeds] = []  # of the current image's passes
         self._features: list[np.ndarray] = []  # of finished images, [tokens, hidden] each
         self._image_tokens = sum(image.token_count for image in images)
@@ -140,11 +147,13 @@ class Sequence:
             return "deadline"
         return None
 
-    def next_pass(self) -> Feeds | None:
-        """Arrays for the next vision pass; None when all images are encoded."""
-        if not self._images:
+    def next_pass(self, start: Start) -> Feeds | None:
+        """Arrays for the next vision pass; None when all images are encoded. Starts to make those of the one after."""
+        if self._ahead is None and not self._passes:
             return None
-        return self._images[0].passes[len(self._outputs)]()
+        feeds = self._passes.pop(0)() if self._ahead is None else self._ahead.result()
+        self._ahead = start(self._passes.pop(0)) if self._passes else None
+        return feeds
 
     def add_pass(self, outputs: Feeds) -> None:
         """Take the outputs of the pass that ``next_pass`` asked for."""
@@ -203,7 +212,8 @@ class Sequence:
             detail, error = "error", error or f"{type(failure).__name__}: {failure}"
         usage = Usage(len(self.prompt_ids), len(self.tokens), self._image_tokens)
         self._events.put(Finished(_REASONS[detail], detail, usage, self.clock.timings(), error))
-        self._images, self._outputs, self._features = [], [], []
+        self._images, self._passes, self._outputs, self._features = [], [], [], []
+        self._ahead = None
 
     def _send(self, text: str) -> None:
         if text:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -192,6 +193,27 @@ def test_image_features_take_the_places_of_the_slots_in_order(start) -> None:
     assert model.calls[:4] == [("encode", 1000), ("encode", 1001), ("encode", 2000), ("prefill", 0, 5)]
     assert request.tokens == expected_tokens([0, 1000, 1001, 5, 2000], 5)
     assert (finished.usage.prompt_tokens, finished.usage.image_tokens) == (5, 3)
+
+
+def test_one_view_is_made_while_the_one_before_is_encoded(start) -> None:
+    model = FakeModel()
+    model.hold()
+    engine = start(model)
+    made = [threading.Event() for _ in range(3)]
+
+    def make(number: int) -> Feeds:
+        made[number].set()
+        return {"pixels": np.array([1000 + number], np.float64)}
+
+    three = PreparedImage([partial(make, number) for number in range(3)], 3, image(0, 3).assemble)
+    request = sequence([0, IMAGE, IMAGE, IMAGE, 5], images=[three])
+    engine.submit(request)
+    model.wait_for(1)  # the first view is held in the encoder
+    assert made[1].wait(PATIENCE)
+    assert not made[2].is_set(), "views further ahead would only cost memory"
+    model.let_go()
+    outcome(request)
+    assert request.tokens == expected_tokens([0, 1000, 1001, 1002, 5], 5)
 
 
 def test_a_request_joins_while_others_run(start) -> None:
