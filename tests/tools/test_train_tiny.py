@@ -270,11 +270,13 @@ def test_a_saved_folder_has_the_published_names_ranks_and_config_keys(tmp_path: 
         assert keys(json.loads((tmp_path / "folder" / file).read_text(encoding="utf-8"))) == wanted | extra
 
 
-def test_the_training_kernels_compute_what_the_library_s_do(micro_inputs: dict[str, object]) -> None:
+@pytest.mark.parametrize("attention", ["plain", "sdpa"])
+def test_the_training_kernels_compute_what_the_library_s_do(micro_inputs: dict[str, object], attention: str) -> None:
     model = shaken_model()
     with torch.inference_mode():
         reference = model(**micro_inputs).logits
         use_training_kernels(model)
+        model.set_attn_implementation({"vision_config": {"encoder_config": attention}, "text_config": attention})
         torch.testing.assert_close(model(**micro_inputs).logits, reference, rtol=1e-4, atol=1e-5)
 
 
