@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
@@ -390,6 +391,8 @@ def test_the_tower_takes_its_theta_from_either_place(tmp_path, export_checkpoint
     ("file", "change", "message"),
     [
         ("config.json", {"use_bias": True}, "use_bias is True"),
+        ("config.json", {"use_3d_rope": False}, "use_3d_rope is False"),
+        ("config.json", {"rope_is_neox_style": False}, "rope_is_neox_style is False"),
         ("config.json", {"hidden_size": "64"}, "hidden_size is '64'"),
         ("config.json", {"image_token_id": 5000}, "no token 5000"),
         ("config.json", {"rope_scaling": {"mrope_section": [4, 6, 7]}}, r"\[4, 6, 7\]; expected three that sum to 16"),
@@ -466,6 +469,23 @@ def test_quantised_graphs_compute_what_the_rounded_weights_say(
     question = rounded.expected([], "What is OCR?")
     _, logits = ours(rounded, folder, [], question)
     assert relative_error(logits, question.logits) < 1e-4
+
+
+def test_positions_turn_keys_and_queries_by_an_operator_that_every_provider_has(pair_of, export_checkpoint) -> None:
+    """CUDA's GroupQueryAttention looks at positions in the first chunk of a prompt only, and no GPU is here to fail."""
+    half = export_checkpoint(pair_of().checkpoint, "q8", "paddleocr-vl", "paddleocr-vl")
+    files = Manifest.load(half).decoder.files
+    assert set(files) == {"cpu", "cuda"}
+    for file in files.values():
+        nodes = ir.load(half / file).graph
+        attention = [node for node in nodes if node.op_type == "GroupQueryAttention"]
+        assert len(attention) == SIZES["default"].layers
+        for node in attention:
+            assert node.attributes["do_rotary"].as_int() == 0
+            for turned in node.inputs[:2]:
+                rotary = turned.producer()
+                assert rotary.op_type == "RotaryEmbedding"
+                assert [value.name for value in rotary.inputs[1:]] == ["rotary_rows", "rotary_cos", "rotary_sin"]
 
 
 def test_the_float16_graphs_for_cuda_are_valid_and_take_float16_angles(pair_of, export_checkpoint) -> None:
