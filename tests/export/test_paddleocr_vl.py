@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,10 @@ from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer
 
 from export import layers
+from export.checkpoint import Checkpoint
 from export.errors import ExportError
+from export.graphs import stored_weights
+from export.paddleocr_vl import PaddleOcrVlExport
 from export.quantize import Blocks, dequantize, dequantize_channels, quantize, quantize_channels
 from models.errors import InvalidInput
 from models.manifest import Manifest
@@ -29,7 +33,20 @@ from runtime import Model
 from runtime.decoder import Decoder
 from runtime.providers import find_device
 from runtime.vision import VisionTower
-from tools.paddle_checkpoints import V1_0, V1_5, PaddleSizes, Revision, write_paddle_checkpoint
+from tests.conftest import SHARED
+from tools.paddle_checkpoints import (
+    CELLS,
+    FULL_SIZE,
+    SPECIAL,
+    V1_0,
+    V1_5,
+    PaddleSizes,
+    Revision,
+    preprocessor_config,
+    published_config,
+    tensor_shapes,
+    write_paddle_checkpoint,
+)
 from tools.paddle_reference import greedy, image_processor, load_paddle, page_features
 
 STEPS = 32
@@ -309,6 +326,67 @@ def test_the_manifest_says_what_the_checkpoint_says(pair_of) -> None:
         assert (manifest.tokens.bos, manifest.tokens.eos, manifest.tokens.image) == (1, (2,), 100295)
         assert manifest.sizes.rotary is not None
         assert (manifest.sizes.rotary.theta, manifest.sizes.rotary.sections) == (5e5, (4, 6, 6))
+
+
+PUBLISHED = SHARED / "checkpoints" / "paddleocr-vl"
+
+
+@pytest.fixture
+def published() -> Path:
+    if not PUBLISHED.is_dir():
+        pytest.skip(f"the published files are not at {PUBLISHED}")
+    return PUBLISHED
+
+
+def test_generated_checkpoints_have_the_published_layout(published) -> None:
+    shapes = json.loads((published / "tensor_shapes.json").read_text())
+    assert {name: tuple(shape) for name, shape in shapes.items()} == tensor_shapes(FULL_SIZE)
+    for mine, file in (
+        (published_config(FULL_SIZE), "config.json"),
+        (preprocessor_config(FULL_SIZE, V1_0), "preprocessor_config.json"),
+    ):
+        theirs = json.loads((published / file).read_text())
+        for key, value in mine.items():
+            found = theirs[key]
+            assert ({k: found[k] for k in value} if isinstance(value, dict) else found) == value, key
+    added = json.loads((published / "added_tokens.json").read_text())
+    for token, number in {**SPECIAL, **CELLS}.items():
+        assert added.get(token, number) == number
+    assert set(CELLS) <= set(added)
+
+
+@pytest.mark.parametrize("unused", [True, False])
+def test_the_published_files_are_understood_at_full_size(published, tmp_path, unused) -> None:
+    """With a header in place of the weights, and a file behind it that has their length and holds nothing."""
+    for name in ("config.json", "generation_config.json", "preprocessor_config.json", "chat_template.jinja"):
+        (tmp_path / name).write_bytes((published / name).read_bytes())
+    header, end = {}, 0
+    for name, shape in tensor_shapes(replace(FULL_SIZE, unused=unused)).items():
+        start, end = end, end + 2 * math.prod(shape)
+        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with (tmp_path / "model.safetensors").open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + end)
+    checkpoint = Checkpoint(tmp_path)
+    family = PaddleOcrVlExport(checkpoint, {})
+    parts = family.parts(layers.Precision(layers.FLOAT, layers.FLOAT), layers.Precision(layers.FLOAT, layers.FLOAT))
+    weights = [weight for of_graph in stored_weights({"cpu": parts}).values() for weight in of_graph.values()]
+    needed = {name: shape for weight in weights for name, shape in weight.recipe.sources.items()}
+    checkpoint.check(needed, family.unused)
+    assert len(needed) == 608
+    assert family.sizes.model_dump() == {
+        "layers": 18, "hidden_size": 1024, "kv_heads": 2, "head_dim": 128, "vocabulary": 103424, "max_length": 131072,
+        "rotary": {"theta": 500_000.0, "sections": (16, 24, 24)},
+    }  # fmt: skip
+    rules = family.image_rules
+    assert (rules.patch_size, rules.merge_size, rules.grid, rules.head_dim) == (14, 2, 27, 72)
+    assert (rules.min_pixels, rules.max_pixels, rules.rope_theta) == (147384, 2822400, 10_000.0)
+    vocabulary = {**SPECIAL, **CELLS}
+    tokens = family.tokens(vocabulary)
+    assert (tokens.bos, tokens.eos, tokens.image) == (1, (2,), 100295)
+    assert family.prompt_rules(vocabulary, list(SPECIAL)).placeholder == "<|IMAGE_PLACEHOLDER|>"
 
 
 @pytest.mark.parametrize("source", ["chat_template.json", "tokenizer_config.json"])
