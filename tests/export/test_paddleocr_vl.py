@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -49,6 +51,7 @@ from tools.paddle_checkpoints import (
 )
 from tools.paddle_reference import greedy, image_processor, load_paddle, page_features
 
+ROOT = Path(__file__).parents[2]
 STEPS = 32
 GREEDY: dict[str, Any] = {"max_new_tokens": STEPS, "no_repeat_ngram_size": 0, "stop_on_loop": False, "raw": True}
 
@@ -228,6 +231,39 @@ def test_the_cache_grows_under_an_answer_without_changing_it(pair_of, picture, m
     """The table of angles grows with it."""
     monkeypatch.setattr("runtime.kv_cache.FIRST_CAPACITY", 16)
     check_against_reference(pair_of(), [picture(400, 380)])
+
+
+LARGEST_PASS = """
+import json, resource, sys
+from pathlib import Path
+from PIL import Image
+from models.manifest import Manifest
+from models.registry import family_of
+from models.settings import InferenceSettings
+from runtime.providers import find_device
+from runtime.vision import VisionTower
+
+folder = Path(sys.argv[1])
+manifest = Manifest.load(folder)
+page = family_of(manifest).prepare_image(Image.effect_noise((1680, 1680), 90), InferenceSettings())
+feeds = page.passes[0]()
+tower = VisionTower(folder, manifest, find_device("cpu"))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+features = tower.encode(feeds)["features"]
+grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+print(json.dumps([len(feeds["rotary_cos"]), len(features), grown * (1 if sys.platform == "darwin" else 1024)]))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="peak memory is read with the resource module")
+def test_the_largest_page_is_seen_without_the_square_of_its_scores(pair_of) -> None:
+    """In a process of its own: 14,400 patches, whose scores would have 0.8 GB for each head."""
+    command = [sys.executable, "-c", LARGEST_PASS, str(pair_of(SIZES["real heads"]).folder)]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    patches, tokens, grown = json.loads(run.stdout)
+    assert (patches, tokens) == (14_400, 3_600)
+    assert grown < patches**2 * 4 / 2
 
 
 def test_a_narrower_picture_than_1_to_200_is_refused(pair_of, picture) -> None:
