@@ -55,7 +55,7 @@ class DecoderSpec:
 class Rotary:
     """How far the keys and queries of a step are turned.
 
-    The kernel takes a token's angles from a table: by its number in the cache, or by the row that is given. So a prompt
+    A token's angles stand in a row of a table: that of its number in the cache, or the one that is given. So a prompt
     with positions of its own brings a table with a row for each token, and a decode step, whose positions are plain
     again, a table by position with the number of a row; the graph is the same.
     """
@@ -63,11 +63,6 @@ class Rotary:
     cos: ir.Value  # [at least total_length, head_dim / 2]
     sin: ir.Value
     rows: ir.Value | None = None  # [B, S] int64: the row of each token; None: its number in the cache
-
-    @property
-    def inputs(self) -> list[ir.Value]:
-        """As GroupQueryAttention takes them, from its eighth input on."""
-        return [self.cos, self.sin] if self.rows is None else [self.cos, self.sin, self.rows]
 
 
 @dataclass(frozen=True)
@@ -85,24 +80,45 @@ class Attention(nn.Module):
     hidden ─ qkv_proj ─ GroupQueryAttention ─ o_proj
                          │   ▲
              present.N ◄─┘   └─ past_key_values.N
+
+    GroupQueryAttention turns keys and queries by their number in the cache. It has an input for other positions, too:
+    the CPU's kernel heeds it, and CUDA's, by its source, heeds it in the first chunk of a prompt only (FlashDecoding in
+    group_query_attention_impl.cu does not look at it). RotaryEmbedding takes positions on both:
+
+    qkv_proj ─ Split ─┬─ RotaryEmbedding (queries) ─┬─ GroupQueryAttention
+                      ├─ RotaryEmbedding (keys) ────┤
+                      └─ values ────────────────────┘
     """
 
     def __init__(self, at: str, spec: DecoderSpec, precision: Precision) -> None:
         super().__init__()
         self.spec = spec
-        outputs = [heads * spec.head_dim for heads in (spec.heads, spec.kv_heads, spec.kv_heads)]
-        self.qkv_proj = linear([f"{at}.{n}_proj" for n in "qkv"], spec.hidden, outputs, precision)
+        self.widths = [heads * spec.head_dim for heads in (spec.heads, spec.kv_heads, spec.kv_heads)]
+        self.qkv_proj = linear([f"{at}.{n}_proj" for n in "qkv"], spec.hidden, self.widths, precision)
         self.o_proj = linear(f"{at}.o_proj", spec.heads * spec.head_dim, spec.hidden, precision)
 
     def forward(
         self, op: OpBuilder, x: ir.Value, past: tuple[ir.Value, ir.Value], step: StepInputs
     ) -> tuple[ir.Value, ir.Value, ir.Value]:
+        rotary, spec = step.rotary, self.spec
+        packed = self.qkv_proj(op, x)
+        counted = rotary.rows is None
+        states = [packed, None, None] if counted else self._turned(op, packed, rotary)
         attended, key, value = op.GroupQueryAttention(
-            self.qkv_proj(op, x), None, None, *past, step.seqlens_k, step.total_length, *step.rotary.inputs,
-            num_heads=self.spec.heads, kv_num_heads=self.spec.kv_heads, do_rotary=1, rotary_interleaved=0,
+            *states, *past, step.seqlens_k, step.total_length, *((rotary.cos, rotary.sin) if counted else ()),
+            num_heads=spec.heads, kv_num_heads=spec.kv_heads, do_rotary=int(counted), rotary_interleaved=0,
             _domain=MICROSOFT, _outputs=3,
         )  # fmt: skip
         return self.o_proj(op, attended), key, value
+
+    def _turned(self, op: OpBuilder, packed: ir.Value, rotary: Rotary) -> list[ir.Value | None]:
+        """Queries and keys, turned to the rows that are given, and values; [B, S, heads * head_dim] each."""
+        query, key, values = op.Split(packed, self.widths, axis=-1, _outputs=3)
+        query, key = (
+            op.RotaryEmbedding(one, rotary.rows, rotary.cos, rotary.sin, num_heads=heads, _domain=MICROSOFT)
+            for one, heads in ((query, self.spec.heads), (key, self.spec.kv_heads))
+        )
+        return [query, key, values]
 
 
 class Experts(nn.Module):

@@ -33,6 +33,8 @@ _REQUIRED: Mapping[str, tuple[Any, ...]] = {
     "hidden_act": ("silu",),
     "use_bias": (False,),
     "sliding_window": (None,),
+    "use_3d_rope": (True,),
+    "rope_is_neox_style": (True,),
 }
 _REQUIRED_OF_VISION: Mapping[str, tuple[Any, ...]] = {"hidden_act": ("gelu_pytorch_tanh",), "num_channels": (3,)}
 _REQUIRED_OF_IMAGES: Mapping[str, tuple[Any, ...]] = {

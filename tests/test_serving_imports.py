@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from models.catalog import CATALOG, family_spellings
 from runtime import Model
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,6 +30,7 @@ FORBIDDEN = {
     "server": {"export", "tools", "tests", "onnxruntime", "numpy", *CONVERTING},
     "export": {"runtime", "server", "tools", "tests"},
 }
+FAMILY_MODULES = ("models.deepseek_ocr", "models.paddleocr_vl")
 # The final check and the report run the graphs that were just made.
 MAY_RUN_GRAPHS = {"export/check.py", "export/divergence.py"}
 
@@ -97,6 +99,26 @@ def test_every_imported_package_is_a_declared_dependency(package: str) -> None:
         if name not in own and not providers & names:
             undeclared.add(f"{file}:{line} imports {name}")
     assert not undeclared
+
+
+# A model by name is a default or an example there, and never something to branch on.
+MAY_NAME_A_MODEL = {"server/options.py"}
+
+
+def test_runtime_and_server_name_no_family() -> None:
+    """What differs between families lives in models/<family> and the manifest, so that a new one is added there."""
+    families = {entry.family for entry in CATALOG.values()} | set(family_spellings())
+    named = []
+    for package in ("runtime", "server"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            file = path.relative_to(ROOT).as_posix()
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Constant) and node.value in families and file not in MAY_NAME_A_MODEL:
+                    named.append(f"{file}:{node.lineno} has {node.value!r}")
+                # models.registry, too, is how a family is met; its own modules are not.
+                if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(FAMILY_MODULES):
+                    named.append(f"{file}:{node.lineno} imports from {node.module}")
+    assert not named
 
 
 def test_a_page_is_read_without_the_exporters_packages(

@@ -231,6 +231,9 @@ def published_config(s: PaddleSizes) -> dict[str, object]:
         "vision_start_token_id": IMAGE_START,
         "vision_end_token_id": IMAGE_END,
         "vocab_size": s.vocabulary,
+        "weight_share_add_bias": True,
+        "use_3d_rope": True,
+        "rope_is_neox_style": True,
     }
 
 

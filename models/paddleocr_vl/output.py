@@ -206,7 +206,8 @@ class OtslTables:
         pieces = []
         for piece in _OTSL.split(text):
             if piece == _END_OF_ROW:
-                pieces.append(self._end_row())
+                in_table = self._row or self._rows or self._open
+                pieces.append(self._end_row() if in_table else "\n")  # words on its two sides stay two
             elif piece in _OTSL_TOKENS:
                 self._gap = ""
                 self._row.append(_Cell(piece))

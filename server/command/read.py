@@ -109,6 +109,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="a prompt of your own, or the words that the task is about (--task locate)",
     )
+    what.add_argument(
+        "--raw", action="store_true", default=False, help="the text as the model writes it: tables as OTSL ..."
+    )
     what.add_argument("--prompt-file", type=Path, metavar="FILE", default=None, help="the prompt, from a file")
     going_on = parser.add_argument_group("going on")
     going_on.add_argument(
@@ -313,7 +316,7 @@ class _Command:
             from .remote import RemoteReader
 
             return RemoteReader(
-                self._given["server"], self._given.get("model"), task=task, prompt=prompt,
+                self._given["server"], self._given.get("model"), task=task, prompt=prompt, raw=self._given["raw"],
                 settings={**READ_DEFAULTS, **self._settings_given}, api_key=self._given["api_key"],
                 retries=self._given["retries"], timeout=self._given["timeout"], stop=self._stop, jobs=SERVER_JOBS,
             )  # fmt: skip
@@ -324,7 +327,7 @@ class _Command:
             prompt = f"{IMAGE_SLOT}\n{prompt}"
         inference = {**defaults_of(entry.family), **READ_DEFAULTS, **self._config.inference}
         settings = precedence.resolve(inference, entry.defaults, self._settings_given, {})
-        return LocalReader(self._config, self._options, prompt, settings, self._stop)
+        return LocalReader(self._config, self._options, prompt, settings, self._stop, raw=self._given["raw"])
 
     def _summarise(self, plans: Sequence[DocumentPlan], total: int, seconds: float) -> None:
         if self._given["quiet"]:

@@ -79,11 +79,12 @@ class LocalReader:
     """Reads with a model in this process, exporting it first where needed, as the server does."""
 
     def __init__(
-        self, config: Config, options: ServerOptions, prompt: str, settings: InferenceSettings, stop: threading.Event
-    ) -> None:
+        self, config: Config, options: ServerOptions, prompt: str, settings: InferenceSettings, stop: threading.Event,
+        *, raw: bool = False,
+    ) -> None:  # fmt: skip
         from runtime.providers import find_device  # needs ONNX Runtime, and seconds to import it
 
-        self._prompt, self._settings, self._stop = prompt, settings, stop
+        self._prompt, self._settings, self._stop, self._raw = prompt, settings, stop, raw
         device = find_device(options.device, options.threads or None)
         self._source = ModelSource(config, options, device.name)
         self._key: ModelKey = self._source.key(self._source.entry(options.model))
@@ -95,7 +96,8 @@ class LocalReader:
         except OSError:
             return None  # not exported yet
         digest = hashlib.sha256(manifest)
-        digest.update(repr((self._prompt, self._settings)).encode())
+        raw = ["raw"] if self._raw else []
+        digest.update(repr((self._prompt, self._settings, *raw)).encode())
         return digest.hexdigest()
 
     def describe(self) -> dict[str, object]:
@@ -103,6 +105,7 @@ class LocalReader:
             "model": self._key.entry.id,
             "dtype": self._key.dtype,
             "prompt": self._prompt,
+            "raw": self._raw,
             "settings": asdict(self._settings),
         }
 
@@ -128,7 +131,7 @@ class LocalReader:
 
     def read(self, page: Image.Image) -> Reading:
         assert self._model is not None
-        generation = self._submit(Request(self._prompt, [page], self._settings))
+        generation = self._submit(Request(self._prompt, [page], self._settings, self._raw))
         pieces: list[str] = []
         while not isinstance(event := generation.next_event(POLL_SECONDS), Finished):
             if event is not None:

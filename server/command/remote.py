@@ -57,7 +57,7 @@ class RemoteReader:
 
     def __init__(
         self, url: str, model: str | None, *, task: str | None, prompt: str | None, settings: Mapping[str, Any],
-        api_key: str | None, retries: int, timeout: float, stop: threading.Event, jobs: int,
+        api_key: str | None, retries: int, timeout: float, stop: threading.Event, jobs: int, raw: bool = False,
     ) -> None:  # fmt: skip
         """
         Raises
@@ -69,7 +69,7 @@ class RemoteReader:
         self._url = address._replace(netloc=address.netloc.rpartition("@")[2])  # as it is told and written
         self._proxy = _proxy_for(self._url)
         self._model, self._task, self._prompt = model, task, prompt
-        self._settings = dict(settings)
+        self._settings, self._raw = dict(settings), raw
         self._retries, self._timeout, self._stop, self._jobs = retries, timeout, stop, jobs
         key = _checked_key((api_key or os.environ.get(ENVIRONMENT, "").split(",")[0]).strip())
         login = f"Bearer {key}" if key else _basic(address)
@@ -82,7 +82,8 @@ class RemoteReader:
     def identity(self) -> str | None:
         if self._model is None:
             return None
-        what = ("server", self._model, self._task, self._prompt, sorted(self._settings.items()))
+        raw = ["raw"] if self._raw else []
+        what = ("server", self._model, self._task, self._prompt, sorted(self._settings.items()), *raw)
         return hashlib.sha256(repr(what).encode()).hexdigest()
 
     def describe(self) -> dict[str, object]:
@@ -91,6 +92,7 @@ class RemoteReader:
             "server": self._url.geturl(),
             "task": self._task,
             "prompt": self._prompt,
+            "raw": self._raw,
             "settings": self._settings,
         }
 
@@ -134,7 +136,7 @@ class RemoteReader:
             "messages": [{"role": "user", "content": content}],
             "stream": True,
             "stream_options": {"include_usage": True},
-            "ocr": {"boxes": True},
+            "ocr": {"boxes": True, "raw": self._raw},
         }
         if self._task is not None:
             body["task"] = self._task

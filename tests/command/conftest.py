@@ -32,8 +32,8 @@ def page_of(number: int, size: tuple[int, int] = (60, 40)) -> Image.Image:
 class ScriptedReader:
     """See ``readers.Reader``: reads a page's colour. Its class attributes are the script, its lists the record."""
 
-    def __init__(self, stop: threading.Event, prompt: str, settings: Any) -> None:
-        self.stop, self.prompt, self.settings = stop, prompt, settings
+    def __init__(self, stop: threading.Event, prompt: str, settings: Any, raw: bool) -> None:
+        self.stop, self.prompt, self.settings, self.raw = stop, prompt, settings, raw
         self.script: Callable[[int, Image.Image], str | Exception] = lambda number, page: f"page {number}"
         self.model = "scripted"
         self.slots = 3
@@ -43,7 +43,7 @@ class ScriptedReader:
         self._lock = threading.Lock()
 
     def identity(self) -> str:
-        return f"{self.model} {self.prompt} {self.settings}"
+        return f"{self.model} {self.prompt} {self.settings} {self.raw}"
 
     def describe(self) -> dict[str, object]:
         return {"model": self.model, "prompt": self.prompt}
@@ -83,8 +83,10 @@ class Program:
         self.readers: list[ScriptedReader] = []
         self.out = self.err = ""
 
-    def make_reader(self, config: Any, options: Any, prompt: str, settings: Any, stop: threading.Event) -> Any:
-        reader = ScriptedReader(stop, prompt, settings)
+    def make_reader(
+        self, config: Any, options: Any, prompt: str, settings: Any, stop: threading.Event, *, raw: bool
+    ) -> Any:
+        reader = ScriptedReader(stop, prompt, settings, raw)
         reader.script, reader.model = self.script, self.model
         self.readers.append(reader)
         return reader

@@ -339,14 +339,15 @@ def test_without_resume_everything_is_read_again(ocr: Program, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    "change", ["nothing", "document", "dpi", "setting", "prompt", "task", "model", "overlay", "result gone", "pages"]
+    "change",
+    ["nothing", "document", "dpi", "setting", "prompt", "task", "raw", "model", "overlay", "result gone", "pages"],
 )
 def test_what_has_changed_is_read_again(ocr: Program, tmp_path: Path, change: str) -> None:
     document = pdf(tmp_path / "a.pdf", 1, 2, 3)
     assert ocr("read", document, "-o", "out", "--prompt", "Read.") == 0
     more = {
         "dpi": ["--dpi", "100"], "setting": ["--max-new-tokens", "9"], "overlay": ["--overlay"],
-        "pages": ["--pages", "2"],
+        "pages": ["--pages", "2"], "raw": ["--raw"],
     }.get(change, [])  # fmt: skip
     prompt = {"prompt": ["--prompt", "Read it."], "task": ["--task", "ocr"]}.get(change, ["--prompt", "Read."])
     if change == "document":

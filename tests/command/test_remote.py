@@ -144,6 +144,12 @@ def test_task_and_prompt_are_passed_on(ocr: Program, proxy: FaultyProxy, tmp_pat
     assert body["messages"][0]["content"][1] == {"type": "text", "text": "the total"}
 
 
+def test_raw_text_is_asked_of_the_server(ocr: Program, proxy: FaultyProxy, tmp_path: Path) -> None:
+    for flags, raw in (([], False), (["--raw"], True)):
+        assert read(ocr, proxy, document(tmp_path, 1), *flags) == 0
+        assert proxy.chats[-1][1]["ocr"]["raw"] is raw
+
+
 def test_tokens_boxes_and_timings_come_back(ocr: Program, proxy: FaultyProxy, tmp_path: Path) -> None:
     assert ocr("read", document(tmp_path, 1), "--server", proxy.url, "--format", "json") == 0
     page = json.loads(ocr.out)["pages"][0]

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer
 
 from export import layers
+from export.checkpoint import Checkpoint
 from export.errors import ExportError
+from export.graphs import stored_weights
+from export.paddleocr_vl import PaddleOcrVlExport
 from export.quantize import Blocks, dequantize, dequantize_channels, quantize, quantize_channels
 from models.errors import InvalidInput
 from models.manifest import Manifest
@@ -28,9 +35,23 @@ from runtime import Model
 from runtime.decoder import Decoder
 from runtime.providers import find_device
 from runtime.vision import VisionTower
-from tools.paddle_checkpoints import V1_0, V1_5, PaddleSizes, Revision, write_paddle_checkpoint
+from tests.conftest import SHARED
+from tools.paddle_checkpoints import (
+    CELLS,
+    FULL_SIZE,
+    SPECIAL,
+    V1_0,
+    V1_5,
+    PaddleSizes,
+    Revision,
+    preprocessor_config,
+    published_config,
+    tensor_shapes,
+    write_paddle_checkpoint,
+)
 from tools.paddle_reference import greedy, image_processor, load_paddle, page_features
 
+ROOT = Path(__file__).parents[2]
 STEPS = 32
 GREEDY: dict[str, Any] = {"max_new_tokens": STEPS, "no_repeat_ngram_size": 0, "stop_on_loop": False, "raw": True}
 
@@ -212,6 +233,39 @@ def test_the_cache_grows_under_an_answer_without_changing_it(pair_of, picture, m
     check_against_reference(pair_of(), [picture(400, 380)])
 
 
+LARGEST_PASS = """
+import json, resource, sys
+from pathlib import Path
+from PIL import Image
+from models.manifest import Manifest
+from models.registry import family_of
+from models.settings import InferenceSettings
+from runtime.providers import find_device
+from runtime.vision import VisionTower
+
+folder = Path(sys.argv[1])
+manifest = Manifest.load(folder)
+page = family_of(manifest).prepare_image(Image.effect_noise((1680, 1680), 90), InferenceSettings())
+feeds = page.passes[0]()
+tower = VisionTower(folder, manifest, find_device("cpu"))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+features = tower.encode(feeds)["features"]
+grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+print(json.dumps([len(feeds["rotary_cos"]), len(features), grown * (1 if sys.platform == "darwin" else 1024)]))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="peak memory is read with the resource module")
+def test_the_largest_page_is_seen_without_the_square_of_its_scores(pair_of) -> None:
+    """In a process of its own: 14,400 patches, whose scores would have 0.8 GB for each head."""
+    command = [sys.executable, "-c", LARGEST_PASS, str(pair_of(SIZES["real heads"]).folder)]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    patches, tokens, grown = json.loads(run.stdout)
+    assert (patches, tokens) == (14_400, 3_600)
+    assert grown < patches**2 * 4 / 2
+
+
 def test_a_narrower_picture_than_1_to_200_is_refused(pair_of, picture) -> None:
     with Model.open(pair_of().folder, device="cpu", slots=1) as model, pytest.raises(InvalidInput, match="200 times"):
         model.read(picture(28, 5800), **GREEDY)
@@ -310,6 +364,67 @@ def test_the_manifest_says_what_the_checkpoint_says(pair_of) -> None:
         assert (manifest.sizes.rotary.theta, manifest.sizes.rotary.sections) == (5e5, (4, 6, 6))
 
 
+PUBLISHED = SHARED / "checkpoints" / "paddleocr-vl"
+
+
+@pytest.fixture
+def published() -> Path:
+    if not PUBLISHED.is_dir():
+        pytest.skip(f"the published files are not at {PUBLISHED}")
+    return PUBLISHED
+
+
+def test_generated_checkpoints_have_the_published_layout(published) -> None:
+    shapes = json.loads((published / "tensor_shapes.json").read_text())
+    assert {name: tuple(shape) for name, shape in shapes.items()} == tensor_shapes(FULL_SIZE)
+    for mine, file in (
+        (published_config(FULL_SIZE), "config.json"),
+        (preprocessor_config(FULL_SIZE, V1_0), "preprocessor_config.json"),
+    ):
+        theirs = json.loads((published / file).read_text())
+        for key, value in mine.items():
+            found = theirs[key]
+            assert ({k: found[k] for k in value} if isinstance(value, dict) else found) == value, key
+    added = json.loads((published / "added_tokens.json").read_text())
+    for token, number in {**SPECIAL, **CELLS}.items():
+        assert added.get(token, number) == number
+    assert set(CELLS) <= set(added)
+
+
+@pytest.mark.parametrize("unused", [True, False])
+def test_the_published_files_are_understood_at_full_size(published, tmp_path, unused) -> None:
+    """With a header in place of the weights, and a file behind it that has their length and holds nothing."""
+    for name in ("config.json", "generation_config.json", "preprocessor_config.json", "chat_template.jinja"):
+        (tmp_path / name).write_bytes((published / name).read_bytes())
+    header, end = {}, 0
+    for name, shape in tensor_shapes(replace(FULL_SIZE, unused=unused)).items():
+        start, end = end, end + 2 * math.prod(shape)
+        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with (tmp_path / "model.safetensors").open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + end)
+    checkpoint = Checkpoint(tmp_path)
+    family = PaddleOcrVlExport(checkpoint, {})
+    parts = family.parts(layers.Precision(layers.FLOAT, layers.FLOAT), layers.Precision(layers.FLOAT, layers.FLOAT))
+    weights = [weight for of_graph in stored_weights({"cpu": parts}).values() for weight in of_graph.values()]
+    needed = {name: shape for weight in weights for name, shape in weight.recipe.sources.items()}
+    checkpoint.check(needed, family.unused)
+    assert len(needed) == 608
+    assert family.sizes.model_dump() == {
+        "layers": 18, "hidden_size": 1024, "kv_heads": 2, "head_dim": 128, "vocabulary": 103424, "max_length": 131072,
+        "rotary": {"theta": 500_000.0, "sections": (16, 24, 24)},
+    }  # fmt: skip
+    rules = family.image_rules
+    assert (rules.patch_size, rules.merge_size, rules.grid, rules.head_dim) == (14, 2, 27, 72)
+    assert (rules.min_pixels, rules.max_pixels, rules.rope_theta) == (147384, 2822400, 10_000.0)
+    vocabulary = {**SPECIAL, **CELLS}
+    tokens = family.tokens(vocabulary)
+    assert (tokens.bos, tokens.eos, tokens.image) == (1, (2,), 100295)
+    assert family.prompt_rules(vocabulary, list(SPECIAL)).placeholder == "<|IMAGE_PLACEHOLDER|>"
+
+
 @pytest.mark.parametrize("source", ["chat_template.json", "tokenizer_config.json"])
 def test_the_template_may_stand_in_another_file(tmp_path, export_checkpoint, source) -> None:
     checkpoint = write_paddle_checkpoint(tmp_path / "checkpoint", PaddleSizes(layers=1, vision_layers=1))
@@ -390,6 +505,8 @@ def test_the_tower_takes_its_theta_from_either_place(tmp_path, export_checkpoint
     ("file", "change", "message"),
     [
         ("config.json", {"use_bias": True}, "use_bias is True"),
+        ("config.json", {"use_3d_rope": False}, "use_3d_rope is False"),
+        ("config.json", {"rope_is_neox_style": False}, "rope_is_neox_style is False"),
         ("config.json", {"hidden_size": "64"}, "hidden_size is '64'"),
         ("config.json", {"image_token_id": 5000}, "no token 5000"),
         ("config.json", {"rope_scaling": {"mrope_section": [4, 6, 7]}}, r"\[4, 6, 7\]; expected three that sum to 16"),
@@ -466,6 +583,23 @@ def test_quantised_graphs_compute_what_the_rounded_weights_say(
     question = rounded.expected([], "What is OCR?")
     _, logits = ours(rounded, folder, [], question)
     assert relative_error(logits, question.logits) < 1e-4
+
+
+def test_positions_turn_keys_and_queries_by_an_operator_that_every_provider_has(pair_of, export_checkpoint) -> None:
+    """CUDA's GroupQueryAttention looks at positions in the first chunk of a prompt only, and no GPU is here to fail."""
+    half = export_checkpoint(pair_of().checkpoint, "q8", "paddleocr-vl", "paddleocr-vl")
+    files = Manifest.load(half).decoder.files
+    assert set(files) == {"cpu", "cuda"}
+    for file in files.values():
+        nodes = ir.load(half / file).graph
+        attention = [node for node in nodes if node.op_type == "GroupQueryAttention"]
+        assert len(attention) == SIZES["default"].layers
+        for node in attention:
+            assert node.attributes["do_rotary"].as_int() == 0
+            for turned in node.inputs[:2]:
+                rotary = turned.producer()
+                assert rotary.op_type == "RotaryEmbedding"
+                assert [value.name for value in rotary.inputs[1:]] == ["rotary_rows", "rotary_cos", "rotary_sin"]
 
 
 def test_the_float16_graphs_for_cuda_are_valid_and_take_float16_angles(pair_of, export_checkpoint) -> None:

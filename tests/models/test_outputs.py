@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from html.parser import HTMLParser
 from itertools import pairwise
 
@@ -21,6 +22,7 @@ from models.paddleocr_vl.output import (
     FormulaDelimiters,
     OtslTables,
     RepeatCut,
+    _Cell,
     output_filter,
 )
 from models.registry import default_task, tasks_of
@@ -109,6 +111,41 @@ def test_text_around_a_table_stays_where_it_was() -> None:
         "Before\n<table><tr><td>a</td></tr></table>\nBetween\n<table><tr><td>b</td></tr></table> after"
     )
     assert table("no table: a < b <x> <fcel") == "no table: a < b <x> <fcel"
+    assert table("no<nl>table") == "no\ntable"
+    assert table("<fcel>a<nl><nl><fcel>b<nl>") == "<table><tr><td>a</td></tr><tr><td>b</td></tr></table>"
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        lambda k: "<fcel>a" + "<lcel>" * k + "<nl>",
+        lambda k: "<ucel>" + "<xcel>" * k + "<nl>",
+        lambda k: "<xcel>" * k + "<fcel>b<nl>",
+        lambda k: "<ecel>" * k + "<ucel><nl>",
+    ],
+    ids=["wide", "tall", "broken", "empty"],
+)
+def test_work_on_a_table_grows_as_its_cells_do(monkeypatch: pytest.MonkeyPatch, row: Callable[[int], str]) -> None:
+    """Counted in looks at cells, not in seconds: whatever spans what, a few for each."""
+    looks = 0
+
+    class Watched(_Cell):
+        @property
+        def kind(self) -> str:  # type: ignore[override]
+            nonlocal looks
+            looks += 1
+            return self._kind
+
+        @kind.setter
+        def kind(self, value: str) -> None:
+            self._kind = value
+
+    monkeypatch.setattr("models.paddleocr_vl.output._Cell", Watched)
+    for k in (10, 40, 80):
+        looks = 0
+        otsl = "<fcel>a" + "<lcel>" * k + "<nl>" + row(k) * k
+        table(otsl)
+        assert 0 < looks <= 6 * otsl.count("<")
 
 
 def test_rows_of_a_table_are_written_as_soon_as_they_are_certain() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ pytest.importorskip("torch")
 
 CLIENTS, REQUESTS = 4, 5  # requests of each client
 PAGE = data_url(Image.effect_noise((300, 200), 90).convert("RGB"))
+SIZES = ((300, 200), (200, 640), (700, 500), (90, 60))  # of each client's page
 MODELS = ("small-deepseek", "small-paddle")
 PROMPTS = {"small-deepseek": "Free OCR.", "small-paddle": "OCR:"}
 
@@ -43,8 +44,8 @@ def server(tmp_path_factory: pytest.TempPathFactory, random_checkpoint: Path) ->
     server.kill()
 
 
-def ask(server: ServerProcess, model: str, **more: Any) -> dict[str, Any]:
-    body = chat(PROMPTS[model], model=model, url=PAGE, **more)
+def ask(server: ServerProcess, model: str, page: str = PAGE, **more: Any) -> dict[str, Any]:
+    body = chat(PROMPTS[model], model=model, url=page, **more)
     answer = httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=300)
     assert answer.status_code == 200, answer.text
     found: dict[str, Any] = answer.json()
@@ -56,19 +57,28 @@ def text_of(answer: dict[str, Any]) -> str:
     return text
 
 
-def test_twenty_requests_from_four_clients_by_turns_are_all_right(server: ServerProcess) -> None:
+def test_twenty_requests_from_four_clients_by_turns_are_all_right(
+    server: ServerProcess, picture: Callable[..., Image.Image]
+) -> None:
+    """Every client has a page of its own, so that an answer to somebody else's is a wrong one."""
     process = psutil.Process(server.process.pid)
-    expected = {model: text_of(ask(server, model)) for model in MODELS}
-    assert expected[MODELS[0]] != expected[MODELS[1]]
+    pages = [data_url(picture(*size, seed)) for seed, size in enumerate(SIZES)]
+    expected = {(model, page): text_of(ask(server, model, page)) for model in MODELS for page in pages}
+    assert len(set(expected.values())) == len(MODELS) * CLIENTS
+
+    def switches() -> int:
+        return sum("is unloaded" in line for line in server.lines)
 
     def round_of_requests() -> int:
         """Resident bytes after it, with the same model loaded each time."""
         right: list[str] = []
+        unloaded = switches()
 
         def client(number: int) -> None:
+            page = pages[number]
             for request in range(REQUESTS):
                 model = MODELS[(number + request) % 2]
-                if text_of(ask(server, model)) == expected[model]:
+                if text_of(ask(server, model, page)) == expected[model, page]:
                     right.append(model)
 
         threads = [threading.Thread(target=client, args=(number,)) for number in range(CLIENTS)]
@@ -79,6 +89,7 @@ def test_twenty_requests_from_four_clients_by_turns_are_all_right(server: Server
         assert len(right) == CLIENTS * REQUESTS
         assert metric(server, "ocr_active_requests") == metric(server, "ocr_queue_depth") == 0
         ask(server, MODELS[0])
+        assert switches() >= unloaded + 2  # there and back at least
         return settled_memory(process)
 
     settled = [round_of_requests() for _ in range(4)]

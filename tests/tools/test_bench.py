@@ -394,6 +394,26 @@ def test_the_small_parts_run_on_a_small_model(
     assert not list(random_model_folder.parent.glob(".bench-*"))
 
 
+def test_the_second_family_is_measured_beside_transformers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tools.paddle_checkpoints import write_paddle_checkpoint
+
+    monkeypatch.setattr("tools.bench.turns._PAUSE", 0)
+    checkpoint = write_paddle_checkpoint(tmp_path / "checkpoint")
+    parts = "export,load,vision,prefill,decode,page"
+    arguments = ["run", "--full", str(checkpoint), "--dtypes", "q8", "--peers", "transformers", "--torch-dtypes", "f32"]
+    out = tmp_path / "run.json"
+    assert main([*arguments, "--parts", parts, "--quick", "--rounds", "1", "--json", str(out)]) == 0
+    found = Results.load(out)
+    assert found.notes == []
+    measured = {(one.part, one.contender.partition(" ")[0]) for one in found.series}
+    both = {(part, who) for part in ("vision", "prefill", "decode", "page") for who in ("ours", "transformers")}
+    assert measured == both | {("export", "ours"), ("load", "ours")}
+    assert Manifest.load(tmp_path / "checkpoint-bench" / "exports" / "q8").family == "paddleocr-vl"
+    assert "transformers f32" in capsys.readouterr().out
+
+
 def test_nothing_to_measure_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "--parts", "load"]) == 1
     assert "--model" in capsys.readouterr().err
