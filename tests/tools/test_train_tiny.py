@@ -275,8 +275,7 @@ def test_the_training_kernels_compute_what_the_library_s_do(micro_inputs: dict[s
     model = shaken_model()
     with torch.inference_mode():
         reference = model(**micro_inputs).logits
-        use_training_kernels(model)
-        model.set_attn_implementation({"vision_config": {"encoder_config": attention}, "text_config": attention})
+        use_training_kernels(model, attention)
         torch.testing.assert_close(model(**micro_inputs).logits, reference, rtol=1e-4, atol=1e-5)
 
 

@@ -185,9 +185,8 @@ def cast_weights(
     return model
 
 
-def use_training_kernels(model: UnlimitedOcrForConditionalGeneration) -> None:
-    """Swap attention and experts for faster equivalents, in place: of this module, or PyTorch's own for float32."""
-    attention = "sdpa" if model.dtype == torch.float32 else "plain"
+def use_training_kernels(model: UnlimitedOcrForConditionalGeneration, attention: str = "plain") -> None:
+    """Swap attention and experts for faster equivalents, in place; "sdpa" is PyTorch's own attention."""
     model.set_attn_implementation({"vision_config": {"encoder_config": attention}, "text_config": attention})
     model.set_experts_implementation("dense")
     for layer in model.model.vision_tower.sam_encoder.layers:

@@ -94,7 +94,8 @@ class Trainer:
         self.dtype = getattr(torch, options.dtype) if options.dtype else working_dtype(self.device)
         self.model = cast_weights(master.to(self.device), self.dtype)
         self.probe = probe.to(self.device, self.dtype)
-        use_training_kernels(self.model)
+        # Float32 trains a third faster with PyTorch's kernel; with a KV cache, as in `evaluate`, that one is slower.
+        use_training_kernels(self.model, "sdpa" if self.dtype == torch.float32 else "plain")
         self.working = dict(self.model.named_parameters()) | {
             f"probe.{name}": value for name, value in self.probe.named_parameters()
         }
