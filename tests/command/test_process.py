@@ -178,6 +178,29 @@ def test_ctrl_c_during_the_export_ends_it_and_leaves_nothing_half_done(tmp_path:
     assert not list((tmp_path / "out").rglob("*"))
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one process")
+def test_ctrl_c_ends_the_program_while_it_starts_even_where_an_exception_would_be_lost() -> None:
+    code = (
+        "import sys, types\nfrom server.command import main\n"
+        "def loses_exceptions(name):\n"  # as callbacks in the middle of an import do
+        "    print('importing', flush=True)\n    while True:\n        try:\n            sys.stdin.read(1)\n"
+        "        except KeyboardInterrupt:\n            print('lost', flush=True)\n"
+        "main.importlib = types.SimpleNamespace(import_module=loses_exceptions)\n"
+        "main.main(['read', 'x'])"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"importing\n"
+        process.send_signal(signal.SIGINT)
+        try:
+            out, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert (process.returncode, out, err) == (130, b"", b"interrupted\n")
+
+
 def test_any_character_reaches_standard_output_in_any_locale(tiny_home: Path, tmp_path: Path) -> None:
     path = write_pdf(tmp_path / "Größe 大.pdf", 1)
     done = run(tiny_home, "read", path, *TINY, "--format", "json", PYTHONIOENCODING="ascii", LC_ALL="C")
