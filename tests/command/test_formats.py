@@ -57,7 +57,7 @@ def test_markdown_says_where_pages_begin_and_which_failed() -> None:
 
 
 def test_text_has_a_form_feed_between_pages_and_no_tags() -> None:
-    assert written("txt", [done(1, GROUNDED), FAILED, done(3, "three")]) == "# Heading\n\n\nWords := 1\n\f\fthree\n"
+    assert written("txt", [done(1, GROUNDED), FAILED, done(3, "three")]) == "# Heading\nWords := 1\n\f\fthree\n"
 
 
 def test_figures_are_linked_where_there_are_pictures_and_left_out_where_not() -> None:
