@@ -392,6 +392,21 @@ def test_retry_failed_reads_failures_only(ocr: Program, tmp_path: Path) -> None:
     assert files(out) == {"a.txt", "b.txt", "new.txt", "ocr-run.jsonl"}
 
 
+def test_a_document_that_could_not_be_opened_is_a_failure_to_retry(ocr: Program, tmp_path: Path) -> None:
+    whole = pdf(tmp_path / "in/bad.pdf", 1, 2).read_bytes()
+    (tmp_path / "in/bad.pdf").write_bytes(whole[:100])
+    pdf(tmp_path / "in/good.pdf", 3)
+    assert ocr("read", "in", "-o", "out") == 1
+    assert ocr("read", "in", "-o", "out", "--retry-failed") == 1  # as broken as before
+    (tmp_path / "in/bad.pdf").write_bytes(whole)
+    pdf(tmp_path / "in/new.pdf", 4)
+    assert ocr("read", "in", "-o", "out", "--retry-failed") == 1  # nobody asked for new.pdf
+    assert ocr.seen == [1, 2]
+    assert files(tmp_path / "out") == {"bad.md", "good.md", "ocr-run.jsonl"}
+    assert ocr("read", "in/bad.pdf", "in/good.pdf", "-o", "out", "--retry-failed") == 0
+    assert ocr.seen == []
+
+
 def test_a_killed_run_is_gone_on_with_whatever_it_left(ocr: Program, tmp_path: Path) -> None:
     document = pdf(tmp_path / "a.pdf", *range(6))
     stop_at(ocr, 4)
