@@ -11,7 +11,7 @@ from types import FrameType
 
 @contextlib.contextmanager
 def handled(handler: Callable[[int, FrameType | None], None], *numbers: signal.Signals) -> Iterator[None]:
-    """``handler`` takes these signals until the block ends; nothing happens outside the main thread, which alone may."""
+    """``handler`` takes these signals until the block ends. Only the main thread may do that; others change nothing."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
