@@ -279,6 +279,8 @@ class _Command:
             Run(reader, sink, self._open, head, progress, self._stop).read_all(plans, jobs)
         finally:
             progress.close()
+            if isinstance(sink, Printer):
+                sink.close()
             self._summarise(plans, total, time.monotonic() - started)
         if self._stop.is_set():
             raise Interrupted

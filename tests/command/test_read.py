@@ -329,6 +329,13 @@ def test_ctrl_c_keeps_finished_pages_and_resume_goes_on_from_them(ocr: Program, 
     assert ocr.seen == []
 
 
+def test_ctrl_c_leaves_whole_json_on_standard_output(ocr: Program, tmp_path: Path) -> None:
+    document = pdf(tmp_path / "a.pdf", 0, 1, 2, 3)
+    stop_at(ocr, 2)
+    assert ocr("read", document, "--format", "json", "--jobs", "1") == 130
+    assert [page["text"] for page in json.loads(ocr.out)["pages"]] == ["page 0", "page 1"]
+
+
 def test_without_resume_everything_is_read_again(ocr: Program, tmp_path: Path) -> None:
     document = pdf(tmp_path / "a.pdf", 1, 2, 3)
     stop_at(ocr, 2)
