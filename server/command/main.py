@@ -57,15 +57,15 @@ COMMANDS: Mapping[str, _Command] = {
 }
 
 
-def build_parser(only: str | None = None) -> argparse.ArgumentParser:
-    """The parser. ``only``: the one command whose flags are needed; None for those of all."""
+def build_parser(wanted: str) -> argparse.ArgumentParser:
+    """The parser, with the flags of the wanted command alone."""
     parser = argparse.ArgumentParser(
         prog="ocr-onnx", description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--version", action="version", version=f"ocr-onnx {_version()}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, command in COMMANDS.items():
-        if only is None or name == only:
+        if name == wanted:
             module: Any = importlib.import_module(command.module)
             sub = commands.add_parser(
                 name, help=command.summary, description=module.DESCRIPTION, epilog=module.EXAMPLES,
@@ -108,7 +108,8 @@ def _parse(arguments: Sequence[str]) -> dict[str, Any]:
     if "_ARGCOMPLETE" in os.environ:
         import argcomplete
 
-        argcomplete.autocomplete(build_parser())
+        words = os.environ.get("COMP_LINE", "").split()
+        argcomplete.autocomplete(build_parser(next((word for word in words if word in COMMANDS), "")))
     return vars(build_parser(arguments[0] if arguments else "").parse_args(arguments))
 
 
