@@ -219,6 +219,18 @@ def test_a_device_that_is_not_there_is_said_before_anything_is_read(tiny_home: P
     assert "ocr-onnx[cuda]" in done.stderr
 
 
+def test_a_setting_that_no_page_can_be_read_with_costs_no_finished_page(tiny_home: Path, tmp_path: Path) -> None:
+    path = tmp_path / "page.png"
+    page(1).save(path)
+    arguments = ("read", path, *TINY, "-o", tmp_path / "out")
+    assert run(tiny_home, *arguments).returncode == 0
+    before = (tmp_path / "out/page.md").read_text()
+    again = run(tiny_home, *arguments, "--base-size", "100")
+    assert (again.returncode, again.stdout) == (2, "")
+    assert "base_size is 100; this model takes multiples of 8" in again.stderr
+    assert (tmp_path / "out/page.md").read_text() == before
+
+
 def test_help_comes_without_the_heavy_packages() -> None:
     code = (
         "import sys\nfrom server.command.main import main\n"
