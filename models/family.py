@@ -135,10 +135,10 @@ def task_prompt(tasks: Mapping[str, str], task: str, text: str = "", images: int
         raise InvalidInput(f"task {task[:60]!r} is unknown to this model; its tasks are {', '.join(tasks)}")
     template, text = tasks[task], text.strip()
     if TEXT_SLOT in template and not text:
-        raise InvalidInput(f"task {task!r} needs a text that says what it is about; send it as the message's text")
+        raise InvalidInput(f"task {task!r} needs a text that says what it is about; give that as the prompt, beside it")
     if TEXT_SLOT not in template and text:
         raise InvalidInput(
-            f"task {task!r} takes no text beside it; send either the task or a prompt of your own (system messages "
+            f"task {task!r} takes no text beside it; give either the task or a prompt of your own (system messages "
             "are part of the prompt too)"
         )
     if IMAGE_SLOT in text:

@@ -1,14 +1,15 @@
 """Grounding output: where on the page the model says a piece of the answer stands.
 
 DeepSeek-OCR writes ``<|ref|>label<|/ref|><|det|>[[x0, y0, x1, y1], ...]<|/det|>`` before what it read there, with
-coordinates from 0 to 999 on the page as it was sent. The text is parsed, never evaluated, in one pass whatever it
+coordinates from 0 to 999 on the page as it was sent. Asked to OCR or to locate, it writes references only, and their
+labels are the words that stand there. The text is parsed, never evaluated, in one pass whatever it
 holds; what is not well formed is left alone. Families call this for their ``boxes``, the command line for its Markdown.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 FIGURE_LABEL = "image"  # the reference that marks a figure, which Markdown shows as a picture
@@ -57,22 +58,46 @@ def parse_boxes(text: str, width: int, height: int) -> list[Box]:
 def to_markdown(text: str, figure_link: Callable[[int], str] | None = None) -> str:
     """The answer without its references, a figure's replaced by a link to its picture.
 
+    A line that held nothing but references goes with them; otherwise three line ends would stand between paragraphs.
+    Of an answer that is nothing but references the labels are kept, one on a line: they are what was read.
+
     figure_link : number of the figure -> where its picture is, such as ``images/0.jpg``. Figures are numbered from 0 as
     the boxes labelled ``FIGURE_LABEL`` come in ``parse_boxes``. None: there are no pictures, figures are left out.
     """
     pieces: list[str] = []
     done = figures = 0
-    for reference in _references(text):
-        pieces.append(text[done : reference.start])
+    line_begins = True
+    references = list(_references(text))
+    labels_are_text = _is_nothing_but(references, text)
+    for reference in references:
+        before = text[done : reference.start]
+        pieces.append(before)
+        line_begins = before.endswith("\n") if before else line_begins
+        done = reference.end
         if figure_link is not None and reference.label.strip() == FIGURE_LABEL:
             for _ in reference.corners:
                 pieces.append(f"![]({figure_link(figures)})\n")
                 figures += 1
-        done = reference.end
+            continue
+        if labels_are_text and reference.label.strip() != FIGURE_LABEL:
+            pieces.append(f"{reference.label.strip()}\n")
+        if line_begins and text.startswith("\n", done):
+            done += 1
     markdown = "".join([*pieces, text[done:]])
     for command, plain in _OPERATORS.items():
         markdown = markdown.replace(command, plain)
     return markdown.strip()
+
+
+def _is_nothing_but(references: Sequence[_Reference], text: str) -> bool:
+    """Whether an answer has no text beside its references. (The last one may have been cut off.)"""
+    done = 0
+    for reference in references:
+        if text[done : reference.start].strip():
+            return False
+        done = reference.end
+    end = text[done:].strip()
+    return not end or end.startswith("<|ref|>")
 
 
 def _references(text: str) -> Iterator[_Reference]:

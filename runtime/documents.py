@@ -292,10 +292,10 @@ def _load_pdf(source: Path | bytes, name: str) -> Any:
         handle = pdfium_c.FPDF_LoadDocument(os.fsencode(source.resolve()) + b"\0", None)
     if not handle:
         code = pdfium_c.FPDF_GetLastError()
-        raise InvalidInput(f"the PDF {name} cannot be read: {_PDF_ERRORS.get(code, f'pdfium error {code}')}")
+        raise InvalidInput(f"{name} cannot be read: {_PDF_ERRORS.get(code, f'pdfium error {code}')}")
     if pdfium_c.FPDF_GetPageCount(handle) < 1:
         pdfium_c.FPDF_CloseDocument(handle)
-        raise InvalidInput(f"the PDF {name} has no pages; save it anew with the program that made it")
+        raise InvalidInput(f"{name} has no pages; save it anew with the program that made it")
     return handle
 
 

@@ -41,6 +41,7 @@ DEFAULT_VISION_CACHE_MB = 64.0
 _UNSET = InferenceSettings()
 _MOST_SLOTS = {"cpu": 8, "coreml": 8, "cuda": 32}  # decode gains little beyond
 _TYPICAL_LENGTH = 2048  # tokens of a page with its answer
+_LARGEST_SAMPLE = 1280  # pixels; the side of a picture that is made to try settings
 
 
 class Model:
@@ -196,6 +197,12 @@ class Model:
         """The task of an image without a prompt: the catalogue's word for this model, else its family's."""
         entry = CATALOG.get(self.manifest.id)
         return (entry.task if entry is not None else None) or self._family.default_task
+
+    def check(self, prompt: str, settings: InferenceSettings) -> None:
+        """See ``TextModel.check``."""
+        side = min(settings.image_size or _LARGEST_SAMPLE, _LARGEST_SAMPLE) + 1  # is cut into tiles, but into few
+        image = self._family.prepare_image(Image.new("RGB", (side, side), "white"), settings)
+        self._family.prompt_ids(prompt, [image.token_count], self._encode)
 
     def boxes(self, text: str, width: int, height: int) -> list[Box]:
         """See ``TextModel.boxes``."""

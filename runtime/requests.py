@@ -104,6 +104,15 @@ class TextModel(Protocol):
             the model was closed.
         """
 
+    def check(self, prompt: str, settings: InferenceSettings) -> None:
+        """Find out whether pages can be read with this prompt and these settings, without reading one.
+
+        Raises
+        ------
+        models.errors.InvalidInput
+            when every page would be refused.
+        """
+
     def boxes(self, text: str, width: int, height: int) -> list[Box]:
         """The places that an answer names on its page of ``width`` x ``height`` pixels."""
 

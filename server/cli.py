@@ -51,7 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """All flags, for this program and for ``ocr-onnx serve``."""
-    flags.add_model_flags(parser.add_argument_group("model"))
+    flags.add_model_flags(parser.add_argument_group("model"), "model to load first")
     flags.add_setting_flags(parser.add_argument_group("defaults of requests"))
     server = parser.add_argument_group("server")
     flags.add_server_flags(server)

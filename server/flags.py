@@ -13,14 +13,14 @@ from typing import Any
 from models import precedence
 from models.catalog import DTYPES
 from models.config import DEVICES
-from models.config_template import SERVER_KEYS, ServerKey
+from models.config_template import DEFAULT_ACTIVE, SERVER_KEYS, ServerKey
 from models.precedence import Setting
 from models.settings import InferenceSettings
 
 
-def add_model_flags(group: argparse._ArgumentGroup) -> None:
-    """Which model, from which files, on which device."""
-    group.add_argument("--model", metavar="ID", help="model to load first (default: deepseek-ocr)")
+def add_model_flags(group: argparse._ArgumentGroup, model: str) -> None:
+    """Which model, from which files, on which device. ``model``: what it is for, in the help."""
+    group.add_argument("--model", metavar="ID", help=f"{model} (default: {DEFAULT_ACTIVE}, or as config.toml says)")
     group.add_argument("--config", type=Path, metavar="PATH", help="config.toml (default: the platform's place)")
     group.add_argument("--model-config", type=Path, metavar="PATH", help="config.json instead of the model's own")
     group.add_argument("--tokenizer", type=Path, metavar="PATH", help="tokenizer.json instead of the model's own")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -70,7 +71,7 @@ def run(given: Mapping[str, Any]) -> int:
         *_machine(),
         *_config(given["config"]),
         *_exporter(),
-        *_exports(given["verify"]),
+        *_exports(given["verify"], given["config"]),
     ]
     broken = any(check.state == "problem" for check in checks)
     if given["json"]:
@@ -177,8 +178,11 @@ def _exporter() -> Iterator[Check]:
         yield Check("exporter", "ok", "models can be exported here")
 
 
-def _exports(verify: bool) -> Iterator[Check]:
+def _exports(verify: bool, config: Path | None) -> Iterator[Check]:
     exports = find_exports()
+    known: list[str] = []
+    with contextlib.suppress(ConfigError):
+        known = load_config(config).model_ids()
     for export in exports:
         problem = export.problem
         if verify and export.manifest is not None:
@@ -187,13 +191,15 @@ def _exports(verify: bool) -> Iterator[Check]:
             except ManifestError as error:
                 problem = str(error)
         what = f"{export.folder}, {gigabytes(export.size)}"
-        remedy = f"python -m export {export.model_id} --dtype {export.dtype} --force, or ocr-onnx prune"
+        again = export.model_id in known and not export.replaced  # otherwise its flags are unknown here
+        export_again = f"python -m export {export.model_id} --dtype {export.dtype} --force, or " if again else ""
+        remedy = f"{export_again}ocr-onnx prune{'' if export.problem else f' {export.model_id}'}"
         name = f"{export.model_id} {export.dtype}"
         yield Check(name, "problem", problem, remedy) if problem else Check(name, "ok", what)
     if not exports:
         yield Check("exports", "note", "no model is exported yet; the first use of one does it")
     if leftovers := find_leftovers():
-        yield Check("leftovers", "note", f"{len(leftovers)} folders of exports that did not end", "ocr-onnx prune")
+        yield Check("leftovers", "note", f"exports that did not end: {len(leftovers)}", "ocr-onnx prune")
 
 
 def _version(name: str) -> str | None:

@@ -139,13 +139,14 @@ class OutputFolder:
         """Take over what an earlier run has finished of a document, and set what is still to do.
 
         unread : read what no run has dealt with in this way, and what failed for a reason that may pass.
-        failures : read all that failed once more. Without ``unread`` the other pages stay as they are, whatever the
-        settings that they were read with (what is read then counts as read like them), and those of another version of
-        the document are left.
+        failures : read all that failed once more, a document that could not be opened as a whole. Without ``unread``
+        the other pages stay as they are, whatever the settings that they were read with (what is read then counts as
+        read like them), and those of another version of the document are left.
         """
         if plan.error is not None:
             return
         plan.whole = self._is_whole(plan, unread)
+        missing_too = unread or (failures and "error" in self._finished.get(plan.source.name, ()))
         todo = []
         before = None  # fingerprint of the pages that are there
         for index in plan.pages if not plan.whole else ():
@@ -160,8 +161,8 @@ class OutputFolder:
             elif part is not None and (same or (part.version == plan.version and not unread)):
                 plan.count_cut_off(part.result.finish_detail)
             else:
-                todo += [index] if unread else []
-                plan.left += not unread
+                todo += [index] if missing_too else []
+                plan.left += not missing_too
         plan.todo = todo
         if before is not None and not unread:
             plan.fingerprint = before

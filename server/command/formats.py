@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, Self, TextIO
+from urllib.parse import quote
 
 from models.grounding import FIGURE_LABEL, Box, to_markdown
 
@@ -32,7 +33,7 @@ class PageResult:
     height: int = 0
     text: str = ""  # with the places of the answer still in it
     boxes: tuple[Box, ...] = ()
-    figures: tuple[str, ...] = ()  # where the picture of each figure is, as the Markdown links it
+    figures: tuple[str, ...] = ()  # where the picture of each figure is, from the document's own folder
     finish_detail: str | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -41,7 +42,8 @@ class PageResult:
 
     def markdown(self) -> str:
         """The text with figures as links, or without them where there are no pictures."""
-        return to_markdown(self.text, self.figures.__getitem__ if self.figures else None)
+        links = [_link(path) for path in self.figures]
+        return to_markdown(self.text, links.__getitem__ if links else None)
 
     def to_json(self) -> dict[str, Any]:
         """As JSON's types."""
@@ -98,6 +100,13 @@ class PageResult:
             seconds=float(entry["seconds"]),
             timings=dict(entry["timings"]),
         )
+
+
+def _link(path: str) -> str:
+    """A path as Markdown takes it: spaces and brackets would end the link."""
+    return "".join(
+        letter if letter.isalnum() or letter in "/-._~" else quote(letter, errors="surrogateescape") for letter in path
+    )
 
 
 def _four(values: Iterable[int]) -> tuple[int, int, int, int]:

@@ -31,7 +31,7 @@ class Source:
 
     path: Path | None  # absolute; None: standard input
     relative: PurePath  # to the input that it was found under
-    data: bytes | None = field(default=None, repr=False)  # of standard input
+    data: bytes | None = field(default=None, repr=False)  # of what can be read once only: standard input, a pipe
 
     @property
     def name(self) -> str:
@@ -47,15 +47,16 @@ class Source:
         OSError
             when the file is not there any more.
         """
-        if self.path is None:
+        if self.path is None or self.data is not None:
             return hashlib.sha256(self.data or b"").hexdigest()
         status = self.path.stat()
         return f"{status.st_size}-{status.st_mtime_ns}"
 
     def open(self, dpi: int, max_pixels: int) -> Document:
         """Open it; see ``runtime.documents.open_document``."""
-        if self.path is None:
-            return open_document(self.data or b"", dpi=dpi, name="standard input", max_pixels=max_pixels)
+        if self.path is None or self.data is not None:
+            name = str(self.path or "standard input")
+            return open_document(self.data or b"", dpi=dpi, name=name, max_pixels=max_pixels)
         return open_document(self.path, dpi=dpi, max_pixels=max_pixels)
 
 
@@ -88,7 +89,7 @@ def _expand(text: str, out: Path | None, read_stdin: Callable[[], bytes]) -> Ite
             raise UsageError(f"-o {out} is the input folder itself; name another one, which may lie inside it")
         yield from (Source(file, file.relative_to(root)) for file in _walk(root, out))
     elif path.exists():
-        yield Source(_absolute(path), PurePath(path.name))
+        yield Source(_absolute(path), PurePath(path.name), None if path.is_file() else path.read_bytes())
     elif glob.has_magic(text):
         yield from _matching(str(path), out, text)
     else:

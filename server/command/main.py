@@ -9,15 +9,16 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from types import FrameType
 from typing import Any, Protocol
 
-import argcomplete
-
 from .errors import CommandFailed, Interrupted, UsageError
+from .signals import handled
 
 DESCRIPTION = "OCR with vision-language models on ONNX Runtime: read documents, serve an API, look after models."
 EPILOG = """\
@@ -56,15 +57,15 @@ COMMANDS: Mapping[str, _Command] = {
 }
 
 
-def build_parser(only: str | None = None) -> argparse.ArgumentParser:
-    """The parser. ``only``: the one command whose flags are needed; None for those of all."""
+def build_parser(wanted: str) -> argparse.ArgumentParser:
+    """The parser, with the flags of the wanted command alone."""
     parser = argparse.ArgumentParser(
         prog="ocr-onnx", description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--version", action="version", version=f"ocr-onnx {_version()}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, command in COMMANDS.items():
-        if only is None or name == only:
+        if name == wanted:
             module: Any = importlib.import_module(command.module)
             sub = commands.add_parser(
                 name, help=command.summary, description=module.DESCRIPTION, epilog=module.EXAMPLES,
@@ -80,10 +81,8 @@ def build_parser(only: str | None = None) -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns its exit code: 0, 1 after a failure, 2 after a wrong command line, 130 interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    completing = "_ARGCOMPLETE" in os.environ
-    parser = build_parser(None if completing else arguments[0] if arguments else "")
-    argcomplete.autocomplete(parser)
-    given = vars(parser.parse_args(arguments))
+    with handled(_leave, signal.SIGINT):
+        given = _parse(arguments)
     run: Callable[[Mapping[str, Any]], int] = given.pop("run")
     try:
         return run(given)
@@ -102,6 +101,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:  # a disk or a right that nobody nearer has explained
         print(f"error: {error}", file=sys.stderr)
         return 1
+
+
+def _parse(arguments: Sequence[str]) -> dict[str, Any]:
+    """The flags as argparse gives them; answers the shell instead when that asks how a word could go on."""
+    if "_ARGCOMPLETE" in os.environ:
+        import argcomplete
+
+        words = os.environ.get("COMP_LINE", "").split()
+        argcomplete.autocomplete(build_parser(next((word for word in words if word in COMMANDS), "")))
+    return vars(build_parser(arguments[0] if arguments else "").parse_args(arguments))
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    """Ctrl-C before anything has begun. As an exception it could be lost in the middle of an import."""
+    os.write(2, b"interrupted\n")
+    os._exit(130)
 
 
 def _version() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from typing import Any
 
@@ -26,9 +27,12 @@ class Progress:
     """One bar on standard error; messages come above it."""
 
     def __init__(self, total: int, *, quiet: bool) -> None:
+        terminal = sys.stderr.isatty()
+        # One that does not know its size says 0 (docker exec, serial lines), where tqdm would show nothing.
+        size: dict[str, Any] = {"dynamic_ncols": True} if terminal and _has_size() else {"ncols": 79, "nrows": 24}
         self._bar = _PageBar(
-            total=total, bar_format=_FORMAT, disable=quiet or not sys.stderr.isatty() or not total, file=sys.stderr,
-            dynamic_ncols=True, mininterval=0.2, smoothing=0.1,
+            total=total, bar_format=_FORMAT, disable=quiet or not terminal or not total, file=sys.stderr,
+            mininterval=0.2, smoothing=0.1, **size,
         )  # fmt: skip
         self._failed = 0
 
@@ -41,6 +45,13 @@ class Progress:
 
     def close(self) -> None:
         self._bar.close()
+
+
+def _has_size() -> bool:
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns > 0
+    except (OSError, ValueError):
+        return False
 
 
 class BarHandler(logging.Handler):

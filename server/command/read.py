@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +35,7 @@ from .plan import DocumentPlan
 from .progress import Progress, configure_log, say
 from .readers import LocalReader, Reader
 from .run import Run, Sink
+from .signals import handled
 from .stdout import Printer
 
 DESCRIPTION = """\
@@ -124,7 +125,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--retry-failed",
         action="store_true",
         default=False,
-        help="read the pages that failed once more, with other settings too, and (without --resume) nothing else",
+        help="read the pages that failed once more, and documents that could not be opened, with other settings too; "
+        "without --resume nothing else",
     )
     going_on.add_argument(
         "--jobs",
@@ -152,7 +154,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=600.0,
         help="seconds of silence after which the server counts as gone (default: 600)",
     )
-    flags.add_model_flags(parser.add_argument_group("model"))
+    flags.add_model_flags(parser.add_argument_group("model"), "model to read with; with --server one of its own")
     flags.add_server_flags(parser.add_argument_group("machine"), "slots", "threads", "max_image_megapixels")
     flags.add_setting_flags(parser.add_argument_group("decoding"), READ_DEFAULTS)
 
@@ -224,7 +226,7 @@ class _Command:
         if len(sources) > 1 and (folder is None or self._target.single):
             raise UsageError(f"there are {len(sources)} documents; name a folder for their results with -o")
         with ExitStack() as stack:
-            stack.enter_context(_signals(self._stop))
+            stack.enter_context(_stopping(self._stop))
             reader = self._reader()
             stack.callback(reader.close)
             output = None
@@ -280,6 +282,8 @@ class _Command:
             Run(reader, sink, self._open, head, progress, self._stop).read_all(plans, jobs)
         finally:
             progress.close()
+            if isinstance(sink, Printer):
+                sink.close()
             self._summarise(plans, total, time.monotonic() - started)
         if self._stop.is_set():
             raise Interrupted
@@ -438,8 +442,7 @@ def _count_of(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-@contextlib.contextmanager
-def _signals(stop: threading.Event) -> Iterator[None]:
+def _stopping(stop: threading.Event) -> contextlib.AbstractContextManager[None]:
     """The first Ctrl-C asks for an end, which comes within one step of the model; the second one does not wait."""
 
     def handle(number: int, frame: FrameType | None) -> None:
@@ -447,12 +450,4 @@ def _signals(stop: threading.Event) -> Iterator[None]:
             os._exit(130)  # every file is published whole, so nothing is half-written
         stop.set()
 
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    return handled(handle, signal.SIGINT, signal.SIGTERM)

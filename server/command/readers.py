@@ -54,6 +54,8 @@ class Reader(Protocol):
         ------
         CommandFailed
             when the model cannot be had; the message says what to do.
+        InvalidInput
+            for a prompt or a setting that the model cannot take.
         Interrupted
             when the user wanted an end meanwhile.
         """
@@ -112,6 +114,7 @@ class LocalReader:
     def start(self) -> int:
         if self._model is None:
             self._model = self._load()
+            self._model.check(self._prompt, self._settings)
         return self._model.slots
 
     def _load(self) -> TextModel:

@@ -77,6 +77,7 @@ class RemoteReader:
         self._lock = threading.Lock()
         self._connections: set[http.client.HTTPConnection] = set()
         self._given_up = 0  # pages in a row
+        self._away = False  # the user has been told that the server does not answer
         self._watcher: threading.Thread | None = None
 
     def identity(self) -> str | None:
@@ -256,18 +257,28 @@ class RemoteReader:
             if self._stop.is_set():
                 raise Interrupted
             try:
-                return attempt()
+                result = attempt()
+                self._away = False
+                return result
             except _TryAgain as problem:
                 if self._stop.is_set():
                     raise Interrupted from None
                 if number == retries:
                     raise self._exhausted(problem, retries) from problem
+                self._tell(problem)
                 delay = min(LONGEST_DELAY, FIRST_DELAY * 2**number) * random.uniform(0.5, 1.0)
                 delay = max(delay, min(problem.after, LONGEST_RETRY_AFTER))
                 log.info("%s; trying again in %.1f s", problem, delay)
                 if self._stop.wait(delay):
                     raise Interrupted from None
         raise AssertionError("the loop returns or raises")
+
+    def _tell(self, problem: _TryAgain) -> None:
+        """Say once that the server is away, for a bar that stands still explains nothing; a busy one is no news."""
+        with self._lock:
+            told, self._away = self._away, self._away or not problem.busy
+        if self._away and not told:
+            log.warning("%s: %s; trying again", self._url.geturl(), problem)
 
     def _exhausted(self, problem: _TryAgain, retries: int) -> Exception:
         with self._lock:

@@ -34,11 +34,19 @@ class Printer:
         self._writer: Writer = WRITERS[form](_Terminal())
         self._waiting: dict[int, PageResult] = {}
         self._left: list[int] = []  # numbers of the pages that are still to be written
+        self._begun = False
 
     def begin(self, plan: DocumentPlan, head: Mapping[str, Any]) -> None:
         """Write what comes before the pages."""
         self._left = [index + 1 for index in plan.pages]
+        self._begun = True
         self._writer.begin(head)
+
+    def close(self) -> None:
+        """Write what comes behind the pages, after an interrupted run too: half a JSON object is no use. Idempotent."""
+        if self._begun:
+            self._begun = False
+            self._writer.end()
 
     # See run.Sink.
 
@@ -54,7 +62,7 @@ class Printer:
             self._writer.page(self._waiting.pop(self._left.pop(0)))
 
     def finish(self, plan: DocumentPlan, head: Mapping[str, Any]) -> None:
-        self._writer.end()
+        self.close()
 
     def fail(self, plan: DocumentPlan) -> None:
         """Nothing to write: the message on standard error says it."""

@@ -57,12 +57,19 @@ def test_markdown_says_where_pages_begin_and_which_failed() -> None:
 
 
 def test_text_has_a_form_feed_between_pages_and_no_tags() -> None:
-    assert written("txt", [done(1, GROUNDED), FAILED, done(3, "three")]) == "# Heading\n\n\nWords := 1\n\f\fthree\n"
+    assert written("txt", [done(1, GROUNDED), FAILED, done(3, "three")]) == "# Heading\nWords := 1\n\f\fthree\n"
 
 
 def test_figures_are_linked_where_there_are_pictures_and_left_out_where_not() -> None:
     assert "![](images/x-p1-0.jpg)" in done(1, GROUNDED, figures=("images/x-p1-0.jpg",)).markdown()
     assert "![]" not in done(1, GROUNDED).markdown()
+
+
+def test_links_of_figures_are_links_whatever_the_document_is_called() -> None:
+    figures = ("images/Größe (1) [a] 50% #2\udcff-p1-0.jpg",)
+    result = done(1, GROUNDED, boxes=tuple(parse_boxes(GROUNDED, 100, 200)), figures=figures)
+    assert "![](images/Größe%20%281%29%20%5Ba%5D%2050%25%20%232%FF-p1-0.jpg)\n" in result.markdown()
+    assert result.to_json()["boxes"][1]["image"] == figures[0]  # a path
 
 
 def test_json_has_boxes_in_pixels_and_the_pictures_of_figures() -> None:
@@ -115,6 +122,13 @@ def test_every_figure_has_at_least_a_pixel(box: tuple[int, int, int, int]) -> No
     picture = cut_out(page, Box("image", "", box))
     assert picture.width >= 1
     assert picture.height >= 1
+
+
+def test_common_labels_have_colours_of_their_own() -> None:
+    labels = ["title", "sub_title", "text", "image", "image_caption", "table", "equation"]
+    page = Image.new("RGB", (90, 90), "white")
+    colours = {overlay(page, [Box(label, "", (10, 20, 80, 80))]).getpixel((79, 50)) for label in labels}
+    assert len(colours) == len(labels)
 
 
 def test_the_overlay_draws_each_box_and_leaves_the_page_as_it_was() -> None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
+import threading
 from pathlib import Path, PurePath
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from models.errors import InvalidInput
 from server.command.errors import UsageError
 from server.command.inputs import Source, find_sources, output_names
+from tests.command.conftest import page_of
 
 
 @pytest.fixture
@@ -63,6 +67,25 @@ def test_standard_input_is_a_document(tree: Path) -> None:
     (source,) = find_sources(["-"], None, lambda: b"data")
     assert (source.path, source.data, source.name) == (None, b"data", "-")
     assert output_names([source], {}) == ["stdin"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such pipes")
+def test_a_pipe_is_read_once_and_is_a_document(tree: Path) -> None:
+    pipe = tree / "pipe"  # as the shell's <(command)
+    os.mkfifo(pipe)
+    buffer = io.BytesIO()
+    page_of(1, (5, 4)).save(buffer, "PNG")
+    page = buffer.getvalue()
+    writer = threading.Thread(target=pipe.write_bytes, args=(page,))
+    writer.start()
+    (source,) = find_sources([str(pipe)], None, lambda: b"")
+    writer.join()
+    assert (source.path, source.data) == (pipe, page)
+    assert source.fingerprint == source.fingerprint
+    with source.open(144, 1000) as document:
+        assert document.page(0).size == (5, 4)
+    with pytest.raises(InvalidInput, match=f"{pipe} has 5 x 4 pixels"):
+        source.open(144, 10).page(0)
 
 
 @pytest.mark.parametrize(

@@ -136,7 +136,16 @@ def test_the_doctor_compares_hashes_when_asked(ocr: Program, cache: Callable[...
     assert checks(ocr)["deepseek-ocr f32"]["state"] == "ok"  # sizes agree
     found = checks(ocr, "--verify")["deepseek-ocr f32"]
     assert found["state"] == "problem"
-    assert "python -m export deepseek-ocr --dtype f32 --force" in found["remedy"]
+    assert found["remedy"] == "python -m export deepseek-ocr --dtype f32 --force, or ocr-onnx prune deepseek-ocr"
+
+
+def test_the_doctor_names_commands_that_can_work(ocr: Program, cache: Callable[..., Path]) -> None:
+    for model_id in ("deepseek-ocr", "forgotten"):
+        (cache(model_id) / "tokenizer.json").unlink()
+    found = checks(ocr)
+    again = "python -m export deepseek-ocr --dtype f32 --force, or ocr-onnx prune"
+    assert found["deepseek-ocr f32"]["remedy"] == again
+    assert found["forgotten f32"]["remedy"] == "ocr-onnx prune"  # nobody knows where it came from
 
 
 # Prune.

@@ -178,6 +178,29 @@ def test_ctrl_c_during_the_export_ends_it_and_leaves_nothing_half_done(tmp_path:
     assert not list((tmp_path / "out").rglob("*"))
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one process")
+def test_ctrl_c_ends_the_program_while_it_starts_even_where_an_exception_would_be_lost() -> None:
+    code = (
+        "import sys, types\nfrom server.command import main\n"
+        "def loses_exceptions(name):\n"  # as callbacks in the middle of an import do
+        "    print('importing', flush=True)\n    while True:\n        try:\n            sys.stdin.read(1)\n"
+        "        except KeyboardInterrupt:\n            print('lost', flush=True)\n"
+        "main.importlib = types.SimpleNamespace(import_module=loses_exceptions)\n"
+        "main.main(['read', 'x'])"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"importing\n"
+        process.send_signal(signal.SIGINT)
+        try:
+            out, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert (process.returncode, out, err) == (130, b"", b"interrupted\n")
+
+
 def test_any_character_reaches_standard_output_in_any_locale(tiny_home: Path, tmp_path: Path) -> None:
     path = write_pdf(tmp_path / "Größe 大.pdf", 1)
     done = run(tiny_home, "read", path, *TINY, "--format", "json", PYTHONIOENCODING="ascii", LC_ALL="C")
@@ -194,6 +217,18 @@ def test_a_device_that_is_not_there_is_said_before_anything_is_read(tiny_home: P
     done = run(tiny_home, "read", path, "--model", "tiny-ocr", "--device", "cuda")
     assert done.returncode == 1
     assert "ocr-onnx[cuda]" in done.stderr
+
+
+def test_a_setting_that_no_page_can_be_read_with_costs_no_finished_page(tiny_home: Path, tmp_path: Path) -> None:
+    path = tmp_path / "page.png"
+    page(1).save(path)
+    arguments = ("read", path, *TINY, "-o", tmp_path / "out")
+    assert run(tiny_home, *arguments).returncode == 0
+    before = (tmp_path / "out/page.md").read_text()
+    again = run(tiny_home, *arguments, "--base-size", "100")
+    assert (again.returncode, again.stdout) == (2, "")
+    assert "base_size is 100; this model takes multiples of 8" in again.stderr
+    assert (tmp_path / "out/page.md").read_text() == before
 
 
 def test_help_comes_without_the_heavy_packages() -> None:

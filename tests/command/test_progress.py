@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 
 import pytest
 
@@ -41,6 +42,18 @@ def test_a_terminal_sees_pages_a_minute_and_failures(monkeypatch: pytest.MonkeyP
     assert "1 failed" in text
     rate = text.split("[4/4 ")[-1].split()[0]
     assert float(rate) > 0
+
+
+def test_a_terminal_that_does_not_know_its_size_sees_the_bar_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = Screen(True)
+    monkeypatch.setattr(screen, "fileno", lambda: 2)
+    monkeypatch.setattr("sys.stderr", screen)
+    monkeypatch.setattr("os.get_terminal_size", lambda *_: os.terminal_size((0, 0)))
+    progress = Progress(2, quiet=False)
+    for _ in range(2):
+        progress.page(failed=False)
+    progress.close()
+    assert "2/2 pages" in screen.getvalue()
 
 
 @pytest.mark.parametrize(

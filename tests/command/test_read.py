@@ -329,6 +329,13 @@ def test_ctrl_c_keeps_finished_pages_and_resume_goes_on_from_them(ocr: Program, 
     assert ocr.seen == []
 
 
+def test_ctrl_c_leaves_whole_json_on_standard_output(ocr: Program, tmp_path: Path) -> None:
+    document = pdf(tmp_path / "a.pdf", 0, 1, 2, 3)
+    stop_at(ocr, 2)
+    assert ocr("read", document, "--format", "json", "--jobs", "1") == 130
+    assert [page["text"] for page in json.loads(ocr.out)["pages"]] == ["page 0", "page 1"]
+
+
 def test_without_resume_everything_is_read_again(ocr: Program, tmp_path: Path) -> None:
     document = pdf(tmp_path / "a.pdf", 1, 2, 3)
     stop_at(ocr, 2)
@@ -391,6 +398,21 @@ def test_retry_failed_reads_failures_only(ocr: Program, tmp_path: Path) -> None:
     assert ocr.seen == [2, 9]
     assert (out / "a.txt").read_text() == "page 1\n\fpage 2\n\fpage 3\n"
     assert files(out) == {"a.txt", "b.txt", "new.txt", "ocr-run.jsonl"}
+
+
+def test_a_document_that_could_not_be_opened_is_a_failure_to_retry(ocr: Program, tmp_path: Path) -> None:
+    whole = pdf(tmp_path / "in/bad.pdf", 1, 2).read_bytes()
+    (tmp_path / "in/bad.pdf").write_bytes(whole[:100])
+    pdf(tmp_path / "in/good.pdf", 3)
+    assert ocr("read", "in", "-o", "out") == 1
+    assert ocr("read", "in", "-o", "out", "--retry-failed") == 1  # as broken as before
+    (tmp_path / "in/bad.pdf").write_bytes(whole)
+    pdf(tmp_path / "in/new.pdf", 4)
+    assert ocr("read", "in", "-o", "out", "--retry-failed") == 1  # nobody asked for new.pdf
+    assert ocr.seen == [1, 2]
+    assert files(tmp_path / "out") == {"bad.md", "good.md", "ocr-run.jsonl"}
+    assert ocr("read", "in/bad.pdf", "in/good.pdf", "-o", "out", "--retry-failed") == 0
+    assert ocr.seen == []
 
 
 def test_a_killed_run_is_gone_on_with_whatever_it_left(ocr: Program, tmp_path: Path) -> None:
@@ -559,7 +581,7 @@ def test_a_disk_that_is_full_ends_the_run_with_a_reason(ocr: Program, tmp_path: 
 def test_a_disk_that_fills_up_ends_the_run_with_a_reason_wherever_it_does(
     ocr: Program, tmp_path: Path, monkeypatch: Any, when: str
 ) -> None:
-    document = pdf(tmp_path / "a.pdf", 1, 2)
+    document = pdf(tmp_path / "a.pdf", 1)  # of two pages the other one may be kept or not when one's line fails
     replace, dumps = Path.replace, json.dumps
 
     def full() -> None:
@@ -575,7 +597,7 @@ def test_a_disk_that_fills_up_ends_the_run_with_a_reason_wherever_it_does(
     assert "cannot be written: [Errno 28] No space left on device; go on with --resume" in ocr.err
     assert ocr("read", document, "-o", "out", "--format", "txt", "--resume") == 0
     assert ocr.seen == []
-    assert (tmp_path / "out/a.txt").read_text() == "page 1\n\fpage 2\n"
+    assert (tmp_path / "out/a.txt").read_text() == "page 1\n"
 
 
 def test_what_the_system_refuses_elsewhere_is_told_without_a_traceback(ocr: Program, tmp_path: Path) -> None:

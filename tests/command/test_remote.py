@@ -246,6 +246,21 @@ def test_a_page_that_never_succeeds_is_given_up_and_retried_later(
     assert (tmp_path / "out/a.txt").read_text() == f"{TEXT}\n\f{TEXT}\n\f{TEXT}\n"
 
 
+def test_a_server_that_is_away_for_a_while_is_told_once(
+    ocr: Program, proxy: FaultyProxy, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = document(tmp_path, 6)
+    busy = {0, 1}
+    away = {3, 4, 5, 8}  # twice, with a page between
+    proxy.fault = lambda request, number: (
+        (number in away and request.hang_up()) or (number in busy and request.answer(503, b"{}"))
+    )
+    assert read(ocr, proxy, path, "--jobs", "1", "-o", "out") == 0
+    told = [record.message for record in caplog.records if "trying again" in record.message]
+    assert len(told) == 2
+    assert all(message.startswith(f"{proxy.url}: ") for message in told)
+
+
 def test_a_server_that_is_gone_ends_the_run_and_resume_goes_on(
     ocr: Program, proxy: FaultyProxy, tmp_path: Path
 ) -> None:

@@ -24,6 +24,10 @@ def write(label: str, places: list[tuple[int, int, int, int]], text: str) -> str
     return f"<|ref|>{label}<|/ref|><|det|>{[list(place) for place in places]}<|/det|>\n{text}\n"
 
 
+def reference(label: str) -> str:
+    return f"<|ref|>{label}<|/ref|><|det|>[[0, 0, 9, 9]]<|/det|>"
+
+
 def test_a_page_of_the_published_form_becomes_labels_texts_and_pixels() -> None:
     answer = write("title", [(0, 0, 999, 100)], "# Report") + write("image", [(100, 200, 300, 400)], "")
     assert parse_boxes(answer, 1998, 999) == [
@@ -83,6 +87,22 @@ def test_a_text_without_references_has_no_boxes_and_stays_as_it_is() -> None:
     assert parse_boxes("plain text", 100, 100) == []
     assert parse_boxes("", 100, 100) == []
     assert to_markdown("plain text") == "plain text"
+
+
+def test_a_line_of_references_alone_goes_with_them() -> None:
+    place = reference("text")
+    assert to_markdown(f"{place}\n# One\n\n{place}{place}\nTwo\n\n{place}\n\n  Three") == "# One\n\nTwo\n\n\n  Three"
+    assert to_markdown(f"before {place}\nbehind") == "before \nbehind"
+    assert to_markdown(f"one\n{place}two") == "one\ntwo"
+
+
+def test_labels_are_the_text_where_an_answer_is_nothing_but_references() -> None:
+    """As DeepSeek-OCR answers "OCR this image" and "Locate"."""
+    answer = f"{reference('The perils')}\n{reference('image')}\n{reference('of coding')}{reference('days')}"
+    assert to_markdown(answer) == "The perils\nof coding\ndays"
+    assert to_markdown(answer, lambda number: "x.jpg") == "The perils\n![](x.jpg)\n\nof coding\ndays"
+    assert to_markdown(f"{reference('days')}\n<|ref|>cut<|/ref|><|det|>[[1") == "days\n<|ref|>cut<|/ref|><|det|>[[1"
+    assert to_markdown(f"{reference('title')}\n# Heading\n{reference('text')}\n") == "# Heading"
 
 
 def test_figures_are_left_out_where_there_are_no_pictures() -> None:

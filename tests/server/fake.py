@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 
 from models.errors import InvalidInput
 from models.grounding import Box, parse_boxes
+from models.settings import InferenceSettings
 from runtime.errors import EngineClosed, QueueFull
 from runtime.requests import FinishDetail, Finished, FinishReason, Request, TextDelta, Timings, Usage
 
@@ -115,6 +116,8 @@ class ScriptedModel:
         with self._changed:
             self._running.remove(generation)
             self._changed.notify_all()
+
+    def check(self, prompt: str, settings: InferenceSettings) -> None: ...
 
     def boxes(self, text: str, width: int, height: int) -> list[Box]:
         return parse_boxes(text, width, height)
