@@ -23,6 +23,7 @@ from tokenizers import Tokenizer
 
 from models.family import PreparedImage, task_prompt
 from models.manifest import Manifest, Provider, RotaryInfo
+from models.processor import session_entries
 from models.registry import family_of
 from models.rotary import rotary_tables
 from models.settings import InferenceSettings
@@ -231,6 +232,8 @@ def served_session(file: Path) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.enable_cpu_mem_arena = False
+    for key, value in session_entries().items():
+        options.add_session_config_entry(key, value)
     return ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
 
 

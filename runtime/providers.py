@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from models.errors import ManifestError
 from models.manifest import Graph, Provider
+from models.processor import session_entries
 
 from .errors import RuntimeUnavailable
 
@@ -97,8 +98,8 @@ class Device:
         options = ort.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.log_severity_level = 3
-        if not _adds_bytes_exactly():
-            options.add_session_config_entry("session.x64quantprecision", "1")
+        for key, value in session_entries().items():
+            options.add_session_config_entry(key, value)
         wanted = self.name if encoder or self.name != "coreml" else "cpu"
         file = folder / graph.files[self.graph]
         try:
@@ -149,20 +150,6 @@ def find_device(name: str = "auto", threads: int | None = None) -> Device:
             f"{ort.__version__} has {', '.join(available)}. {_remedy(chosen)}"
         )
     return Device(chosen, threads or 0, replays=chosen == "cuda" and os.environ.get(CUDA_GRAPHS) == "1")
-
-
-def _adds_bytes_exactly() -> bool:
-    """Whether 8-bit products keep their sums in 32 bits.
-
-    x86 processors without VNNI (before Ice Lake and Zen 4) add two products in 16 bits, which overflow; ONNX Runtime
-    then has to be told to take the slower exact way. Only Linux says in a file what its processor has.
-    """
-    if platform.machine().lower() not in ("x86_64", "amd64"):
-        return True
-    try:
-        return "vnni" in Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return False
 
 
 def _load_cuda_libraries() -> None:
