@@ -94,7 +94,7 @@ class Trainer:
         self.dtype = getattr(torch, options.dtype) if options.dtype else working_dtype(self.device)
         self.model = cast_weights(master.to(self.device), self.dtype)
         self.probe = probe.to(self.device, self.dtype)
-        # Float32 trains a third faster with PyTorch's kernel; with a KV cache, as in `evaluate`, that one is slower.
+        # A float32 step of the decoder takes two thirds of the time with PyTorch's kernel (AVX2, 2 cores).
         use_training_kernels(self.model, "sdpa" if self.dtype == torch.float32 else "plain")
         self.working = dict(self.model.named_parameters()) | {
             f"probe.{name}": value for name, value in self.probe.named_parameters()
@@ -267,7 +267,7 @@ def averaged_model(state_file: Path, spec: TinySpec) -> UnlimitedOcrForCondition
 
 
 def working_dtype(device: torch.device) -> torch.dtype:
-    """Return bfloat16 where the processor multiplies it; elsewhere it is emulated, at a tenth of float32's speed."""
+    """Return bfloat16 where the processor multiplies it; elsewhere it is emulated and slower than float32."""
     if device.type == "cpu" and not torch.cpu._is_avx512_bf16_supported():
         return torch.float32
     return torch.bfloat16
