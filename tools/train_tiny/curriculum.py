@@ -49,6 +49,7 @@ MIXED = {"random": 0.15, "letters": 0.2, "words": 0.35, "prose": 0.1, "figures":
 LATE = {"random": 0.08, "letters": 0.1, "words": 0.24, "prose": 0.3, "figures": 0.2, "code": 0.08}
 
 ENGLISH = {"random": 0.04, "letters": 0.06, "words": 0.25, "prose": 0.4, "figures": 0.2, "code": 0.05}
+FIGURES = {"random": 0.03, "letters": 0.05, "words": 0.2, "prose": 0.22, "figures": 0.45, "code": 0.05}
 NATURAL = (
     (0.60, Canvas(256, 28, (16, 40), 10, natural=True, fill=0.8)),
     (0.08, Canvas(192, 20, (16, 40), 6, crop=False, fill=0.5)),
@@ -67,6 +68,14 @@ MANY_LINES = (
     (0.05, Canvas(256, 14, (18, 44), 6)),
     (0.05, Canvas(256, 14, (18, 40), 8, crop=False)),
 )
+
+DENSE = (
+    (0.76, Canvas(256, 28, (16, 40), 10, natural=True, fill=0.6)),
+    (0.08, Canvas(192, 20, (16, 40), 6, crop=False, fill=0.5)),
+    (0.08, Canvas(256, 14, (18, 44), 6)),
+    (0.08, Canvas(256, 14, (18, 40), 8, crop=False)),
+)
+"""Natural pages of a few lines to ten, and pages that fit one view."""
 
 STAGES = (
     # The vision tower learns the characters: full canvases of large type, no decoder.
@@ -115,5 +124,7 @@ STAGES = (
     # Mostly clean English: what a demonstration needs first.
     Stage(4900, NATURAL, ENGLISH, wear=0.25, blank=0.02),
     # What is left of the errors are lines that are skipped or read twice: the decoder alone, on pages of many lines.
-    Stage(1_000_000, MANY_LINES, ENGLISH, wear=0.35, blank=0.01, trained="decoder", learning_rate=8e-4),
+    Stage(800, MANY_LINES, ENGLISH, wear=0.35, blank=0.01, trained="decoder", learning_rate=8e-4),
+    # Then figures, which people look at twice, and the tower again: its confusions (8 and 6, v and w) are what is left.
+    Stage(1_000_000, DENSE, FIGURES, wear=0.3, blank=0.01, learning_rate=6e-4),
 )

@@ -42,6 +42,7 @@ class TrainOptions:
     warmup: int = 100  # steps
     decay: int = 0  # last steps, over which the learning rate falls to zero
     probe_weight: float = 1.0
+    probe_rate: float = 3e-3  # learning rate of a probe that is new beside trained weights
     probe_none: float = 0.02  # weight of the class "no character", which is by far the most frequent
     weight_decay: float = 0.02
     clip: float = 1.0
@@ -100,11 +101,14 @@ class Trainer:
             f"probe.{name}": value for name, value in self.probe.named_parameters()
         }
         matrices = [value for name, value in self.masters.items() if is_matrix(name, value)]
-        others = [value for name, value in self.masters.items() if not is_matrix(name, value)]
+        others = [
+            value for name, value in self.masters.items() if name not in probe_parameters and not is_matrix(name, value)
+        ]
         muon = FloatMuon if self.dtype == torch.float32 else torch.optim.Muon
         self.optimisers: list[torch.optim.Optimizer] = [
             muon(matrices, weight_decay=options.weight_decay, adjust_lr_fn="match_rms_adamw"),
             torch.optim.AdamW(others, betas=(0.9, 0.98), weight_decay=0.0),
+            torch.optim.AdamW([self.masters[name] for name in probe_parameters], betas=(0.9, 0.98), weight_decay=0.0),
         ]
         self.step = 0
         self.first_step = 0  # of the warm-up
@@ -172,9 +176,11 @@ class Trainer:
                 value.grad = torch.zeros_like(value)
             self.working[name].grad = None
         norm = nn.utils.clip_grad_norm_(self.masters.values(), self.options.clip)
+        *_, of_probe = self.optimisers
         for optimiser in self.optimisers:
+            relearns = optimiser is of_probe and self.relearning_probe()
             for group in optimiser.param_groups:
-                group["lr"] = self.learning_rate()
+                group["lr"] = self.options.probe_rate if relearns else self.learning_rate()
             optimiser.step()
         decay = min(self.options.average, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
