@@ -7,6 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
 
@@ -73,12 +74,11 @@ class Model:
             manifest.tokens.image,
             _rows_without_token(self._tokenizer, manifest.sizes.vocabulary),
         )
-        self._engine = Engine(
-            VisionTower(folder, manifest, self.device, vision_cache_mb),
-            Decoder(folder, manifest, self.device, self.slots),
-            slots=self.slots,
-            max_queue=max_queue,
-        )
+        # A session packs its weights in one thread, so two at once take half the time; a GPU gets copies, in turn.
+        with ThreadPoolExecutor(2 if self.device.name == "cpu" else 1, thread_name_prefix="load") as pool:
+            decoder = pool.submit(Decoder, folder, manifest, self.device, self.slots)
+            vision = pool.submit(VisionTower, folder, manifest, self.device, vision_cache_mb)
+        self._engine = Engine(vision.result(), decoder.result(), slots=self.slots, max_queue=max_queue)
 
     @classmethod
     def open(

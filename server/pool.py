@@ -233,6 +233,7 @@ class ModelPool(Generic[K]):
         started = time.monotonic()
         try:
             model = self._load(key)
+            give_memory_back()  # what packing the weights left
             log.info("model %s is loaded, %.1f s; %.0f MB resident", key, time.monotonic() - started, resident_mb())
         except Exception as problem:
             log.error("model %s cannot be loaded: %s", key, problem)
