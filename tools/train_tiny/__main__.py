@@ -19,6 +19,7 @@ def train(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
         steps=arguments.steps,
         decay=arguments.decay,
+        warmup=arguments.warmup,
         minutes=arguments.minutes,
         device=arguments.device,
         dtype=arguments.dtype,
@@ -61,6 +62,7 @@ def main() -> None:
     command.add_argument("--run-dir", type=Path, required=True, help="where the state and the log live")
     command.add_argument("--steps", type=int, default=1_000_000, help="total steps, counted from the very first")
     command.add_argument("--decay", type=int, default=0, help="last steps, over which the learning rate falls to zero")
+    command.add_argument("--warmup", type=int, default=100, help="first steps, over which the learning rate rises")
     command.add_argument("--start-from", type=Path, metavar="FOLDER", help="begin with a checkpoint folder's weights")
     command.add_argument("--start-step", type=int, default=0, help="the step at which --start-from begins")
     command.add_argument("--minutes", type=float, default=float("inf"), help="stop after this many minutes")

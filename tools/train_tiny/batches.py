@@ -88,7 +88,7 @@ def draw_page(rng: random.Random, canvas: Canvas, stage: Stage, spec: TinySpec) 
     """Render one training page for `canvas`."""
     smallest, largest = canvas.sizes
     size = smallest * (largest / smallest) ** rng.random()
-    lines = rng.randint(1, canvas.lines) if canvas.natural else canvas.lines
+    lines = rng.randint(canvas.least, canvas.lines) if canvas.natural else canvas.lines
     if canvas.natural:
         width = rng.randint(200, 720)
         height = round(lines * size * rng.uniform(1.2, 1.6) + size * rng.uniform(0.6, 2.0))

@@ -19,6 +19,7 @@ class Canvas:
     crop: bool = True  # False: no-crop mode, stretched where the view is a tile's size
     words: int = 12  # of a line, at most
     natural: bool = False  # pages as people make them, as high as their lines need, whatever tiles that gives
+    least: int = 1  # lines of a natural page
     fill: float = 0.0  # the least share of `lines` that a page has
 
 
@@ -68,6 +69,8 @@ MANY_LINES = (
     (0.05, Canvas(256, 14, (18, 44), 6)),
     (0.05, Canvas(256, 14, (18, 40), 8, crop=False)),
 )
+
+LONG = ((0.9, Canvas(256, 40, (18, 38), 10, natural=True, least=4, fill=0.9)), *MANY_LINES[1:])
 
 DENSE = (
     (0.76, Canvas(256, 28, (16, 40), 10, natural=True, fill=0.6)),
@@ -126,5 +129,7 @@ STAGES = (
     # What is left of the errors are lines that are skipped or read twice: the decoder alone, on pages of many lines.
     Stage(800, MANY_LINES, ENGLISH, wear=0.35, blank=0.01, trained="decoder", learning_rate=8e-4),
     # Then figures, which people look at twice, and the tower again: its confusions (8 and 6, v and w) are what is left.
-    Stage(1_000_000, DENSE, FIGURES, wear=0.3, blank=0.01, learning_rate=6e-4),
+    Stage(1100, DENSE, FIGURES, wear=0.3, blank=0.01, learning_rate=6e-4),
+    # That made the decoder skip lines again.
+    Stage(1_000_000, LONG, ENGLISH, wear=0.3, blank=0.01, trained="decoder", learning_rate=6e-4),
 )
