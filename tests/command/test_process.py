@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from statistics import median
 
 import httpx
 import psutil
@@ -106,7 +105,7 @@ def test_an_ended_run_is_gone_on_with_and_gives_what_a_whole_one_gives(
 
 def test_memory_does_not_grow_with_the_number_of_pages(tiny_home: Path, tmp_path: Path) -> None:
     document, out = tmp_path / "a.pdf", tmp_path / "out"
-    document.write_bytes(scanned_pdf([page(7).resize((1536, 384))] * 170))  # 1.8 MB of pixels each
+    document.write_bytes(scanned_pdf([page(7).resize((1536, 384))] * 180))  # 1.8 MB of pixels each
     short = ("--max-tiles", "1", "--max-new-tokens", "4")
     arguments = command("read", document, "-o", out, "--overlay", *TINY, *short)
     process = psutil.Popen(arguments, cwd=ROOT, env=environment(tiny_home), stderr=subprocess.DEVNULL)
@@ -118,17 +117,17 @@ def test_memory_does_not_grow_with_the_number_of_pages(tiny_home: Path, tmp_path
             memory = process.memory_info().rss
         except psutil.Error:
             break
-        if 30 <= read < 60:
+        if 40 <= read < 85:
             early.append(memory)
         elif read >= 140:
             late.append(memory)
-        time.sleep(0.02)
+        time.sleep(0.005)
     assert process.wait() == 0
     assert early
     assert late
-    # Peaks vary by 20 MB, within a run too; the medians of two parts of one run by 7 MB. 0.2 MB kept of each of the 110
-    # pages between them are 22 MB.
-    assert median(late) <= median(early) + 12e6, (median(early), median(late))
+    # Peaks and medians vary by 15 MB with what malloc holds; what is left when that has just been given back, twice in
+    # each part, varies by 9. 0.2 MB kept of each of the 100 pages between them are 20 MB.
+    assert min(late) <= min(early) + 14e6, (min(early), min(late))
 
 
 def test_standard_input_and_a_reader_that_goes_away(tiny_home: Path, tmp_path: Path) -> None:
