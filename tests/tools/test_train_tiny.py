@@ -22,7 +22,7 @@ from tokenizers import Tokenizer  # noqa: E402
 
 from tools.train_tiny import fonts, text, tokens  # noqa: E402
 from tools.train_tiny.batches import Batch, Pages, collate, draw_page  # noqa: E402
-from tools.train_tiny.checkpoint import load_checkpoint, read_spec, save_checkpoint  # noqa: E402
+from tools.train_tiny.checkpoint import load_checkpoint, mean_checkpoint, read_spec, save_checkpoint  # noqa: E402
 from tools.train_tiny.curriculum import STAGES, Canvas, Stage, stage_of  # noqa: E402
 from tools.train_tiny.evaluate import (  # noqa: E402
     CATEGORIES,
@@ -33,7 +33,7 @@ from tools.train_tiny.evaluate import (  # noqa: E402
 )
 from tools.train_tiny.model import TinySpec, build_model, use_training_kernels  # noqa: E402
 from tools.train_tiny.muon import FloatMuon  # noqa: E402
-from tools.train_tiny.render import Page, PageStyle, render_page  # noqa: E402
+from tools.train_tiny.render import Page, PageStyle, render_page, set_line  # noqa: E402
 from tools.train_tiny.train import Trainer, TrainOptions, averaged_model  # noqa: E402
 from tools.train_tiny.views import IGNORE, PROBE_COLUMNS, choose_grid, make_views  # noqa: E402
 
@@ -105,11 +105,17 @@ def test_training_pages_are_drawn_with_training_fonts_and_texts(monkeypatch: pyt
 
 
 @pytest.mark.parametrize("kind", sorted(text.KINDS))
-def test_text_is_one_line_of_printable_ascii_without_double_blanks(kind: str) -> None:
+def test_text_is_printable_ascii_without_double_blanks(kind: str) -> None:
     words = text.KINDS[kind](random.Random(7), False)
     for _ in range(300):
-        word = next(words)
+        word = next(words).removesuffix(text.LINE_END)
         assert re.fullmatch(r"[!-~]+( [!-~]+)*", word), word
+
+
+def test_a_word_that_ends_its_line_does() -> None:
+    font = fonts.load_face(fonts.faces_of(fonts.TRAIN_FAMILIES)["DejaVu Sans"][0].path, 20)
+    words = iter(["Total:", "14.25\n", "Thank", "you", "very", "much\n"])
+    assert [set_line(words, font, 300, 12) for _ in range(2)] == ["Total: 14.25", "Thank you very much"]
 
 
 def test_every_character_centre_lies_on_ink() -> None:
@@ -223,9 +229,9 @@ def micro_inputs() -> dict[str, object]:
     }
 
 
-def shaken_model() -> torch.nn.Module:
+def shaken_model(seed: int = 0) -> torch.nn.Module:
     """Return a micro model without a parameter at zero, so that every one matters."""
-    model = build_model(MICRO).eval()
+    model = build_model(MICRO, seed).eval()
     with torch.no_grad():
         for value in model.parameters():
             value.add_(torch.randn_like(value) * 0.05)
@@ -243,6 +249,22 @@ def test_a_saved_folder_computes_the_same_logits(tmp_path: Path, micro_inputs: d
     assert read_spec(tmp_path / "folder") == MICRO
     torch.testing.assert_close(after, before, rtol=0, atol=0)
     assert Tokenizer.from_file(str(tmp_path / "folder/tokenizer.json")).token_to_id("<image>") == tokens.IMAGE_ID
+
+
+def test_the_mean_of_folders_is_that_of_every_weight(tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in "ab"]
+    for seed, folder in enumerate(folders):
+        save_checkpoint(shaken_model(seed), MICRO, folder)
+    mean_checkpoint([folders[0], folders[1], folders[1]], tmp_path / "mean")
+    first, second, mean = (dict(load_checkpoint(tmp_path / name).named_parameters()) for name in ("a", "b", "mean"))
+    for name, value in mean.items():
+        assert not torch.equal(first[name], second[name])
+        torch.testing.assert_close(value, (first[name] + 2 * second[name]) / 3, rtol=1e-3, atol=1e-6)
+    deeper = replace(MICRO, layers=MICRO.layers + 1)
+    save_checkpoint(build_model(deeper), deeper, tmp_path / "c")
+    with pytest.raises(ValueError, match="different sizes"):
+        mean_checkpoint([folders[0], tmp_path / "c"], tmp_path / "none")
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_saved_folder_has_the_published_names_ranks_and_config_keys(tmp_path: Path) -> None:

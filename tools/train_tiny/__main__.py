@@ -1,11 +1,11 @@
-"""`python -m tools.train_tiny train | export | evaluate`: train, write and measure the built-in model."""
+"""`python -m tools.train_tiny train | export | mean | evaluate`: train, write and measure the built-in model."""
 
 import argparse
 from pathlib import Path
 
 import torch
 
-from .checkpoint import save_checkpoint
+from .checkpoint import mean_checkpoint, save_checkpoint
 from .curriculum import STAGES
 from .evaluate import evaluate_folder
 from .model import TinySpec
@@ -41,6 +41,11 @@ def export(arguments: argparse.Namespace) -> None:
     """Write the averaged weights of the run folder as a checkpoint folder."""
     spec = TinySpec()
     save_checkpoint(averaged_model(arguments.run_dir / "state.pt", spec), spec, arguments.export)
+
+
+def mean(arguments: argparse.Namespace) -> None:
+    """Write the mean of the weights of checkpoint folders as a checkpoint folder."""
+    mean_checkpoint(arguments.folders, arguments.export)
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
@@ -81,6 +86,11 @@ def main() -> None:
     command.add_argument("--run-dir", type=Path, required=True)
     command.add_argument("--export", type=Path, required=True, metavar="FOLDER")
     command.set_defaults(action=export)
+
+    command = commands.add_parser("mean", help="write the mean of the weights of checkpoint folders")
+    command.add_argument("folders", type=Path, nargs="+", metavar="FOLDER", help="one given twice counts twice")
+    command.add_argument("--export", type=Path, required=True, metavar="FOLDER")
+    command.set_defaults(action=mean)
 
     command = commands.add_parser("evaluate", help="measure a checkpoint folder on held-out pages")
     command.add_argument("folder", type=Path)

@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -176,3 +177,24 @@ def load_checkpoint(folder: Path, dtype: torch.dtype = torch.float32) -> Unlimit
         folder, config=build_config(read_spec(folder)), dtype=dtype, attn_implementation="eager"
     )
     return model.eval()
+
+
+def mean_checkpoint(folders: Sequence[Path], out: Path) -> None:
+    """Write the mean of the weights of checkpoint folders, stored in float16; one named twice counts twice.
+
+    Weights of one run, before and after further training, often read better as a mean than either does ("model soups",
+    arXiv 2203.05482). Raises ValueError where the folders are not of one size.
+    """
+    specs = [read_spec(folder) for folder in folders]
+    for folder, spec in zip(folders, specs, strict=True):
+        if spec != specs[0]:
+            raise ValueError(f"{folder} and {folders[0]} hold models of different sizes; give folders of one model")
+    mean = load_checkpoint(folders[0])
+    total = dict(mean.named_parameters())
+    with torch.no_grad():
+        for folder in folders[1:]:
+            for name, value in load_checkpoint(folder).named_parameters():
+                total[name].add_(value)
+        for value in total.values():
+            value.div_(len(folders))
+    save_checkpoint(mean, specs[0], out)

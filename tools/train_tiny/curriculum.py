@@ -51,6 +51,9 @@ LATE = {"random": 0.08, "letters": 0.1, "words": 0.24, "prose": 0.3, "figures": 
 
 ENGLISH = {"random": 0.04, "letters": 0.06, "words": 0.25, "prose": 0.4, "figures": 0.2, "code": 0.05}
 FIGURES = {"random": 0.03, "letters": 0.05, "words": 0.2, "prose": 0.22, "figures": 0.45, "code": 0.05}
+RECEIPTS = {
+    "random": 0.03, "letters": 0.04, "words": 0.2, "prose": 0.25, "figures": 0.32, "receipt": 0.12, "code": 0.04
+}  # fmt: skip
 NATURAL = (
     (0.60, Canvas(256, 28, (16, 40), 10, natural=True, fill=0.8)),
     (0.08, Canvas(192, 20, (16, 40), 6, crop=False, fill=0.5)),
@@ -79,6 +82,12 @@ DENSE = (
     (0.08, Canvas(256, 14, (18, 40), 8, crop=False)),
 )
 """Natural pages of a few lines to ten, and pages that fit one view."""
+
+LONG_AND_DENSE = (
+    (0.45, Canvas(256, 28, (18, 38), 10, natural=True, least=4, fill=0.9)),
+    (0.40, DENSE[0][1]),
+    *((0.05, canvas) for _, canvas in DENSE[1:]),
+)
 
 STAGES = (
     # The vision tower learns the characters: full canvases of large type, no decoder.
@@ -131,5 +140,7 @@ STAGES = (
     # Then figures, which people look at twice, and the tower again: its confusions (8 and 6, v and w) are what is left.
     Stage(1100, DENSE, FIGURES, wear=0.3, blank=0.01, learning_rate=6e-4),
     # That made the decoder skip lines again.
-    Stage(1_000_000, LONG, ENGLISH, wear=0.3, blank=0.01, trained="decoder", learning_rate=6e-4),
+    Stage(300, LONG, ENGLISH, wear=0.3, blank=0.01, trained="decoder", learning_rate=6e-4),
+    # Both halves on long pages, figures and lines that end alike, in steps small enough to keep what is there.
+    Stage(1_000_000, LONG_AND_DENSE, RECEIPTS, wear=0.3, blank=0.01, learning_rate=3e-4),
 )

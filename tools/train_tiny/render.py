@@ -51,14 +51,18 @@ def advances(line: str, font: ImageFont.FreeTypeFont) -> np.ndarray:
 
 
 def set_line(words: Iterator[str], font: ImageFont.FreeTypeFont, width: float, max_words: int) -> str:
-    """Return the next words that fit into `width` pixels; empty where not even one character does."""
+    """Return the next words that fit into `width` pixels, up to one that ends its line; empty where not even one
+    character fits."""
     line = ""
     for _ in range(max_words):
-        word = next(words)
+        marked = next(words)
+        word = marked.removesuffix(text.LINE_END)
         candidate = f"{line} {word}" if line else word
         if len(candidate) > MAX_LINE_CHARACTERS or font.getlength(candidate) > width:
             break
         line = candidate
+        if word != marked:
+            break
     while not line and word:  # a single word that is too long: cut it
         word = word[:-1]
         if word and font.getlength(word) <= width:

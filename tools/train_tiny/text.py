@@ -15,6 +15,8 @@ from pydoc_data.topics import topics
 
 WORD_LIST = Path("/usr/share/dict/words")
 PRINTABLE = "".join(chr(code) for code in range(33, 127))
+LINE_END = "\n"
+"""What a word ends with that is the last of its line, however much room is left."""
 MONTHS = [
     "January",
     "February",
@@ -171,6 +173,27 @@ def figures(rng: random.Random, held_out: bool) -> Iterator[str]:
             yield rng.choice(("Total", "Tax", "Qty", "No.", "Sum:", "Net", "Price", "Date:", "Invoice", "Page", "Tel."))
 
 
+def receipt(rng: random.Random, held_out: bool) -> Iterator[str]:
+    """Yield the words of short lines that end as their neighbours do; `LINE_END` closes the last word of each."""
+    pool = word_pool(held_out)
+    currency = rng.choice(("EUR", "USD", "GBP", ""))
+
+    def money() -> str:
+        return f"{rng.randrange(10 ** rng.randint(1, 3))}.{rng.randrange(100):02} {currency}".strip()
+
+    while True:
+        item = rng.choice(pool)
+        line = rng.choice((
+            f"{rng.randint(1, 30)} {item} at {money()}", f"{rng.randint(1, 30)} x {item} {money()}",
+            f"{item} {money()}",
+            f"{rng.choice(('Total', 'Tax', 'Sum', 'Net', 'Paid', 'Due', 'Change'))}: {money()}",
+            f"{item.capitalize()}, {rng.randint(1, 900)} {rng.choice(pool)}", f"Thank you, {rng.choice(pool)}!",
+            f"{rng.choice(('Invoice', 'Order', 'No.', 'Ref.'))} {rng.randint(1950, 2040)}-{rng.randrange(1000):03}",
+            f"Date: {date(rng)}",
+        ))  # fmt: skip
+        yield from (line + LINE_END).split(" ")
+
+
 KINDS: dict[str, Callable[[random.Random, bool], Iterator[str]]] = {
     "random": random_string,
     "letters": letters,
@@ -178,5 +201,6 @@ KINDS: dict[str, Callable[[random.Random, bool], Iterator[str]]] = {
     "prose": prose,
     "figures": figures,
     "code": code,
+    "receipt": receipt,
 }
 """Text kind -> stream of words, endless; arguments are the generator and whether to draw from the held-out pool."""
