@@ -1,4 +1,4 @@
-"""What the pages say: random strings, words, prose, numbers, prices, dates and code-like strings.
+"""What the pages say: random strings, words, prose, numbers, prices, dates, code-like strings and receipts.
 
 Words and prose are split by a hash into a training pool and a held-out pool that share no word-list entry and no
 paragraph. Sources: Debian's `wamerican` list and the language reference that every Python ships (`pydoc_data.topics`).
