@@ -234,7 +234,8 @@ class _Page:
         # Rows begin one after the other: the first ones go on until the last has had its steps.
         settings = InferenceSettings(max_new_tokens=steps + rows, stop_on_loop=False)
         self._watch.start()
-        running = [self._model.submit(Request(prompt, (), settings)) for prompt in words]
+        with self._model._engine._changed:  # the engine sees none before all are queued: a small model ends in 2 ms
+            running = [self._model.submit(Request(prompt, (), settings)) for prompt in words]
         for one in running:
             while not isinstance(event := one.next_event(), Finished):
                 pass
