@@ -112,10 +112,10 @@ def test_memory_does_not_grow_with_the_number_of_pages(tiny_home: Path, tmp_path
     early: list[int] = []
     late: list[int] = []
     while process.poll() is None:
-        read = len(list(out.glob(".ocr-parts/*/*.json")))
         try:
+            read = len(list(out.glob(".ocr-parts/*/*.json")))
             memory = process.memory_info().rss
-        except psutil.Error:
+        except (psutil.Error, FileNotFoundError):  # it ends, and removes its parts
             break
         if 40 <= read < 85:
             early.append(memory)
@@ -126,8 +126,8 @@ def test_memory_does_not_grow_with_the_number_of_pages(tiny_home: Path, tmp_path
     assert early
     assert late
     # Peaks and medians vary by 15 MB with what malloc holds; what is left when that has just been given back, twice in
-    # each part, varies by 9. 0.2 MB kept of each of the 100 pages between them are 20 MB.
-    assert min(late) <= min(early) + 14e6, (min(early), min(late))
+    # each part, varies by 5. 0.2 MB kept of each of the 100 pages between them are 20 MB.
+    assert min(late) <= min(early) + 12e6, (min(early), min(late))
 
 
 def test_standard_input_and_a_reader_that_goes_away(tiny_home: Path, tmp_path: Path) -> None:

@@ -45,7 +45,10 @@ def export(arguments: argparse.Namespace) -> None:
 
 def mean(arguments: argparse.Namespace) -> None:
     """Write the mean of the weights of checkpoint folders as a checkpoint folder."""
-    mean_checkpoint(arguments.folders, arguments.export)
+    try:
+        mean_checkpoint(arguments.folders, arguments.export)
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"error: {error}") from error
 
 
 def evaluate(arguments: argparse.Namespace) -> None:

@@ -1,6 +1,6 @@
 """What is trained when: the stages, from one short line on a small canvas to several lines over many tiles."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 Trained = Literal["vision", "both", "decoder"]
@@ -19,7 +19,7 @@ class Canvas:
     crop: bool = True  # False: no-crop mode, stretched where the view is a tile's size
     words: int = 12  # of a line, at most
     natural: bool = False  # pages as people make them, as high as their lines need, whatever tiles that gives
-    least: int = 1  # lines of a natural page
+    least: int = 1  # lines of a natural page, at least
     fill: float = 0.0  # the least share of `lines` that a page has
 
 
@@ -74,6 +74,7 @@ MANY_LINES = (
 )
 
 LONG = ((0.9, Canvas(256, 40, (18, 38), 10, natural=True, least=4, fill=0.9)), *MANY_LINES[1:])
+"""As many lines, but never fewer than four of them on a natural page."""
 
 DENSE = (
     (0.76, Canvas(256, 28, (16, 40), 10, natural=True, fill=0.6)),
@@ -84,10 +85,11 @@ DENSE = (
 """Natural pages of a few lines to ten, and pages that fit one view."""
 
 LONG_AND_DENSE = (
-    (0.45, Canvas(256, 28, (18, 38), 10, natural=True, least=4, fill=0.9)),
+    (0.45, replace(LONG[0][1], batch=28)),
     (0.40, DENSE[0][1]),
     *((0.05, canvas) for _, canvas in DENSE[1:]),
 )
+"""Both at once; fewer tiles a step than the decoder alone takes."""
 
 STAGES = (
     # The vision tower learns the characters: full canvases of large type, no decoder.
