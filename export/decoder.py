@@ -183,7 +183,8 @@ class QuantizedExperts(nn.Module):
     """QMoE with 8- or 4-bit weights.
 
     The CPU kernel ignores ``normalize_routing_weights=0`` unless it is given the weights to use: so it gets the logits,
-    by which it chooses, and their softmax, with which it weighs. CUDA's is reported to compute both from the logits.
+    by which it chooses, and their softmax, with which it weighs. CUDA's computes both from the logits, and takes the
+    weights for packed already, its own way, unless ``weights_prepacked`` says that they are not.
     """
 
     def __init__(self, at: str, hidden: int, moe: MoeSpec, precision: Precision) -> None:
@@ -211,7 +212,8 @@ class QuantizedExperts(nn.Module):
         return op.QMoE(
             x, logits, self.gate_up, use(op, self.gate_up_scales), None, self.down, use(op, self.down_scales), *absent,
             weights, k=self.moe.top_k, normalize_routing_weights=int(self.moe.renormalize),
-            expert_weight_bits=self.blocks.bits, block_size=self.blocks.size, **_SWIGLU, _domain=MICROSOFT,
+            expert_weight_bits=self.blocks.bits, block_size=self.blocks.size, weights_prepacked=0, **_SWIGLU,
+            _domain=MICROSOFT,
         )  # fmt: skip
 
 

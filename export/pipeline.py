@@ -15,7 +15,7 @@ import onnx_ir as ir
 from tokenizers import Tokenizer
 
 from models.errors import ManifestError
-from models.manifest import FILE_NAME, FileInfo, Graph, Manifest, Provider, SourceInfo
+from models.manifest import FILE_NAME, GRAPH_VERSION, FileInfo, Graph, Manifest, Provider, SourceInfo
 
 from . import publish
 from .check import check_graphs
@@ -132,6 +132,7 @@ def export_model(job: Job, report: Callable[[str], None]) -> Manifest:
             if job.config_file is not None:
                 shutil.copyfile(job.config_file, folder / "config.json")
             manifest = Manifest(
+                graph_version=GRAPH_VERSION,
                 id=job.model_id,
                 family=job.family,
                 dtype=job.dtype,
@@ -225,8 +226,9 @@ def _present(job: Job, fingerprint: str) -> Manifest | None:
     except ManifestError:
         return None
     found = (manifest.id, manifest.family, manifest.dtype, manifest.source.fingerprint)
-    good = found == (job.model_id, job.family, job.dtype, fingerprint) and (manifest.report or not job.report)
-    return manifest if good else None
+    same = found == (job.model_id, job.family, job.dtype, fingerprint)
+    outdated = any(manifest.outdated_on(provider) for provider in manifest.decoder.files)
+    return manifest if same and not outdated and (manifest.report or not job.report) else None
 
 
 def _fingerprint(files: Iterable[Path], options: str) -> str:

@@ -18,6 +18,10 @@ from .errors import ManifestError
 FILE_NAME = "manifest.json"
 FORMAT = 2  # raised when the runtime can no longer read older folders
 
+# Raised when graphs are declared otherwise because older ones are wrong somewhere (see ``Manifest.outdated_on``).
+# 2: QMoE says that its weights are not packed; without that CUDA reads them as noise.
+GRAPH_VERSION = 2
+
 Provider = Literal["cpu", "cuda"]
 
 
@@ -86,6 +90,7 @@ class Manifest(_Part):
     """What an exported folder holds."""
 
     format: int = FORMAT
+    graph_version: int = 1  # of the graphs' declaration; folders from before there was one do not say
     id: str
     family: str
     dtype: Literal["f32", "f16", "q8", "q4"]
@@ -105,6 +110,10 @@ class Manifest(_Part):
     @property
     def max_length(self) -> int:
         return self.sizes.max_length
+
+    def outdated_on(self, provider: Provider) -> bool:
+        """Whether these graphs give wrong results there: they must be exported again before they run."""
+        return provider == "cuda" and self.dtype in ("q8", "q4") and self.graph_version < 2
 
     @classmethod
     def load(cls, folder: Path) -> Self:

@@ -64,6 +64,7 @@ class Model:
     ) -> None:
         self.manifest = manifest
         self.device = find_device(device, threads)
+        self.device.require(folder, manifest)
         self.slots = slots or default_slots(manifest, self.device)
         self._family = family_of(manifest)
         self._ignored: frozenset[str] = frozenset()  # settings that the log has said are ignored

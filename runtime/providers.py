@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from models.errors import ManifestError
-from models.manifest import Graph, Provider
+from models.manifest import Graph, Manifest, Provider
 from models.processor import session_entries
 
 from .errors import RuntimeUnavailable
@@ -73,6 +73,21 @@ class Device:
     @property
     def memory(self) -> str:
         return "cuda" if self.name == "cuda" else "cpu"
+
+    def require(self, folder: Path, manifest: Manifest) -> None:
+        """Check that an export's graphs give on this device what they should.
+
+        Raises
+        ------
+        RuntimeUnavailable
+            with the command that makes such an export.
+        """
+        if manifest.outdated_on(self.graph):
+            raise RuntimeUnavailable(
+                f"the {manifest.dtype} export in {folder} is of an older version, whose experts give noise on "
+                f"{self.name}; make it anew with: python -m export {manifest.id} --dtype {manifest.dtype} "
+                "--force, or use --device cpu"
+            )
 
     def session(
         self, folder: Path, graph: Graph, *, encoder: bool = False, replays: bool = False
