@@ -14,6 +14,7 @@ from models.rotary import rotary_tables
 from models.settings import InferenceSettings
 
 from .errors import ExportError
+from .graphs import graph_file
 
 
 def best_device() -> str:
@@ -37,12 +38,12 @@ def check_graphs(folder: Path, manifest: Manifest) -> None:
     side = 4 * int(manifest.image["patch_size"])
     image = Image.effect_noise((side, side), 64)
     prepared = family.prepare_image(image, InferenceSettings(crop_mode=False, image_size=side))
-    vision = mapped_session(folder / manifest.vision.files["cpu"])
+    vision = mapped_session(folder / graph_file("vision", "cpu"))
     names = [output.name for output in vision.get_outputs()]
     outputs = [dict(zip(names, vision.run(names, dict(make())), strict=True)) for make in prepared.passes]
     del vision
     features = _finite("the vision graph", prepared.assemble(outputs))
-    embed = mapped_session(folder / manifest.embed.files["cpu"])
+    embed = mapped_session(folder / graph_file("embed", "cpu"))
     token = np.array([[manifest.tokens.bos]])
     (start,) = embed.run(None, {"input_ids": token})
     del embed
@@ -61,7 +62,7 @@ def check_graphs(folder: Path, manifest: Manifest) -> None:
         feeds["rotary_rows"] = np.arange(length)[None]
     for layer in range(sizes.layers):
         feeds[f"past_key_values.{layer}.key"] = feeds[f"past_key_values.{layer}.value"] = cache
-    (logits,) = mapped_session(folder / manifest.decoder.files["cpu"]).run(["logits"], feeds)
+    (logits,) = mapped_session(folder / graph_file("decoder", "cpu")).run(["logits"], feeds)
     _finite("the decoder", logits)
 
 

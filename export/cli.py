@@ -46,12 +46,14 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--revision", metavar="REV", help="branch, tag or commit of the hub repository")
     parser.add_argument(
         "--dtype",
-        choices=("f32", "f16", "q8", "q4"),
+        choices=("f32", "f16", "bf16", "q8", "q4"),
         help="type of the weights (default: config.toml's; else f16 where that has device cuda or coreml, "
-        "and on a CPU q8, or f32 for models under 100 M parameters)",
+        "and on a CPU q8, or f32 for models under 100 M parameters); bf16 is for CUDA only",
     )
     parser.add_argument(
-        "--vision-dtype", choices=("f32", "f16", "q8"), help="type of the vision tower (default: f32 for f32, else f16)"
+        "--vision-dtype",
+        choices=("f32", "f16", "bf16", "q8"),
+        help="type of the vision tower (default: that of a float decoder, else f16)",
     )
     parser.add_argument(
         "--block-size", type=int, choices=(16, 32, 64, 128), help="channels that share a scale (default: q8 128, q4 64)"

@@ -6,7 +6,8 @@ GroupQueryAttention then writes the new keys and values in place.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -14,7 +15,21 @@ from onnxscript import OpBuilder, nn
 
 from models.rotary import rotary_tables
 
-from .layers import FLOAT, FLOAT16, INT32, INT64, MICROSOFT, UINT8, GatedMlp, Precision, RmsNorm, linear, new_graph
+from .attention import attention, numbers_in_cache
+from .layers import (
+    BFLOAT16,
+    FLOAT,
+    FLOAT16,
+    INT32,
+    INT64,
+    MICROSOFT,
+    UINT8,
+    GatedMlp,
+    Precision,
+    RmsNorm,
+    linear,
+    new_graph,
+)  # fmt: skip
 from .quantize import quantized
 from .weights import Weight, computed, copied, expert_down, expert_gate_up
 
@@ -88,11 +103,14 @@ class Attention(nn.Module):
     qkv_proj ─ Split ─┬─ RotaryEmbedding (queries) ─┬─ GroupQueryAttention
                       ├─ RotaryEmbedding (keys) ────┤
                       └─ values ────────────────────┘
+
+    On CUDA that kernel has no float32; there, attention in that type is written out (``export.attention``).
     """
 
     def __init__(self, at: str, spec: DecoderSpec, precision: Precision) -> None:
         super().__init__()
         self.spec = spec
+        self.written_out = precision.provider == "cuda" and precision.compute == FLOAT
         self.widths = [heads * spec.head_dim for heads in (spec.heads, spec.kv_heads, spec.kv_heads)]
         self.qkv_proj = linear([f"{at}.{n}_proj" for n in "qkv"], spec.hidden, self.widths, precision)
         self.o_proj = linear(f"{at}.o_proj", spec.heads * spec.head_dim, spec.hidden, precision)
@@ -102,8 +120,13 @@ class Attention(nn.Module):
     ) -> tuple[ir.Value, ir.Value, ir.Value]:
         rotary, spec = step.rotary, self.spec
         packed = self.qkv_proj(op, x)
+        if self.written_out:
+            numbers = numbers_in_cache(op, x, step.seqlens_k)
+            turned = self._turned(op, packed, replace(rotary, rows=numbers if rotary.rows is None else rotary.rows))
+            attended, key, value = attention(op, turned, past, numbers, heads=spec.heads, kv_heads=spec.kv_heads)
+            return self.o_proj(op, attended), key, value
         counted = rotary.rows is None
-        states = [packed, None, None] if counted else self._turned(op, packed, rotary)
+        states: Sequence[ir.Value | None] = [packed, None, None] if counted else self._turned(op, packed, rotary)
         attended, key, value = op.GroupQueryAttention(
             *states, *past, step.seqlens_k, step.total_length, *((rotary.cos, rotary.sin) if counted else ()),
             num_heads=spec.heads, kv_num_heads=spec.kv_heads, do_rotary=int(counted), rotary_interleaved=0,
@@ -111,7 +134,7 @@ class Attention(nn.Module):
         )  # fmt: skip
         return self.o_proj(op, attended), key, value
 
-    def _turned(self, op: OpBuilder, packed: ir.Value, rotary: Rotary) -> list[ir.Value | None]:
+    def _turned(self, op: OpBuilder, packed: ir.Value, rotary: Rotary) -> list[ir.Value]:
         """Queries and keys, turned to the rows that are given, and values; [B, S, heads * head_dim] each."""
         query, key, values = op.Split(packed, self.widths, axis=-1, _outputs=3)
         query, key = (
@@ -171,12 +194,23 @@ class FloatExperts(nn.Module):
 
     def forward(self, op: OpBuilder, x: ir.Value, logits: ir.Value) -> ir.Value:
         """x [B, S, hidden], logits [B * S, experts] float32 -> [B, S, hidden]"""
-        use, compute = self.precision.use, self.precision.compute
+        use = self.precision.use
         return op.MoE(
-            x, logits if compute == FLOAT else op.Cast(logits, to=compute), use(op, self.gate_up), None,
+            x, self._rounded(op, logits), use(op, self.gate_up), None,
             use(op, self.down), k=self.moe.top_k, normalize_routing_weights=int(self.moe.renormalize), **_SWIGLU,
             _domain=MICROSOFT,
         )  # fmt: skip
+
+    def _rounded(self, op: OpBuilder, logits: ir.Value) -> ir.Value:
+        """The router's logits in the kernel's type.
+
+        bfloat16 has 8 bits: so the logits are moved first, which a softmax does not notice, to have the largest,
+        those of the chosen experts, near 0, where its steps are small.
+        """
+        compute = self.precision.compute
+        if compute == BFLOAT16:
+            logits = op.Sub(logits, op.ReduceMax(logits, [-1], keepdims=1))
+        return logits if compute == FLOAT else op.Cast(logits, to=compute)
 
 
 class QuantizedExperts(nn.Module):
@@ -295,7 +329,7 @@ class Decoder(nn.Module):
 
 
 class Embedding(nn.Module):
-    """Token ids [B, S] -> embeddings [B, S, hidden] in the decoder's compute type.
+    """Token ids [B, S] -> embeddings [B, S, hidden] in the type that the decoder takes.
 
     A quantised model keeps this table in blocks as well, for its size: one row is read at a time, whatever that costs.
     """
@@ -315,8 +349,8 @@ class Embedding(nn.Module):
     def forward(self, op: OpBuilder, token_ids: ir.Value) -> ir.Value:
         if self.blocks is None:
             rows = op.Gather(self.embed_tokens, token_ids, axis=0)
-            compute = self.precision.compute
-            return rows if self.precision.storage == compute else op.Cast(rows, to=compute)
+            border = self.precision.border
+            return rows if self.precision.storage == border else op.Cast(rows, to=border)
         return op.GatherBlockQuantized(
             self.embed_tokens, token_ids, self.precision.use(op, self.embed_scales), gather_axis=0, quantize_axis=1,
             bits=self.blocks.bits, block_size=self.blocks.size, _domain=MICROSOFT,
@@ -325,9 +359,16 @@ class Embedding(nn.Module):
 
 def decoder_graph(decoder: Decoder) -> ir.Graph:
     """Declare decoder.onnx: embeddings, cache, lengths (and angles, where the host knows them) -> logits, cache."""
-    spec, compute = decoder.spec, decoder.precision.compute
+    spec, compute, border = decoder.spec, decoder.precision.compute, decoder.precision.border
     builder = new_graph("decoder")
-    embeddings = builder.input("inputs_embeds", compute, ["batch", "sequence", spec.hidden])
+    op = builder.op
+
+    def given(name: str, shape: list[str | int]) -> ir.Value:
+        """A float input, in the type that the layers compute in."""
+        value = builder.input(name, border, shape)
+        return value if border == compute else op.Cast(value, to=compute)
+
+    embeddings = given("inputs_embeds", ["batch", "sequence", spec.hidden])
     seqlens = builder.input("seqlens_k", INT32, ["batch"])
     total = builder.input("total_length", INT32, [])
     cache_shape: list[str | int] = ["batch", spec.kv_heads, "max_length", spec.head_dim]
@@ -342,11 +383,11 @@ def decoder_graph(decoder: Decoder) -> ir.Graph:
     if spec.rotary_sections is not None:
         angles: list[str | int] = ["table", spec.head_dim // 2]
         rotary = Rotary(
-            builder.input("rotary_cos", compute, angles),
-            builder.input("rotary_sin", compute, angles),
+            given("rotary_cos", angles),
+            given("rotary_sin", angles),
             builder.input("rotary_rows", INT64, ["batch", "sequence"]),
         )
-    logits, presents = decoder(builder.op, embeddings, pasts, seqlens, total, rotary)
+    logits, presents = decoder(op, embeddings, pasts, seqlens, total, rotary)
     _add_output(builder.graph, logits, "logits", FLOAT, ["batch", spec.vocabulary])
     for i, (key, value) in enumerate(presents):
         _add_output(builder.graph, key, f"present.{i}.key", compute, cache_shape)
@@ -360,7 +401,7 @@ def embedding_graph(embedding: Embedding) -> ir.Graph:
     token_ids = builder.input("input_ids", INT64, ["batch", "sequence"])
     rows = embedding(builder.op, token_ids)
     shape: list[str | int] = ["batch", "sequence", embedding.hidden]
-    _add_output(builder.graph, rows, "inputs_embeds", embedding.precision.compute, shape)
+    _add_output(builder.graph, rows, "inputs_embeds", embedding.precision.border, shape)
     return builder.graph
 
 

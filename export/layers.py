@@ -12,10 +12,12 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 from onnxscript import GraphBuilder, OpBuilder, nn
 
+from models.manifest import Provider
+
 from .quantize import Blocks, ErrorMeter, channel_quantized, quantized
 from .weights import Recipe, Weight, copied, stacked, transposed
 
-FLOAT, FLOAT16 = ir.DataType.FLOAT, ir.DataType.FLOAT16
+FLOAT, FLOAT16, BFLOAT16 = ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16
 INT8, UINT8, INT32, INT64 = ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT32, ir.DataType.INT64
 MICROSOFT = "com.microsoft"
 
@@ -26,6 +28,7 @@ class Precision:
 
     storage : of everything that is not quantised. blocks, channels : how the large matrices are, if they are: in
     blocks, as decoders read a few rows of activations at a time, or in 8 bits by channels, for the many rows of images.
+    provider : which execution provider the graph is for, where their kernels differ.
 
     The CPU provider has no float16 products worth using, so a float16 export has two graphs on one data file: one
     that computes in float16 for GPUs and one that widens the weights for the CPU (the session folds those casts).
@@ -35,11 +38,17 @@ class Precision:
     compute: ir.DataType
     blocks: Blocks | None = None
     channels: bool = False
+    provider: Provider = "cpu"
     meter: ErrorMeter | None = field(default=None, compare=False)
 
     def use(self, op: OpBuilder, weight: Weight) -> ir.Value:
         """The weight as the graph computes with it."""
         return weight if weight.dtype == self.compute else op.Cast(weight, to=self.compute)
+
+    @property
+    def border(self) -> ir.DataType:
+        """The type of embeddings and angles where they enter and leave a graph: NumPy has no bfloat16."""
+        return FLOAT if self.compute == BFLOAT16 else self.compute
 
 
 class Table(nn.Module):
@@ -119,7 +128,7 @@ class Int8Linear(nn.Module):
     """
 
     EPSILON = 1e-12  # a row of zeros is all that it changes
-    INTEGER_IN = FLOAT  # graphs that compute in this type are the CPU's
+    INTEGER_ON: Provider = "cpu"
 
     def __init__(
         self, at: Sequence[str], inputs: int, outputs: Sequence[int], precision: Precision, *, bias: bool, normed: bool
@@ -137,7 +146,7 @@ class Int8Linear(nn.Module):
 
     def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
         bias = None if self.bias is None else self.precision.use(op, self.bias)
-        if self.precision.compute != self.INTEGER_IN:
+        if self.precision.provider != self.INTEGER_ON:
             return self._widened(op, x, bias)
         if self.normed:
             return self._product(op, op.Mul(x, self.importance), bias)

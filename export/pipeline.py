@@ -26,14 +26,16 @@ from .errors import ExportError
 from .family import FamilyExport
 from .graphs import graph_file, stored_weights, write_graphs
 from .hub import Source
-from .layers import FLOAT, FLOAT16, Precision
+from .layers import BFLOAT16, FLOAT, FLOAT16, Precision
 from .paddleocr_vl import PaddleOcrVlExport
 from .quantize import Blocks, ErrorMeter
 
-Dtype = Literal["f32", "f16", "q8", "q4"]
-VisionDtype = Literal["f32", "f16", "q8"]
-DTYPES: tuple[Dtype, ...] = ("f32", "f16", "q8", "q4")
-VISION_DTYPES: tuple[VisionDtype, ...] = ("f32", "f16", "q8")
+Dtype = Literal["f32", "f16", "bf16", "q8", "q4"]
+VisionDtype = Literal["f32", "f16", "bf16", "q8"]
+DTYPES: tuple[Dtype, ...] = ("f32", "f16", "bf16", "q8", "q4")
+VISION_DTYPES: tuple[VisionDtype, ...] = ("f32", "f16", "bf16", "q8")
+
+_FLOATS: Mapping[str, ir.DataType] = {"f32": FLOAT, "f16": FLOAT16, "bf16": BFLOAT16}
 
 _FAMILIES: dict[str, Callable[[Checkpoint, Mapping[str, Any]], FamilyExport]] = {
     "deepseek-ocr": DeepseekOcrExport,
@@ -60,7 +62,7 @@ class Job:
     source: Source
     dtype: Dtype
     target: Path
-    vision_dtype: VisionDtype | None = None  # None: float32 for f32, float16 for the others
+    vision_dtype: VisionDtype | None = None  # None: that of a float decoder, f16 beside a quantised one
     block_size: int | None = None  # of quantised weights; None: BLOCK_SIZES
     report: bool = False  # measure the quantisation error of every parameter
     force: bool = False
@@ -144,9 +146,9 @@ def export_model(job: Job, report: Callable[[str], None]) -> Manifest:
                     fingerprint=fingerprint,
                 ),
                 parameters=checkpoint.parameter_count,
-                vision=_graph_entry("vision", precisions),
-                embed=_graph_entry("embed", precisions),
-                decoder=_graph_entry("decoder", precisions),
+                vision=_graph_entry("vision", precisions, job.dtype),
+                embed=_graph_entry("embed", precisions, job.dtype),
+                decoder=_graph_entry("decoder", precisions, job.dtype),
                 sizes=sizes,
                 tokens=tokens,
                 image=image_rules,
@@ -166,32 +168,32 @@ def export_model(job: Job, report: Callable[[str], None]) -> Manifest:
 def _precisions(job: Job, meter: ErrorMeter | None) -> Precisions:
     """Which graphs the export has, and in what each keeps its weights and computes.
 
-    The CPU has no float16 products worth using, and GroupQueryAttention has no float32 kernel on CUDA: so an export
-    whose weights are float16 or quantised has a graph for each, and a float32 one only the CPU's.
+    CUDA's compute in the type of the weights, in float16 where these are quantised. The CPU has no products in 16 bits
+    worth using: its graphs widen the weights.
     """
     vision_dtype, block_size = _vision_dtype(job), _block_size(job)
     bits = {"q8": 8, "q4": 4}
 
-    def tower(compute: ir.DataType) -> Precision:
-        if vision_dtype == "q8":
-            return Precision(FLOAT16, compute, channels=True, meter=meter)
-        return precision(vision_dtype, compute)
+    def precision(dtype: str, provider: Provider, **kind: Any) -> Precision:
+        storage = _FLOATS.get(dtype, FLOAT16)
+        compute = FLOAT if provider == "cpu" else storage
+        return Precision(storage, compute, provider=provider, meter=meter, **kind)
 
-    def precision(dtype: str, compute: ir.DataType) -> Precision:
-        storage = FLOAT if dtype == "f32" else FLOAT16
-        if dtype not in bits or block_size is None:
-            return Precision(storage, compute)
-        return Precision(storage, compute, Blocks(bits[dtype], block_size), meter=meter)
+    def graphs(provider: Provider) -> tuple[Precision, Precision]:
+        blocks = None if block_size is None else Blocks(bits[job.dtype], block_size)
+        return (
+            precision(vision_dtype, provider, channels=vision_dtype == "q8"),
+            precision(job.dtype, provider, blocks=blocks),
+        )
 
-    both: dict[Provider, tuple[Precision, Precision]] = {"cpu": (tower(FLOAT), precision(job.dtype, FLOAT))}
-    if job.dtype != "f32":
-        both["cuda"] = (tower(FLOAT16), precision(job.dtype, FLOAT16))
-    return both
+    return {"cpu": graphs("cpu"), "cuda": graphs("cuda")}
 
 
 def _vision_dtype(job: Job) -> VisionDtype:
     """The one that is meant where the job names none."""
-    return job.vision_dtype or ("f32" if job.dtype == "f32" else "f16")
+    if job.vision_dtype is not None:
+        return job.vision_dtype
+    return job.dtype if job.dtype in ("f32", "bf16") else "f16"
 
 
 def _block_size(job: Job) -> int | None:
@@ -243,12 +245,16 @@ def _fingerprint(files: Iterable[Path], options: str) -> str:
     return digest.hexdigest()
 
 
-def _graph_entry(name: str, precisions: Precisions) -> Graph:
+def _graph_entry(name: str, precisions: Precisions, dtype: Dtype) -> Graph:
+    """What may run where. A bfloat16 export's graphs for the CPU are there to be compared with, not to serve."""
+    names: Mapping[ir.DataType, Literal["float32", "float16", "bfloat16"]]
+    names = {FLOAT: "float32", FLOAT16: "float16", BFLOAT16: "bfloat16"}
+    served = {provider: both for provider, both in precisions.items() if provider != "cpu" or dtype != "bf16"}
     return Graph(
-        files={provider: graph_file(name, provider) for provider in precisions},
+        files={provider: graph_file(name, provider) for provider in served},
         compute={
-            provider: "float16" if decoder.compute == FLOAT16 else "float32"
-            for provider, (_, decoder) in precisions.items()
+            provider: names[(vision if name == "vision" else decoder).compute]
+            for provider, (vision, decoder) in served.items()
         },
     )
 

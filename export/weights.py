@@ -158,7 +158,7 @@ def convert(array: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
         worst = np.abs(array).max()
         raise ExportError(
             f"{name} has values that {dtype} cannot hold (largest {worst:g}); export with --vision-dtype f32 if it "
-            "belongs to the vision tower, else with --dtype f32"
+            "belongs to the vision tower, else with --dtype f32, or bf16 for a GPU"
         )
     return result
 

@@ -122,6 +122,22 @@ def require_supported(entry: ModelEntry) -> None:
         )
 
 
+def require_computed(dtype: str, device: str) -> None:
+    """Check that a device computes in a dtype, before anything is exported for it.
+
+    Raises
+    ------
+    ConfigError
+        saying what to take instead.
+    """
+    if dtype == "bf16" and device != "cuda":
+        better = "q8" if device == "cpu" else "f16"
+        raise ConfigError(
+            f"dtype bf16 is for --device cuda; {device} has no products in bfloat16: take --dtype {better} there, or "
+            "f32, which holds the same weights exactly"
+        )
+
+
 def default_dtype(device: str, parameters: int | None = None) -> str:
     """The dtype that is exported and served when neither flag nor entry nor config.toml names one.
 

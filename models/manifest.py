@@ -52,7 +52,7 @@ class Graph(_Part):
     """
 
     files: Mapping[Provider, str]
-    compute: Mapping[Provider, Literal["float32", "float16"]]
+    compute: Mapping[Provider, Literal["float32", "float16", "bfloat16"]]
 
 
 class RotaryInfo(_Part):
@@ -93,7 +93,7 @@ class Manifest(_Part):
     graph_version: int = 1  # of the graphs' declaration; folders from before there was one do not say
     id: str
     family: str
-    dtype: Literal["f32", "f16", "q8", "q4"]
+    dtype: Literal["f32", "f16", "bf16", "q8", "q4"]
     created_by: str  # program and version
     source: SourceInfo
     parameters: int

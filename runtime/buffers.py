@@ -18,15 +18,22 @@ _UINT8 = 2  # onnx.TensorProto.DataType
 
 
 class Buffer:
-    """An array of rows in the device's memory. shape : [rows, ...]"""
+    """An array of rows in the device's memory.
 
-    def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any], device: Device) -> None:
+    shape : [rows, ...]. element : what sessions call a type that NumPy does not have, as onnx.TensorProto numbers them;
+    dtype is then one of the same width.
+    """
+
+    def __init__(
+        self, shape: tuple[int, ...], dtype: np.dtype[Any], device: Device, element: int | None = None
+    ) -> None:
         self.shape, self.dtype = shape, np.dtype(dtype)
+        self._element = self.dtype.type if element is None else element
         self._device, self._memory = device, device.memory
         if self._memory == "cpu":
             self._array = np.zeros(shape, self.dtype)  # pages are taken from the system when first written
         else:
-            self._value = ort.OrtValue.ortvalue_from_shape_and_type(shape, self.dtype, self._memory, 0)
+            self._value = ort.OrtValue.ortvalue_from_shape_and_type(shape, self._element, self._memory, 0)
             self._host: np.ndarray | None = None  # made when first written to
 
     @property
@@ -67,11 +74,11 @@ class Buffer:
 
     def bind_input(self, binding: ort.IOBinding, name: str, rows: int, *, first: int = 0) -> None:
         """Let a session read ``rows`` rows from row ``first`` on."""
-        binding.bind_input(name, self._memory, 0, self.dtype.type, (rows, *self.shape[1:]), self.address(first))
+        binding.bind_input(name, self._memory, 0, self._element, (rows, *self.shape[1:]), self.address(first))
 
     def bind_output(self, binding: ort.IOBinding, name: str, rows: int, *, first: int = 0) -> None:
         """Let a session write there."""
-        binding.bind_output(name, self._memory, 0, self.dtype.type, (rows, *self.shape[1:]), self.address(first))
+        binding.bind_output(name, self._memory, 0, self._element, (rows, *self.shape[1:]), self.address(first))
 
 
 @cache

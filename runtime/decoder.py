@@ -27,9 +27,10 @@ class Decoder:
         self._device, self._sizes = device, manifest.sizes
         self._embed = device.session(folder, manifest.embed)
         self._session = device.session(folder, manifest.decoder, replays=True)
-        self.dtype = np.dtype(manifest.decoder.compute[device.graph])
+        compute = manifest.decoder.compute[device.graph]
+        self.dtype = np.dtype("float32" if compute == "bfloat16" else compute)  # of embeddings and angles
         hidden, vocabulary = manifest.sizes.hidden_size, manifest.sizes.vocabulary
-        self._cache = KvCache(manifest.sizes, slots, self.dtype, device)
+        self._cache = KvCache(manifest.sizes, slots, compute, device)
         self._rotary = rotary_feeds(manifest.sizes.rotary, slots, self.dtype, device)
         self._ids = Buffer((slots, 1), np.dtype(np.int64), device)
         self._embeddings = Buffer((slots, 1, hidden), self.dtype, device)

@@ -6,8 +6,6 @@ up to the model's maximum: 8,192 positions would cost a gigabyte a row where 1,0
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import onnxruntime as ort
 
@@ -16,15 +14,19 @@ from models.manifest import DecoderInfo
 from .buffers import Buffer
 from .providers import Device
 
+_BFLOAT16 = 16  # onnx.TensorProto.DataType; NumPy has no such type
+
 # Positions that a row starts with; then doubled as often as needed.
 FIRST_CAPACITY = 1024
 
 
 class KvCache:
-    """Keys and values of all running requests, one row each."""
+    """Keys and values of all running requests, one row each, in the type that the decoder computes in."""
 
-    def __init__(self, sizes: DecoderInfo, slots: int, dtype: np.dtype[Any], device: Device) -> None:
-        self._sizes, self._slots, self._dtype, self._device = sizes, slots, dtype, device
+    def __init__(self, sizes: DecoderInfo, slots: int, compute: str, device: Device) -> None:
+        self._sizes, self._slots, self._device = sizes, slots, device
+        self._element = _BFLOAT16 if compute == "bfloat16" else None
+        self._dtype = np.dtype(np.uint16 if self._element else compute)
         self.capacity = 0
         self._buffers: dict[str, Buffer] = {}
         self._allocate(self._step_for(1), rows=0)
@@ -63,7 +65,7 @@ class KvCache:
         for layer in range(self._sizes.layers):
             for side in ("key", "value"):
                 name = f"{layer}.{side}"
-                buffer = Buffer(shape, self._dtype, self._device)
+                buffer = Buffer(shape, self._dtype, self._device, self._element)
                 for row in range(rows):
                     buffer.copy_row(self._buffers[name], row, row, min(self.capacity, capacity))
                 self._buffers[name] = buffer

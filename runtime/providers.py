@@ -75,18 +75,23 @@ class Device:
         return "cuda" if self.name == "cuda" else "cpu"
 
     def require(self, folder: Path, manifest: Manifest) -> None:
-        """Check that an export's graphs give on this device what they should.
+        """Check that an export has graphs for this device, and that they give there what they should.
 
         Raises
         ------
         RuntimeUnavailable
             with the command that makes such an export.
         """
+        again = f"python -m export {manifest.id} --dtype"
+        if self.graph not in manifest.decoder.files:
+            dtype = f"{manifest.dtype} --force" if self.graph == "cuda" else "q8"
+            raise RuntimeUnavailable(
+                f"the {manifest.dtype} export in {folder} has no graph for {self.name}; make one with: {again} {dtype}"
+            )
         if manifest.outdated_on(self.graph):
             raise RuntimeUnavailable(
                 f"the {manifest.dtype} export in {folder} is of an older version, whose experts give noise on "
-                f"{self.name}; make it anew with: python -m export {manifest.id} --dtype {manifest.dtype} "
-                "--force, or use --device cpu"
+                f"{self.name}; make it anew with: {again} {manifest.dtype} --force, or use --device cpu"
             )
 
     def session(
@@ -108,7 +113,7 @@ class Device:
         """
         if self.graph not in graph.files:
             raise RuntimeUnavailable(
-                f"the export in {folder} has no graph for {self.name}; export one with --dtype f16, or use --device cpu"
+                f"the export in {folder} has no graph for {self.name}; export another dtype, or take another device"
             )
         options = ort.SessionOptions()
         options.intra_op_num_threads = self.threads

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import models
-from models.catalog import CATALOG, SUPPORTED_FAMILIES, ModelEntry, require_supported
+from models.catalog import CATALOG, SUPPORTED_FAMILIES, ModelEntry, require_computed, require_supported
 from models.config import Config
 from models.errors import ManifestError
 from models.paths import export_dir
@@ -79,9 +79,10 @@ class ModelSource:
         Raises
         ------
         ConfigError
-            when a file that replaces one of the model's is not there.
+            when a file that replaces one of the model's is not there, or the device does not compute in the dtype.
         """
         dtype = self._config.dtype_of(entry, self._device)
+        require_computed(dtype, self._device)
         return ModelKey(export_dir(entry, dtype), dtype, entry)
 
     def model_ids(self) -> list[str]:

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 import pytest
 
 from export.hub import Source
 from export.pipeline import Job, export_model
 from models.manifest import FILE_NAME, GRAPH_VERSION, Manifest
+from models.registry import family_of
+from models.settings import InferenceSettings
+from runtime.decoder import Decoder
 from runtime.errors import RuntimeUnavailable
 from runtime.model import Model
-from runtime.providers import Device
+from runtime.providers import Device, find_device
+from runtime.vision import VisionTower
+from tests.export.twins import twin_of
+from tools.paddle_checkpoints import write_paddle_checkpoint
+
+DTYPES = ("f32", "f16", "bf16", "q8", "q4")
 
 
 def nodes(file: Path, kind: str) -> list[ir.Node]:
@@ -83,3 +93,109 @@ def test_the_next_export_does_not_take_an_old_one_for_good(old_export, random_ch
     export_model(Job("deepseek-ocr", "deepseek-ocr", source, "q8", old_export), lines.append)
     assert lines[-1].startswith("published")
     assert Manifest.load(old_export).graph_version == GRAPH_VERSION
+
+
+@pytest.fixture(scope="module")
+def export_of(export_checkpoint, random_checkpoint, tmp_path_factory):
+    """The export of a family's small checkpoint in a dtype, made once."""
+    made: dict[tuple[str, str], Path] = {}
+    checkpoints: dict[str, Path] = {"deepseek-ocr": random_checkpoint}
+
+    def export(family: str, dtype: str) -> Path:
+        if family not in checkpoints:
+            checkpoints[family] = write_paddle_checkpoint(tmp_path_factory.mktemp("paddle") / "checkpoint")
+        if (family, dtype) not in made:
+            made[family, dtype] = export_checkpoint(checkpoints[family], dtype, family, family)
+        return made[family, dtype]
+
+    return export
+
+
+def logits(folder: Path) -> np.ndarray:
+    """Of three prompts, steps of three rows, and a step after a row has moved: [rows, vocabulary]."""
+    decoder = Decoder(folder, Manifest.load(folder), find_device("cpu"), slots=3)
+    random = np.random.default_rng(5)
+    prompts = [random.integers(10, 200, count).tolist() for count in (30, 7, 61)]
+    lengths = [len(prompt) for prompt in prompts]
+    found = [decoder.prefill(row, decoder.embed(prompt)).copy() for row, prompt in enumerate(prompts)]
+    for _ in range(4):
+        found.extend(decoder.step(random.integers(10, 200, 3).tolist(), lengths).copy())
+        lengths = [length + 1 for length in lengths]
+    decoder.move(2, 0, lengths[2])
+    found.append(decoder.step([77], [lengths[2]])[0].copy())
+    return np.stack(found)
+
+
+def relative(ours: np.ndarray, reference: np.ndarray) -> float:
+    return float(np.abs(ours - reference).max() / np.abs(reference).max())
+
+
+def reference_of(folder: Path, target: Path) -> Path:
+    """The export as a CPU runs it; a bfloat16 one keeps such graphs, and its manifest does not offer them."""
+    target.mkdir()
+    manifest = json.loads((folder / FILE_NAME).read_bytes())
+    for file in folder.iterdir():
+        if file.name != FILE_NAME:
+            shutil.copyfile(file, target / file.name)
+    for name in ("vision", "embed", "decoder"):
+        manifest[name] = {"files": {"cpu": f"{name}.onnx"}, "compute": {"cpu": "float32"}}
+    (target / FILE_NAME).write_text(json.dumps(manifest))
+    return target
+
+
+@pytest.mark.parametrize("family", ["deepseek-ocr", "paddleocr-vl"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_graphs_for_cuda_compute_what_the_graphs_for_a_cpu_compute(
+    family, dtype, export_of, tmp_path, monkeypatch, picture
+) -> None:
+    monkeypatch.setenv("ORT_QMOE_CPU_QNBIT_GEMM", "fp32")  # else 8-bit sums make more of the last bits
+    folder = export_of(family, dtype)
+    theirs, ours = reference_of(folder, tmp_path / "cpu"), twin_of(folder, tmp_path / "twin")
+    assert relative(logits(ours), logits(theirs)) < 1e-5
+    features = []
+    for side in (theirs, ours):
+        manifest = Manifest.load(side)
+        tower = VisionTower(side, manifest, find_device("cpu"))
+        prepared = family_of(manifest).prepare_image(picture(500, 300), InferenceSettings())
+        features.append(prepared.assemble([tower.encode(make()) for make in prepared.passes]))
+    assert relative(features[1], features[0]) < 1e-5
+
+
+def types_in(file: Path) -> set[ir.DataType]:
+    graph = ir.load(file).graph
+    return {value.dtype for value in graph.initializers.values()}
+
+
+@pytest.mark.parametrize("family", ["deepseek-ocr", "paddleocr-vl"])
+def test_a_bfloat16_export_computes_in_bfloat16_between_float32_borders(family, export_of) -> None:
+    folder = export_of(family, "bf16")
+    manifest = Manifest.load(folder)
+    assert set(manifest.decoder.files) == {"cuda"}
+    assert {graph.compute["cuda"] for graph in (manifest.vision, manifest.embed, manifest.decoder)} == {"bfloat16"}
+    for name in ("vision", "embed", "decoder"):
+        model = ir.load(folder / f"{name}.cuda.onnx")
+        for value in (*model.graph.inputs, *model.graph.outputs):
+            cache = value.name.startswith(("past_key_values", "present"))
+            assert value.dtype != ir.DataType.FLOAT16
+            assert (value.dtype == ir.DataType.BFLOAT16) == cache
+        assert ir.DataType.FLOAT16 not in types_in(folder / f"{name}.cuda.onnx")
+    gates = [name for name in ir.load(folder / "decoder.cuda.onnx").graph.initializers if ".mlp.gate." in name]
+    assert len(gates) == (2 if family == "deepseek-ocr" else 0)
+    initializers = ir.load(folder / "decoder.cuda.onnx").graph.initializers
+    assert {initializers[name].dtype for name in gates} <= {ir.DataType.FLOAT}
+    widths = {value.dtype.itemsize for name, value in initializers.items() if name.endswith("_proj.weight")}
+    assert widths == {2}
+
+
+def test_a_float32_export_has_a_graph_for_cuda_without_the_kernel_that_has_no_float32_there(export_of) -> None:
+    folder = export_of("deepseek-ocr", "f32")
+    assert nodes(folder / "decoder.onnx", "GroupQueryAttention")
+    assert not nodes(folder / "decoder.cuda.onnx", "GroupQueryAttention")
+    assert Manifest.load(folder).decoder.compute == {"cpu": "float32", "cuda": "float32"}
+
+
+@pytest.mark.parametrize(("device", "instead"), [("cpu", "q8"), ("coreml", "q8")])
+def test_a_bfloat16_export_elsewhere_says_what_to_take(export_of, device, instead) -> None:
+    folder = export_of("deepseek-ocr", "bf16")
+    with pytest.raises(RuntimeUnavailable, match=rf"no graph for {device}; make one with: .* --dtype {instead}"):
+        Device(device, 0).require(folder, Manifest.load(folder))

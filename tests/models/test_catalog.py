@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from models import catalog, paths
+from models.catalog import require_computed
 from models.errors import ConfigError
 
 
@@ -49,3 +50,14 @@ def test_a_family_that_is_not_there_yet_is_an_error_only_when_used() -> None:
     catalog.require_supported(catalog.CATALOG["deepseek-ocr"])
     with pytest.raises(ConfigError, match=r"'dots-ocr'.*not support.*deepseek-ocr"):
         catalog.require_supported(catalog.CATALOG["dots-ocr"])
+
+
+@pytest.mark.parametrize(("device", "instead"), [("cpu", "q8"), ("coreml", "f16")])
+def test_bfloat16_without_cuda_is_refused_with_what_to_take_instead(device, instead) -> None:
+    with pytest.raises(ConfigError, match=rf"bf16 is for --device cuda; {device} .* take --dtype {instead}"):
+        require_computed("bf16", device)
+
+
+@pytest.mark.parametrize(("dtype", "device"), [("bf16", "cuda"), ("f32", "cuda"), ("f16", "cpu"), ("q4", "coreml")])
+def test_what_a_device_computes_is_not_refused(dtype, device) -> None:
+    require_computed(dtype, device)

@@ -39,7 +39,7 @@ def test_growing_while_rows_run_changes_no_logit(random_model_folder, manifest, 
 
 def test_capacity_follows_the_longest_row_and_falls_back_when_no_row_is_in_use(manifest, monkeypatch) -> None:
     monkeypatch.setattr(kv_cache, "FIRST_CAPACITY", 16)
-    cache = kv_cache.KvCache(manifest.sizes, 2, np.dtype(np.float32), find_device("cpu"))
+    cache = kv_cache.KvCache(manifest.sizes, 2, "float32", find_device("cpu"))
     assert cache.capacity == 16
     assert cache.fit(40, rows=0)
     assert cache.capacity == 64

@@ -159,10 +159,10 @@ def test_an_open_server_on_the_network_is_warned_about(
     assert ("without an API key" in caplog.text) == warned
 
 
-def source(tmp_path: Path, text: str = "", **options: Any) -> ModelSource:
+def source(tmp_path: Path, text: str = "", *, device: str = "cpu", **options: Any) -> ModelSource:
     path = tmp_path / "config.toml"
     path.write_text(text)
-    return ModelSource(load_config(path), ServerOptions(**options), "cpu")
+    return ModelSource(load_config(path), ServerOptions(**options), device)
 
 
 def test_replaced_files_apply_to_the_started_model_and_change_its_folder(tmp_path: Path) -> None:
@@ -184,11 +184,19 @@ def test_the_dtype_comes_from_flag_entry_file_device_in_this_order(tmp_path: Pat
         ({"dtype": "f32"}, "deepseek-ocr-q8", "q8"),
         ({}, "tiny-ocr", "f16"),
     ):
-        models = source(tmp_path, text, **options)
+        models = source(tmp_path, text, device="cuda", **options)
         assert models.key(models.entry(model_id)).dtype == expected
     models = source(tmp_path, "[models.entries.mine]\nsource = 'x/y'\n")
     assert models.key(models.entry("mine")).dtype == "q8"
     assert models.key(models.entry("deepseek-ocr-q8")).dtype == "q8"
+
+
+def test_a_dtype_that_the_device_does_not_compute_in_is_refused_before_anything_is_exported(tmp_path: Path) -> None:
+    models = source(tmp_path, dtype="bf16")
+    with pytest.raises(
+        ConfigError, match="bf16 is for --device cuda; cpu has no products in bfloat16: take --dtype q8"
+    ):
+        models.key(models.entry("deepseek-ocr"))
 
 
 def test_without_the_export_extra_the_commands_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
