@@ -18,7 +18,6 @@ from tools.demo import PAGE_TEXT, draw_page
 pytest.importorskip("torch")  # which the module of the held-out pages imports
 
 from tools.train_tiny.evaluate import edit_distance, held_out_pages
-from tools.train_tiny.fonts import HELD_OUT_FAMILIES, FontsMissing, faces_of
 
 CHECKPOINT = Path(CATALOG["tiny-ocr"].source)
 
@@ -58,10 +57,6 @@ def test_fewer_bits_cost_few_characters(model, export_checkpoint) -> None:
 
     The project's bars, 0.3 and 1.0 points, are for hundreds of pages; of these few one word more makes half a point.
     """
-    try:
-        faces_of(HELD_OUT_FAMILIES)
-    except (FontsMissing, OSError) as error:  # Debian packages, not part of the project
-        pytest.skip(str(error))
     pages = [page for category in ("one_line", "clean", "figures") for page in held_out_pages(category, 4)]
     truth = [page.text for page in pages]
 

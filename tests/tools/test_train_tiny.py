@@ -50,16 +50,6 @@ MICRO_STAGES = (
 )
 
 
-@pytest.fixture(autouse=True)
-def installed_fonts() -> None:
-    """Skip where the fonts are not installed: they are Debian packages, not part of the project."""
-    try:
-        fonts.faces_of(fonts.TRAIN_FAMILIES)
-        fonts.faces_of(fonts.HELD_OUT_FAMILIES)
-    except (fonts.FontsMissing, OSError) as error:
-        pytest.skip(str(error))
-
-
 def same(first: Batch, second: Batch) -> bool:
     """Say whether two batches are equal bit for bit."""
     return torch.equal(first.pixel_values, second.pixel_values) and torch.equal(first.input_ids, second.input_ids)
@@ -106,15 +96,40 @@ def test_training_pages_are_drawn_with_training_fonts_and_texts(monkeypatch: pyt
 
 
 @pytest.mark.parametrize("kind", sorted(text.KINDS))
-def test_text_is_printable_ascii_without_double_blanks_and_only_receipts_end_lines(kind: str) -> None:
+def test_text_is_printable_without_double_blanks_only_receipts_end_lines_and_only_latin_leaves_ascii(kind: str) -> None:
     words = list(islice(text.KINDS[kind](random.Random(7), False), 300))
     assert any(word.endswith(text.LINE_END) for word in words) == (kind == "receipt")
+    assert any(not word.isascii() for word in words) == (kind == "latin")
     for word in words:
-        assert re.fullmatch(r"[!-~]+( [!-~]+)*", word.removesuffix(text.LINE_END)), word
+        assert re.fullmatch(rf"[!-~{text.TYPOGRAPHIC}]+( [!-~{text.TYPOGRAPHIC}]+)*", word.removesuffix("\n")), word
+
+
+def test_latin_text_has_every_typographic_character_and_every_face_can_draw_it() -> None:
+    words = islice(text.KINDS["latin"](random.Random(3), False), 20_000)
+    assert set(text.TYPOGRAPHIC) <= set("".join(words))
+    for family, faces in (fonts.faces_of(fonts.TRAIN_FAMILIES) | fonts.faces_of(fonts.HELD_OUT_FAMILIES)).items():
+        for face in faces:
+            missing = bytes(fonts.load_face(face, 20).getmask("\U0010fffe"))
+            drawn = "".join(map(chr, range(33, 127))) + ("" if face.ascii_only else text.TYPOGRAPHIC)
+            for character in drawn:
+                assert bytes(fonts.load_face(face, 20).getmask(character)) != missing, (family, character)
+
+
+def test_bold_faces_are_bolder_than_regular_ones() -> None:
+    for family, faces in (fonts.faces_of(fonts.TRAIN_FAMILIES) | fonts.faces_of(fonts.HELD_OUT_FAMILIES)).items():
+        ink = {(face.italic, face.bold): sum(fonts.load_face(face, 40).getmask("Hamburg")) for face in faces}
+        for italic in (False, True):
+            if (italic, True) in ink:
+                assert ink[italic, True] > 1.1 * ink[italic, False], family
+
+
+def test_a_family_whose_package_is_not_installed_is_named_with_the_remedy() -> None:
+    with pytest.raises(fonts.FontsMissing, match=r"No Such Family is carried by fontpkg-no-such-family.*pip install"):
+        fonts.family_faces("No Such Family")
 
 
 def test_a_word_that_ends_its_line_does() -> None:
-    font = fonts.load_face(fonts.faces_of(fonts.TRAIN_FAMILIES)["DejaVu Sans"][0].path, 20)
+    font = fonts.load_face(fonts.faces_of(fonts.TRAIN_FAMILIES)["DejaVu Sans"][0], 20)
     words = iter(["Total:", "14.25\n", "Thank", "you", "very", "much\n"])
     assert [set_line(words, font, 300, 12) for _ in range(2)] == ["Total: 14.25", "Thank you very much"]
 

@@ -72,7 +72,7 @@ def set_line(words: Iterator[str], font: ImageFont.FreeTypeFont, width: float, m
 
 def render_page(rng: random.Random, style: PageStyle, face: FontFace, held_out: bool = False) -> Page:
     """Return one page in `face`; text from the held-out pools where `held_out`."""
-    font = load_face(face.path, style.font_size)
+    font = load_face(face, style.font_size)
     ascent, descent = font.getmetrics()
     pitch = (ascent + descent) * rng.uniform(0.9, 1.45)
     margin = rng.uniform(0.1, 0.8) * style.font_size

@@ -1,19 +1,29 @@
-"""What the pages say: random strings, words, prose, numbers, prices, dates, code-like strings and receipts.
+"""What the pages say: random strings, words, prose, numbers, prices, dates, code-like strings, receipts and languages.
 
 Words and prose are split by a hash into a training pool and a held-out pool that share no word-list entry and no
-paragraph. Sources: Debian's `wamerican` list and the language reference that every Python ships (`pydoc_data.topics`).
+paragraph. Sources: the word lists of pyspellchecker (extra `dev`), most frequent words first, and the language
+reference that every Python ships (`pydoc_data.topics`).
 """
 
+import gzip
+import json
 import random
-import re
 import string
 import zlib
 from collections.abc import Callable, Iterator
 from functools import lru_cache
-from pathlib import Path
+from importlib.resources import files
+from itertools import islice
 from pydoc_data.topics import topics
 
-WORD_LIST = Path("/usr/share/dict/words")
+ENGLISH_WORDS = 80_000
+FOREIGN_WORDS = 20_000  # of each of the languages
+LANGUAGES = ("de", "es", "fr", "it", "nl", "pt")
+ACCENTED = "ÀÁÂÃÄÅÆÇÈÉÊËÌÍÎÏÑÒÓÔÕÖØÙÚÛÜÝŒŠŽßàáâãäåæçèéêëìíîïñòóôõöøùúûüýÿœšž"
+QUOTES = ("“{}”", "‘{}’", "„{}“", "«{}»", "‹{}›", "¿{}?", "¡{}!")
+CURRENCIES = "€£¥¢"
+TYPOGRAPHIC = ACCENTED + "“”‘’„«»‹›¿¡" + CURRENCIES + "–—…§°©®™×±·•"
+"""What training pages have beyond printable ASCII; in UTF-8 two or three tokens each."""
 PRINTABLE = "".join(chr(code) for code in range(33, 127))
 LINE_END = "\n"
 """What a word ends with that is the last of its line, however much room is left."""
@@ -39,14 +49,44 @@ def is_held_out(key: str) -> bool:
     return zlib.crc32(key.encode()) % 10 == 0
 
 
+def word_list(language: str) -> list[str]:
+    """Return the words that pyspellchecker has for a language, the most frequent first."""
+    packed = (files("spellchecker") / f"resources/{language}.json.gz").read_bytes()
+    counts: dict[str, int] = json.loads(gzip.decompress(packed))
+    return sorted(counts, key=lambda word: (-counts[word], word))
+
+
+@lru_cache(maxsize=1)
+def english_words() -> tuple[str, ...]:
+    """Return the frequent ASCII words of English."""
+    return tuple(word for word in word_list("en") if word.isascii() and word.isalpha())[:ENGLISH_WORDS]
+
+
+@lru_cache(maxsize=1)
+def accented_words() -> tuple[str, ...]:
+    """Return the frequent words of the other languages that have an accented letter, each once."""
+    found: dict[str, None] = {}
+    for language in LANGUAGES:
+        accented = (word for word in word_list(language) if not word.isascii())
+        found |= dict.fromkeys(islice((word for word in accented if is_latin(word)), FOREIGN_WORDS))
+    return tuple(found)
+
+
+def is_latin(word: str) -> bool:
+    """Say whether all letters of a word are ASCII or in ACCENTED."""
+    return all(letter.isascii() or letter in ACCENTED for letter in word)
+
+
 @lru_cache(maxsize=2)
 def word_pool(held_out: bool) -> tuple[str, ...]:
-    """Return the ASCII words of the pool; those of the prose where the word list is not installed."""
-    if WORD_LIST.exists():
-        words = WORD_LIST.read_text(encoding="utf-8").split()
-    else:
-        words = sorted({word for text in topics.values() for word in re.findall(r"[A-Za-z]{2,}", text)})
-    return tuple(word for word in words if word.isascii() and is_held_out(word) == held_out)
+    """Return the English words of the pool."""
+    return tuple(word for word in english_words() if is_held_out(word) == held_out)
+
+
+@lru_cache(maxsize=2)
+def accented_pool(held_out: bool) -> tuple[str, ...]:
+    """Return the accented words of the pool."""
+    return tuple(word for word in accented_words() if is_held_out(word) == held_out)
 
 
 @lru_cache(maxsize=2)
@@ -194,6 +234,32 @@ def receipt(rng: random.Random, held_out: bool) -> Iterator[str]:
         yield from (line + LINE_END).split(" ")
 
 
+def latin(rng: random.Random, held_out: bool) -> Iterator[str]:
+    """Yield words with accents, typographic quotes and dashes, and amounts with currency signs."""
+    accented, plain = accented_pool(held_out), word_pool(held_out)
+    while True:
+        style = rng.random()
+        word = rng.choice(accented if style < 0.55 else plain)
+        word = word.upper() if rng.random() < 0.1 and "ß" not in word else word.capitalize() if style < 0.2 else word
+        kind = rng.random()
+        if kind < 0.14:
+            word = rng.choice(QUOTES).format(word)
+        elif kind < 0.2:
+            word = rng.choice(
+                ("–", "—", f"{word}…", f"{word}’s", f"• {word}", f"{word}™", f"{word}®", f"© {word}", f"§ {word}")
+            )
+        elif kind < 0.3:
+            sign, amount = rng.choice(CURRENCIES), f"{rng.randrange(2000)}.{rng.randrange(100):02}"
+            word = rng.choice((f"{sign}{amount}", f"{amount} {sign}", f"{sign} {amount}", f"{amount.split('.')[0]} °C"))
+        elif kind < 0.34:
+            word = rng.choice(("{}–{}", "{} × {}", "±{}.{}", "{}·{}")).format(rng.randrange(90), rng.randrange(90))
+        elif kind < 0.46:
+            word += rng.choice(",.;:!?")
+        elif kind < 0.5:
+            word = "".join(rng.choices(ACCENTED, k=rng.randint(1, 6)))
+        yield word
+
+
 KINDS: dict[str, Callable[[random.Random, bool], Iterator[str]]] = {
     "random": random_string,
     "letters": letters,
@@ -202,5 +268,6 @@ KINDS: dict[str, Callable[[random.Random, bool], Iterator[str]]] = {
     "figures": figures,
     "code": code,
     "receipt": receipt,
+    "latin": latin,
 }
 """Text kind -> stream of words, endless; arguments are the generator and whether to draw from the held-out pool."""
