@@ -7,7 +7,7 @@ the end of lines: B batch, S sequence, C channels.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 from onnxscript import GraphBuilder, OpBuilder, nn
@@ -220,7 +220,10 @@ class RmsNorm(nn.Module):
 
 
 class Conv(nn.Module):
-    """2-D convolution on [B, C, H, W] with square kernels."""
+    """2-D convolution on [B, C, H, W] with square kernels; in float32 where the graph computes in bfloat16.
+
+    ONNX has Conv in bfloat16 from opset 22 on only.
+    """
 
     def __init__(
         self, at: str, inputs: int, outputs: int, kernel: int, precision: Precision, *, stride: int, padding: int,
@@ -234,10 +237,13 @@ class Conv(nn.Module):
         self.bias = Weight([outputs], copied(f"{at}.bias", (outputs,)), precision.storage) if bias else None
 
     def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
-        inputs = [x, self.precision.use(op, self.weight)]
+        wide = replace(self.precision, compute=self.precision.border)
+        narrow = wide.compute != self.precision.compute
+        inputs = [op.Cast(x, to=wide.compute) if narrow else x, wide.use(op, self.weight)]
         if self.bias is not None:
-            inputs.append(self.precision.use(op, self.bias))
-        return op.Conv(*inputs, **self.attributes)
+            inputs.append(wide.use(op, self.bias))
+        y = op.Conv(*inputs, **self.attributes)
+        return op.Cast(y, to=self.precision.compute) if narrow else y
 
 
 class GatedMlp(nn.Module):

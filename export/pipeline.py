@@ -156,7 +156,9 @@ def export_model(job: Job, report: Callable[[str], None]) -> Manifest:
                 files={file.name: _file_info(file, hashes.get(file.name)) for file in sorted(folder.iterdir())},
             )
             report("checking the graphs")
-            check_graphs(folder, manifest)
+            manifest = manifest.model_copy(update={"checked": check_graphs(folder, manifest)})
+            if manifest.checked["cuda"] != "run":
+                report("no CUDA here: of the graphs for it the structure was checked, and they have not been run")
             if meter is not None:
                 found = _measured(job, folder, manifest, family, checkpoint, precisions["cpu"], meter, report)
                 manifest = manifest.model_copy(update={"report": found})

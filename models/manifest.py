@@ -23,6 +23,7 @@ FORMAT = 2  # raised when the runtime can no longer read older folders
 GRAPH_VERSION = 2
 
 Provider = Literal["cpu", "cuda"]
+Checked = Literal["run", "structure only, not run"]  # by the exporter, where it could
 
 
 class _Part(BaseModel):
@@ -104,6 +105,7 @@ class Manifest(_Part):
     tokens: TokenIds
     image: Mapping[str, Any]  # read by the family: patch size, default view sizes, ...
     prompt: Mapping[str, Any] = {}  # read by the family, where a checkpoint says how prompts are written
+    checked: Mapping[Provider, Checked] = {}
     report: Mapping[str, Any] = {}  # measured errors, when the export was asked for them
     files: Mapping[str, FileInfo]
 

@@ -10,6 +10,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from export import check
+from export.errors import ExportError
 from export.hub import Source
 from export.pipeline import Job, export_model
 from models.manifest import FILE_NAME, GRAPH_VERSION, Manifest
@@ -199,3 +201,77 @@ def test_a_bfloat16_export_elsewhere_says_what_to_take(export_of, device, instea
     folder = export_of("deepseek-ocr", "bf16")
     with pytest.raises(RuntimeUnavailable, match=rf"no graph for {device}; make one with: .* --dtype {instead}"):
         Device(device, 0).require(folder, Manifest.load(folder))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_an_export_without_a_gpu_says_that_its_graphs_for_cuda_have_not_been_run(dtype, export_of) -> None:
+    if check.best_device() == "cuda":
+        pytest.skip("this machine has the CUDA build")
+    checked = Manifest.load(export_of("deepseek-ocr", dtype)).checked
+    assert checked == {"cpu": "run", "cuda": "structure only, not run"}
+
+
+def changed(file: Path, target: Path, change) -> Path:
+    """The graph at ``file`` after ``change`` of its nodes, beside a copy of its data."""
+    shutil.copyfile(file.with_name("decoder.onnx.data"), target / "decoder.onnx.data")
+    model = ir.load(file)
+    change(model.graph)
+    ir.save(model, target / file.name)
+    return target / file.name
+
+
+def test_experts_that_do_not_say_that_they_are_not_packed_are_not_published(export_of, tmp_path) -> None:
+    def forget(graph: ir.Graph) -> None:
+        for node in graph:
+            node.attributes.pop("weights_prepacked", None)
+
+    file = export_of("deepseek-ocr", "q4") / "decoder.cuda.onnx"
+    check.check_structure(file)
+    with pytest.raises(ExportError, match="does not say weights_prepacked=0"):
+        check.check_structure(changed(file, tmp_path, forget))
+
+
+def test_a_graph_whose_types_do_not_fit_is_not_published(export_of, tmp_path) -> None:
+    def mix(graph: ir.Graph) -> None:
+        next(node for node in graph if node.op_type == "Cast").attributes["to"] = ir.AttrInt64("to", ir.DataType.DOUBLE)
+
+    file = export_of("deepseek-ocr", "bf16") / "decoder.cuda.onnx"
+    check.check_structure(file)
+    with pytest.raises(ExportError, match=r"cannot load decoder\.cuda\.onnx"):
+        check.check_structure(changed(file, tmp_path, mix))
+
+
+def test_float32_attention_by_the_kernel_that_has_none_on_cuda_is_not_published(export_of, tmp_path) -> None:
+    with pytest.raises(ExportError, match="in float32 has no kernel on CUDA"):
+        check.check_structure(export_of("deepseek-ocr", "f32") / "decoder.onnx")
+
+
+@pytest.mark.parametrize(("error", "published"), [(0.0, True), (0.7, False)])
+def test_graphs_that_give_something_else_on_cuda_are_not_published(
+    export_of, tmp_path, monkeypatch, error, published
+) -> None:
+    """With the twin's session in place of a GPU's, and noise of the size that unpacked experts gave."""
+    folder = export_of("deepseek-ocr", "f16")
+    twin = twin_of(folder, tmp_path / "twin")
+
+    class Session:
+        def __init__(self, file: Path) -> None:
+            self._session = check.mapped_session(twin / file.name.replace(".cuda", ""))
+
+        def __getattr__(self, name: str):
+            return getattr(self._session, name)
+
+        def run_with_ort_values(self, names, values):
+            (logits,) = (value.numpy() for value in self._session.run_with_ort_values(names, values))
+            noise = np.random.default_rng(0).standard_normal(logits.shape).astype(np.float32)
+            noise *= error * np.linalg.norm(logits) / np.linalg.norm(noise)
+            return [check.ort.OrtValue.ortvalue_from_numpy(logits + noise)]
+
+    monkeypatch.setattr(check, "_cuda_works", lambda file: True)
+    monkeypatch.setattr(check, "cuda_session", Session)
+    manifest = Manifest.load(folder)
+    if published:
+        assert check.check_graphs(folder, manifest) == {"cpu": "run", "cuda": "run"}
+    else:
+        with pytest.raises(ExportError, match=r"logits of the graphs for CUDA differ from the CPU's by 0\.7"):
+            check.check_graphs(folder, manifest)
