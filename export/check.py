@@ -130,7 +130,7 @@ def _forward(
         if given.name.startswith("past_key_values."):
             values[given.name] = _cache(empty, given.type)
     (logits,) = decoder.run_with_ort_values(["logits"], values)
-    return {"features": features, "logits": _finite("the decoder", logits.numpy())}
+    return {"features": features, "logits": _finite("the decoder", logits.numpy().copy())}
 
 
 def _cache(empty: np.ndarray, kind: str) -> ort.OrtValue:
