@@ -1,18 +1,20 @@
-"""``python -m export MODEL_ID`` (also installed as ``ocr-onnx-export``)."""
+"""``ocr-onnx export MODEL``, which is also installed as ``ocr-onnx-export`` and runs as ``python -m export``."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from models.arguments import Parser, add_config_flags, read_config
 from models.catalog import CATALOG, SUPPORTED_FAMILIES, ModelEntry, require_supported
-from models.config import Config, load_config
+from models.config import Config
 from models.errors import ModelError
-from models.paths import export_dir
 
+from . import source
 from .errors import ExportError
 
 _BUILT_IN = ", ".join(entry.id for entry in CATALOG.values() if entry.family in SUPPORTED_FAMILIES)
@@ -23,13 +25,13 @@ MODEL_ID is a built-in id ({_BUILT_IN}) or an entry [models.entries.MODEL_ID] of
 """
 EXAMPLES = """\
 examples:
-  python -m export deepseek-ocr                             download, convert to 8 bits, publish in the cache
-  python -m export deepseek-ocr --dtype f32                 exact: four times the size
-  python -m export deepseek-ocr --dtype f16                 what CUDA needs
-  python -m export deepseek-ocr --dtype q4 --vision-dtype q8    smallest and fastest on a CPU
-  python -m export deepseek-ocr --source ~/my-fine-tune     a directory with config.json, tokenizer and safetensors
-  python -m export deepseek-ocr --revision COMMIT           a pinned revision of the hub repository
-  python -m export tiny-ocr --output /srv/models/tiny       publish somewhere else
+  ocr-onnx export deepseek-ocr                             download, convert to 8 bits, publish in the cache
+  ocr-onnx export deepseek-ocr --dtype f32                 exact: four times the size
+  ocr-onnx export deepseek-ocr --dtype f16                 what CUDA needs
+  ocr-onnx export deepseek-ocr --dtype q4 --vision-dtype q8    smallest and fastest on a CPU
+  ocr-onnx export deepseek-ocr --source ~/my-fine-tune     a directory with config.json, tokenizer and safetensors
+  ocr-onnx export deepseek-ocr --revision COMMIT           a pinned revision of the hub repository
+  ocr-onnx export tiny-ocr --output /srv/models/tiny       publish somewhere else
 
 HF_HOME, HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE are honoured; when the Hugging Face hub cannot be reached,
 ModelScope's copy of the same id is tried.
@@ -37,10 +39,17 @@ ModelScope's copy of the same id is tried.
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m export", description=DESCRIPTION, epilog=EXAMPLES,
+    """All flags. One that is not given leaves no trace."""
+    parser = Parser(
+        prog="ocr-onnx-export", description=DESCRIPTION, epilog=EXAMPLES, argument_default=argparse.SUPPRESS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
+    add_arguments(parser)
+    return parser
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """All flags, for this program and for ``ocr-onnx export``."""
     parser.add_argument("model_id", metavar="MODEL_ID")
     parser.add_argument("--source", metavar="DIR|HUB_ID", help="where the checkpoint is (default: the entry's own)")
     parser.add_argument("--revision", metavar="REV", help="branch, tag or commit of the hub repository")
@@ -65,20 +74,23 @@ def build_parser() -> argparse.ArgumentParser:
         "float32 on two drawn pages; takes minutes, and disk for the checkpoint once more",
     )
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder to publish (default: in the cache)")
-    parser.add_argument("--config", type=Path, metavar="FILE", help="config.toml to read instead of the user's")
+    add_config_flags(parser)
     parser.add_argument("--force", action="store_true", help="export again even if a good export is there")
     parser.add_argument("--offline", action="store_true", help="use only what is on this machine")
     parser.add_argument("--tokenizer", type=Path, metavar="FILE", help="tokenizer.json to use instead of the source's")
     parser.add_argument("--weights", type=Path, metavar="PATH", help="safetensors to use instead of the source's")
     parser.add_argument("--model-config", type=Path, metavar="FILE", help="config.json to use instead of the source's")
-    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Export one model. Returns 0, or 1 after an error that was explained on standard error."""
-    args = build_parser().parse_args(argv)
+    return run(vars(build_parser().parse_args(argv)))
+
+
+def run(given: Mapping[str, Any]) -> int:
+    """See ``main``. ``given``: the parsed flags."""
     try:
-        run(args)
+        _export(given)
     except (ExportError, ModelError, OSError) as error:  # OSError: a full disk, a place that may not be written
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -88,38 +100,39 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def run(args: argparse.Namespace) -> None:
+def _export(given: Mapping[str, Any]) -> None:
     """Resolve the entry, fetch the source, convert.
 
     Raises
     ------
     ExportError, ConfigError
-        see ``export.pipeline.export_model``, ``export.hub.fetch`` and ``models.config.load_config``.
+        see ``export.pipeline.export_model``, ``export.source.fetch`` and ``models.config.load_config``.
     """
-    config = load_config(args.config)
-    entry = _with_flags(config.entry(args.model_id), args)
+    config = read_config(given)
+    entry = _with_flags(config.entry(given["model_id"]), given)
     require_supported(entry)
     try:
-        from . import hub, pipeline
+        from . import pipeline
     except ImportError as error:
         raise ExportError(
             f"exporting needs more packages ({error}); install them with: pip install 'ocr-onnx[export,cpu]'"
         ) from error
-    dtype = args.dtype or config.dtype_of(entry, _device(config))
+    dtype = given.get("dtype") or config.dtype_of(entry, _device(config))
     if dtype not in pipeline.DTYPES:
         known = ", ".join(pipeline.DTYPES)
         raise ExportError(f"{entry.id} asks for {dtype}, which cannot be exported; --dtype takes one of {known}")
-    source = hub.fetch(entry.source, entry.revision, offline=args.offline, report=report)
+    offline = given.get("offline", False)
+    found = source.fetch(entry.source, entry.revision, offline=offline, report=report, cache=config.cache_dir)
     job = pipeline.Job(
         model_id=entry.id,
         family=entry.family,
-        source=source,
+        source=found,
         dtype=dtype,
-        target=(args.output or export_dir(entry, dtype)).expanduser().resolve(),
-        vision_dtype=args.vision_dtype,
-        block_size=args.block_size,
-        report=args.report,
-        force=args.force,
+        target=(given.get("output") or config.export_dir(entry, dtype)).expanduser().resolve(),
+        vision_dtype=given.get("vision_dtype"),
+        block_size=given.get("block_size"),
+        report=given.get("report", False),
+        force=given.get("force", False),
         config_file=entry.config,
         tokenizer_file=entry.tokenizer,
         weights=entry.weights,
@@ -141,12 +154,10 @@ def report(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _with_flags(entry: ModelEntry, args: argparse.Namespace) -> ModelEntry:
+def _with_flags(entry: ModelEntry, given: Mapping[str, Any]) -> ModelEntry:
     """The entry with what the command line replaces."""
-    if args.source is not None:
+    if "source" in given:
         # Another source has other revisions: the entry's own pin does not apply to it.
-        entry = replace(entry, source=args.source, revision=None)
-    changes = {
-        "revision": args.revision, "config": args.model_config, "tokenizer": args.tokenizer, "weights": args.weights,
-    }  # fmt: skip
-    return replace(entry, **{name: value for name, value in changes.items() if value is not None})
+        entry = replace(entry, source=given["source"], revision=None)
+    flags = {"revision": "revision", "config": "model_config", "tokenizer": "tokenizer", "weights": "weights"}
+    return replace(entry, **{field: given[flag] for field, flag in flags.items() if flag in given})

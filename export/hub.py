@@ -1,21 +1,19 @@
-"""Where a checkpoint comes from: a directory, the Hugging Face hub, or ModelScope when that hub cannot be reached."""
+"""Checkpoints from the Hugging Face hub, or from ModelScope when that hub cannot be reached. Needs the ``export``
+extra."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import NoReturn
 
 import httpx2
 from huggingface_hub import HfApi, constants, get_token, hf_hub_url, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from huggingface_hub.file_download import are_symlinks_supported, repo_folder_name
 from huggingface_hub.utils.tqdm import disable_progress_bars
-
-from models.paths import cache_dir
 
 from . import modelscope
 from .download import (
@@ -31,50 +29,24 @@ from .download import (
     wanted,
 )
 from .errors import ExportError
+from .source import Source
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
-_PATH_START = (".", "/", "~", "\\")
 
 
-@dataclass(frozen=True)
-class Source:
-    """A checkpoint on this machine, and where it came from."""
+def fetch(source: str, revision: str | None, *, offline: bool, report: Report, cache: Path) -> Source:
+    """Find or download the checkpoint of a hub id; see ``source.fetch``.
 
-    folder: Path
-    name: str  # the hub id, or the directory
-    revision: str | None  # the commit; None for a directory
-    origin: Literal["directory", "huggingface", "modelscope"]
-
-
-def fetch(
-    source: str,
-    revision: str | None = None,
-    *,
-    offline: bool = False,
-    report: Report,
-    cache: Path | None = None,
-) -> Source:
-    """Find or download a checkpoint.
-
-    ``source`` is a directory or a hub id, ``revision`` a branch, tag or commit. ``HF_HOME``, ``HF_TOKEN``,
-    ``HF_ENDPOINT`` and ``HF_HUB_OFFLINE`` are honoured. ``cache`` is where ModelScope's files go (Hugging Face's go to
-    that hub's own cache, which other programs share).
+    ``HF_HOME``, ``HF_TOKEN``, ``HF_ENDPOINT`` and ``HF_HUB_OFFLINE`` are honoured.
 
     Raises
     ------
     ExportError
-        for a directory or model that is not there, a refusal, damaged files, or when neither hub can be reached.
+        for a model that is not there, a refusal, damaged files, or when neither hub can be reached.
     """
-    folder = Path(source).expanduser()
-    if folder.is_dir():
-        return Source(folder.resolve(), str(folder.resolve()), None, "directory")
-    if source.startswith(_PATH_START) or folder.is_absolute():
-        raise ExportError(f"{folder} is {'a file, not' if folder.exists() else 'no'} directory; --source wants a "
-                          "directory with config.json and *.safetensors, or a hub id")  # fmt: skip
     if not _HUB_ID.fullmatch(source) or ".." in source or "--" in source:
         raise ExportError(f"{source!r} is neither a directory nor a hub id; hub ids look like owner/name")
 
-    cache = cache or cache_dir()
     if offline or constants.is_offline_mode():
         found = _from_hub_cache(source, revision) or _from_copy_cache(source, revision, cache)
         return found or _not_cached(source, revision)

@@ -25,10 +25,10 @@ from .divergence import Divergence, lines_of
 from .errors import ExportError
 from .family import FamilyExport
 from .graphs import graph_file, stored_weights, write_graphs
-from .hub import Source
 from .layers import BFLOAT16, FLOAT, FLOAT16, Precision
 from .paddleocr_vl import PaddleOcrVlExport
 from .quantize import Blocks, ErrorMeter
+from .source import Source
 
 Dtype = Literal["f32", "f16", "bf16", "q8", "q4"]
 VisionDtype = Literal["f32", "f16", "bf16", "q8"]

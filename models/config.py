@@ -22,6 +22,7 @@ from .catalog import CATALOG, DTYPES, ModelEntry
 from .checkpoint_size import parameter_count
 from .config_template import DEFAULT_ACTIVE, SERVER_KEYS, render
 from .errors import ConfigError, InvalidInput
+from .nearest import did_you_mean
 from .registry import tasks_of
 from .settings import InferenceSettings
 
@@ -45,11 +46,21 @@ class Config:
 
     path: Path
     active: str = DEFAULT_ACTIVE
+    cache: Path | None = None  # where downloads and exports go, see ``cache_dir``
     entries: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # id -> fields of ModelEntry that it sets
     inference: Mapping[str, Any] = field(default_factory=dict)  # inference settings by field name
     device: str | None = None
     dtype: str | None = None
     server: Mapping[str, Any] = field(default_factory=dict)  # keys of config_template.SERVER_KEYS
+
+    @property
+    def cache_dir(self) -> Path:
+        """Root of downloads and exports: the environment's word, else this file's, else the platform's place."""
+        return paths.cache_dir(self.cache)
+
+    def export_dir(self, entry: ModelEntry, dtype: str) -> Path:
+        """See ``paths.export_dir``."""
+        return paths.export_dir(entry, dtype, self.cache_dir)
 
     def model_ids(self) -> list[str]:
         """Every id that is configured or in the catalogue, usable or not."""
@@ -70,7 +81,10 @@ class Config:
             return self._plain_entry(model_id)
         variant = catalog.split_variant(model_id)
         if variant is None or not self.is_variant(model_id):
-            raise UnknownModel(f"model {model_id!r:.120} is not known; known models: {', '.join(self.model_ids())}")
+            raise UnknownModel(
+                f"model {model_id!r:.120} is not known; known models: {', '.join(self.model_ids())}"
+                f"{did_you_mean(model_id, self.model_ids())}"
+            )
         base = self.entry(variant[0])
         own = dict(self.entries.get(model_id, {}))
         own["defaults"] = {**base.defaults, **own.get("defaults", {})}
@@ -108,18 +122,22 @@ class Config:
         return dataclasses.replace(known, **own)
 
 
-def load_config(path: Path | None = None) -> Config:
-    """Read ``path`` (None: the platform's place); write it with commented defaults first when it is not there.
+def load_config(path: Path | None = None, *, create: bool = False) -> Config:
+    """Read ``path``. None means the file in the platform's place, which is written with commented defaults first when
+    it is not there; ``create`` does that for a path that was named, too.
 
     Raises
     ------
     ConfigError
         naming file, key, what was found and what was expected.
     """
+    create = create or path is None
     path = (path or paths.config_path()).expanduser().absolute()
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
+        if not create:
+            raise ConfigError(f"{path} is not there; --init-config writes it with commented defaults") from None
         text = render()
         _write_new(path, text)
     except (OSError, UnicodeDecodeError) as error:
@@ -170,7 +188,8 @@ class _Reader:
     def config(self, document: Mapping[str, Any]) -> Config:
         self._known(document, "", {"models", "inference", "server"})
         models = self._table(document, "models")
-        self._known(models, "models", {"active", "entries"})
+        self._known(models, "models", {"active", "cache", "entries"})
+        cache = self._typed(models, "models", "cache", str, "a folder")
         inference = self._table(document, "inference")
         device = self._choice(inference, "inference", "device", DEVICES)
         dtype = self._choice(inference, "inference", "precision", DTYPES)
@@ -181,6 +200,7 @@ class _Reader:
         config = Config(
             path=self.path,
             active=self._typed(models, "models", "active", str, "a model id") or DEFAULT_ACTIVE,
+            cache=self.path.parent / Path(cache).expanduser() if cache else None,
             entries={key: self._entry(key, self._table(entries, key, "models.entries")) for key in entries},
             inference=self._settings(settings, "inference", {"device", "precision", "dtype"}),
             device=device,
@@ -291,7 +311,8 @@ class _Reader:
         if value is None:
             return None
         if not isinstance(value, str) or value.lower() not in choices:
-            self._fail(where, key, f"one of {', '.join(choices)}", value)
+            near = did_you_mean(str(value), choices)
+            self._fail(where, key, f"one of {', '.join(choices)}", value, near)
         return str(value).lower()
 
     def _known(self, table: Mapping[str, Any], where: str, keys: set[str]) -> None:
@@ -301,8 +322,9 @@ class _Reader:
 
     def _unknown(self, where: str, key: str, keys: set[str]) -> None:
         place = f"[{where}] " if where else ""
-        raise ConfigError(f"{self.path}: {place}{key}: unknown key; expected one of {', '.join(sorted(keys))}")
+        raise ConfigError(f"{self.path}: {place}{key}: unknown key; expected one of {', '.join(sorted(keys))}"
+                          f"{did_you_mean(key, keys)}")  # fmt: skip
 
-    def _fail(self, where: str, key: str, expected: str, value: Any) -> None:
+    def _fail(self, where: str, key: str, expected: str, value: Any, near: str = "") -> None:
         place = f"[{where}] " if where else ""
-        raise ConfigError(f"{self.path}: {place}{key}: expected {expected}, found {value!r:.80}")
+        raise ConfigError(f"{self.path}: {place}{key}: expected {expected}, found {value!r:.80}{near}")

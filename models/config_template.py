@@ -94,6 +94,7 @@ _HEAD = """\
 
 [models]
 # active = {active}
+# cache = "/srv/ocr-onnx"         # downloads and exports; default: the system's place; OCR_ONNX_CACHE wins over both
 
 # A model of your own, exported from a directory or a hub repository:
 # [models.entries.my-model]

@@ -131,7 +131,7 @@ class Manifest(_Part):
         try:
             text = path.read_bytes()
         except FileNotFoundError:
-            raise ManifestError(f"{path} is missing; export the model first: python -m export MODEL_ID") from None
+            raise ManifestError(f"{path} is missing; export the model first: ocr-onnx export MODEL_ID") from None
         except OSError as error:
             raise ManifestError(f"{path} cannot be read: {error}") from error
         try:

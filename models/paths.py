@@ -6,6 +6,7 @@ The places are deepseek-ocr.rs's, so that a user of that program finds the same 
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from platformdirs.api import PlatformDirsABC
 
 from .catalog import DTYPES, ModelEntry
 from .errors import ConfigError
+
+CACHE_VARIABLE = "OCR_ONNX_CACHE"
 
 _APP = "deepseek-ocr"
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -31,9 +34,14 @@ def config_path() -> Path:
     return Path(platform_dirs().user_config_dir) / "config.toml"
 
 
-def cache_dir() -> Path:
-    """Root of what can be made again: downloads and exported models."""
-    return Path(platform_dirs().user_cache_dir)
+def cache_dir(configured: Path | None = None) -> Path:
+    """Root of what can be made again: downloads and exported models.
+
+    The variable ``OCR_ONNX_CACHE`` wins over ``configured`` (config.toml's), that over the platform's place.
+    """
+    if place := os.environ.get(CACHE_VARIABLE):
+        return Path(place).expanduser().absolute()
+    return configured or Path(platform_dirs().user_cache_dir)
 
 
 def check_model_id(model_id: str) -> str:
@@ -57,8 +65,10 @@ def check_model_id(model_id: str) -> str:
     return model_id
 
 
-def export_dir(entry: ModelEntry, dtype: str) -> Path:
+def export_dir(entry: ModelEntry, dtype: str, cache: Path | None = None) -> Path:
     """``<cache>/models/<id>/onnx/<dtype>``, the folder that the exporter publishes and the runtime opens.
+
+    ``cache`` : ``cache_dir()`` when None.
 
     Where files of the source are replaced, the folder is ``onnx-<hash>`` instead, so that graphs made from other
     files are never taken for these. The hash covers each file's path, size and modification time.
@@ -72,7 +82,7 @@ def export_dir(entry: ModelEntry, dtype: str) -> Path:
         raise ConfigError(f"dtype {dtype!r} is unknown; use one of {', '.join(DTYPES)}")
     identity = _override_identity(entry)
     onnx = f"onnx-{identity}" if identity else "onnx"
-    return cache_dir() / "models" / check_model_id(entry.id) / onnx / dtype
+    return (cache or cache_dir()) / "models" / check_model_id(entry.id) / onnx / dtype
 
 
 def _override_identity(entry: ModelEntry) -> str:

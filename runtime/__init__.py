@@ -27,4 +27,8 @@ def __getattr__(name: str) -> Any:
         from .model import Model
 
         return Model
+    if name == "__version__":
+        from models import __version__
+
+        return __version__
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

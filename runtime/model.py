@@ -91,7 +91,7 @@ class Model:
         Parameters
         ----------
         folder
-            what ``python -m export`` published, with its manifest.json.
+            what ``ocr-onnx export`` published, with its manifest.json.
         device
             cpu, cuda, coreml (or metal), or auto for the best one that is there.
         threads

@@ -82,7 +82,7 @@ class Device:
         RuntimeUnavailable
             with the command that makes such an export.
         """
-        again = f"python -m export {manifest.id} --dtype"
+        again = f"ocr-onnx export {manifest.id} --dtype"
         if self.graph not in manifest.decoder.files:
             dtype = f"{manifest.dtype} --force" if self.graph == "cuda" else "q8"
             raise RuntimeUnavailable(

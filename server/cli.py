@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from models.config import Config, load_config
+from models.arguments import Parser, read_config
+from models.config import Config
 from models.errors import InvalidInput, ModelError
 from runtime.errors import RuntimeUnavailable
 
@@ -41,7 +42,7 @@ examples:
 
 def build_parser() -> argparse.ArgumentParser:
     """All flags. A flag that is not given leaves no trace, so that config.toml can speak."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="ocr-onnx-serve", description=DESCRIPTION, epilog=EXAMPLES, argument_default=argparse.SUPPRESS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
@@ -73,7 +74,7 @@ def serve(given: dict[str, Any], usage_error: Callable[[str], NoReturn]) -> int:
         usage_error(str(error))
     logs.configure(given.get("log_format", "text"))
     try:
-        config = load_config(given.get("config"))
+        config = read_config(given)
         options = _options(config, given, inference)
         logs.configure(options.log_format)
         application = _application(config, options)

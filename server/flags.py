@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from models import precedence
+from models.arguments import add_config_flags
 from models.catalog import DTYPES
 from models.config import DEVICES
 from models.config_template import DEFAULT_ACTIVE, SERVER_KEYS, ServerKey
@@ -21,7 +22,7 @@ from models.settings import InferenceSettings
 def add_model_flags(group: argparse._ArgumentGroup, model: str) -> None:
     """Which model, from which files, on which device. ``model``: what it is for, in the help."""
     group.add_argument("--model", metavar="ID", help=f"{model} (default: {DEFAULT_ACTIVE}, or as config.toml says)")
-    group.add_argument("--config", type=Path, metavar="PATH", help="config.toml (default: the platform's place)")
+    add_config_flags(group)
     group.add_argument("--model-config", type=Path, metavar="PATH", help="config.json instead of the model's own")
     group.add_argument("--tokenizer", type=Path, metavar="PATH", help="tokenizer.json instead of the model's own")
     group.add_argument(

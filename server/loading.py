@@ -17,7 +17,6 @@ import models
 from models.catalog import CATALOG, SUPPORTED_FAMILIES, ModelEntry, require_computed, require_supported
 from models.config import Config
 from models.errors import ManifestError
-from models.paths import export_dir
 from runtime.requests import TextModel
 
 from .errors import ModelUnavailable
@@ -25,7 +24,7 @@ from .options import ServerOptions
 
 log = logging.getLogger(__name__)
 
-_EXPORT_MODULES = ("huggingface_hub", "ml_dtypes", "onnx_ir", "onnxscript", "safetensors")  # what the exporter imports
+_EXPORT_MODULES = ("ml_dtypes", "onnx_ir", "onnxscript", "safetensors")  # what the exporter imports
 _BAR_SECONDS = 5.0  # progress bars repaint often; the log takes one line of them in this time
 
 
@@ -83,7 +82,7 @@ class ModelSource:
         """
         dtype = self._config.dtype_of(entry, self._device)
         require_computed(dtype, self._device)
-        return ModelKey(export_dir(entry, dtype), dtype, entry)
+        return ModelKey(self._config.export_dir(entry, dtype), dtype, entry)
 
     def model_ids(self) -> list[str]:
         """Ids that can be asked for, in the order of /v1/models: the one to start with first."""
@@ -131,7 +130,7 @@ class ModelSource:
             process.terminate()
 
     def _export(self, key: ModelKey) -> None:
-        by_hand = f"python -m export {key.entry.id} --dtype {key.dtype}"
+        by_hand = f"ocr-onnx export {key.entry.id} --dtype {key.dtype}"
         missing = missing_for_export()
         if missing:
             raise ModelUnavailable(
@@ -164,7 +163,9 @@ class ModelSource:
     def _command(self, key: ModelKey) -> list[str]:
         # -P: a file named export.py in the working directory is not the exporter.
         command = [sys.executable, "-P", "-m", "export", key.entry.id, "--dtype", key.dtype]
-        command += ["--config", str(self._config.path), "--output", str(key.folder)]
+        command += ["--output", str(key.folder)]
+        if self._config.path.is_file():  # not there where the default one cannot be written
+            command += ["--config", str(self._config.path)]
         entry = key.entry
         overrides = {"--tokenizer": entry.tokenizer, "--weights": entry.weights, "--model-config": entry.config}
         for flag, path in overrides.items():
@@ -181,7 +182,7 @@ class ModelSource:
             return  # the runtime says what is wrong with the manifest
         if made_from != wanted and Path(made_from).name != Path(wanted).name:
             log.warning(
-                "model %s was exported from %s; its entry says %s. To export it anew: python -m export %s --force",
+                "model %s was exported from %s; its entry says %s. To export it anew: ocr-onnx export %s --force",
                 key, made_from, wanted, key.entry.id,
             )  # fmt: skip
 

@@ -24,8 +24,8 @@ def random_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def export_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Export a checkpoint folder and return the published folder."""
-    from export.hub import Source
     from export.pipeline import Job, export_model
+    from export.source import Source
 
     def export(
         checkpoint: Path, dtype: str = "f32", model_id: str = "deepseek-ocr", family: str = "deepseek-ocr",

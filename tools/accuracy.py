@@ -21,8 +21,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from export.hub import Source
 from export.pipeline import Job, export_model
+from export.source import Source
 from models.catalog import CATALOG
 from runtime import Model
 from tools.train_tiny.evaluate import CATEGORIES, Score, held_out_pages, score

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import platform
@@ -18,9 +17,10 @@ from typing import Any, Literal
 
 import psutil
 
-from models.config import load_config
+from models.arguments import add_config_flags, read_config
+from models.config import Config
 from models.errors import ConfigError, ManifestError
-from models.paths import cache_dir
+from models.paths import CACHE_VARIABLE, cache_dir
 from server.loading import missing_for_export
 
 from .exports import find_exports, find_leftovers, gigabytes
@@ -57,21 +57,21 @@ class Check:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", default=False, help="write one JSON object")
     parser.add_argument("--verify", action="store_true", default=False, help="compare the hashes of all exported files")
-    parser.add_argument(
-        "--config", type=Path, metavar="PATH", default=None, help="config.toml (default: the platform's place)"
-    )
+    add_config_flags(parser)
 
 
 def run(given: Mapping[str, Any]) -> int:
     """Print what was found. Returns 1 when something is broken."""
+    config, checked = _config(given)
+    cache = config.cache_dir if config else cache_dir()
     checks = [
         *_python(),
         *_runtime(),
         *_gpu(),
-        *_machine(),
-        *_config(given["config"]),
+        *_machine(cache),
+        checked,
         *_exporter(),
-        *_exports(given["verify"], given["config"]),
+        *_exports(given["verify"], config, cache),
     ]
     broken = any(check.state == "problem" for check in checks)
     if given["json"]:
@@ -141,7 +141,7 @@ def _nvidia() -> list[str]:
     return [line.strip() for line in answer.stdout.splitlines() if line.strip()] if answer.returncode == 0 else []
 
 
-def _machine() -> Iterator[Check]:
+def _machine(cache: Path) -> Iterator[Check]:
     memory = psutil.virtual_memory()
     cores = f"{psutil.cpu_count(logical=False) or '?'} cores, {os.cpu_count()} threads"
     small = memory.available < _LEAST_MEMORY
@@ -150,23 +150,27 @@ def _machine() -> Iterator[Check]:
         f"{platform.machine()}, {cores}, {memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB memory free",
         "DeepSeek-OCR in 4 bits needs 3 GB; tiny-ocr runs in less" if small else None,
     )  # fmt: skip
-    cache = cache_dir()
     place = next(path for path in (cache, *cache.parents) if path.exists())
     free = shutil.disk_usage(place).free
     if not os.access(place, os.W_OK):
-        yield Check("cache", "problem", f"{cache} cannot be written", "make it writable, or set XDG_CACHE_HOME")
+        yield Check(
+            "cache",
+            "problem",
+            f"{cache} cannot be written",
+            f"make it writable, or name another place in {CACHE_VARIABLE}",
+        )
     state: State = "problem" if free < _LEAST_DISK else "note" if free < _WANTED_DISK else "ok"
     remedy = "ocr-onnx prune removes exports; DeepSeek-OCR takes 2 (q4) to 13 GB (f32)" if state != "ok" else None
     yield Check("disk", state, f"{gigabytes(free)} free for the cache, {cache}", remedy)
 
 
-def _config(path: Path | None) -> Iterator[Check]:
+def _config(given: Mapping[str, Any]) -> tuple[Config | None, Check]:
     try:
-        config = load_config(path)
+        config = read_config(given)
     except ConfigError as error:
-        yield Check("config.toml", "problem", str(error), "mend that line, or move the file away to get a new one")
-        return
-    yield Check("config.toml", "ok", f"{config.path}, active model {config.active}")
+        remedy = "mend that line, or move the file away to get a new one"
+        return None, Check("config.toml", "problem", str(error), remedy)
+    return config, Check("config.toml", "ok", f"{config.path}, active model {config.active}")
 
 
 def _exporter() -> Iterator[Check]:
@@ -178,11 +182,9 @@ def _exporter() -> Iterator[Check]:
         yield Check("exporter", "ok", "models can be exported here")
 
 
-def _exports(verify: bool, config: Path | None) -> Iterator[Check]:
-    exports = find_exports()
-    known: list[str] = []
-    with contextlib.suppress(ConfigError):
-        known = load_config(config).model_ids()
+def _exports(verify: bool, config: Config | None, cache: Path) -> Iterator[Check]:
+    exports = find_exports(cache)
+    known = config.model_ids() if config else []
     for export in exports:
         problem = export.problem
         if verify and export.manifest is not None:
@@ -192,13 +194,13 @@ def _exports(verify: bool, config: Path | None) -> Iterator[Check]:
                 problem = str(error)
         what = f"{export.folder}, {gigabytes(export.size)}"
         again = export.model_id in known and not export.replaced  # otherwise its flags are unknown here
-        export_again = f"python -m export {export.model_id} --dtype {export.dtype} --force, or " if again else ""
+        export_again = f"ocr-onnx export {export.model_id} --dtype {export.dtype} --force, or " if again else ""
         remedy = f"{export_again}ocr-onnx prune{'' if export.problem else f' {export.model_id}'}"
         name = f"{export.model_id} {export.dtype}"
         yield Check(name, "problem", problem, remedy) if problem else Check(name, "ok", what)
     if not exports:
         yield Check("exports", "note", "no model is exported yet; the first use of one does it")
-    if leftovers := find_leftovers():
+    if leftovers := find_leftovers(cache):
         yield Check("leftovers", "note", f"exports that did not end: {len(leftovers)}", "ocr-onnx prune")
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from models.catalog import DTYPES
 from models.errors import ConfigError, ManifestError
 from models.manifest import FILE_NAME, Manifest, restore_retired
-from models.paths import cache_dir, check_model_id
+from models.paths import check_model_id
 
 _VARIANT = re.compile(r"onnx(-[0-9a-f]{8})?")
 _LEFTOVER = re.compile(rf"\.({'|'.join(DTYPES)})\.(partial-.*|retired)")
@@ -33,15 +33,15 @@ class Export:
         return self.folder.parent.name != "onnx"
 
 
-def models_root() -> Path:
+def models_root(cache: Path) -> Path:
     """The folder of the cache that holds a folder for each model id."""
-    return cache_dir() / "models"
+    return cache / "models"
 
 
-def find_exports(root: Path | None = None) -> list[Export]:
+def find_exports(cache: Path) -> list[Export]:
     """Every folder that is an export by its place and its manifest.json."""
     found = []
-    for model_id, onnx in _onnx_folders(root or models_root()):
+    for model_id, onnx in _onnx_folders(models_root(cache)):
         for folder in _folders(onnx):
             if folder.name in DTYPES and (folder / FILE_NAME).is_file():
                 manifest, problem = _manifest(folder)
@@ -49,11 +49,11 @@ def find_exports(root: Path | None = None) -> list[Export]:
     return found
 
 
-def find_leftovers(root: Path | None = None) -> list[tuple[Path, Path]]:
+def find_leftovers(cache: Path) -> list[tuple[Path, Path]]:
     """What killed exports left, each with the folder that it was to become."""
     found = [
         (folder, onnx / match[1])
-        for _, onnx in _onnx_folders(root or models_root())
+        for _, onnx in _onnx_folders(models_root(cache))
         for folder in _folders(onnx)
         if (match := _LEFTOVER.fullmatch(folder.name))
     ]

@@ -13,9 +13,11 @@ import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from types import FrameType
 from typing import Any, Protocol
+
+from models import __version__
+from models.arguments import Parser
 
 from .errors import CommandFailed, Interrupted, UsageError
 from .signals import handled
@@ -25,6 +27,7 @@ EPILOG = """\
 examples:
   ocr-onnx read report.pdf -o out        a PDF to Markdown, with its figures
   ocr-onnx serve --dtype q4              the OpenAI-compatible server (the same as ocr-onnx-serve)
+  ocr-onnx export deepseek-ocr           download a checkpoint and convert it to graphs
   ocr-onnx models                        what can be used, and what is exported
   ocr-onnx doctor                        what this machine has, and what is missing
 
@@ -52,17 +55,19 @@ COMMANDS: Mapping[str, _Command] = {
     "read": _Command("server.command.read", "read PDFs, pictures and folders into Markdown, JSON or text"),
     "serve": _Command("server.command.serve", "serve the OpenAI-compatible API; the same as ocr-onnx-serve"),
     "models": _Command("server.command.models", "list the models: known, exported, where, how large"),
+    "export": _Command("export.cli", "convert a published checkpoint into graphs; the same as ocr-onnx-export"),
     "doctor": _Command("server.command.doctor", "check this machine, and say how to mend what is missing"),
     "prune": _Command("server.command.prune", "remove exports that nobody needs any more"),
 }
 
 
 def build_parser(wanted: str) -> argparse.ArgumentParser:
-    """The parser, with the flags of the wanted command alone."""
-    parser = argparse.ArgumentParser(
+    """The parser, with the flags of the wanted command alone. A command's module may be another package's: none is
+    imported that is not wanted."""
+    parser = Parser(
         prog="ocr-onnx", description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--version", action="version", version=f"ocr-onnx {_version()}")
+    parser.add_argument("--version", action="version", version=f"ocr-onnx {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, command in COMMANDS.items():
         if name == wanted:
@@ -117,10 +122,3 @@ def _leave(number: int, frame: FrameType | None) -> None:
     """Ctrl-C before anything has begun. As an exception it could be lost in the middle of an import."""
     os.write(2, b"interrupted\n")
     os._exit(130)
-
-
-def _version() -> str:
-    try:
-        return version("ocr-onnx")
-    except PackageNotFoundError:
-        return "(not installed)"

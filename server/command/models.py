@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
+from models.arguments import add_config_flags, read_config
 from models.catalog import SUPPORTED_FAMILIES, ModelEntry
-from models.config import load_config
 from models.errors import ConfigError
 from models.registry import default_task, tasks_of
 
@@ -26,9 +25,7 @@ examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", default=False, help="write one JSON object")
-    parser.add_argument(
-        "--config", type=Path, metavar="PATH", default=None, help="config.toml (default: the platform's place)"
-    )
+    add_config_flags(parser)
 
 
 def run(given: Mapping[str, Any]) -> int:
@@ -40,22 +37,26 @@ def run(given: Mapping[str, Any]) -> int:
         when config.toml cannot be read.
     """
     try:
-        config = load_config(given["config"])
+        config = read_config(given)
     except ConfigError as error:
         raise CommandFailed(str(error)) from error
-    exports = find_exports()
+    exports = find_exports(config.cache_dir)
     known = [config.entry(model_id) for model_id in config.model_ids()]
     listed = [_describe(entry, [export for export in exports if export.model_id == entry.id]) for entry in known]
     unknown = [export for export in exports if export.model_id not in {entry.id for entry in known}]
     if given["json"]:
-        document = {"cache": str(models_root()), "models": listed, "others": [_describe_export(one) for one in unknown]}
+        document = {
+            "cache": str(models_root(config.cache_dir)),
+            "models": listed,
+            "others": [_describe_export(one) for one in unknown],
+        }
         print(json.dumps(document, indent=1, ensure_ascii=False))
         return 0
     for model in listed:
         _print(model)
     for export in unknown:
         print(f"\n{export.model_id}  (config.toml does not name it any more)\n{_line(_describe_export(export))}")
-    print(f"\nexports are in {models_root()}")
+    print(f"\nexports are in {models_root(config.cache_dir)}")
     return 0
 
 
@@ -102,7 +103,7 @@ def _print(model: Mapping[str, Any]) -> None:
     for export in model["exports"]:
         print(_line(export))
     if model["supported"] and not model["exports"]:
-        print(f"  not exported; done on first use, or by hand: python -m export {model['id']}")
+        print(f"  not exported; done on first use, or by hand: ocr-onnx export {model['id']}")
 
 
 def _line(export: Mapping[str, Any]) -> str:

@@ -18,11 +18,11 @@ from typing import Any
 import psutil
 from filelock import FileLock, Timeout
 
+from models.arguments import add_config_flags, read_config
 from models.catalog import split_variant
-from models.config import Config, UnknownModel, load_config
+from models.config import Config, UnknownModel
 from models.errors import ConfigError
 from models.manifest import lock_file
-from models.paths import export_dir
 
 from .errors import CommandFailed, UsageError
 from .exports import Export, find_exports, find_leftovers, folder_size, gigabytes, models_root
@@ -55,9 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--all", action="store_true", default=False, help="remove all exports")
     parser.add_argument("--yes", action="store_true", default=False, help="do not ask")
     parser.add_argument("--dry-run", action="store_true", default=False, help="only say what would go")
-    parser.add_argument(
-        "--config", type=Path, metavar="PATH", default=None, help="config.toml (default: the platform's place)"
-    )
+    add_config_flags(parser)
 
 
 def run(given: Mapping[str, Any]) -> int:
@@ -69,11 +67,13 @@ def run(given: Mapping[str, Any]) -> int:
         when config.toml cannot be read, a model has no export, or there is nobody to ask.
     """
     try:
-        config = load_config(given["config"])
+        config = read_config(given)
     except ConfigError as error:
         raise CommandFailed(str(error)) from error
     candidates = list(_candidates(config, given["models"], given["all"]))
-    kept = {one.folder: reason for one in candidates if (reason := _in_use(one)) is not None}
+    kept = {
+        one.folder: reason for one in candidates if (reason := _in_use(one, models_root(config.cache_dir))) is not None
+    }
     going = [one for one in candidates if one.folder not in kept]
     for one in going:
         print(f"{gigabytes(one.size):>10}  {one.folder}\n{'':>12}{one.reason}")
@@ -91,8 +91,10 @@ def run(given: Mapping[str, Any]) -> int:
 
 
 def _candidates(config: Config, model_ids: list[str], everything: bool) -> Iterator[Candidate]:
-    leftovers = [(folder, target, (target.parents[1].name, target.name)) for folder, target in find_leftovers()]
-    exports = find_exports()
+    leftovers = [
+        (folder, target, (target.parents[1].name, target.name)) for folder, target in find_leftovers(config.cache_dir)
+    ]
+    exports = find_exports(config.cache_dir)
     there = {(export.model_id, export.dtype) for export in exports} | {variant for _, _, variant in leftovers}
     meant: set[tuple[str, str]] = set()
     for model_id in model_ids:
@@ -126,7 +128,7 @@ def _needless(config: Config, export: Export) -> str | None:
     except UnknownModel:
         return "config.toml does not name this model any more"
     try:
-        current = export_dir(entry, export.dtype)
+        current = config.export_dir(entry, export.dtype)
     except ConfigError:  # a replacement file that config.toml names is not there: nobody can tell
         return None
     if export.replaced and current != export.folder:
@@ -134,9 +136,9 @@ def _needless(config: Config, export: Export) -> str | None:
     return None
 
 
-def _in_use(candidate: Candidate) -> str | None:
+def _in_use(candidate: Candidate, root: Path) -> str | None:
     """Who needs the folder now, as far as this user can see."""
-    if not candidate.folder.resolve().is_relative_to(models_root().resolve()):
+    if not candidate.folder.resolve().is_relative_to(root.resolve()):
         return "it is not in the cache"
     try:
         with FileLock(lock_file(candidate.target)).acquire(timeout=0):

@@ -18,7 +18,8 @@ from types import FrameType
 from typing import Any
 
 from models import precedence
-from models.config import Config, load_config
+from models.arguments import read_config
+from models.config import Config
 from models.errors import ConfigError, InvalidInput
 from models.family import IMAGE_SLOT, task_prompt
 from models.registry import default_task, defaults_of, tasks_of
@@ -211,7 +212,7 @@ class _Command:
         for flag in ("resume", "retry_failed", "overlay"):
             if given[flag] and self._target.folder is None:
                 raise UsageError(f"--{flag.replace('_', '-')} needs an output folder; name one with -o")
-        self._config = load_config(given.get("config"))
+        self._config = read_config(given)
         self._options = _options(self._config, given, self._settings_given)
         self._prompt = _prompt(given)
         self._stop = threading.Event()

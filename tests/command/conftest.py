@@ -95,7 +95,7 @@ class Program:
         command, *others = map(str, arguments)
         self._capsys.readouterr()
         try:
-            code = program.main([command, *others, "--config", str(self.folder / "config.toml")])
+            code = program.main([command, *others, "--config", str(self.folder / "config.toml"), "--init-config"])
         except SystemExit as end:  # argparse
             code = int(end.code or 0)
         self.out, self.err = self._capsys.readouterr()

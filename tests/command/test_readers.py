@@ -35,7 +35,7 @@ def sources(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[FakeSource]
 
 @pytest.mark.parametrize("raw", [False, True])
 def test_raw_text_is_asked_of_the_model_and_is_another_reading(sources, tmp_path, raw) -> None:
-    config = load_config(tmp_path / "config.toml")
+    config = load_config(tmp_path / "config.toml", create=True)
     options = ServerOptions(model="paddleocr-vl", device="cpu")
     reader, plain = (
         LocalReader(config, options, "<image>OCR:", InferenceSettings(), threading.Event(), raw=flag)

@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from export import layers
-from export.hub import Source
+from export.source import Source
 from export.layers import FLOAT, Precision, linear, new_graph
 from export.pipeline import Job, export_model
 from export.quantize import dequantize_channels, quantize_channels

@@ -1,4 +1,4 @@
-"""``python -m export``: what is asked for on the command line and in config.toml is what is exported."""
+"""``ocr-onnx export``: what is asked for on the command line and in config.toml is what is exported."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_help_names_every_option_with_an_example_and_the_environment(capsys) -> 
     text = capsys.readouterr().out
     for word in (
         "MODEL_ID", "--source", "--revision", "--dtype", "--output", "--config", "--force", "--offline", "--tokenizer",
-        "--weights", "--model-config", "python -m export deepseek-ocr", "HF_HOME", "HF_TOKEN", "ModelScope",
+        "--weights", "--model-config", "ocr-onnx export deepseek-ocr", "HF_HOME", "HF_TOKEN", "ModelScope",
         *pipeline.DTYPES,
     ):  # fmt: skip
         assert word in text
@@ -92,7 +92,7 @@ def test_a_checkpoint_is_exported_to_the_named_folder(config, checkpoint, tmp_pa
 
 
 def test_the_default_folder_is_in_the_cache_by_model_and_dtype(config, checkpoint, jobs, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("models.paths.cache_dir", lambda: tmp_path / "cache")
+    monkeypatch.setenv("OCR_ONNX_CACHE", str(tmp_path / "cache"))
     assert run("deepseek-ocr", "--config", config, "--source", checkpoint, "--dtype", "f16") == 0
     assert jobs[0].target == tmp_path / "cache" / "models" / "deepseek-ocr" / "onnx" / "f16"
 
@@ -222,7 +222,7 @@ def test_source_revision_and_offline_reach_the_hub(config, checkpoint, jobs, tmp
 
     asked = []
 
-    def fetch(source: str, revision: str | None, *, offline: bool, report: object) -> hub.Source:
+    def fetch(source: str, revision: str | None, *, offline: bool, report: object, cache: object) -> hub.Source:
         asked.append((source, revision, offline))
         return hub.Source(checkpoint, source, "c0ffee", "huggingface")
 

@@ -12,7 +12,7 @@ import pytest
 
 from export import check
 from export.errors import ExportError
-from export.hub import Source
+from export.source import Source
 from export.pipeline import Job, export_model
 from models.manifest import FILE_NAME, GRAPH_VERSION, Manifest
 from models.registry import family_of
@@ -60,7 +60,7 @@ def test_quantised_experts_say_that_their_weights_are_not_packed(quantised, file
 
 def test_an_old_quantised_export_is_refused_on_cuda_with_the_command_that_makes_it_anew(old_export) -> None:
     manifest = Manifest.load(old_export)
-    with pytest.raises(RuntimeUnavailable, match=r"noise on cuda; .* python -m export deepseek-ocr --dtype q8 --force"):
+    with pytest.raises(RuntimeUnavailable, match=r"noise on cuda; .* ocr-onnx export deepseek-ocr --dtype q8 --force"):
         Device("cuda", 0).require(old_export, manifest)
 
 

@@ -16,9 +16,9 @@ from export.checkpoint import Checkpoint
 from export.deepseek_ocr import DeepseekOcrExport
 from export.divergence import DecoderRun, Divergence, cosine, divergence
 from export.errors import ExportError
-from export.hub import Source
 from export.outliers import FACTOR, planted
 from export.pipeline import Job, export_model
+from export.source import Source
 from models.catalog import CATALOG
 from models.manifest import Manifest
 from tools.reference import load_reference

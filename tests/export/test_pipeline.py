@@ -23,8 +23,8 @@ from tokenizers import Tokenizer
 from export import pipeline, publish
 from export.checkpoint import Checkpoint
 from export.errors import ExportError
-from export.hub import Source
 from export.pipeline import Job, export_model
+from export.source import Source
 from models.errors import ManifestError
 from models.manifest import FILE_NAME, Manifest, lock_file, retired_folder
 from tools.checkpoints import Sizes, write_random_checkpoint
@@ -620,7 +620,7 @@ def start(tmp_path: Path, target: Path) -> Iterator[Callable[..., subprocess.Pop
         program = ["-m", "export"] if moment is None else ["-c", HELD, moment]
         arguments = ["deepseek-ocr", "--source", str(checkpoint), "--output", str(target), "--dtype", "f32"]
         process = subprocess.Popen(
-            [sys.executable, *program, *arguments, "--config", str(tmp_path / "config.toml")],
+            [sys.executable, *program, *arguments, "--config", str(tmp_path / "config.toml"), "--init-config"],
             cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         running.append(process)

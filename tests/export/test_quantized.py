@@ -13,9 +13,9 @@ from hypothesis.extra import numpy as st_numpy
 from safetensors.numpy import load_file, save_file
 
 from export import layers
-from export.hub import Source
 from export.pipeline import Job, export_model
 from export.quantize import Blocks, dequantize, quantize
+from export.source import Source
 from models.manifest import Manifest
 from runtime.decoder import Decoder
 from runtime.providers import find_device

@@ -11,8 +11,8 @@ import pytest
 from export.checkpoint import Checkpoint
 from export.deepseek_ocr import DeepseekOcrExport
 from export.graphs import stored_weights
-from export.hub import Source
 from export.pipeline import Job, _precisions
+from export.source import Source
 from tools.checkpoints import FULL_SIZE, published_config, tensor_shapes
 
 # tokenizer.json (10.0 MB), the graphs themselves (2.9 MB), the manifest with a report.

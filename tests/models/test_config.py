@@ -26,7 +26,10 @@ def write(folder: Path, text: str) -> Path:
 
 def test_a_missing_file_is_written_with_commented_defaults_and_sets_nothing(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "config.toml"
-    config = load_config(path)
+    with pytest.raises(ConfigError, match=r"config\.toml is not there; --init-config writes it"):
+        load_config(path)
+    assert not path.parent.exists()
+    config = load_config(path, create=True)
     assert path.read_text() == render()
     assert (config.active, config.inference, config.server, config.entries) == ("deepseek-ocr", {}, {}, {})
     assert [file.name for file in path.parent.iterdir()] == ["config.toml"]
@@ -66,12 +69,12 @@ def test_a_folder_that_cannot_be_written_is_only_a_warning(tmp_path: Path, caplo
     caplog.clear()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tempfile.mkstemp", lambda **_: (_ for _ in ()).throw(PermissionError("read-only")))
-        assert load_config(tmp_path / "config.toml").active == "deepseek-ocr"
+        assert load_config(tmp_path / "config.toml", create=True).active == "deepseek-ocr"
     assert "read-only" in caplog.text
 
 
 def _load_and_read(path: Path) -> str:
-    load_config(path)
+    load_config(path, create=True)
     return path.read_text()
 
 
@@ -228,14 +231,14 @@ def test_an_entry_lays_its_fields_over_the_catalogue(tmp_path: Path) -> None:
 
 
 def test_variants_share_their_base_model(tmp_path: Path) -> None:
-    config = load_config(tmp_path / "config.toml")
+    config = load_config(tmp_path / "config.toml", create=True)
     entry = config.entry("deepseek-ocr-q8")
     assert (entry.id, entry.dtype, entry.source) == ("deepseek-ocr", "q8", "deepseek-ai/DeepSeek-OCR")
 
 
 @pytest.mark.parametrize("model_id", ["gpt-4", "gpt-4-q8", "../x", "", "deepseek-ocr-q8-q8-q8"])
 def test_an_unknown_model_is_an_error_that_lists_the_known_ones(tmp_path: Path, model_id: str) -> None:
-    config = load_config(tmp_path / "config.toml")
+    config = load_config(tmp_path / "config.toml", create=True)
     if model_id == "deepseek-ocr-q8-q8-q8":
         model_id = "x" + model_id
     with pytest.raises(UnknownModel, match=r"deepseek-ocr.*tiny-ocr"):

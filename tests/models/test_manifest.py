@@ -80,7 +80,7 @@ def test_what_was_saved_is_loaded(manifest, tmp_path) -> None:
 
 def test_a_folder_that_is_not_there_or_empty_says_how_to_export(tmp_path) -> None:
     for folder in (tmp_path, tmp_path / "nothing", tmp_path / "nothing" / "f32"):
-        with pytest.raises(ManifestError, match=r"is missing; export the model first: python -m export"):
+        with pytest.raises(ManifestError, match=r"is missing; export the model first: ocr-onnx export"):
             Manifest.load(folder)
 
 

@@ -312,7 +312,7 @@ def test_a_file_damaged_without_a_change_of_size_is_an_error_that_names_it(rando
 
 
 def test_a_folder_without_an_export_says_how_to_make_one(tmp_path) -> None:
-    with pytest.raises(ManifestError, match="python -m export"):
+    with pytest.raises(ManifestError, match="ocr-onnx export"):
         Model.open(tmp_path)
 
 

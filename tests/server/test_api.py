@@ -330,10 +330,10 @@ def test_a_model_whose_engine_died_is_loaded_again(service: Service) -> None:
 
 
 def test_a_model_that_cannot_be_loaded_is_a_503_that_says_why(service: Service) -> None:
-    service.source.problem = ModelUnavailable("run: python -m export deepseek-ocr")
+    service.source.problem = ModelUnavailable("run: ocr-onnx export deepseek-ocr")
     result = service.post(chat())
     assert (result.status_code, result.json["error"]["code"]) == (503, "model_unavailable")
-    assert "python -m export deepseek-ocr" in result.json["error"]["message"]
+    assert "ocr-onnx export deepseek-ocr" in result.json["error"]["message"]
     service.source.problem = None
     assert service.post(chat()).status_code == 200
 

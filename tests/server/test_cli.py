@@ -87,7 +87,7 @@ def test_flags_are_read(arguments: list[str], expected: dict[str, Any]) -> None:
     [
         (["--port", "70000"], "expected a port number"),
         (["--crop-mode", "maybe"], "expected true or false"),
-        (["--device", "tpu"], "invalid choice"),
+        (["--device", "tpu"], "'tpu' is not one of cpu, cuda, coreml, metal, auto; did you mean 'cpu'?"),
         (["--temperature", "-1"], "temperature is -1"),
         (["--max-new-tokens", "0"], "at least 1"),
         (["--max-new-tokens", "none"], "expected an integer"),
@@ -124,7 +124,7 @@ def test_what_keeps_the_server_from_starting_is_said(
     onnxruntime = pytest.importorskip("onnxruntime")
     if "cuda" in arguments and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("this machine's ONNX Runtime has CUDA")
-    assert cli.main(["--config", str(tmp_path / "c.toml"), *arguments]) == 1
+    assert cli.main(["--init-config", "--config", str(tmp_path / "c.toml"), *arguments]) == 1
     error = capsys.readouterr().err
     assert "error: " in error
     assert words in error or (words == "onnxruntime-gpu" and "ocr-onnx[cuda]" in error)
@@ -135,7 +135,7 @@ def test_without_onnx_runtime_the_install_command_is_said(
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     monkeypatch.delitem(sys.modules, "runtime.providers", raising=False)
-    assert cli.main(["--config", str(tmp_path / "c.toml")]) == 1
+    assert cli.main(["--init-config", "--config", str(tmp_path / "c.toml")]) == 1
     assert "pip install 'ocr-onnx[cpu]'" in capsys.readouterr().err
 
 
@@ -205,7 +205,7 @@ def test_without_the_export_extra_the_commands_are_named(tmp_path: Path, monkeyp
     monkeypatch.setattr("importlib.util.find_spec", lambda name: found.get(name, name))
     models = source(tmp_path)
     with pytest.raises(
-        ModelUnavailable, match=r"onnxscript, safetensors.*pip install 'ocr-onnx\[export\]'.*python -m export deepseek"
+        ModelUnavailable, match=r"onnxscript, safetensors.*pip install 'ocr-onnx\[export\]'.*ocr-onnx export deepseek"
     ):
         models.load(models.key(models.entry("deepseek-ocr")))
 

@@ -40,6 +40,7 @@ class Export:
             command = [
                 sys.executable, "-m", "export", model_id(self._checkpoint), "--source", str(self._checkpoint),
                 "--dtype", self._dtype, "--output", str(self._target), "--force", "--config", f"{home}/config.toml",
+                "--init-config",
                 *(["--vision-dtype", self._vision_dtype] if self._vision_dtype else []),
             ]  # fmt: skip
             started = time.perf_counter()
