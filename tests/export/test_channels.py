@@ -11,10 +11,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from export import layers
-from export.source import Source
 from export.layers import FLOAT, Precision, linear, new_graph
 from export.pipeline import Job, export_model
 from export.quantize import dequantize_channels, quantize_channels
+from export.source import Source
 from models.processor import session_entries
 from models.registry import family_of
 from models.settings import InferenceSettings

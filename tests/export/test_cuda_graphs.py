@@ -12,8 +12,8 @@ import pytest
 
 from export import check
 from export.errors import ExportError
-from export.source import Source
 from export.pipeline import Job, export_model
+from export.source import Source
 from models.manifest import FILE_NAME, GRAPH_VERSION, Manifest
 from models.registry import family_of
 from models.settings import InferenceSettings
