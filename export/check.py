@@ -9,12 +9,10 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
-from PIL import Image
 
 from models.manifest import Checked, Manifest, Provider
 from models.registry import family_of
 from models.rotary import rotary_tables
-from models.settings import InferenceSettings
 
 from .errors import ExportError
 from .graphs import graph_file
@@ -99,9 +97,7 @@ def _forward(
 ) -> dict[str, np.ndarray]:
     """Features of a small view and the logits behind them, by one provider's graphs."""
     family = family_of(manifest)
-    side = 4 * int(manifest.image["patch_size"])
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (side, side), np.uint8))
-    prepared = family.prepare_image(image, InferenceSettings(crop_mode=False, image_size=side))
+    prepared = family.smallest_image()
     vision = session(folder / graph_file("vision", provider))
     names = [output.name for output in vision.get_outputs()]
     outputs = [dict(zip(names, vision.run(names, dict(make())), strict=True)) for make in prepared.passes]

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from models.arguments import Parser, add_config_flags, read_config
-from models.catalog import CATALOG, SUPPORTED_FAMILIES, ModelEntry, require_supported
+from models.catalog import CATALOG, SUPPORTED_FAMILIES, require_supported
 from models.config import Config
 from models.errors import ModelError
+from models.registration import ModelEntry
 
 from . import source
 from .errors import ExportError

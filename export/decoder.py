@@ -16,6 +16,7 @@ from onnxscript import OpBuilder, nn
 from models.rotary import rotary_tables
 
 from .attention import attention, numbers_in_cache
+from .errors import ExportError
 from .layers import (
     BFLOAT16,
     FLOAT,
@@ -64,6 +65,23 @@ class DecoderSpec:
     rms_epsilon: float
     # Channel pairs that each axis of a position turns. None: the graph counts tokens and holds the angles.
     rotary_sections: tuple[int, ...] | None = None
+    qkv_bias: bool = False  # of the three input projections of attention
+    qk_norm: bool = False  # RMS norm of each head's queries and keys before they are turned
+    post_norms: bool = False  # a norm behind each branch, too, before it is added
+    tied_head: bool = False  # the head is the embedding table
+    window: int | None = None  # a token of the answer sees the prompt and this many of the answer, itself among them
+
+    def __post_init__(self) -> None:
+        """Refuse what no module here computes yet.
+
+        Raises
+        ------
+        ExportError
+            naming the rule.
+        """
+        for name in ("qk_norm", "post_norms", "window"):
+            if getattr(self, name):
+                raise ExportError(f"the model's decoder has {name}, which this exporter does not build yet")
 
 
 @dataclass(frozen=True)
@@ -112,7 +130,8 @@ class Attention(nn.Module):
         self.spec = spec
         self.written_out = precision.provider == "cuda" and precision.compute == FLOAT
         self.widths = [heads * spec.head_dim for heads in (spec.heads, spec.kv_heads, spec.kv_heads)]
-        self.qkv_proj = linear([f"{at}.{n}_proj" for n in "qkv"], spec.hidden, self.widths, precision)
+        packed = [f"{at}.{n}_proj" for n in "qkv"]
+        self.qkv_proj = linear(packed, spec.hidden, self.widths, precision, bias=spec.qkv_bias)
         self.o_proj = linear(f"{at}.o_proj", spec.heads * spec.head_dim, spec.hidden, precision)
 
     def forward(
@@ -314,9 +333,11 @@ class Decoder(nn.Module):
     """The decoder with its head: embeddings in, logits of the last position out."""
 
     def __init__(self, at: str, head: str, spec: DecoderSpec, precision: Precision) -> None:
+        """``head``: its path in the checkpoint, where it is not tied."""
         super().__init__()
         self.spec, self.precision = spec, precision
         self.model = DecoderModel(at, spec, precision)
+        head = f"{at}.embed_tokens" if spec.tied_head else head
         self.lm_head = linear(head, spec.hidden, spec.vocabulary, precision)
 
     def forward(

@@ -16,6 +16,7 @@ from models.deepseek_ocr.images import ImageRules
 from models.manifest import DecoderInfo, TokenIds
 
 from .checkpoint import Checkpoint
+from .config_values import check_values, required, size
 from .decoder import Decoder, DecoderSpec, Embedding, MoeSpec, decoder_graph, embedding_graph
 from .deepseek_vision import ClipSpec, SamSpec, VisionSpec, VisionTower, vision_graph
 from .errors import ExportError
@@ -116,9 +117,9 @@ class DeepseekOcrExport:
         image = self._processor.get("image_token", "<image>")
         if image not in token_id:
             raise ExportError(f"the tokenizer has no token {image!r}, which marks an image; use the model's own one")
-        eos = _required(config, "eos_token_id")
+        eos = required(config, "eos_token_id")
         return TokenIds(
-            bos=_required(config, "bos_token_id"),
+            bos=required(config, "bos_token_id"),
             eos=tuple(eos) if isinstance(eos, list) else (eos,),
             image=token_id[image],
         )
@@ -136,18 +137,16 @@ def decoder_spec(config: Mapping[str, Any]) -> DecoderSpec:
     ExportError
         when a key is missing or has a value that the graphs do not implement.
     """
-    for key, accepted in _REQUIRED.items():
-        if config.get(key, accepted[0]) not in accepted:
-            raise ExportError(f"config.json: {key} is {config[key]!r}; this exporter knows {accepted[0]!r} only")
-    hidden, heads = _size(config, "hidden_size"), _size(config, "num_attention_heads")
-    layers, dense = _size(config, "num_hidden_layers"), config.get("first_k_dense_replace", 0)
+    check_values(config, _REQUIRED, "config.json")
+    hidden, heads = size(config, "hidden_size"), size(config, "num_attention_heads")
+    layers, dense = size(config, "num_hidden_layers"), config.get("first_k_dense_replace", 0)
     moe = None
     if config.get("n_routed_experts") and dense < layers:
-        width = _size(config, "moe_intermediate_size")
+        width = size(config, "moe_intermediate_size")
         renormalize = bool(config.get("norm_topk_prob", False))
         moe = MoeSpec(
             experts=config["n_routed_experts"],
-            top_k=_size(config, "num_experts_per_tok"),
+            top_k=size(config, "num_experts_per_tok"),
             width=width,
             shared_width=width * (config.get("n_shared_experts") or 0),
             renormalize=renormalize,
@@ -160,11 +159,11 @@ def decoder_spec(config: Mapping[str, Any]) -> DecoderSpec:
         heads=heads,
         kv_heads=config.get("num_key_value_heads") or heads,
         head_dim=config.get("head_dim") or hidden // heads,
-        mlp_width=_size(config, "intermediate_size"),
+        mlp_width=size(config, "intermediate_size"),
         dense_layers=dense,
         moe=moe,
-        vocabulary=_size(config, "vocab_size"),
-        max_length=_size(config, "max_position_embeddings"),
+        vocabulary=size(config, "vocab_size"),
+        max_length=size(config, "max_position_embeddings"),
         rope_theta=float(config.get("rope_theta", 10_000.0)),
         rms_epsilon=float(config.get("rms_norm_eps", 1e-6)),
     )
@@ -172,35 +171,35 @@ def decoder_spec(config: Mapping[str, Any]) -> DecoderSpec:
 
 def vision_spec(config: Mapping[str, Any], checkpoint: Checkpoint, hidden: int) -> VisionSpec:
     """The tower's sizes: from ``vision_config``, and from tensor shapes where that is silent."""
-    vision = _required(config, "vision_config")
-    widths = _required(vision, "width")
-    sam, clip = _required(widths, "sam_vit_b"), _required(widths, "clip-l-14-224")
-    layers, global_layers = _size(sam, "layers"), tuple(_required(sam, "global_attn_indexes"))
+    vision = required(config, "vision_config")
+    widths = required(vision, "width")
+    sam, clip = required(widths, "sam_vit_b"), required(widths, "clip-l-14-224")
+    layers, global_layers = size(sam, "layers"), tuple(required(sam, "global_attn_indexes"))
     windowed = next((i for i in range(layers) if i not in global_layers), None)
     window = 14
     if windowed is not None:
         window = (checkpoint.shape(f"model.sam_model.blocks.{windowed}.attn.rel_pos_h")[0] + 1) // 2
     patch = checkpoint.shape("model.sam_model.patch_embed.proj.weight")[-1]
-    first, second = _required(sam, "downsample_channels")
+    first, second = required(sam, "downsample_channels")
     return VisionSpec(
         sam=SamSpec(
-            width=_size(sam, "width"),
+            width=size(sam, "width"),
             layers=layers,
-            heads=_size(sam, "heads"),
+            heads=size(sam, "heads"),
             mlp_width=checkpoint.shape("model.sam_model.blocks.0.mlp.lin1.weight")[0],
             patch=patch,
-            grid=_size(vision, "image_size") // patch,
+            grid=size(vision, "image_size") // patch,
             window=window,
             global_layers=global_layers,
             neck=checkpoint.shape("model.sam_model.neck.0.weight")[0],
             channels=(first, second),
         ),
         clip=ClipSpec(
-            width=_size(clip, "width"),
-            layers=_size(clip, "layers"),
-            heads=_size(clip, "heads"),
+            width=size(clip, "width"),
+            layers=size(clip, "layers"),
+            heads=size(clip, "heads"),
             mlp_width=checkpoint.shape("model.vision_model.transformer.layers.0.mlp.fc1.weight")[0],
-            grid=_size(clip, "image_size") // _size(clip, "patch_size"),
+            grid=size(clip, "image_size") // size(clip, "patch_size"),
         ),
         hidden=hidden,
     )
@@ -209,16 +208,3 @@ def vision_spec(config: Mapping[str, Any], checkpoint: Checkpoint, hidden: int) 
 def _decoder_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The decoder's values: ``language_config`` over the copies at the top level."""
     return {**config, **config.get("language_config", {})}
-
-
-def _required(config: Mapping[str, Any], key: str) -> Any:
-    if config.get(key) is None:
-        raise ExportError(f"config.json has no {key}; is this a DeepSeek-OCR checkpoint?")
-    return config[key]
-
-
-def _size(config: Mapping[str, Any], key: str) -> int:
-    value = _required(config, key)
-    if type(value) is not int or value < 1:
-        raise ExportError(f"config.json: {key} is {value!r}; expected a whole number of at least 1")
-    return value

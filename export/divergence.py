@@ -26,7 +26,6 @@ from models.manifest import Manifest, Provider, RotaryInfo
 from models.processor import session_entries
 from models.registry import family_of
 from models.rotary import rotary_tables
-from models.settings import InferenceSettings
 
 from .check import mapped_session
 from .checkpoint import Checkpoint
@@ -114,7 +113,7 @@ class Divergence:
 
     def _page(self, text: str) -> Page:
         rules = family_of(self._manifest)
-        image = rules.prepare_image(draw_page(text), InferenceSettings())
+        image = rules.prepare_image(draw_page(text), {})
         prompt = task_prompt(rules.tasks, rules.default_task)
         prompt_ids = rules.prompt_ids(prompt, [image.token_count], self._encode)
         answer_ids = self._encode(text)[: min(MOST_TOKENS, self._manifest.max_length - len(prompt_ids))]

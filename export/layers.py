@@ -15,7 +15,7 @@ from onnxscript import GraphBuilder, OpBuilder, nn
 from models.manifest import Provider
 
 from .quantize import Blocks, ErrorMeter, channel_quantized, quantized
-from .weights import Recipe, Weight, copied, stacked, transposed
+from .weights import Recipe, Weight, copied, joined, stacked, transposed
 
 FLOAT, FLOAT16, BFLOAT16 = ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16
 INT8, UINT8, INT32, INT64 = ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT32, ir.DataType.INT64
@@ -78,7 +78,7 @@ class Linear(nn.Module):
         self.weight = Weight([inputs, sum(outputs)], recipe, precision.storage)
         self.bias = None
         if bias:
-            self.bias = Weight([sum(outputs)], copied(f"{at[0]}.bias", (sum(outputs),)), precision.storage)
+            self.bias = Weight([sum(outputs)], joined([f"{path}.bias" for path in at], outputs), precision.storage)
 
     def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
         y = op.MatMul(x, self.precision.use(op, self.weight))
@@ -105,7 +105,7 @@ class QuantizedLinear(nn.Module):
         self.scales = Weight([self.outputs, count], scales, FLOAT16)
         self.bias = None
         if bias:
-            self.bias = Weight([self.outputs], copied(f"{at[0]}.bias", (self.outputs,)), precision.storage)
+            self.bias = Weight([self.outputs], joined([f"{path}.bias" for path in at], outputs), precision.storage)
 
     def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
         y = op.MatMulNBits(
@@ -142,7 +142,7 @@ class Int8Linear(nn.Module):
         self.importance = Weight([inputs], importance, FLOAT)
         self.bias = None
         if bias:
-            self.bias = Weight([sum(outputs)], copied(f"{at[0]}.bias", (sum(outputs),)), precision.storage)
+            self.bias = Weight([sum(outputs)], joined([f"{path}.bias" for path in at], outputs), precision.storage)
 
     def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
         bias = None if self.bias is None else self.precision.use(op, self.bias)
@@ -177,7 +177,6 @@ def linear(
     """
     paths = [at] if isinstance(at, str) else list(at)
     widths = [outputs] if isinstance(outputs, int) else list(outputs)
-    assert not bias or len(paths) == 1, "packed matrices have no bias in the models at hand"
     if precision.channels:
         return Int8Linear(paths, inputs, widths, precision, bias=bias, normed=normed)
     kind = Linear if precision.blocks is None else QuantizedLinear

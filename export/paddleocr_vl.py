@@ -7,20 +7,23 @@ into the manifest.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from models.chat_template import PromptRules
 from models.manifest import DecoderInfo, RotaryInfo, TokenIds
 from models.paddleocr_vl.images import ImageRules
-from models.paddleocr_vl.prompt import PromptRules, compiled
 
 from .checkpoint import Checkpoint, read_json
+from .config_values import check_values, first, optional_json, required, rope_values, size
 from .decoder import Decoder, DecoderSpec, Embedding, decoder_graph, embedding_graph
 from .errors import ExportError
 from .family import Part, Parts
 from .layers import Precision
 from .outliers import OutlierSite, block_sites
+from .prompt_files import prompt_rules
 from .siglip_vision import Tower, TowerSpec, tower_graph
 
 VISION, PROJECTOR = "visual.vision_model", "mlp_AR"
@@ -57,23 +60,20 @@ class PaddleOcrVlExport:
     def __init__(self, checkpoint: Checkpoint, processor: Mapping[str, Any]) -> None:
         folder, config = checkpoint.folder, checkpoint.config
         text = {**config, **config.get("text_config", {})}
-        self._decoder = decoder_spec(text)
-        self._tower = tower_spec(config, checkpoint, self._decoder.hidden)
         # Checkpoints saved by transformers 5 say that head and embedding are tied even where both are there.
         tied = bool(text.get("tie_word_embeddings")) and "lm_head.weight" not in checkpoint.tensors
-        self._head = "model.embed_tokens" if tied else "lm_head"
-        vision = _required(config, "vision_config")
-        self._theta = float(_rope(vision).get("rope_theta") or vision.get("rope_theta", 10_000.0))
+        self._decoder = replace(decoder_spec(text), tied_head=tied)
+        self._tower = tower_spec(config, checkpoint, self._decoder.hidden)
+        vision = required(config, "vision_config")
+        self._theta = float(rope_values(vision).get("rope_theta") or vision.get("rope_theta", 10_000.0))
         self._images, self._images_file = image_settings(folder, processor)
-        self._generation = _optional_json(folder / "generation_config.json")
-        self._template = chat_template(folder)
-        self._special_tokens = special_tokens(folder)
-        self._text, self._config = text, config
+        self._generation = optional_json(folder / "generation_config.json")
+        self._folder, self._text, self._config = folder, text, config
 
     def parts(self, vision: Precision, decoder: Precision) -> Parts:
         tower = Tower(VISION, PROJECTOR, self._tower, vision)
         embedding = Embedding("model.embed_tokens.weight", self._decoder, decoder)
-        layers = Decoder("model", self._head, self._decoder, decoder)
+        layers = Decoder("model", "lm_head", self._decoder, decoder)
         return {
             "vision": Part(tower, partial(tower_graph, tower)),
             "embed": Part(embedding, partial(embedding_graph, embedding)),
@@ -106,14 +106,14 @@ class PaddleOcrVlExport:
     def image_rules(self) -> ImageRules:
         """The checkpoint's image settings."""
         images, tower, where = self._images, self._tower, self._images_file
-        _check(images, _REQUIRED_OF_IMAGES, where)
+        check_values(images, _REQUIRED_OF_IMAGES, where)
         for key, ours in (("patch_size", tower.patch), ("merge_size", tower.merge)):
             if images.get(key, ours) != ours:
                 raise ExportError(f"{where}: {key} is {images[key]!r}, and the model's is {ours}")
-        size = images.get("size") or {}  # as transformers writes the limits
+        given_size = images.get("size") or {}  # as transformers writes the limits
         rules: dict[str, Any] = {
-            "min_pixels": images.get("min_pixels") or size.get("shortest_edge"),
-            "max_pixels": images.get("max_pixels") or size.get("longest_edge"),
+            "min_pixels": images.get("min_pixels") or given_size.get("shortest_edge"),
+            "max_pixels": images.get("max_pixels") or given_size.get("longest_edge"),
         }
         if None in rules.values():
             raise ExportError(f"{where} has no min_pixels and max_pixels; is this a PaddleOCR-VL one?")
@@ -127,9 +127,9 @@ class PaddleOcrVlExport:
     def tokens(self, token_id: Mapping[str, int]) -> TokenIds:
         """Ids of the tokens with a meaning, by the configs; ``token_id`` is the tokenizer's vocabulary."""
         configs = (self._generation, self._text)
-        eos = _first(*(config.get("eos_token_id") for config in configs), token_id.get("</s>"))
-        bos = _first(self._text.get("bos_token_id"), token_id.get("<s>"))
-        image = _required(self._config, "image_token_id")
+        eos = first(*(config.get("eos_token_id") for config in configs), token_id.get("</s>"))
+        bos = first(self._text.get("bos_token_id"), token_id.get("<s>"))
+        image = required(self._config, "image_token_id")
         if eos is None or bos is None:
             raise ExportError("no eos_token_id or bos_token_id in the configs, and no </s> or <s> in the tokenizer")
         if image not in token_id.values():
@@ -138,15 +138,7 @@ class PaddleOcrVlExport:
 
     def prompt_rules(self, token_id: Mapping[str, int], special: Sequence[str]) -> PromptRules:
         """The chat template with what it may name, and what a prompt may not."""
-        compiled(self._template)
-        image = _required(self._config, "image_token_id")
-        placeholder = next(token for token, number in token_id.items() if number == image)
-        # Some tokenizers call digits or line breaks special, too: only what looks like a tag is control.
-        control = sorted(token for token in special if len(token) > 2 and (token[0], token[-1]) == ("<", ">"))
-        return PromptRules(
-            chat_template=self._template, placeholder=placeholder, special_tokens=self._special_tokens,
-            control_tokens=tuple(control),
-        )  # fmt: skip
+        return prompt_rules(self._folder, required(self._config, "image_token_id"), token_id, special)
 
 
 def decoder_spec(config: Mapping[str, Any]) -> DecoderSpec:
@@ -157,27 +149,27 @@ def decoder_spec(config: Mapping[str, Any]) -> DecoderSpec:
     ExportError
         when a key is missing or has a value that the graphs do not implement.
     """
-    _check(config, _REQUIRED, "config.json")
-    hidden, heads = _size(config, "hidden_size"), _size(config, "num_attention_heads")
+    check_values(config, _REQUIRED, "config.json")
+    hidden, heads = size(config, "hidden_size"), size(config, "num_attention_heads")
     head_dim = config.get("head_dim") or hidden // heads
-    rope = _rope(config)
+    rope = rope_values(config)
     if rope.get("rope_type", "default") != "default":
         raise ExportError(f"config.json: rope_type is {rope['rope_type']!r}; this exporter knows 'default' only")
     sections = tuple(rope.get("mrope_section") or _MROPE_SECTIONS)
     if len(sections) != 3 or sum(sections) != head_dim // 2:
         raise ExportError(f"config.json: mrope_section is {list(sections)}; expected three that sum to {head_dim // 2}")
-    layers = _size(config, "num_hidden_layers")
+    layers = size(config, "num_hidden_layers")
     return DecoderSpec(
         hidden=hidden,
         layers=layers,
         heads=heads,
         kv_heads=config.get("num_key_value_heads") or heads,
         head_dim=head_dim,
-        mlp_width=_size(config, "intermediate_size"),
+        mlp_width=size(config, "intermediate_size"),
         dense_layers=layers,
         moe=None,
-        vocabulary=_size(config, "vocab_size"),
-        max_length=_size(config, "max_position_embeddings"),
+        vocabulary=size(config, "vocab_size"),
+        max_length=size(config, "max_position_embeddings"),
         rope_theta=float(rope.get("rope_theta") or config.get("rope_theta", 500_000.0)),
         rms_epsilon=float(config.get("rms_norm_eps", 1e-5)),
         rotary_sections=sections,
@@ -186,20 +178,20 @@ def decoder_spec(config: Mapping[str, Any]) -> DecoderSpec:
 
 def tower_spec(config: Mapping[str, Any], checkpoint: Checkpoint, hidden: int) -> TowerSpec:
     """The tower's sizes; the position table's from its tensor."""
-    vision = _required(config, "vision_config")
-    _check(vision, _REQUIRED_OF_VISION, "config.json: vision_config")
+    vision = required(config, "vision_config")
+    check_values(vision, _REQUIRED_OF_VISION, "config.json: vision_config")
     positions = checkpoint.shape(f"{VISION}.embeddings.position_embedding.weight")[0]
     grid = round(positions**0.5)
     if grid**2 != positions:
         raise ExportError(f"the position table has {positions} rows; expected a square number")
     return TowerSpec(
-        width=_size(vision, "hidden_size"),
-        layers=_size(vision, "num_hidden_layers"),
-        heads=_size(vision, "num_attention_heads"),
-        mlp_width=_size(vision, "intermediate_size"),
-        patch=_size(vision, "patch_size"),
+        width=size(vision, "hidden_size"),
+        layers=size(vision, "num_hidden_layers"),
+        heads=size(vision, "num_attention_heads"),
+        mlp_width=size(vision, "intermediate_size"),
+        patch=size(vision, "patch_size"),
         grid=grid,
-        merge=_size(vision, "spatial_merge_size"),
+        merge=size(vision, "spatial_merge_size"),
         hidden=hidden,
         epsilon=float(vision.get("layer_norm_eps", 1e-6)),
     )
@@ -223,68 +215,3 @@ def image_settings(folder: Path, processor: Mapping[str, Any]) -> tuple[Mapping[
             "processor_config.json"
         )
     return nested, "processor_config.json: image_processor"
-
-
-def chat_template(folder: Path) -> str:
-    """The checkpoint's chat template, from whichever file has it.
-
-    Raises
-    ------
-    ExportError
-        when none has.
-    """
-    jinja = folder / "chat_template.jinja"
-    if jinja.is_file():
-        return jinja.read_text(encoding="utf-8")
-    for name in ("chat_template.json", "tokenizer_config.json"):
-        template = _optional_json(folder / name).get("chat_template")
-        if isinstance(template, list):  # several, by name
-            named = [one for one in template if isinstance(one, dict) and one.get("name") == "default"]
-            template = named[0].get("template") if named else None
-        if isinstance(template, str):
-            return template
-    raise ExportError(f"{folder} has no chat template; chat_template.jinja is part of the published checkpoint")
-
-
-def special_tokens(folder: Path) -> dict[str, str]:
-    """Texts of the named tokens (cls_token, eos_token, ...), which templates may use."""
-    found = {**_optional_json(folder / "tokenizer_config.json"), **_optional_json(folder / "special_tokens_map.json")}
-    texts = {
-        name: token.get("content") if isinstance(token, dict) else token
-        for name, token in found.items()
-        if name.endswith("_token")
-    }
-    return {name: text for name, text in texts.items() if isinstance(text, str)}
-
-
-def _optional_json(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.is_file() else {}
-
-
-def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What is said of rotary positions under both names; the newer one wins."""
-    return {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
-
-
-def _first(*values: Any) -> Any:
-    """The first that is not None."""
-    return next((value for value in values if value is not None), None)
-
-
-def _check(config: Mapping[str, Any], required: Mapping[str, tuple[Any, ...]], where: str) -> None:
-    for key, accepted in required.items():
-        if config.get(key, accepted[0]) not in accepted:
-            raise ExportError(f"{where}: {key} is {config[key]!r}; this exporter knows {accepted[0]!r} only")
-
-
-def _required(config: Mapping[str, Any], key: str) -> Any:
-    if config.get(key) is None:
-        raise ExportError(f"config.json has no {key}; is this a PaddleOCR-VL checkpoint?")
-    return config[key]
-
-
-def _size(config: Mapping[str, Any], key: str) -> int:
-    value = _required(config, key)
-    if type(value) is not int or value < 1:
-        raise ExportError(f"config.json: {key} is {value!r}; expected a whole number of at least 1")
-    return value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import pkgutil
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -15,18 +16,19 @@ import onnx_ir as ir
 from tokenizers import Tokenizer
 
 from models.errors import ManifestError
+from models.families import FAMILIES
 from models.manifest import FILE_NAME, GRAPH_VERSION, FileInfo, Graph, Manifest, Provider, SourceInfo
+from models.registration import Registration
 
 from . import publish
 from .check import check_graphs
 from .checkpoint import Checkpoint, read_json
-from .deepseek_ocr import DeepseekOcrExport
+from .config_values import check_architecture
 from .divergence import Divergence, lines_of
 from .errors import ExportError
 from .family import FamilyExport
 from .graphs import graph_file, stored_weights, write_graphs
 from .layers import BFLOAT16, FLOAT, FLOAT16, Precision
-from .paddleocr_vl import PaddleOcrVlExport
 from .quantize import Blocks, ErrorMeter
 from .source import Source
 
@@ -37,11 +39,6 @@ VISION_DTYPES: tuple[VisionDtype, ...] = ("f32", "f16", "bf16", "q8")
 
 _FLOATS: Mapping[str, ir.DataType] = {"f32": FLOAT, "f16": FLOAT16, "bf16": BFLOAT16}
 
-_FAMILIES: dict[str, Callable[[Checkpoint, Mapping[str, Any]], FamilyExport]] = {
-    "deepseek-ocr": DeepseekOcrExport,
-    "paddleocr-vl": PaddleOcrVlExport,
-}
-
 # Channels that share a scale. Larger blocks are faster and smaller, smaller ones are more exact (README, Quantisation).
 BLOCK_SIZES: Mapping[str, int] = {"q8": 128, "q4": 64}
 
@@ -50,6 +47,7 @@ _KEPT_FILES = (
     "chat_template.jinja", "chat_template.json", "tokenizer_config.json", "special_tokens_map.json",
 )  # fmt: skip
 
+Exporter = Callable[[Checkpoint, Mapping[str, Any]], FamilyExport]  # the second: processor_config.json
 Precisions = Mapping[Provider, tuple[Precision, Precision]]  # of the vision tower and of the decoder
 
 
@@ -83,8 +81,7 @@ def export_model(job: Job, report: Callable[[str], None]) -> Manifest:
     with publish.exclusive(job.target, report):
         publish.sweep(job.target)
         publish.check_replaceable(job.target)
-        if job.family not in _FAMILIES:
-            raise ExportError(f"no exporter for family {job.family!r}; known are {', '.join(_FAMILIES)}")
+        registration, exporter = _exporter(job.family)
         checkpoint = Checkpoint(job.source.folder, config_file=job.config_file, weights=job.weights)
         tokenizer_file = _tokenizer_file(job)
         kept = [job.source.folder / name for name in _KEPT_FILES if (job.source.folder / name).is_file()]
@@ -99,7 +96,8 @@ def export_model(job: Job, report: Callable[[str], None]) -> Manifest:
         vocabulary = tokenizer.get_vocab(with_added_tokens=True)
         special = [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special]
         try:
-            family = _FAMILIES[job.family](checkpoint, _processor_config(job))
+            check_architecture(checkpoint.config, registration)
+            family = exporter(checkpoint, _processor_config(job))
             parts = {provider: family.parts(*precision) for provider, precision in precisions.items()}
             sizes, tokens = family.sizes, family.tokens(vocabulary)
             image_rules = family.image_rules.model_dump(mode="json")
@@ -165,6 +163,25 @@ def export_model(job: Job, report: Callable[[str], None]) -> Manifest:
             manifest.save(folder)
         report(f"published {job.target} ({sum(info.size for info in manifest.files.values()) / 1e9:.2f} GB)")
         return manifest
+
+
+def _exporter(family: str) -> tuple[Registration, Exporter]:
+    """The family's registration and the class that it names.
+
+    Raises
+    ------
+    ExportError
+        for a family that cannot be exported.
+    """
+    registration = FAMILIES.get(family)
+    if registration is None or registration.exporter is None:
+        known = ", ".join(one.id for one in FAMILIES.values() if one.exporter is not None)
+        raise ExportError(f"no exporter for family {family!r}; known are {known}")
+    try:
+        exporter: Exporter = pkgutil.resolve_name(registration.exporter)
+    except (ImportError, AttributeError) as error:
+        raise ExportError(f"the exporter of family {family!r}, {registration.exporter}, is missing: {error}") from error
+    return registration, exporter
 
 
 def _precisions(job: Job, meter: ErrorMeter | None) -> Precisions:

@@ -88,6 +88,12 @@ def copied(name: str, shape: tuple[int, ...]) -> Recipe:
     return Recipe({name: shape}, lambda load: iter((load(name),)))
 
 
+def joined(names: Sequence[str], sizes: Sequence[int]) -> Recipe:
+    """Vectors one after the other, as the biases of packed matrices."""
+    sources = {name: (size,) for name, size in zip(names, sizes, strict=True)}
+    return Recipe(sources, lambda load: (load(name) for name in names))
+
+
 def transposed(names: Sequence[str], outputs: Sequence[int], inputs: int) -> Recipe:
     """Linear weights [out, in] side by side as one right-hand matrix [in, sum of outs] for MatMul."""
     sources = {name: (out, inputs) for name, out in zip(names, outputs, strict=True)}

@@ -18,11 +18,13 @@ from typing import Any
 import tomli
 
 from . import catalog, paths, precedence
-from .catalog import CATALOG, DTYPES, ModelEntry
+from .catalog import CATALOG, DTYPES
 from .checkpoint_size import parameter_count
 from .config_template import DEFAULT_ACTIVE, SERVER_KEYS, render
 from .errors import ConfigError, InvalidInput
+from .families import FAMILIES
 from .nearest import did_you_mean
+from .registration import ModelEntry
 from .registry import tasks_of
 from .settings import InferenceSettings
 
@@ -114,10 +116,8 @@ class Config:
         if known is None:
             family = own.pop("family", "deepseek-ocr")
             # As in deepseek-ocr.rs, an entry without a source is the family's published model.
-            published = CATALOG[family].source
+            published = FAMILIES[family].models[0].source
             return dataclasses.replace(ModelEntry(model_id, family, published), **own)
-        if known.family == "deepseek-ocr-2" and own.get("family") == "deepseek-ocr":
-            own.pop("family")  # deepseek-ocr.rs writes kind = "deepseek" for both generations
         own["defaults"] = {**known.defaults, **own.get("defaults", {})}
         return dataclasses.replace(known, **own)
 
@@ -224,7 +224,7 @@ class _Reader:
         entry: dict[str, Any] = {}
         if "kind" in table:
             kind = self._typed(table, where, "kind", str, "a model kind") or ""
-            family = catalog.normalise_family(kind)
+            family = catalog.normalise_family(kind, model_id)
             if family is None:
                 self._fail(where, "kind", f"one of {', '.join(catalog.family_spellings())}", kind)
             entry["family"] = family

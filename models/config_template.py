@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from .precedence import SETTINGS
-from .settings import InferenceSettings
 
 DEFAULT_ACTIVE = "deepseek-ocr"
 
@@ -111,29 +110,15 @@ _HEAD = """\
 """
 
 
-# What the file shows for settings whose default is None, which TOML cannot say.
-_EXAMPLES = {
-    "base_size": 1024,
-    "image_size": 640,
-    "max_tiles": 9,
-    "deadline_s": 300.0,
-    "top_k": 50,
-    "seed": 0,
-    "no_repeat_ngram_window": 90,
-}
-
-
 def render() -> str:
     """The file's text: valid TOML as it stands, and after removing any ``# `` in front of a key."""
     lines = [_HEAD.format(active=_toml(DEFAULT_ACTIVE))]
-    builtin = InferenceSettings()
     for setting in SETTINGS:
-        value = getattr(builtin, setting.name)
-        if value is None:
-            value = _EXAMPLES[setting.name]
-            lines.append(_line(setting.name, value, f"{setting.help}; default: {setting.default_text or 'none'}"))
+        if setting.default is None:  # which TOML cannot say
+            text = f"{setting.help}; default: {setting.default_text or 'none'}"
+            lines.append(_line(setting.name, setting.example, text))
         else:
-            lines.append(_line(setting.name, value, setting.help))
+            lines.append(_line(setting.name, setting.default, setting.help))
     lines.append("\n[server]\n")
     lines += [_line(key.name, key.default, key.help) for key in SERVER_KEYS]
     return "".join(lines)

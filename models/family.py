@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from PIL import Image
 
 from .errors import InvalidInput
+from .family_settings import FamilySettings
 from .grounding import Box
-from .settings import InferenceSettings
 
 Feeds = Mapping[str, np.ndarray]
 Encode = Callable[[str], list[int]]  # text -> token ids, without special tokens around it
@@ -89,15 +89,32 @@ class Family(Protocol):
     tasks: Mapping[str, str]
     default_task: str
     defaults: Mapping[str, Any]  # inference settings for whoever sets none: config.toml and everything above it win
-    ignored_settings: frozenset[str]  # names of inference settings that mean nothing to this family
+    settings: ClassVar[type[FamilySettings]]  # what it can be told beside what every model can
 
-    def prepare_image(self, image: Image.Image, settings: InferenceSettings) -> PreparedImage:
+    def prepare_image(
+        self, image: Image.Image, settings: Mapping[str, Any], prompt: str = "", images: int = 1
+    ) -> PreparedImage:
         """Orient, cut and scale one image.
+
+        settings : families' settings by name; the family takes its own. prompt, images : of the request that the image
+        belongs to, for a family that cuts by them.
 
         Raises
         ------
         InvalidInput
-            when the image or an image setting cannot be taken.
+            when the image or a setting cannot be taken.
+        """
+
+    def smallest_image(self, settings: Mapping[str, Any] | None = None) -> PreparedImage:
+        """The least that the vision tower takes, for a look at its graph.
+
+        settings : what else the image must show: the smallest one that is cut in every way that these ask for, to find
+        out whether images can be.
+
+        Raises
+        ------
+        InvalidInput
+            when a setting cannot be taken.
         """
 
     def prompt_ids(self, prompt: str, image_tokens: Sequence[int], encode: Encode) -> list[int]:

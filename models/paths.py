@@ -13,8 +13,9 @@ from pathlib import Path
 import platformdirs
 from platformdirs.api import PlatformDirsABC
 
-from .catalog import DTYPES, ModelEntry
+from .catalog import DTYPES
 from .errors import ConfigError
+from .registration import ModelEntry
 
 CACHE_VARIABLE = "OCR_ONNX_CACHE"
 

@@ -45,3 +45,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
         image = Image.fromarray(np.clip(np.asarray(image) // 257, 0, 255).astype(np.uint8))
     return image.convert("RGB")
+
+
+def noise(side: int) -> Image.Image:
+    """A square picture of noise, always the same, which no step of a preparation makes trivial."""
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8))

@@ -8,26 +8,28 @@ their fields.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
 
 from .errors import InvalidInput
-from .settings import InferenceSettings
+from .settings import FAMILY_SETTINGS, InferenceSettings
 
 Kind = Literal["integer", "number", "boolean", "strings", "integers"]
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One inference setting as the sources see it."""
+    """One inference setting as the sources see it: a field of InferenceSettings, or of some families' own settings."""
 
-    name: str  # of the InferenceSettings field, and in config.toml
+    name: str  # of the field, and in config.toml
     kind: Kind
     help: str
     flag: str | None = None  # on the command line; None: not there
     body: tuple[str, ...] = ()  # spellings in a request; () means the field's own name
     off: tuple[Any, ...] = ()  # values that mean None ("no limit"), as other programs spell it
     default_text: str | None = None  # how help texts say a None default
+    default: Any = None  # built-in
+    example: Any = None  # of a value, where the default is None
 
     @property
     def spellings(self) -> tuple[str, ...]:
@@ -35,29 +37,22 @@ class Setting:
         return self.body or (self.name,)
 
 
-SETTINGS: tuple[Setting, ...] = (
-    Setting(
-        "base_size",
-        "integer",
-        "side of the padded global view in pixels",
-        "--base-size",
-        default_text="the model's own, 1024 for DeepSeek-OCR",
-    ),
-    Setting(
-        "image_size",
-        "integer",
-        "side of a tile, or of the only view without crop mode, in pixels",
-        "--image-size",
-        default_text="the model's own, 640 for DeepSeek-OCR",
-    ),
-    Setting("crop_mode", "boolean", "cut large images into tiles beside the global view", "--crop-mode"),
-    Setting(
-        "max_tiles",
-        "integer",
-        "most tiles of one image",
-        "--max-tiles",
-        default_text="the model's own, 9 for DeepSeek-OCR",
-    ),
+def _of_family(name: str) -> Setting:
+    """A setting of families' own, as the first of them describes it."""
+    declared = FAMILY_SETTINGS[name][0].model_fields[name]
+    kinds: dict[Any, Kind] = {int: "integer", float: "number", bool: "boolean"}
+    types = [one for one in get_args(declared.annotation) or (declared.annotation,) if one in kinds]
+    if not types or not declared.description:
+        raise AssertionError(f"{name} needs a description, and a type out of {list(kinds)}")
+    example = (declared.examples or [None])[0]
+    return Setting(
+        name, kinds[types[0]], declared.description, f"--{name.replace('_', '-')}",
+        default_text=None if declared.default is not None else f"the model's own, such as {example}",
+        default=declared.default, example=example,
+    )  # fmt: skip
+
+
+_SHARED: tuple[Setting, ...] = (
     Setting(
         "max_new_tokens",
         "integer",
@@ -72,6 +67,7 @@ SETTINGS: tuple[Setting, ...] = (
         "seconds after which the text so far is returned; 0 in a request ends it at once",
         "--deadline",
         default_text="none",
+        example=300.0,
     ),
     Setting("do_sample", "boolean", "draw tokens at random; needs a temperature above 0 too", "--do-sample"),
     Setting("temperature", "number", "sampling temperature; 0 is greedy", "--temperature"),
@@ -83,8 +79,11 @@ SETTINGS: tuple[Setting, ...] = (
         "--top-k",
         off=(0, -1),
         default_text="none",
+        example=50,
     ),
-    Setting("seed", "integer", "seed of the sampling", "--seed", default_text="a fresh one for each request"),
+    Setting(
+        "seed", "integer", "seed of the sampling", "--seed", default_text="a fresh one for each request", example=0
+    ),
     Setting("repetition_penalty", "number", "penalty on tokens seen before; 1 is off", "--repetition-penalty"),
     Setting(
         "no_repeat_ngram_size",
@@ -99,11 +98,17 @@ SETTINGS: tuple[Setting, ...] = (
         "--no-repeat-ngram-window",
         off=(0,),
         default_text="the whole sequence",
+        example=90,
     ),
     Setting("no_repeat_ngram_whitelist", "integers", "token ids that the n-gram rule never forbids"),
     Setting("stop_on_loop", "boolean", "end an answer whose tail repeats itself", "--stop-on-loop"),
 )
 
+_BUILT_IN = InferenceSettings()
+SETTINGS = (
+    *(_of_family(name) for name in FAMILY_SETTINGS),
+    *(replace(setting, default=_BUILT_IN.value(setting.name)) for setting in _SHARED),
+)
 BY_NAME: Mapping[str, Setting] = {setting.name: setting for setting in SETTINGS}
 
 _EXPECTED: dict[Kind, str] = {

@@ -1,30 +1,16 @@
-"""Which families there are, by the name that the manifest gives, and what can be said of them without a model."""
+"""The rules of a family by the name that the manifest gives, and what can be said of them without a model."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any
 
-from .catalog import ModelEntry
-from .deepseek_ocr.family import DeepseekOcr
 from .errors import ManifestError
+from .families import FAMILIES
 from .family import Family
 from .manifest import Manifest
-from .paddleocr_vl.family import PaddleOcrVl
-
-
-class FamilyClass(Protocol):
-    """A family before it is bound to an exported model."""
-
-    tasks: Mapping[str, str]
-    default_task: str
-    defaults: Mapping[str, Any]
-
-    def __call__(self, manifest: Manifest) -> Family: ...
-
-
-_FAMILIES: Mapping[str, FamilyClass] = {"deepseek-ocr": DeepseekOcr, "paddleocr-vl": PaddleOcrVl}
+from .registration import FamilyClass, ModelEntry
 
 
 def family_of(manifest: Manifest) -> Family:
@@ -35,22 +21,23 @@ def family_of(manifest: Manifest) -> Family:
     ManifestError
         when this version knows no such family.
     """
-    if manifest.family not in _FAMILIES:
-        known = ", ".join(sorted(_FAMILIES))
+    rules = _rules(manifest.family)
+    if rules is None:
+        known = ", ".join(sorted(family.id for family in FAMILIES.values() if family.rules is not None))
         raise ManifestError(f"family {manifest.family!r} is unknown to this version, which knows {known}; upgrade it")
-    return _FAMILIES[manifest.family](manifest)
+    return rules(manifest)
 
 
 def tasks_of(family: str) -> Mapping[str, str]:
     """Tasks of a family with their prompts; none for a family that this version knows by name only."""
-    known = _FAMILIES.get(family)
-    return MappingProxyType({}) if known is None else known.tasks
+    rules = _rules(family)
+    return MappingProxyType({}) if rules is None else rules.tasks
 
 
 def defaults_of(family: str) -> Mapping[str, Any]:
     """Inference settings that a family is at its best with, below those of config.toml; none for an unknown one."""
-    known = _FAMILIES.get(family)
-    return MappingProxyType({}) if known is None else known.defaults
+    rules = _rules(family)
+    return MappingProxyType({}) if rules is None else rules.defaults
 
 
 def default_task(entry: ModelEntry) -> str:
@@ -58,4 +45,12 @@ def default_task(entry: ModelEntry) -> str:
 
     The family must be one of those that this version supports.
     """
-    return entry.task or _FAMILIES[entry.family].default_task
+    if entry.task is not None:
+        return entry.task
+    rules = _rules(entry.family)
+    assert rules is not None, f"{entry.family} is known by name only"
+    return rules.default_task
+
+
+def _rules(family: str) -> FamilyClass | None:
+    return FAMILIES[family].rules if family in FAMILIES else None

@@ -1,16 +1,18 @@
 """How one request wants its image cut and its text decoded: the options dataclass that every layer passes on.
 
-The server builds it from defaults, config.toml, flags and the request body; the Python API from keyword arguments; the
-families read the image half, the runtime the decoding half.
+The server builds it from defaults, config.toml, flags and the request body; the Python API from keyword arguments. The
+runtime reads the fields, a family its own settings among ``family`` (see ``models.family_settings``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self
 
 from .errors import InvalidInput
+from .families import FAMILIES
+from .family_settings import FamilySettings
 
 # Stop strings are looked for after every token, by the thread that decodes for everybody.
 MAX_STOPS = 16
@@ -20,12 +22,6 @@ MAX_STOP_LENGTH = 200  # characters
 @dataclass(frozen=True, slots=True)
 class InferenceSettings:
     """Options of one request. ``None`` means the model's own value (its manifest), or "off" where so noted."""
-
-    # Image preparation (families that take pages at their own size ignore these).
-    base_size: int | None = None  # side of the padded global view, pixels
-    image_size: int | None = None  # side of a tile, or of the only view without crop mode, pixels
-    crop_mode: bool = True  # cut large images into tiles beside the global view
-    max_tiles: int | None = None  # most tiles of one image
 
     # Length of the answer.
     max_new_tokens: int = 512
@@ -46,6 +42,9 @@ class InferenceSettings:
     no_repeat_ngram_whitelist: tuple[int, ...] = ()  # token ids that the filter never forbids
     stop_on_loop: bool = True  # end an answer whose tail repeats itself
 
+    # What families have beside these, by name; a model takes its own family's and leaves the others'.
+    family: Mapping[str, Any] = field(default_factory=dict)
+
     def __post_init__(self) -> None:
         """Refuse values outside their range.
 
@@ -54,6 +53,7 @@ class InferenceSettings:
         InvalidInput
             naming the setting, its value and the allowed range.
         """
+        object.__setattr__(self, "family", _checked(self.family))
         for name, (low, high, meaning) in _RANGES.items():
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
@@ -71,6 +71,10 @@ class InferenceSettings:
         """Whether tokens are drawn at random: needs both ``do_sample`` and a temperature above 0."""
         return self.do_sample and self.temperature > 0
 
+    def value(self, name: str) -> Any:
+        """What is set under a name of ``SETTING_NAMES``; None for a family's that nobody set."""
+        return getattr(self, name) if name in _FIELDS else self.family.get(name)
+
     def override(self, values: Mapping[str, Any]) -> Self:
         """A copy with the named values replaced.
 
@@ -82,16 +86,36 @@ class InferenceSettings:
         unknown = sorted(values.keys() - SETTING_NAMES)
         if unknown:
             raise InvalidInput(f"unknown setting {unknown[0]!r}; known are {', '.join(sorted(SETTING_NAMES))}")
-        return replace(self, **values)
+        own = {name: value for name, value in values.items() if name in _FIELDS}
+        others = {name: value for name, value in values.items() if name not in _FIELDS}
+        return replace(self, **own, family={**self.family, **others})
 
 
-SETTING_NAMES = frozenset(field.name for field in fields(InferenceSettings))
+def _checked(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of families' settings, each of which some family takes. One that is None is not set."""
+    for name, value in values.items():
+        refusals = []
+        for settings in FAMILY_SETTINGS.get(name, ()):
+            try:
+                settings.of({name: value})
+            except InvalidInput as error:
+                refusals.append(error)
+        if len(refusals) == len(FAMILY_SETTINGS.get(name, ())):
+            raise refusals[0] if refusals else InvalidInput(f"unknown setting {name!r}")
+    return {name: value for name, value in values.items() if value is not None}
+
+
+# Name of a family's setting -> the settings of the families that have it.
+FAMILY_SETTINGS: dict[str, list[type[FamilySettings]]] = {}
+for _settings in dict.fromkeys(family.rules.settings for family in FAMILIES.values() if family.rules):
+    for _name in _settings.model_fields:
+        FAMILY_SETTINGS.setdefault(_name, []).append(_settings)
+
+_FIELDS = frozenset(one.name for one in fields(InferenceSettings)) - {"family"}
+SETTING_NAMES = _FIELDS | FAMILY_SETTINGS.keys()
 
 _INF = float("inf")
 _RANGES: dict[str, tuple[float, float, str]] = {
-    "base_size": (32, 4096, "between 32 and 4096 pixels"),
-    "image_size": (32, 4096, "between 32 and 4096 pixels"),
-    "max_tiles": (1, 64, "between 1 and 64"),
     "max_new_tokens": (1, _INF, "at least 1"),
     "deadline_s": (0, _INF, "0 seconds or more"),
     "temperature": (0, 100, "between 0 and 100"),

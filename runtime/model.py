@@ -21,6 +21,7 @@ from models.errors import InvalidInput, ManifestError
 from models.family import Verbatim, task_prompt
 from models.grounding import Box
 from models.manifest import Manifest
+from models.precedence import BY_NAME
 from models.registry import family_of
 from models.settings import InferenceSettings
 
@@ -39,10 +40,8 @@ log = logging.getLogger(__name__)
 
 DEFAULT_VISION_CACHE_MB = 64.0
 
-_UNSET = InferenceSettings()
 _MOST_SLOTS = {"cpu": 8, "coreml": 8, "cuda": 32}  # decode gains little beyond
 _TYPICAL_LENGTH = 2048  # tokens of a page with its answer
-_LARGEST_SAMPLE = 1280  # pixels; the side of a picture that is made to try settings
 
 
 class Model:
@@ -121,7 +120,10 @@ class Model:
         """See ``TextModel.submit``."""
         started = time.monotonic()
         self._name_ignored(request.settings)
-        images = [self._family.prepare_image(image, request.settings) for image in request.images]
+        images = [
+            self._family.prepare_image(image, request.settings.family, request.prompt, len(request.images))
+            for image in request.images
+        ]
         prompt_ids = self._family.prompt_ids(request.prompt, [image.token_count for image in images], self._encode)
         limit = self.manifest.max_length
         if len(prompt_ids) >= limit:
@@ -201,8 +203,7 @@ class Model:
 
     def check(self, prompt: str, settings: InferenceSettings) -> None:
         """See ``TextModel.check``."""
-        side = min(settings.image_size or _LARGEST_SAMPLE, _LARGEST_SAMPLE) + 1  # is cut into tiles, but into few
-        image = self._family.prepare_image(Image.new("RGB", (side, side), "white"), settings)
+        image = self._family.smallest_image(settings.family)
         self._family.prompt_ids(prompt, [image.token_count], self._encode)
 
     def boxes(self, text: str, width: int, height: int) -> list[Box]:
@@ -247,9 +248,9 @@ class Model:
         return sequence
 
     def _name_ignored(self, settings: InferenceSettings) -> None:
-        """Say once for each setting that it means nothing to this model."""
-        candidates = self._family.ignored_settings - self._ignored
-        names = sorted(name for name in candidates if getattr(settings, name) != getattr(_UNSET, name))
+        """Say once for each setting that is of other families than this model's."""
+        others = settings.family.keys() - self._family.settings.model_fields.keys() - self._ignored
+        names = sorted(name for name in others if settings.family[name] != BY_NAME[name].default)
         if names:
             self._ignored |= frozenset(names)
             log.info("model %s has no use for %s; ignored", self.manifest.id, ", ".join(names))

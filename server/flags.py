@@ -65,7 +65,7 @@ def given_settings(flags: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _add_setting(group: argparse._ArgumentGroup, setting: Setting, default: Any) -> None:
-    builtin = getattr(InferenceSettings(), setting.name) if default is None else default
+    builtin = setting.default if default is None else default
     shown = setting.default_text if builtin is None else str(builtin).lower()
     text = f"{setting.help} (default: {shown})"
     if setting.kind == "boolean":

@@ -12,11 +12,11 @@ from dataclasses import replace
 from typing import Any
 
 from models import precedence
-from models.catalog import ModelEntry
 from models.config import Config
 from models.errors import InvalidInput
 from models.family import task_prompt
 from models.pixels import upright_size
+from models.registration import ModelEntry
 from models.registry import default_task, defaults_of, tasks_of
 from models.settings import InferenceSettings
 from runtime.documents import Document

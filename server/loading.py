@@ -14,9 +14,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import models
-from models.catalog import CATALOG, SUPPORTED_FAMILIES, ModelEntry, require_computed, require_supported
+from models.catalog import CATALOG, SUPPORTED_FAMILIES, require_computed, require_supported
 from models.config import Config
 from models.errors import ManifestError
+from models.registration import ModelEntry
 from runtime.requests import TextModel
 
 from .errors import ModelUnavailable

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,25 +23,10 @@ from export.divergence import cosine, divergence
 from models.family import task_prompt
 from models.manifest import Manifest
 from models.registry import family_of
-from models.settings import InferenceSettings
 from runtime.decoder import Decoder
 from runtime.providers import find_device
 from runtime.vision import VisionTower
-
-PromptIds = Callable[[int], list[int]]  # number of image tokens -> token ids
-
-
-@dataclass(frozen=True)
-class Reference:
-    """What transformers computes.
-
-    features : [image tokens, hidden]; logits : [steps + 1, vocabulary]; tokens : [steps + 1].
-    """
-
-    features: np.ndarray
-    logits: np.ndarray
-    tokens: list[int]
-    prompt_ids: list[int]
+from tools.reference_family import Reference, load_family
 
 
 @dataclass(frozen=True)
@@ -71,40 +56,8 @@ def run_reference(checkpoint: Path, folder: Path, image: Image.Image, steps: int
         encode = lambda text: list(tokenizer.encode(text, add_special_tokens=False).ids)
         return family.prompt_ids(prompt, [image_tokens], encode)
 
-    run = run_paddle if manifest.family == "paddleocr-vl" else run_deepseek
-    return run(checkpoint, manifest, image, steps, prompt_ids, tokenizer.get_vocab_size(with_added_tokens=True))
-
-
-def run_deepseek(
-    checkpoint: Path, manifest: Manifest, image: Image.Image, steps: int, prompt_ids: PromptIds, vocabulary: int
-) -> Reference:
-    """vocabulary : tokens that may be chosen; the logits of random weights have padding rows too."""
-    from models.deepseek_ocr.images import ImageRules, make_views, normalise
-    from tools.reference import embed, greedy_logits, image_features, load_reference
-
-    rules = ImageRules.model_validate(manifest.image)
-    views = make_views(image, InferenceSettings(), rules)
-    tiles = None if views.tiles is None else normalise(views.tiles, rules)
-    model = load_reference(checkpoint)
-    features = image_features(model, normalise(views.whole, rules), tiles, views.grid)
-    ids = prompt_ids(len(features))
-    embeddings = embed(model, ids).copy()
-    embeddings[np.array(ids) == manifest.tokens.image] = features
-    logits, tokens = greedy_logits(model, embeddings, steps, vocabulary)
-    return Reference(features, logits, tokens, ids)
-
-
-def run_paddle(
-    checkpoint: Path, manifest: Manifest, image: Image.Image, steps: int, prompt_ids: PromptIds, vocabulary: int
-) -> Reference:
-    """The library's own processor cuts the image and its own code counts the positions."""
-    from tools.paddle_reference import greedy, image_processor, load_paddle, page_features
-
-    model = load_paddle(checkpoint)
-    features, grid = page_features(model, image_processor(checkpoint), image)
-    ids = prompt_ids(len(features))
-    logits, tokens = greedy(model, ids, [features], [grid], steps, np.arange(manifest.sizes.vocabulary))
-    return Reference(features, logits, tokens, ids)
+    known = tokenizer.get_vocab_size(with_added_tokens=True)
+    return load_family(checkpoint).read(manifest, image, steps, prompt_ids, known)
 
 
 def measure(folder: Path, image: Image.Image, reference: Reference) -> Parity:
@@ -112,7 +65,7 @@ def measure(folder: Path, image: Image.Image, reference: Reference) -> Parity:
     manifest = Manifest.load(folder)
     family = family_of(manifest)
     device = find_device("cpu")
-    prepared = family.prepare_image(image, InferenceSettings())
+    prepared = family.prepare_image(image, {})
     vision = VisionTower(folder, manifest, device)
     features = prepared.assemble([vision.encode(make()) for make in prepared.passes])
     del vision

@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image
 
 from models.errors import InvalidInput
 from models.family import IMAGE_SLOT, Encode, Feeds, OutputFilter, Positions, PreparedImage, Verbatim, counted
+from models.family_settings import FamilySettings
 from models.grounding import Box, parse_boxes
 from models.manifest import Manifest
-from models.settings import InferenceSettings
+from models.pixels import noise
 
-from .images import ImageRules, lay_out, make_views, normalise, token_count
+from .images import ImageRules, ImageSettings, lay_out, make_views, normalise, token_count
 from .output import DEFAULT_TASK, TASKS
 from .positions import view_inputs
 
@@ -29,20 +30,22 @@ class DeepseekOcr:
     tasks = TASKS
     default_task = DEFAULT_TASK
     defaults = DEFAULTS
-    ignored_settings: frozenset[str] = frozenset()
+    settings: ClassVar[type[FamilySettings]] = ImageSettings
 
     def __init__(self, manifest: Manifest) -> None:
         self.tokens = manifest.tokens
         self.rules = ImageRules.model_validate(manifest.image)
         self._most_tokens = manifest.max_length
 
-    def prepare_image(self, image: Image.Image, settings: InferenceSettings) -> PreparedImage:
+    def prepare_image(
+        self, image: Image.Image, settings: Mapping[str, Any], prompt: str = "", images: int = 1
+    ) -> PreparedImage:
         """One vision pass for each tile, then one for the global view.
 
         One by one, not as a batch: a view fills the machine by itself, and between two views the engine can decode
         other requests and notice a cancellation.
         """
-        views = make_views(image, settings, self.rules, self._most_tokens)
+        views = make_views(image, ImageSettings.of(settings), self.rules, self._most_tokens)
         singles = [] if views.tiles is None else [views.tiles[i : i + 1] for i in range(len(views.tiles))]
         passes = [partial(self._feeds, view) for view in (*singles, views.whole)]
 
@@ -57,6 +60,15 @@ class DeepseekOcr:
             )
 
         return PreparedImage(passes, token_count(views, self.rules), assemble)
+
+    def smallest_image(self, settings: Mapping[str, Any] | None = None) -> PreparedImage:
+        """Without settings a single view of as few patches as one vision token has; with them an image with tiles."""
+        if settings is None:
+            side = self.rules.patch_size * self.rules.downsample
+            return self.prepare_image(noise(side), {"crop_mode": False, "image_size": side})
+        largest = self.rules.largest_side
+        side = min(ImageSettings.of(settings).image_size or largest, largest) + 1  # is cut, but into few
+        return self.prepare_image(noise(side), settings)
 
     def _feeds(self, view: np.ndarray) -> Feeds:
         return {"pixel_values": normalise(view, self.rules), **view_inputs(view.shape[1], self.rules)}

@@ -10,14 +10,28 @@ from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageOps
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from models.errors import InvalidInput
+from models.family_settings import FamilySettings
 from models.pixels import upright_rgb
-from models.settings import InferenceSettings
 
 # Without crop mode, views up to this side are stretched to a square, larger ones padded (published code).
 STRETCH_LIMIT = 640
+
+
+class ImageSettings(FamilySettings):
+    """What may be set of it."""
+
+    base_size: int | None = Field(
+        None, ge=32, le=4096, description="side of the padded global view in pixels", examples=[1024]
+    )
+    image_size: int | None = Field(
+        None, ge=32, le=4096, description="side of a tile, or of the only view without crop mode, in pixels",
+        examples=[640],
+    )  # fmt: skip
+    crop_mode: bool = Field(True, description="cut large images into tiles beside the global view")
+    max_tiles: int | None = Field(None, ge=1, le=64, description="most tiles of one image", examples=[9])
 
 
 class ImageRules(BaseModel):
@@ -61,9 +75,7 @@ class Views:
     grid: tuple[int, int]
 
 
-def make_views(
-    image: Image.Image, settings: InferenceSettings, rules: ImageRules, most_tokens: int | None = None
-) -> Views:
+def make_views(image: Image.Image, settings: ImageSettings, rules: ImageRules, most_tokens: int | None = None) -> Views:
     """Orient the image by its EXIF data, convert it to RGB, and cut and scale it as the settings say.
 
     most_tokens : what the model takes, prompt and answer together.

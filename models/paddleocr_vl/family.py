@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image
 
+from models.chat_template import PromptRules, chat_prompt
 from models.family import Encode, Feeds, OutputFilter, Positions, PreparedImage
+from models.family_settings import FamilySettings
 from models.grounding import Box
 from models.manifest import Manifest
-from models.settings import InferenceSettings
+from models.pixels import noise
 
-from .images import ImageRules, normalise, resize
-from .output import DEFAULT_TASK, DEFAULTS, IGNORED_SETTINGS, TASKS, output_filter
+from .images import ImageRules, ImageSettings, limited, normalise, resize
+from .output import DEFAULT_TASK, DEFAULTS, TASKS, output_filter
 from .positions import page_inputs, token_positions
-from .prompt import PromptRules, chat_prompt
 
 
 class PaddleOcrVl:
@@ -25,20 +27,26 @@ class PaddleOcrVl:
     tasks = TASKS
     default_task = DEFAULT_TASK
     defaults = DEFAULTS
-    ignored_settings = IGNORED_SETTINGS
+    settings: ClassVar[type[FamilySettings]] = ImageSettings
 
     def __init__(self, manifest: Manifest) -> None:
         self.tokens = manifest.tokens
         self.rules = ImageRules.model_validate(manifest.image)
         self.prompt_rules = PromptRules.model_validate(manifest.prompt)
 
-    def prepare_image(self, image: Image.Image, settings: InferenceSettings) -> PreparedImage:
+    def prepare_image(
+        self, image: Image.Image, settings: Mapping[str, Any], prompt: str = "", images: int = 1
+    ) -> PreparedImage:
         """One vision pass for the whole image."""
-        pixels = resize(image, self.rules)
+        pixels = resize(image, limited(self.rules, ImageSettings.of(settings)))
         rows, columns = (side // self.rules.factor for side in pixels.shape[:2])
         return PreparedImage(
             [partial(self._feeds, pixels)], rows * columns, lambda outputs: outputs[0]["features"], (rows, columns)
         )
+
+    def smallest_image(self, settings: Mapping[str, Any] | None = None) -> PreparedImage:
+        """A single block of patches; every image is cut the same way, so settings need no larger one."""
+        return self.prepare_image(noise(1), {"min_pixels": self.rules.factor**2} if settings is None else settings)
 
     def _feeds(self, pixels: np.ndarray) -> Feeds:
         rows, columns = (side // self.rules.patch_size for side in pixels.shape[:2])

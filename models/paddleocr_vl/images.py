@@ -10,12 +10,24 @@ import math
 
 import numpy as np
 from PIL import Image
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from models.errors import InvalidInput
+from models.family_settings import FamilySettings
 from models.pixels import upright_rgb
 
 LARGEST_ASPECT_RATIO = 200  # published code
+
+
+class ImageSettings(FamilySettings):
+    """What may be set of it. The largest limit is that of the first published revision."""
+
+    min_pixels: int | None = Field(
+        None, ge=784, le=2_822_400, description="smaller images are enlarged to this many pixels", examples=[147_384]
+    )
+    max_pixels: int | None = Field(
+        None, ge=784, le=2_822_400, description="larger images are reduced to this many pixels", examples=[1_003_520]
+    )
 
 
 class ImageRules(BaseModel):
@@ -38,6 +50,24 @@ class ImageRules(BaseModel):
     def factor(self) -> int:
         """Sides of a resized image are multiples of this, pixels."""
         return self.patch_size * self.merge_size
+
+
+def limited(rules: ImageRules, settings: ImageSettings) -> ImageRules:
+    """The rules with the limits that are set; where only one is, the other gives way to it.
+
+    Raises
+    ------
+    InvalidInput
+        when both are set and leave nothing between them.
+    """
+    low, high = settings.min_pixels, settings.max_pixels
+    if low is not None and high is not None and low > high:
+        raise InvalidInput(f"min_pixels is {low} and max_pixels {high}; the first must not be the larger one")
+    limits = {
+        "min_pixels": low or min(rules.min_pixels, high or rules.min_pixels),
+        "max_pixels": high or max(rules.max_pixels, low or rules.max_pixels),
+    }
+    return rules.model_copy(update=limits)
 
 
 def resized_size(width: int, height: int, rules: ImageRules) -> tuple[int, int]:

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from models.arguments import add_config_flags, read_config
-from models.catalog import SUPPORTED_FAMILIES, ModelEntry
+from models.catalog import SUPPORTED_FAMILIES
 from models.errors import ConfigError
+from models.registration import ModelEntry
 from models.registry import default_task, tasks_of
 
 from .errors import CommandFailed

@@ -782,7 +782,7 @@ def test_a_page_is_read_to_its_end_unless_somebody_says_otherwise(ocr: Program, 
     image = png(tmp_path / "a.png", 1)
     ocr("read", image, "--top-k", "5", "--crop-mode", "false")
     settings = ocr.readers[-1].settings
-    assert (settings.max_new_tokens, settings.top_k, settings.crop_mode) == (8192, 5, False)
+    assert (settings.max_new_tokens, settings.top_k, settings.family["crop_mode"]) == (8192, 5, False)
     ocr("read", image, "--max-new-tokens", "7")
     assert ocr.readers[-1].settings.max_new_tokens == 7
     (tmp_path / "config.toml").write_text("[inference]\nmax_new_tokens = 99\n")

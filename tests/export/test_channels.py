@@ -17,7 +17,6 @@ from export.quantize import dequantize_channels, quantize_channels
 from export.source import Source
 from models.processor import session_entries
 from models.registry import family_of
-from models.settings import InferenceSettings
 from runtime.providers import find_device, ort
 from runtime.vision import VisionTower
 from tools.checkpoints import Sizes, write_random_checkpoint
@@ -115,7 +114,7 @@ def read(checkpoint: Path, folder: Path, image) -> tuple[np.ndarray, np.ndarray]
     manifest = export_model(
         Job("deepseek-ocr", "deepseek-ocr", source, "q8", folder, vision_dtype="q8"), lambda line: None
     )
-    prepared = family_of(manifest).prepare_image(image, InferenceSettings())
+    prepared = family_of(manifest).prepare_image(image, {})
     passes = [make() for make in prepared.passes]
     vision = VisionTower(folder, manifest, find_device("cpu"))
     return prepared.assemble([vision.encode(feeds) for feeds in passes]), passes[0]["pixel_values"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,9 @@ import pytest
 from PIL import Image
 from tokenizers import Tokenizer
 
-from models.deepseek_ocr.images import make_views, normalise
+from models.deepseek_ocr.images import ImageSettings, make_views, normalise
 from models.manifest import Manifest
 from models.registry import family_of
-from models.settings import InferenceSettings
 from runtime import Model
 from runtime.decoder import Decoder
 from runtime.providers import find_device
@@ -65,12 +64,12 @@ class Pair:
     def known(self) -> int:
         return self.tokenizer.get_vocab_size(with_added_tokens=True)
 
-    def features(self, image: Image.Image, settings: InferenceSettings) -> tuple[np.ndarray, np.ndarray]:
+    def features(self, image: Image.Image, settings: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
         """Image features [tokens, hidden] of ours and of the reference."""
         family = family_of(self.manifest)
         prepared = family.prepare_image(image, settings)
         ours = prepared.assemble([self.vision.encode(make()) for make in prepared.passes])
-        views = make_views(image, settings, family.rules)
+        views = make_views(image, ImageSettings.of(settings), family.rules)
         tiles = None if views.tiles is None else normalise(views.tiles, family.rules)
         return ours, image_features(self.reference, normalise(views.whole, family.rules), tiles, views.grid)
 
@@ -122,7 +121,7 @@ def reference_logits(
     return greedy_logits(pair.reference, embeddings, steps, pair.known)
 
 
-def check_against_reference(pair: Pair, images: list[Image.Image], prompt: str, settings: InferenceSettings) -> None:
+def check_against_reference(pair: Pair, images: list[Image.Image], prompt: str, settings: Mapping[str, Any]) -> None:
     """Features and logits within 1e-4, and the text that the Python API gives identical to the reference's."""
     ours, theirs = zip(*(pair.features(image, settings) for image in images), strict=True)
     for mine, reference in zip(ours, theirs, strict=True):
@@ -136,44 +135,40 @@ def check_against_reference(pair: Pair, images: list[Image.Image], prompt: str, 
         assert relative_error(logits[step], expected[step]) < 1e-4, f"step {step}"
     with Model.open(pair.folder, device="cpu", slots=1) as model:
         result = model.read(
-            images, prompt, max_new_tokens=STEPS, no_repeat_ngram_size=0, stop_on_loop=False,
-            base_size=settings.base_size, image_size=settings.image_size, crop_mode=settings.crop_mode,
-        )  # fmt: skip
+            images, prompt, max_new_tokens=STEPS, no_repeat_ngram_size=0, stop_on_loop=False, **settings
+        )
     ends = [i for i, token in enumerate(tokens) if token in pair.manifest.tokens.eos]
     greedy = tokens[: ends[0] if ends else STEPS][:STEPS]
     assert result.tokens == greedy
     assert result.text == pair.tokenizer.decode(greedy, skip_special_tokens=False).strip()
 
 
-@pytest.mark.parametrize(("size", "changes", "grid"), ONE_IMAGE)
-def test_f32_equals_the_reference_for_every_image_layout(pair_of, picture, size, changes, grid) -> None:
+@pytest.mark.parametrize(("size", "settings", "grid"), ONE_IMAGE)
+def test_f32_equals_the_reference_for_every_image_layout(pair_of, picture, size, settings, grid) -> None:
     pair = pair_of(SIZES["default"], 0)
-    settings = InferenceSettings(**changes)
     image = picture(*size)
-    assert make_views(image, settings, family_of(pair.manifest).rules).grid == grid
+    assert make_views(image, ImageSettings.of(settings), family_of(pair.manifest).rules).grid == grid
     check_against_reference(pair, [image], "<image>\nFree OCR.", settings)
 
 
 @pytest.mark.parametrize("seed", [1, 2])
 @pytest.mark.parametrize("name", [name for name in SIZES if name != "default"])
 def test_f32_equals_the_reference_for_other_sizes_of_the_model(pair_of, picture, name, seed) -> None:
-    check_against_reference(
-        pair_of(SIZES[name], seed), [picture(500, 900, seed)], "<image>\nFree OCR.", InferenceSettings()
-    )
+    check_against_reference(pair_of(SIZES[name], seed), [picture(500, 900, seed)], "<image>\nFree OCR.", {})
 
 
 def test_patch_size_and_geometry_come_from_the_checkpoint(pair_of, picture) -> None:
     small = Sizes(patch=8, image_size=256, clip_image_size=112, sam_window=7)
     pair = pair_of(small, 3)
-    settings = InferenceSettings(base_size=256, image_size=160)
-    assert make_views(picture(300, 500), settings, family_of(pair.manifest).rules).grid == (2, 3)
+    settings = {"base_size": 256, "image_size": 160}
+    assert make_views(picture(300, 500), ImageSettings.of(settings), family_of(pair.manifest).rules).grid == (2, 3)
     check_against_reference(pair, [picture(300, 500)], "<image>\nFree OCR.", settings)
 
 
 def test_two_images_in_one_prompt_keep_their_order(pair_of, picture) -> None:
     pair = pair_of(SIZES["default"], 0)
     images = [picture(500, 1000, 1), picture(300, 200, 2)]
-    check_against_reference(pair, images, "First <image>\nsecond <image> compare", InferenceSettings())
+    check_against_reference(pair, images, "First <image>\nsecond <image> compare", {})
 
 
 def test_a_prompt_longer_than_one_prefill_chunk_gives_the_same_logits(pair_of, monkeypatch) -> None:
@@ -218,8 +213,8 @@ def test_f16_stays_close_to_f32_when_both_are_fed_the_same_tokens(pair_of, pictu
     agreed, total = 0, 0
     for seed in range(4):
         image = picture(500, 900, seed)
-        _, reference_features = pair.features(image, InferenceSettings())
-        prepared = family.prepare_image(image, InferenceSettings())
+        _, reference_features = pair.features(image, {})
+        prepared = family.prepare_image(image, {})
         features = prepared.assemble([vision.encode(make()) for make in prepared.passes])
         assert relative_error(features, reference_features) < 1e-2
         encode = lambda text: pair.tokenizer.encode(text, add_special_tokens=False).ids

@@ -30,7 +30,6 @@ from export.quantize import Blocks, dequantize, dequantize_channels, quantize, q
 from models.errors import InvalidInput
 from models.manifest import Manifest
 from models.registry import family_of
-from models.settings import InferenceSettings
 from runtime import Model
 from runtime.decoder import Decoder
 from runtime.providers import find_device
@@ -126,7 +125,7 @@ def ours(
     """Features of each image, and logits with them after the prompt and after each of the reference's tokens."""
     manifest, device = Manifest.load(folder), find_device("cpu")
     family, vision = family_of(manifest), VisionTower(folder, manifest, device)
-    prepared = [family.prepare_image(image, InferenceSettings()) for image in images]
+    prepared = [family.prepare_image(image, {}) for image in images]
     features = [one.assemble([vision.encode(make()) for make in one.passes]) for one in prepared]
     ids = expected.prompt_ids
     positions = family.positions(ids, prepared)
@@ -203,7 +202,7 @@ def test_f32_equals_the_reference_for_an_image_beyond_the_limit(pair_of, picture
     """1.5's limit, which a 1.0 checkpoint does not have: the page is made smaller."""
     pair = pair_of(revision=V1_5)
     page = picture(1240, 1754)
-    assert family_of(pair.manifest).prepare_image(page, InferenceSettings()).token_count == 30 * 42
+    assert family_of(pair.manifest).prepare_image(page, {}).token_count == 30 * 42
     check_against_reference(pair, [page])
 
 
@@ -239,13 +238,12 @@ from pathlib import Path
 from PIL import Image
 from models.manifest import Manifest
 from models.registry import family_of
-from models.settings import InferenceSettings
 from runtime.providers import find_device
 from runtime.vision import VisionTower
 
 folder = Path(sys.argv[1])
 manifest = Manifest.load(folder)
-page = family_of(manifest).prepare_image(Image.effect_noise((1680, 1680), 90), InferenceSettings())
+page = family_of(manifest).prepare_image(Image.effect_noise((1680, 1680), 90), {})
 feeds = page.passes[0]()
 tower = VisionTower(folder, manifest, find_device("cpu"))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

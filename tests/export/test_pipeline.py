@@ -563,6 +563,46 @@ def test_only_the_tensors_of_one_chunk_are_in_memory_at_a_time(tmp_path, target,
     assert most <= 4  # query, key and value are written side by side
 
 
+# Families and architectures.
+
+
+def with_architectures(checkpoint: Path, folder: Path, value: Any) -> Path:
+    changed = folder / "config.json"
+    changed.write_text(json.dumps({**json.loads((checkpoint / "config.json").read_text()), "architectures": value}))
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("architectures", "said"),
+    [
+        (["DeepseekOCR2ForCausalLM"], "family 'deepseek-ocr-2', and 'deepseek-ocr' was asked for"),
+        (["PaddleOCRVLForConditionalGeneration"], 'kind = "paddleocr-vl"'),
+        (["DeepseekVL3ForCausalLM"], "the nearest is deepseek-ocr"),
+        (["LlamaForCausalLM"], "paddleocr-vl \\(PaddleOCRVLForConditionalGeneration"),
+        ([], "architectures is \\[\\]; expected a list of one name"),
+        (7, "architectures is 7"),
+    ],
+)
+def test_an_architecture_of_another_family_is_answered_with_the_families(
+    checkpoint: Path, target: Path, tmp_path: Path, architectures: Any, said: str
+) -> None:
+    with pytest.raises(ExportError, match=said):
+        export(checkpoint, target, config_file=with_architectures(checkpoint, tmp_path, architectures))
+    assert not target.exists()
+
+
+def test_a_config_that_names_no_architecture_is_taken_for_what_was_asked(
+    checkpoint: Path, target: Path, tmp_path: Path
+) -> None:
+    export(checkpoint, target, config_file=with_architectures(checkpoint, tmp_path, None))
+    assert Manifest.load(target).family == "deepseek-ocr"
+
+
+def test_a_family_without_an_exporter_is_answered_with_those_that_have_one(checkpoint: Path, target: Path) -> None:
+    with pytest.raises(ExportError, match=r"'dots-ocr'; known are deepseek-ocr, .*paddleocr-vl"):
+        export(checkpoint, target, family="dots-ocr")
+
+
 # Killed at any moment.
 
 # Runs the command line and, at one moment, says so and waits for a line on standard input.

@@ -54,10 +54,9 @@ def test_every_line_of_the_written_file_is_valid_once_uncommented(tmp_path: Path
     config = load_config(write(tmp_path, text))
     assert config.server == {key.name: key.default for key in SERVER_KEYS}
     assert set(config.inference) == SETTING_NAMES
-    builtin = InferenceSettings()
     for name, value in config.inference.items():
-        if getattr(builtin, name) is not None:
-            assert value == getattr(builtin, name)
+        if precedence.BY_NAME[name].default is not None:
+            assert value == precedence.BY_NAME[name].default
     assert config.entry("my-model").source == str(tmp_path / "my-checkpoint")
     assert tomllib.loads(text)["models"]["active"] == config.active
 
@@ -207,7 +206,7 @@ def test_a_file_of_deepseek_ocr_rs_loads_and_names_once_what_is_skipped(
     assert (quantised.id, quantised.dtype, quantised.defaults["base_size"]) == ("deepseek-ocr", "q8", 1024)
     assert config.entry("deepseek-ocr-q4k").dtype == "q4"
     tiny = precedence.resolve(config.inference, config.entry("tiny-ocr").defaults, {}, {})
-    assert (tiny.base_size, tiny.image_size) == (256, 192)
+    assert (tiny.value("base_size"), tiny.value("image_size")) == (256, 192)
 
 
 def test_an_entry_lays_its_fields_over_the_catalogue(tmp_path: Path) -> None:
@@ -251,6 +250,8 @@ LEVELS: dict[str, tuple[Any, Any, Any, Any]] = {
     "image_size": (128, 192, 512, 640),
     "crop_mode": (False, True, False, True),
     "max_tiles": (2, 4, 6, 9),
+    "min_pixels": (1000, 2000, 3000, 4000),
+    "max_pixels": (100_000, 200_000, 300_000, 400_000),
     "max_new_tokens": (10, 20, 30, 40),
     "stop": (["a"], ["b"], ["c"], ["d", "e"]),
     "deadline_s": (1, 2.5, 3, 4.5),
@@ -280,9 +281,9 @@ def test_body_beats_flags_beat_entry_beat_config_beat_builtin(name: str, tmp_pat
     flags = {name: precedence.check_value(setting, in_flags)}
 
     def value(*sources: Any) -> Any:
-        return getattr(precedence.resolve(*sources), name)
+        return precedence.resolve(*sources).value(name)
 
-    assert value({}, {}, {}, {}) == getattr(InferenceSettings(), name)
+    assert value({}, {}, {}, {}) == InferenceSettings().value(name)
     assert value(config.inference, {}, {}, {}) == expected[0]
     assert value(config.inference, entry, {}, {}) == expected[1]
     assert value(config.inference, entry, flags, {}) == expected[2]

@@ -10,11 +10,18 @@ import torch
 from PIL import Image, ImageOps
 
 from models.deepseek_ocr import images
-from models.deepseek_ocr.images import ImageRules, choose_grid, lay_out, make_views, normalise, token_count
+from models.deepseek_ocr.images import (
+    ImageRules,
+    ImageSettings,
+    choose_grid,
+    lay_out,
+    make_views,
+    normalise,
+    token_count,
+)
 from models.deepseek_ocr.positions import bicubic_rows, linear_rows
 from models.errors import InvalidInput
 from models.pixels import upright_rgb
-from models.settings import InferenceSettings
 
 RULES = ImageRules(patch_size=16, downsample=4, grid=64, clip_grid=16)
 
@@ -58,7 +65,7 @@ def test_200_random_sizes_give_identical_tiles_and_arrays() -> None:
         image = noise.resize(size, Image.Resampling.NEAREST)
         crop = n % 5 != 0
         image_size = 640 if crop else generator.choice([512, 640, 1024, 1280])
-        settings = InferenceSettings(base_size=1024, image_size=image_size, crop_mode=crop)
+        settings = ImageSettings(base_size=1024, image_size=image_size, crop_mode=crop)
         views = make_views(image, settings, RULES)
         whole, tiles, grid = published_preparation(image, 1024, image_size, crop)
         assert views.grid == grid, size
@@ -78,7 +85,7 @@ def test_exif_orientation_is_applied(orientation, tmp_path) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     stored.save(tmp_path / "photo.png", exif=exif)
-    settings = InferenceSettings()
+    settings = ImageSettings()
     photo = make_views(Image.open(tmp_path / "photo.png"), settings, RULES)
     assert np.array_equal(photo.whole, make_views(upright, settings, RULES).whole)
 
@@ -87,7 +94,7 @@ def test_exif_orientation_is_applied(orientation, tmp_path) -> None:
 def test_every_pixel_mode_becomes_rgb(mode) -> None:
     base = Image.effect_noise((50, 40), 60)
     image = Image.fromarray(np.asarray(base).astype(np.uint16)) if mode == "I;16" else base.convert("RGB").convert(mode)
-    assert make_views(image, InferenceSettings(), RULES).whole.shape == (1, 1024, 1024, 3)
+    assert make_views(image, ImageSettings(), RULES).whole.shape == (1, 1024, 1024, 3)
 
 
 @pytest.mark.parametrize(
@@ -102,22 +109,22 @@ def test_every_pixel_mode_becomes_rgb(mode) -> None:
     ],
 )
 def test_token_counts_are_the_published_ones(size, settings, expected) -> None:
-    views = make_views(Image.new("RGB", size), InferenceSettings(**settings), RULES)
+    views = make_views(Image.new("RGB", size), ImageSettings(**settings), RULES)
     assert token_count(views, RULES) == expected
 
 
 def test_16_bit_greys_keep_their_tones() -> None:
     tones = np.linspace(0, 65535, 64 * 64).astype(np.uint16).reshape(64, 64)
-    deep = make_views(Image.fromarray(tones), InferenceSettings(), RULES).whole
-    eight = make_views(Image.fromarray((tones // 257).astype(np.uint8)), InferenceSettings(), RULES).whole
+    deep = make_views(Image.fromarray(tones), ImageSettings(), RULES).whole
+    eight = make_views(Image.fromarray((tones // 257).astype(np.uint8)), ImageSettings(), RULES).whole
     assert np.array_equal(deep, eight)
 
 
 def test_max_tiles_is_a_setting() -> None:
     image = Image.new("RGB", (3000, 3000))
-    assert make_views(image, InferenceSettings(max_tiles=6), RULES).grid == (2, 2)
-    assert make_views(image, InferenceSettings(), RULES).grid == (3, 3)
-    assert make_views(image, InferenceSettings(max_tiles=1), RULES).tiles is None
+    assert make_views(image, ImageSettings(max_tiles=6), RULES).grid == (2, 2)
+    assert make_views(image, ImageSettings(), RULES).grid == (3, 3)
+    assert make_views(image, ImageSettings(max_tiles=1), RULES).tiles is None
 
 
 def test_a_grid_never_has_more_tiles_than_allowed() -> None:
@@ -133,7 +140,7 @@ def test_a_grid_never_has_more_tiles_than_allowed() -> None:
 )
 def test_a_view_size_that_the_model_cannot_take_is_named(setting, value) -> None:
     with pytest.raises(InvalidInput, match=f"{setting} is {value}"):
-        make_views(Image.new("RGB", (700, 700)), InferenceSettings(**{setting: value}), RULES)
+        make_views(Image.new("RGB", (700, 700)), ImageSettings(**{setting: value}), RULES)
 
 
 def test_features_are_laid_out_tile_grid_then_global_view_then_separator() -> None:
@@ -172,14 +179,14 @@ def test_linear_matrix_equals_torch_interpolation(source, target) -> None:
 def test_more_tiles_than_the_model_takes_are_refused_before_they_are_made(monkeypatch) -> None:
     monkeypatch.setattr(images, "_padded", lambda image, side, rules: Image.new("RGB", (side, side)))
     monkeypatch.setattr(Image.Image, "resize", lambda *args, **kwargs: pytest.fail("resized before the check"))
-    settings = InferenceSettings(image_size=1280, max_tiles=64)
+    settings = ImageSettings(image_size=1280, max_tiles=64)
     with pytest.raises(InvalidInput, match=r"8 x 7 tiles of 1280 pixels make 22\d+ tokens; the model takes 8192"):
         make_views(Image.new("RGB", (1600, 1400)), settings, RULES, 8192)
     monkeypatch.undo()
     page = Image.new("RGB", (1240, 1754))
-    assert make_views(page, InferenceSettings(), RULES, 904).grid == (2, 3)
+    assert make_views(page, ImageSettings(), RULES, 904).grid == (2, 3)
     with pytest.raises(InvalidInput, match="903 tokens"):
-        make_views(page, InferenceSettings(), RULES, 903)
+        make_views(page, ImageSettings(), RULES, 903)
 
 
 def test_an_orientation_is_followed_once(tmp_path) -> None:

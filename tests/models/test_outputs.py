@@ -15,17 +15,11 @@ from models.catalog import CATALOG
 from models.deepseek_ocr.family import DeepseekOcr
 from models.errors import InvalidInput
 from models.family import IMAGE_SLOT, OutputFilter, task_prompt
-from models.paddleocr_vl.output import (
-    MOST_REPEATS,
-    MOST_REPEATS_IN_TABLES,
-    TASKS,
-    FormulaDelimiters,
-    OtslTables,
-    RepeatCut,
-    _Cell,
-    output_filter,
-)
+from models.filters import FormulaDelimiters
+from models.otsl import OtslTables, _Cell
+from models.paddleocr_vl.output import TASKS, output_filter
 from models.registry import default_task, tasks_of
+from models.repetition import MOST_REPEATS, MOST_REPEATS_IN_TABLES, RepeatCut
 
 PIECES = st.sampled_from(
     ["<fcel>", "<ecel>", "<lcel>", "<ucel>", "<xcel>", "<nl>", "<", "<fc", "el>", "nl>", "\\", "\\(", "\\]", "\\\\",
@@ -140,7 +134,7 @@ def test_work_on_a_table_grows_as_its_cells_do(monkeypatch: pytest.MonkeyPatch, 
         def kind(self, value: str) -> None:
             self._kind = value
 
-    monkeypatch.setattr("models.paddleocr_vl.output._Cell", Watched)
+    monkeypatch.setattr("models.otsl._Cell", Watched)
     for k in (10, 40, 80):
         looks = 0
         otsl = "<fcel>a" + "<lcel>" * k + "<nl>" + row(k) * k
@@ -288,7 +282,7 @@ def test_leaders_between_two_words_are_no_endless_repetition() -> None:
 
 @pytest.mark.parametrize("size", [1, 7, 1000])
 def test_what_is_held_of_a_repetition_is_bounded(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
-    monkeypatch.setattr("models.paddleocr_vl.output.MOST_HELD", 200)
+    monkeypatch.setattr("models.repetition.MOST_HELD", 200)
 
     def cut(text: str) -> str:
         return run(RepeatCut(), *(text[at : at + size] for at in range(0, len(text), size)))

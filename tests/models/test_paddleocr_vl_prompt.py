@@ -7,10 +7,10 @@ import json
 import numpy as np
 import pytest
 
+from models.chat_template import PromptRules, chat_prompt
 from models.errors import InvalidInput, ManifestError
 from models.family import PreparedImage
 from models.paddleocr_vl.positions import token_positions
-from models.paddleocr_vl.prompt import PromptRules, chat_prompt
 from tests.conftest import SHARED
 
 pytest.importorskip("ml_dtypes")  # of the export extra: the generator of checkpoints

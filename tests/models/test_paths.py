@@ -11,8 +11,8 @@ import platformdirs.windows
 import pytest
 
 from models import paths
-from models.catalog import ModelEntry
 from models.errors import ConfigError
+from models.registration import ModelEntry
 
 
 @pytest.fixture

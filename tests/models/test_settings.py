@@ -18,6 +18,8 @@ RANGES = {
     "max_new_tokens": ([1, 8192], [0, -1]),
     "deadline_s": ([0, 0.5, 3600], [-0.1]),
     "temperature": ([0, 0.7, 100], [-0.1, 100.1, math.inf]),
+    "min_pixels": ([784, 112_896], [783, 0, -1, 2_822_401]),
+    "max_pixels": ([784, 2_822_400], [783, 0, -1, 2_822_401]),
     "top_p": ([0, 0.5, 1], [-0.1, 1.1]),
     "top_k": ([1, 50], [0, -1]),
     "seed": ([0, 2**64 - 1], [-1, 2**64]),
@@ -31,10 +33,10 @@ RANGES = {
 def test_every_value_in_its_range_is_taken_and_none_outside(name: str) -> None:
     inside, outside = RANGES[name]
     for value in inside:
-        assert getattr(InferenceSettings(**{name: value}), name) == value
+        assert InferenceSettings().override({name: value}).value(name) == value
     for value in [*outside, math.nan]:
         with pytest.raises(InvalidInput) as caught:
-            InferenceSettings(**{name: value})
+            InferenceSettings().override({name: value})
         assert name in str(caught.value)
         assert str(value) in str(caught.value)
 
@@ -43,8 +45,7 @@ def test_the_defaults_are_greedy_with_the_published_ngram_filter() -> None:
     settings = InferenceSettings()
     assert not settings.samples
     assert settings.no_repeat_ngram_size == 20
-    assert settings.crop_mode
-    assert (settings.base_size, settings.image_size, settings.max_tiles) == (None, None, None)
+    assert settings.family == {}
 
 
 @pytest.mark.parametrize(

@@ -231,7 +231,7 @@ def test_a_stream_closed_early_cancels_its_request(model, page, monkeypatch) -> 
 def test_submit_gives_events_that_end_in_one_finished(model, page) -> None:
     from models.settings import InferenceSettings
 
-    generation = model.submit(Request("<image>", [page], InferenceSettings(max_new_tokens=5, **SMALL_VIEW)))
+    generation = model.submit(Request("<image>", [page], InferenceSettings(max_new_tokens=5, family=SMALL_VIEW)))
     events = []
     while not isinstance(event := generation.next_event(PATIENCE), Finished):
         assert isinstance(event, TextDelta)
@@ -365,14 +365,13 @@ def test_the_familys_output_is_what_is_read_and_streamed_unless_raw_text_is_aske
     assert model.read(page, PROMPT, raw=True, **settings).text == plain
 
 
-def test_settings_that_mean_nothing_to_the_model_are_named_once(random_model_folder, page, monkeypatch, caplog) -> None:
+def test_settings_of_other_families_are_named_once(random_model_folder, page, caplog) -> None:
     with Model.open(random_model_folder, device="cpu", slots=1) as model, caplog.at_level("INFO", "runtime.model"):
-        monkeypatch.setattr(model._family, "ignored_settings", frozenset({"max_tiles", "base_size", "crop_mode"}))
         for _ in range(3):
-            model.read(page, max_new_tokens=1, max_tiles=2, **SMALL_VIEW)
-        model.read(page, max_new_tokens=1, base_size=256, max_tiles=2)
-        model.read(page, max_new_tokens=1, base_size=256, temperature=0.5)
+            model.read(page, max_new_tokens=1, max_pixels=200_000, **SMALL_VIEW)
+        model.read(page, max_new_tokens=1, min_pixels=1000, max_pixels=200_000)
+        model.read(page, max_new_tokens=1, min_pixels=1000, temperature=0.5)
     named = [record.getMessage() for record in caplog.records if record.name == "runtime.model"]
     assert len(named) == 2
-    assert "crop_mode, max_tiles" in named[0]
-    assert "base_size;" in named[1]
+    assert "max_pixels;" in named[0]
+    assert "min_pixels;" in named[1]

@@ -7,7 +7,6 @@ import pytest
 
 from models.manifest import Manifest
 from models.registry import family_of
-from models.settings import InferenceSettings
 from runtime import Model
 from runtime.providers import find_device
 from runtime.vision import FeatureCache, VisionTower
@@ -55,7 +54,7 @@ def test_an_image_asked_about_twice_is_encoded_once_unless_switched_off(
     monkeypatch.setattr(
         tower, "_session", type("Counting", (), {"run": lambda _, *a: calls.append(1) or session.run(*a)})()
     )
-    feeds = family_of(manifest).prepare_image(picture(200, 100), InferenceSettings()).passes[0]
+    feeds = family_of(manifest).prepare_image(picture(200, 100), {}).passes[0]
     first, second = tower.encode(feeds()), tower.encode(feeds())
     assert len(calls) == runs
     assert all(np.array_equal(first[name], second[name]) for name in first)

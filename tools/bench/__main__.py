@@ -11,10 +11,10 @@ from pathlib import Path
 import psutil
 
 from models.errors import ModelError
+from tools.reference_family import registration_of
 
 from . import llama as llama_cpp
 from .exporting import Export
-from .families import model_id
 from .ours import Ours
 from .plan import KINDS, PARTS, QUICK, Kind, Part, Plan
 from .report import Results, compare, machine, merge, render, rivals, today, versions
@@ -251,8 +251,8 @@ def _peers(args: argparse.Namespace, plan: Plan) -> tuple[list[Contender], llama
             raise BenchError(f"transformers is missing ({error}): pip install 'ocr-onnx[export]'") from error
         peers += [TransformersPeer(args.full, dtype, args.threads, plan, args.attention) for dtype in args.torch_dtypes]
     if "llama" in args.peers:
-        if model_id(args.full) != "deepseek-ocr":
-            raise BenchError(f"the llama.cpp peer knows DeepSeek-OCR only; {args.full} is {model_id(args.full)}")
+        if (family := registration_of(args.full).id) != "deepseek-ocr":
+            raise BenchError(f"the llama.cpp peer knows DeepSeek-OCR only; {args.full} is {family}")
         found = llama_cpp.find(args.llama)
         page_files: tuple[Path, Path] | None = None
         try:

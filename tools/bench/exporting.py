@@ -10,7 +10,8 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from .families import model_id
+from tools.reference_family import registration_of
+
 from .plan import Case, Kind
 from .turns import BenchError, Memory
 from .worker import ROOT
@@ -38,7 +39,8 @@ class Export:
         """Seconds, the process's peak memory (mapped files among it), and the size of what was published."""
         with tempfile.TemporaryDirectory() as home, tempfile.TemporaryFile("w+", errors="replace") as log:
             command = [
-                sys.executable, "-m", "export", model_id(self._checkpoint), "--source", str(self._checkpoint),
+                sys.executable, "-m", "export", registration_of(self._checkpoint).models[0].id,
+                "--source", str(self._checkpoint),
                 "--dtype", self._dtype, "--output", str(self._target), "--force", "--config", f"{home}/config.toml",
                 "--init-config",
                 *(["--vision-dtype", self._vision_dtype] if self._vision_dtype else []),

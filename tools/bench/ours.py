@@ -139,11 +139,8 @@ class _Vision:
         self.sample(part, side)
 
     def sample(self, part: str, side: int) -> dict[str, float]:
-        from models.settings import InferenceSettings
-
         view = Image.fromarray(np.random.default_rng(side).integers(0, 256, (side, side, 3), np.uint8))
-        settings = InferenceSettings(base_size=side, image_size=side)
-        (make,) = self._family.prepare_image(view, settings).passes
+        (make,) = self._family.prepare_image(view, {"base_size": side, "image_size": side}).passes
         feeds = make()
         started = time.perf_counter()
         self._tower.encode(feeds)

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .families import PeerFamily, load_family
+from tools.reference_family import ReferenceFamily, load_family
+
 from .ours import page_image, peak_memory
 from .plan import Case, Kind, Plan
 from .turns import Memory
@@ -59,7 +60,7 @@ class _Transformers:
         torch.set_grad_enabled(False)
         torch.manual_seed(0)
         self._plan = plan_from(setup["plan"])
-        self._family: PeerFamily = load_family(Path(setup["folder"]), getattr(torch, setup["dtype"]))
+        self._family: ReferenceFamily = load_family(Path(setup["folder"]), getattr(torch, setup["dtype"]))
         self._model = self._family.model
         self._choices = ("sdpa", "eager") if setup["attention"] == "auto" else (setup["attention"],)
         self._chosen: dict[tuple[str, int], str] = {}

@@ -1,6 +1,6 @@
-"""The prompt, written by the checkpoint's own chat template.
+"""Prompts that are written by the checkpoint's own chat template, for families whose checkpoints have one.
 
-The revisions of the model differ in theirs, so none of it stands here. A template is a program that came with the
+The revisions of a model differ in theirs, so none of it stands here. A template is a program that came with the
 weights: it runs in Jinja's sandbox, which gives it the conversation and nothing else.
 """
 
@@ -13,8 +13,8 @@ from jinja2 import Template, TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import BaseModel, ConfigDict
 
-from models.errors import InvalidInput, ManifestError
-from models.family import IMAGE_SLOT, Encode
+from .errors import InvalidInput, ManifestError
+from .family import IMAGE_SLOT, Encode
 
 
 class PromptRules(BaseModel):

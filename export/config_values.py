@@ -1,0 +1,97 @@
+"""Reading a checkpoint's JSON files with errors that name the key, its value and what this exporter knows.
+
+Every family's exporter takes its sizes and rules through these, so that a value which would change the arithmetic is
+never passed over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from models.families import by_architecture, unknown_architecture
+from models.registration import Registration
+
+from .checkpoint import read_json
+from .errors import ExportError
+
+
+def check_architecture(config: Mapping[str, Any], family: Registration) -> None:
+    """Whether a config.json is one of the family's; one that names no architecture may be.
+
+    Raises
+    ------
+    ExportError
+        naming the family that it is of, or those that there are and the nearest.
+    """
+    names = config.get("architectures")
+    if names is None or (isinstance(names, list) and any(name in family.architectures for name in names)):
+        return
+    name = names[0] if isinstance(names, list) and names else names
+    if not isinstance(name, str):
+        raise ExportError(f"config.json: architectures is {names!r:.80}; expected a list of one name")
+    other = by_architecture(name)
+    if other is None:
+        raise ExportError(f"config.json: {unknown_architecture(name)}")
+    raise ExportError(
+        f"config.json: architecture {name!r} is of the family {other.id!r}, and {family.id!r} was asked for; set "
+        f'kind = "{other.id}" in the model\'s entry of config.toml, or export {other.models[0].id} with this --source'
+    )
+
+
+def check_values(config: Mapping[str, Any], accepted: Mapping[str, tuple[Any, ...]], where: str) -> None:
+    """Refuse a value that the graphs do not compute.
+
+    accepted : key -> the values that they do; the first one stands where the config is silent.
+
+    Raises
+    ------
+    ExportError
+        naming the key and its value.
+    """
+    for key, values in accepted.items():
+        if config.get(key, values[0]) not in values:
+            raise ExportError(f"{where}: {key} is {config[key]!r}; this exporter knows {values[0]!r} only")
+
+
+def required(config: Mapping[str, Any], key: str) -> Any:
+    """The value of a key that has to be there.
+
+    Raises
+    ------
+    ExportError
+        when it is not.
+    """
+    if config.get(key) is None:
+        raise ExportError(f"config.json has no {key}; is this a checkpoint of another family?")
+    return config[key]
+
+
+def size(config: Mapping[str, Any], key: str) -> int:
+    """A whole number of at least 1.
+
+    Raises
+    ------
+    ExportError
+        when the key is missing, or has another value.
+    """
+    value = required(config, key)
+    if type(value) is not int or value < 1:
+        raise ExportError(f"config.json: {key} is {value!r}; expected a whole number of at least 1")
+    return value
+
+
+def first(*values: Any) -> Any:
+    """The first that is not None."""
+    return next((value for value in values if value is not None), None)
+
+
+def rope_values(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What is said of rotary positions under both names; the newer one wins."""
+    return {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
+
+
+def optional_json(path: Path) -> dict[str, Any]:
+    """A JSON object, empty where there is no such file."""
+    return read_json(path) if path.is_file() else {}

@@ -1,0 +1,66 @@
+"""What a checkpoint folder's files say of prompts: chat template, named tokens, and which texts are control tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from models.chat_template import PromptRules, compiled
+
+from .config_values import optional_json
+from .errors import ExportError
+
+
+def prompt_rules(folder: Path, image: int, token_id: Mapping[str, int], special: Sequence[str]) -> PromptRules:
+    """The chat template with what it may name, and what a prompt may not.
+
+    image : id of the placeholder. token_id : the tokenizer's vocabulary; special : the tokens that it calls so.
+
+    Raises
+    ------
+    ExportError
+        when the folder has no chat template.
+    ManifestError
+        when it is no template.
+    """
+    template = chat_template(folder)
+    compiled(template)
+    placeholder = next(token for token, number in token_id.items() if number == image)
+    # Some tokenizers call digits or line breaks special, too: only what looks like a tag is control.
+    control = sorted(token for token in special if len(token) > 2 and (token[0], token[-1]) == ("<", ">"))
+    return PromptRules(
+        chat_template=template, placeholder=placeholder, special_tokens=special_tokens(folder),
+        control_tokens=tuple(control),
+    )  # fmt: skip
+
+
+def chat_template(folder: Path) -> str:
+    """The checkpoint's chat template, from whichever file has it.
+
+    Raises
+    ------
+    ExportError
+        when none has.
+    """
+    jinja = folder / "chat_template.jinja"
+    if jinja.is_file():
+        return jinja.read_text(encoding="utf-8")
+    for name in ("chat_template.json", "tokenizer_config.json"):
+        template = optional_json(folder / name).get("chat_template")
+        if isinstance(template, list):  # several, by name
+            named = [one for one in template if isinstance(one, dict) and one.get("name") == "default"]
+            template = named[0].get("template") if named else None
+        if isinstance(template, str):
+            return template
+    raise ExportError(f"{folder} has no chat template; chat_template.jinja is part of the published checkpoint")
+
+
+def special_tokens(folder: Path) -> dict[str, str]:
+    """Texts of the named tokens (cls_token, eos_token, ...), which templates may use."""
+    found = {**optional_json(folder / "tokenizer_config.json"), **optional_json(folder / "special_tokens_map.json")}
+    texts = {
+        name: token.get("content") if isinstance(token, dict) else token
+        for name, token in found.items()
+        if name.endswith("_token")
+    }
+    return {name: text for name, text in texts.items() if isinstance(text, str)}

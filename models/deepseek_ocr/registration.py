@@ -1,0 +1,38 @@
+"""DeepSeek-OCR's registration, with the built-in miniature of the same architecture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import MappingProxyType
+
+from models.registration import ModelEntry, Registration
+
+from .family import DeepseekOcr
+
+_TINY_OCR = Path(__file__).parents[1] / "tiny_ocr"  # packaged beside this folder
+
+DEEPSEEK_OCR = Registration(
+    "deepseek-ocr",
+    (
+        ModelEntry(
+            "deepseek-ocr",
+            "deepseek-ocr",
+            "deepseek-ai/DeepSeek-OCR",
+            description="DeepSeek-OCR: documents, tables, figures and grounding; 3 B parameters, 0.6 B active",
+        ),
+        ModelEntry(
+            "tiny-ocr",
+            "deepseek-ocr",
+            str(_TINY_OCR),
+            # A config.toml that deepseek-ocr.rs wrote sets 1024 and 640 for every model; an entry's defaults win.
+            defaults=MappingProxyType({"base_size": 256, "image_size": 192}),
+            task="free",  # the prompt that it was trained on
+            description="built-in miniature: a demonstration and a test instrument, not a product for documents",
+        ),
+    ),
+    ("DeepseekOCRForCausalLM",),
+    kinds=("deepseek",),
+    rules=DeepseekOcr,
+    exporter="export.deepseek_ocr:DeepseekOcrExport",
+    reference="tools.reference_family:DeepseekReference",
+)

@@ -1,0 +1,83 @@
+"""All families that there are: this package's, those known by name only, and those that other packages bring."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from collections.abc import Iterable, Mapping
+from importlib.metadata import entry_points
+from types import MappingProxyType
+
+from .deepseek_ocr.registration import DEEPSEEK_OCR
+from .paddleocr_vl.registration import PADDLEOCR_VL
+from .registration import ModelEntry, Registration
+
+log = logging.getLogger(__name__)
+
+ENTRY_POINTS = "ocr_onnx.families"
+
+_KNOWN_BY_NAME = (
+    Registration(
+        "deepseek-ocr-2",
+        (ModelEntry("deepseek-ocr-2", "deepseek-ocr-2", "deepseek-ai/DeepSeek-OCR-2"),),
+        ("DeepseekOCR2ForCausalLM",),
+        kinds=("deepseek-ocr2", "deepseek"),
+    ),
+    Registration("dots-ocr", (ModelEntry("dots-ocr", "dots-ocr", "rednote-hilab/dots.ocr"),), ("DotsOCRForCausalLM",)),
+    Registration(
+        "glm-ocr", (ModelEntry("glm-ocr", "glm-ocr", "zai-org/GLM-OCR"),), ("GlmOcrForConditionalGeneration",)
+    ),
+)
+
+
+def _others() -> list[Registration]:
+    """What other packages register. One that cannot be used is named in the log and left out."""
+    found = []
+    for point in entry_points(group=ENTRY_POINTS):
+        where = f"family {point.name!r} of {point.dist.name if point.dist else 'an unknown package'}"
+        try:
+            loaded = point.load()
+        except Exception as error:  # another package's code can raise whatever Python can
+            log.warning("%s cannot be loaded: %s: %s", where, type(error).__name__, error)
+            continue
+        if isinstance(loaded, Registration):
+            found.append(loaded)
+        else:
+            log.warning("%s is no models.registration.Registration but %s", where, type(loaded).__name__)
+    return found
+
+
+def gathered(own: Iterable[Registration], others: Iterable[Registration]) -> Mapping[str, Registration]:
+    """All by their id. Another package's replaces a family that is known by name only, and nothing else."""
+    families = {family.id: family for family in own}
+    for family in others:
+        taken = {model.id: known for known in families.values() for model in known.models if known.id != family.id}
+        clashes = [model.id for model in family.models if model.id in taken]
+        if family.id in families and families[family.id].supported:
+            log.warning("family %r is there already; another package's of that name is left out", family.id)
+        elif clashes:
+            log.warning("family %r brings models that are there already (%s); left out", family.id, ", ".join(clashes))
+        else:
+            families[family.id] = family
+    return MappingProxyType(families)
+
+
+FAMILIES: Mapping[str, Registration] = gathered((DEEPSEEK_OCR, PADDLEOCR_VL, *_KNOWN_BY_NAME), _others())
+
+
+def by_architecture(name: str) -> Registration | None:
+    """The family whose checkpoints say ``name`` under ``architectures``."""
+    return next((family for family in FAMILIES.values() if name in family.architectures), None)
+
+
+def unknown_architecture(name: str) -> str:
+    """What to say of a name that no family has: which ones there are, and the nearest."""
+    listed = ", ".join(f"{family.id} ({', '.join(family.architectures)})" for family in FAMILIES.values())
+    families = {_stem(architecture): family for family in FAMILIES.values() for architecture in family.architectures}
+    (near, *_) = difflib.get_close_matches(_stem(name), families, n=1, cutoff=0)
+    return f"architecture {name!r:.100} is of no family here: {listed}; the nearest is {families[near].id}"
+
+
+def _stem(architecture: str) -> str:
+    """What tells one architecture from another: its name without what it is for."""
+    return architecture.lower().removesuffix("forconditionalgeneration").removesuffix("forcausallm")

@@ -1,0 +1,58 @@
+"""What a family lets people set beside the settings that all models have: how it cuts its images, what it attends to.
+
+A family declares a frozen model of these; the names, types, ranges and help texts in it become flags, config.toml keys
+and request fields (see ``models.precedence``). What a request sets travels by name in ``InferenceSettings.family``, and
+each family takes its own from there, so that none has to know another's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from .errors import InvalidInput
+
+
+class FamilySettings(BaseModel):
+    """Base of a family's settings. Each field has a description; an optional one gives the default as an example.
+
+    ``None`` means the exported model's own value.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> Self:
+        """The family's own among what a request sets.
+
+        Raises
+        ------
+        InvalidInput
+            naming the setting, its value and what it must be.
+        """
+        try:
+            return cls(**{name: value for name, value in given.items() if name in cls.model_fields})
+        except ValidationError as error:
+            problem = error.errors()[0]
+            name = str(problem["loc"][0]) if problem["loc"] else "a setting"
+            raise InvalidInput(f"{name} is {problem['input']}; it must be {cls.meaning(name)}") from None
+
+    @classmethod
+    def meaning(cls, name: str) -> str:
+        """The values that a setting takes, in words: ``between 32 and 4096``."""
+        bounds = {key: value for item in cls.model_fields[name].metadata for key, value in _bounds(item)}
+        if "ge" in bounds and "le" in bounds:
+            return f"between {bounds['ge']} and {bounds['le']}"
+        if "ge" in bounds:
+            return f"at least {bounds['ge']}"
+        return "true or false" if cls.model_fields[name].annotation is bool else "a value of another type"
+
+
+def _bounds(item: object) -> list[tuple[str, Any]]:
+    return [(name, getattr(item, name)) for name in ("ge", "le") if hasattr(item, name)]
+
+
+class NoSettings(FamilySettings):
+    """For a family without settings of its own."""

@@ -1,0 +1,74 @@
+"""What a family says of itself, once: its catalogue entries, its spellings, its rules, its exporter, its reference.
+
+Catalogue, registry, exporter, benchmark and parity read a ``Registration`` and nothing else of a family. Those of this
+package are listed in ``models.families``; another package brings one through the entry-point group
+``ocr_onnx.families``. Exporter and reference are dotted names (``package.module:Class``): this package may not import
+what they need.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Protocol
+
+from .family import Family
+from .family_settings import FamilySettings
+from .manifest import Manifest
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """One model that can be asked for by its id."""
+
+    id: str
+    family: str
+    source: str  # a directory in the hub's layout, or a hub id
+    revision: str | None = None  # branch, tag or commit of the hub repository; None: its default branch
+    dtype: str | None = None  # None: by device and size, see catalog.default_dtype
+    config: Path | None = None  # these three replace the source's own file
+    tokenizer: Path | None = None
+    weights: Path | None = None
+    defaults: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))  # inference settings
+    task: str | None = None  # what an image without a prompt is read for; None: the family's default
+    description: str = ""
+
+
+class FamilyClass(Protocol):
+    """A family before it is bound to an exported model."""
+
+    tasks: Mapping[str, str]
+    default_task: str
+    defaults: Mapping[str, Any]
+    settings: type[FamilySettings]
+
+    def __call__(self, manifest: Manifest) -> Family: ...
+
+
+@dataclass(frozen=True)
+class Registration:
+    """One family.
+
+    models : its catalogue entries, the published model first: an entry of config.toml without a source is that one.
+    kinds : spellings of ``kind`` in config.toml beside the id, in lower case with hyphens. Two generations may share
+    one: it means the family that is registered first, but for an entry whose id names the other.
+    architectures : what config.json of its checkpoints says there.
+    rules : None for a family that is known by name only.
+    exporter : class with the members of ``export.family.FamilyExport``.
+    reference : class with the members of ``tools.reference_family.ReferenceFamily``; None: nothing to compare with.
+    """
+
+    id: str
+    models: tuple[ModelEntry, ...]
+    architectures: tuple[str, ...]
+    kinds: tuple[str, ...] = ()
+    rules: FamilyClass | None = None
+    exporter: str | None = None
+    reference: str | None = None
+
+    @property
+    def supported(self) -> bool:
+        """Whether this version can export and serve it."""
+        return self.rules is not None and self.exporter is not None

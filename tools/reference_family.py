@@ -1,0 +1,195 @@
+"""transformers' own modules for each family, as the benchmark and ``tools.parity`` use them.
+
+A family's registration names its class here (``Registration.reference``): it loads the model, shows it an image, tells
+it positions and has it decode. Timed code calls ``features`` and ``places``, so they do what the library's own pipeline
+does and nothing more.
+"""
+
+from __future__ import annotations
+
+import json
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+from models.families import by_architecture, unknown_architecture
+from models.manifest import Manifest
+from models.registration import Registration
+
+PromptIds = Callable[[int], list[int]]  # number of image tokens -> token ids
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What transformers computes.
+
+    features : [image tokens, hidden]; logits : [steps + 1, vocabulary]; tokens : [steps + 1].
+    """
+
+    features: np.ndarray
+    logits: np.ndarray
+    tokens: list[int]
+    prompt_ids: list[int]
+
+
+def registration_of(checkpoint: Path) -> Registration:
+    """The family of a checkpoint folder, by the architecture that its config.json names.
+
+    Raises
+    ------
+    LookupError
+        when there is none, or nothing to compare it with.
+    """
+    published = json.loads((checkpoint / "config.json").read_text())
+    (name,) = published.get("architectures") or [""]
+    family = by_architecture(name)
+    if family is None:
+        raise LookupError(f"{checkpoint}: {unknown_architecture(name)}")
+    if family.reference is None:
+        raise LookupError(f"{checkpoint} is of {family.id}, which has no reference to compare with")
+    return family
+
+
+class ReferenceFamily(Protocol):
+    """One family's model in transformers.
+
+    vision_part : name of the vision tower in ``model.model``.
+    """
+
+    model: Any
+    vision_part: str
+
+    def view(self, side: int) -> tuple[Any, ...]:
+        """What ``features`` takes, for one random view of so many pixels."""
+
+    def page(self, image: Image.Image) -> tuple[Any, ...]:
+        """What ``features`` takes, for a page as it comes."""
+
+    def features(self, *inputs: Any) -> Any:
+        """[image tokens, hidden]"""
+
+    def places(self, start: int, tokens: int) -> Mapping[str, Any]:
+        """Arguments of the decoder that say where so many tokens stand."""
+
+    def read(
+        self, manifest: Manifest, image: Image.Image, steps: int, prompt_ids: PromptIds, vocabulary: int
+    ) -> Reference:
+        """Read an image greedily. manifest : of any export of the checkpoint, for image rules that no library has.
+
+        vocabulary : tokens that may be chosen; the logits of random weights have padding rows too.
+        """
+
+
+def load_family(checkpoint: Path, dtype: Any = None) -> ReferenceFamily:
+    """The checkpoint's model in a PyTorch type; None: float32."""
+    import torch
+
+    name = registration_of(checkpoint).reference
+    assert name is not None
+    family: ReferenceFamily = pkgutil.resolve_name(name)(checkpoint, dtype or torch.float32)
+    return family
+
+
+class DeepseekReference:
+    """See ``ReferenceFamily``."""
+
+    vision_part = "vision_tower"
+
+    def __init__(self, checkpoint: Path, dtype: Any) -> None:
+        from tools.reference import load_reference
+
+        self.model: Any = load_reference(checkpoint, dtype)
+        self._dtype = dtype
+
+    def view(self, side: int) -> tuple[Any, ...]:
+        import torch
+
+        return torch.randn(1, 3, side, side).to(self._dtype), None, (1, 1)
+
+    def page(self, image: Image.Image) -> tuple[Any, ...]:
+        from models.deepseek_ocr.images import ImageRules, ImageSettings, make_views, normalise
+
+        config = self.model.config.vision_config
+        sam, clip = config.sam_config, config.encoder_config
+        rules = ImageRules(
+            patch_size=sam.patch_size, downsample=4, grid=sam.image_size // sam.patch_size,
+            clip_grid=clip.image_size // clip.patch_size,
+        )  # fmt: skip
+        views = make_views(image, ImageSettings(), rules)
+        tiles = None if views.tiles is None else self._tensor(normalise(views.tiles, rules))
+        return self._tensor(normalise(views.whole, rules)), tiles, views.grid
+
+    def features(self, *inputs: Any) -> Any:
+        whole, tiles, grid = inputs
+        counts = [0 if tiles is None else len(tiles)]
+        found = self.model.model.get_image_features(whole, tiles, counts, [list(grid)], return_dict=True)
+        return found.pooler_output[0]
+
+    def places(self, start: int, tokens: int) -> Mapping[str, Any]:
+        return {}
+
+    def read(
+        self, manifest: Manifest, image: Image.Image, steps: int, prompt_ids: PromptIds, vocabulary: int
+    ) -> Reference:
+        from models.deepseek_ocr.images import ImageRules, ImageSettings, make_views, normalise
+        from tools.reference import embed, greedy_logits, image_features
+
+        rules = ImageRules.model_validate(manifest.image)
+        views = make_views(image, ImageSettings(), rules)
+        tiles = None if views.tiles is None else normalise(views.tiles, rules)
+        features = image_features(self.model, normalise(views.whole, rules), tiles, views.grid)
+        ids = prompt_ids(len(features))
+        embeddings = embed(self.model, ids).copy()
+        embeddings[np.array(ids) == manifest.tokens.image] = features
+        logits, tokens = greedy_logits(self.model, embeddings, steps, vocabulary)
+        return Reference(features, logits, tokens, ids)
+
+    def _tensor(self, array: np.ndarray) -> Any:
+        import torch
+
+        return torch.from_numpy(array).to(self._dtype)
+
+
+class PaddleReference:
+    """See ``ReferenceFamily``. A view is a page of its size, which the processor makes a multiple of 28 pixels."""
+
+    vision_part = "visual"
+
+    def __init__(self, checkpoint: Path, dtype: Any) -> None:
+        from tools.paddle_reference import image_processor, load_paddle
+
+        self.model: Any = load_paddle(checkpoint, dtype=dtype)
+        self._processor, self._dtype = image_processor(checkpoint), dtype
+
+    def view(self, side: int) -> tuple[Any, ...]:
+        noise = np.random.default_rng(side).integers(0, 256, (side, side, 3), np.uint8)
+        return self.page(Image.fromarray(noise))
+
+    def page(self, image: Image.Image) -> tuple[Any, ...]:
+        prepared = self._processor(image, return_tensors="pt")
+        return prepared["pixel_values"].to(self._dtype), prepared["image_grid_thw"]
+
+    def features(self, *inputs: Any) -> Any:
+        return self.model.get_image_features(*inputs, return_dict=True).pooler_output[0]
+
+    def places(self, start: int, tokens: int) -> Mapping[str, Any]:
+        """Counted through an image too: other positions are the same work."""
+        import torch
+
+        return {"position_ids": torch.arange(start, start + tokens).expand(3, 1, -1)}
+
+    def read(
+        self, manifest: Manifest, image: Image.Image, steps: int, prompt_ids: PromptIds, vocabulary: int
+    ) -> Reference:
+        """The library's own processor cuts the image and its own code counts the positions."""
+        from tools.paddle_reference import greedy, page_features
+
+        features, grid = page_features(self.model, self._processor, image)
+        ids = prompt_ids(len(features))
+        logits, tokens = greedy(self.model, ids, [features], [grid], steps, np.arange(manifest.sizes.vocabulary))
+        return Reference(features, logits, tokens, ids)
