@@ -10,6 +10,7 @@ from typing import Any
 from .precedence import SETTINGS
 
 DEFAULT_ACTIVE = "deepseek-ocr"
+ON_OFF = ("on", "off")
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,11 @@ class ServerKey:
     accepts: Callable[[Any], bool]
     expected: str
     help: str
+
+    @property
+    def is_switch(self) -> bool:
+        """Whether it takes on or off."""
+        return self.default in ON_OFF
 
 
 def _is_int(low: int, high: float = float("inf")) -> Callable[[Any], bool]:
@@ -67,6 +73,28 @@ SERVER_KEYS: tuple[ServerKey, ...] = (
     ServerKey("max_queue", 64, _is_int(1), _COUNT, "requests that may wait; more get 503 and Retry-After"),
     ServerKey("queue_timeout", 600.0, _is_number, _SECONDS, "longest wait for a model to be loaded, in seconds"),
     ServerKey("max_loaded_models", 1, _is_int(1), _COUNT, "models kept in memory"),
+    ServerKey(
+        "export_on_demand",
+        "on",
+        _one_of(*ON_OFF),
+        "on or off",
+        "export a configured model when it is asked for: on or off",
+    ),
+    ServerKey(
+        "export_wait",
+        0.0,
+        _is_number,
+        _SECONDS,
+        "seconds that a request waits for its model's export before it gets 503, Retry-After and the progress",
+    ),
+    ServerKey("switch_models", "on", _one_of(*ON_OFF), "on or off", "let requests change the loaded model: on or off"),
+    ServerKey(
+        "wait_for_model",
+        "off",
+        _one_of(*ON_OFF),
+        "on or off",
+        "keep running when the model to start with cannot be loaded, instead of ending with status 1: on or off",
+    ),
     ServerKey("max_body_mb", 50, _is_int(1), _COUNT, "largest request body in MiB"),
     ServerKey("max_images", 10, _is_int(1), _COUNT, "images in one request"),
     ServerKey("max_image_mb", 20, _is_int(1), _COUNT, "largest image or document file in MiB"),
@@ -84,6 +112,13 @@ SERVER_KEYS: tuple[ServerKey, ...] = (
     ServerKey("cors_origins", [], _is_strings, "a list of origins", "browser origins that may call the API"),
     ServerKey("shutdown_timeout", 30.0, _is_number, _SECONDS, "seconds that running requests get at shutdown"),
     ServerKey("log_format", "text", _one_of("text", "json"), "text or json", "form of the log lines: text or json"),
+    ServerKey(
+        "log_level",
+        "info",
+        _one_of("debug", "info", "warning", "error"),
+        "debug, info, warning or error",
+        "what is logged; debug has a line for every request",
+    ),
 )
 
 _HEAD = """\

@@ -13,6 +13,7 @@ from . import errors
 from .auth import ApiKeys
 from .chat import ChatCompletions
 from .documents import DocumentReader
+from .exporting import Exports
 from .fetch import Fetcher
 from .generate import Generator
 from .health import Health, MetricsResource, Ready
@@ -34,14 +35,18 @@ class Application:
     generator: Generator
     pool: ModelPool[ModelKey]
     source: ModelSource
+    exports: Exports
     metrics: Metrics
 
     def preload(self, model_id: str) -> None:
-        """Load a model before anybody asks for it."""
-        self.pool.acquire(self.source.key(self.source.entry(model_id))).release()
+        """Load a model before anybody asks for it, however long its export takes."""
+        key = self.source.key(self.source.entry(model_id))
+        self.exports.require(key, keep=True)
+        self.pool.acquire(key).release()
 
     def close(self) -> None:
         """End exports and close the models."""
+        self.exports.close()
         self.source.close()
         self.pool.close()
 
@@ -50,7 +55,13 @@ def build(
     config: Config, options: ServerOptions, source: ModelSource, *, fetcher: Fetcher | None = None
 ) -> Application:
     """Make the application. ``source`` opens the models; ``fetcher`` replaces the one that the options describe."""
-    pool = ModelPool[ModelKey](source.load, max_loaded=options.max_loaded_models, timeout=options.queue_timeout)
+    exports = Exports(
+        source,
+        on_demand=options.export_on_demand == "on",
+        wait=options.export_wait,
+        most_waiting=options.capacity // 4,  # the others' places are for the models that serve
+    )
+    pool = ModelPool[ModelKey](exports.load, max_loaded=options.max_loaded_models, timeout=options.queue_timeout)
     images = ImageReader(
         fetcher or Fetcher(options.remote_images, options.max_image_mb << 20, options.remote_timeout),
         max_images=options.max_images,
@@ -64,7 +75,7 @@ def build(
         max_pages=options.max_pages,
     )
     metrics = Metrics()
-    generator = Generator(config, options, source, pool, images, documents)
+    generator = Generator(config, options, source, exports, pool, images, documents)
     metrics.watch("ocr_queue_depth", "Requests waiting for a model or inside its queue",
                   lambda: pool.waiting + pool.queue_depth())  # fmt: skip
     metrics.watch("ocr_active_requests", "Requests being encoded, prefilled or decoded", pool.active)
@@ -86,7 +97,7 @@ def build(
     app.add_route("/v1/models/{model_id}", Model(source, pool))
     app.add_route("/health", Health())
     app.add_route("/v1/health", Health())
-    app.add_route("/ready", Ready(generator, pool))
+    app.add_route("/ready", Ready(generator, pool, exports))
     app.add_route("/metrics", MetricsResource(metrics))
     app.add_route("/openapi.json", OpenApi())
-    return Application(app, generator, pool, source, metrics)
+    return Application(app, generator, pool, source, exports, metrics)

@@ -85,9 +85,10 @@ def serve(given: dict[str, Any], usage_error: Callable[[str], NoReturn]) -> int:
     except (OSError, ValueError) as error:  # the port is taken, or the host is none
         return _explain(f"cannot listen on {options.host} port {options.port}: {error}")
     _warn_when_open(options)
-    threading.Thread(target=_preload, args=(application, options.model), name="preload", daemon=True).start()
+    preload = _Preload(application, server, options)
+    preload.start()
     server.run()
-    return 0
+    return 0 if preload.failure is None else _explain(preload.failure)
 
 
 def _options(config: Config, given: dict[str, Any], inference: dict[str, Any]) -> ServerOptions:
@@ -123,12 +124,26 @@ def _application(config: Config, options: ServerOptions) -> Application:
     return build(config, options, source)
 
 
-def _preload(application: Application, model_id: str) -> None:
-    try:
-        application.preload(model_id)
-    except Exception as error:
-        # Requests get the same answer as a 503, and the next one tries again.
-        log.error("model %s is not ready: %s", model_id, error)
+class _Preload(threading.Thread):
+    """Loads the model that the server was started for; a server that has no other one ends when that fails."""
+
+    def __init__(self, application: Application, server: HttpServer, options: ServerOptions) -> None:
+        super().__init__(name="preload", daemon=True)
+        self.failure: Exception | None = None  # what ends the server
+        self._application, self._server, self._options = application, server, options
+
+    def run(self) -> None:
+        application = self._application
+        try:
+            application.preload(self._options.model)
+        except Exception as error:
+            if application.generator.draining:
+                return
+            log.error("model %s is not ready: %s", self._options.model, error)
+            pool = application.pool
+            if self._options.wait_for_model == "off" and not pool.loaded_keys() and pool.loading is None:
+                self.failure = error
+                self._server.stop()
 
 
 def _warn_when_open(options: ServerOptions) -> None:

@@ -12,6 +12,8 @@ from models.config import UnknownModel
 from models.errors import ConfigError, InvalidInput, ManifestError
 from runtime.errors import EngineClosed, QueueFull
 
+from .reasons import without_paths
+
 log = logging.getLogger(__name__)
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
@@ -61,7 +63,14 @@ class Unavailable(ApiError):
 
 
 class ModelUnavailable(Exception):
-    """A model that cannot be exported or loaded; the message says what to do."""
+    """A model that cannot be exported or loaded; the message says what to do.
+
+    permanent : the same will happen again until somebody changes something on the server.
+    """
+
+    def __init__(self, message: str, *, permanent: bool = False) -> None:
+        super().__init__(message)
+        self.permanent = permanent
 
 
 class ClientGone(Exception):
@@ -84,11 +93,14 @@ def translate(error: Exception) -> ApiError | None:
         case UnknownModel():
             return ApiError(404, str(error), param="model", code="model_not_found")
         case ConfigError():
-            return ApiError(404, str(error), param="model", code="model_not_supported")
+            return ApiError(404, without_paths(str(error)), param="model", code="model_not_supported")
         case QueueFull():
             return Unavailable(str(error), code="queue_full", retry_after=error.retry_after)
-        case ModelUnavailable() | ManifestError():
-            return Unavailable(str(error), code="model_unavailable", retry_after=60)
+        case ManifestError() | ModelUnavailable(permanent=True):
+            # No 503: whoever tries again gets the same, and clients do so by themselves for every 5xx.
+            return ApiError(404, without_paths(str(error)), param="model", code="model_unavailable")
+        case ModelUnavailable():
+            return Unavailable(without_paths(str(error)), code="model_unavailable", retry_after=60)
         case EngineClosed():
             return Unavailable(f"the model stopped: {error}; try again", code="engine_closed", retry_after=5)
     return None

@@ -94,6 +94,10 @@ def _add_key(group: argparse._ArgumentGroup, key: ServerKey) -> None:
         return value
 
     flag = "--" + key.name.replace("_", "-")
+    if key.is_switch:  # --wait-for-model alone means on
+        text = f"{key.help} (default: {key.default})"
+        group.add_argument(flag, type=convert, nargs="?", const="on", metavar="on|off", help=text)
+        return
     group.add_argument(flag, type=convert, metavar=key.name.upper(), help=f"{key.help} (default: {key.default})")
 
 

@@ -26,6 +26,7 @@ from runtime.requests import Finished, Generation, Request, TextDelta, TextModel
 from .answers import engine_error
 from .documents import DocumentGeneration, DocumentReader, Page, describe_boxes
 from .errors import BadRequest, ClientGone, Unavailable
+from .exporting import Exports, refuse_switch
 from .images import ImageReader, Pictures
 from .loading import ModelKey, ModelSource
 from .logs import RequestRecord
@@ -134,12 +135,13 @@ class Generator:
         config: Config,
         options: ServerOptions,
         source: ModelSource,
+        exports: Exports,
         pool: ModelPool[ModelKey],
         images: ImageReader,
         documents: DocumentReader,
     ) -> None:
         self._config, self._options = config, options
-        self._source, self._pool = source, pool
+        self._source, self._exports, self._pool = source, exports, pool
         self._images, self._documents = images, documents
         self._changed = threading.Condition()  # guards all below
         self._jobs: set[Job] = set()
@@ -200,10 +202,16 @@ class Generator:
         if not prompt.images:
             return Job(_Notice(NO_IMAGE), record, is_gone, lambda job: self.leave())
         text = _prompt_text(prompt, reading, entry)
+        key = self._key(entry)
         content = self._open(prompt, reading, record)
+        if not self._is_here(key):
+            # The request is known to be a good one; its pictures are no weight on the others while it waits.
+            content.close()
+            self._export(key, settings, is_gone)
+            content = self._open(prompt, reading, record)
         prompt.let_go()
         try:
-            lease = self._acquire(self._source.key(entry), settings, is_gone)
+            lease = self._acquire(key, settings, is_gone)
             try:
                 settings = _without_waited(settings, time.monotonic() - started)
                 generation = content.begin(lease.model, text, settings)
@@ -246,6 +254,35 @@ class Generator:
         document, indices = self._documents.open(prompt.files[0], reading.pages)
         record.pages = len(indices)
         return _Pages(document, indices, reading, record)
+
+    def _key(self, entry: ModelEntry) -> ModelKey:
+        key = self._source.key(entry)
+        if self._options.switch_models == "off":
+            refuse_switch(key, self._source.key(self._source.entry(self._options.model)))
+        return key
+
+    def _is_here(self, key: ModelKey) -> bool:
+        """Whether the model can be loaded as it stands.
+
+        Raises
+        ------
+        ModelUnavailable
+            when its export is damaged.
+        """
+        if key in self._pool.loaded_keys():
+            return True
+        if not self._source.is_exported(key):
+            return False
+        self._exports.require(key)
+        return True
+
+    def _export(self, key: ModelKey, settings: InferenceSettings, is_gone: Callable[[], bool]) -> None:
+        try:
+            self._exports.require(key, lambda: is_gone() or self._expired, settings.deadline_s)
+        except ClientGone:
+            if self._expired:
+                raise _shutting_down() from None
+            raise
 
     def _acquire(self, key: ModelKey, settings: InferenceSettings, is_gone: Callable[[], bool]) -> Lease[ModelKey]:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import falcon
 
+from .exporting import Exports
 from .generate import Generator
 from .loading import ModelKey
 from .metrics import CONTENT_TYPE, Metrics
@@ -20,18 +21,19 @@ class Health:
 class Ready:
     """For load balancers: 503 until a model is loaded, and again while the server is shutting down."""
 
-    def __init__(self, generator: Generator, pool: ModelPool[ModelKey]) -> None:
-        self._generator, self._pool = generator, pool
+    def __init__(self, generator: Generator, pool: ModelPool[ModelKey], exports: Exports) -> None:
+        self._generator, self._pool, self._exports = generator, pool, exports
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         models = [str(key) for key in self._pool.loaded_keys()]
+        exporting = self._exports.running()
         if self._generator.draining:
             status = "shutting_down"
         elif models:
             status = "ready"
         else:
-            status = "loading" if self._pool.loading is not None else "no_model"
-        resp.media = {"status": status, "models": models}
+            status = "loading" if self._pool.loading is not None or exporting is not None else "no_model"
+        resp.media = {"status": status, "models": models, **({"exporting": exporting} if exporting else {})}
         if status != "ready":
             resp.status = falcon.HTTP_503
             resp.set_header("Retry-After", "5")

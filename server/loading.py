@@ -5,28 +5,25 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
-import os
-import subprocess
-import sys
 import threading
-import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import models
 from models.catalog import CATALOG, SUPPORTED_FAMILIES, require_computed, require_supported
-from models.config import Config
-from models.errors import ManifestError
+from models.config import Config, UnknownModel
+from models.errors import ConfigError, ManifestError
+from models.manifest import FILE_NAME, Manifest, restore_retired
+from models.nearest import did_you_mean
 from models.registration import ModelEntry
 from runtime.requests import TextModel
 
 from .errors import ModelUnavailable
+from .exporting import ExportProcess, command
 from .options import ServerOptions
 
 log = logging.getLogger(__name__)
 
 _EXPORT_MODULES = ("ml_dtypes", "onnx_ir", "onnxscript", "safetensors")  # what the exporter imports
-_BAR_SECONDS = 5.0  # progress bars repaint often; the log takes one line of them in this time
 
 
 @dataclass(frozen=True)
@@ -46,7 +43,7 @@ class ModelSource:
 
     def __init__(self, config: Config, options: ServerOptions, device: str) -> None:
         self._config, self._options, self._device = config, options, device
-        self._process: subprocess.Popen[str] | None = None
+        self._process: ExportProcess | None = None
         self._closed = threading.Event()
 
     def entry(self, model_id: str) -> ModelEntry:
@@ -59,7 +56,14 @@ class ModelSource:
         ConfigError
             for a family that this version cannot serve yet.
         """
-        entry = self._config.entry(model_id)
+        try:
+            entry = self._config.entry(model_id)
+        except UnknownModel:
+            known = self.usable_ids()
+            raise UnknownModel(
+                f"model {model_id!r:.120} is not known; known models: "
+                f"{', '.join(known) or 'none, for nothing is exported here'}{did_you_mean(model_id, known)}"
+            ) from None
         require_supported(entry)
         if model_id == self._options.model:
             options = self._options
@@ -89,10 +93,48 @@ class ModelSource:
         """Ids that can be asked for, in the order of /v1/models: the one to start with first."""
         ids = [
             model_id
-            for model_id in {*self._config.entries, *CATALOG, self._options.model}
+            for model_id in {*self._config.entries, *CATALOG, *self._own_id()}
             if self._config.entry(model_id).family in SUPPORTED_FAMILIES
         ]
         return sorted(ids, key=lambda model_id: (model_id != self._options.model, model_id))
+
+    def usable_ids(self) -> list[str]:
+        """Those of them that a request would get, now or after an export."""
+        if self._options.switch_models == "off":
+            return self._own_id()
+        can_export = self._options.export_on_demand == "on" and not missing_for_export()
+        return [model_id for model_id in self.model_ids() if self._is_usable(model_id, can_export)]
+
+    def _own_id(self) -> list[str]:
+        """The model that the server was started for, where that is one."""
+        try:
+            return [self._options.model] if self._config.entry(self._options.model) else []
+        except UnknownModel:
+            return []
+
+    def _is_usable(self, model_id: str, can_export: bool) -> bool:
+        try:
+            return can_export or self.is_exported(self.key(self.entry(model_id)))
+        except ConfigError:
+            return False
+
+    def is_exported(self, key: ModelKey) -> bool:
+        """Whether there is a finished export to open."""
+        restore_retired(key.folder)
+        return (key.folder / FILE_NAME).is_file()
+
+    def check(self, key: ModelKey) -> None:
+        """Look whether an export is whole, without opening it.
+
+        Raises
+        ------
+        ModelUnavailable
+            when a file is missing or damaged, or another version made it.
+        """
+        try:
+            Manifest.load(key.folder)
+        except ManifestError as error:
+            raise ModelUnavailable(str(error), permanent=True) from error
 
     def load(self, key: ModelKey) -> TextModel:
         """Open the model's folder, exporting it first when it is not there.
@@ -105,8 +147,8 @@ class ModelSource:
         from runtime.errors import RuntimeUnavailable
         from runtime.model import Model
 
-        if not (key.folder / "manifest.json").is_file():
-            self._export(key)
+        if not self.is_exported(key):
+            self.export(key, self.exporter(key))
         self._warn_of_other_source(key)
         options = self._options
         try:
@@ -119,60 +161,71 @@ class ModelSource:
                 max_queue=options.capacity,  # the server bounds the queue itself, before a request costs anything
             )
         except (ManifestError, RuntimeUnavailable) as error:
-            raise ModelUnavailable(str(error)) from error
+            raise ModelUnavailable(str(error), permanent=True) from error
         except Exception as error:  # ONNX Runtime's own, or no memory left
             log.exception("opening %s failed", key.folder)
             raise ModelUnavailable(f"model {key} cannot be loaded: {type(error).__name__}: {error}") from error
 
     def close(self) -> None:
-        """End an export that runs. What it wrote so far is not published."""
+        """End an export that ``load`` runs. What it wrote so far is not published."""
         self._closed.set()
         if (process := self._process) is not None:
-            process.terminate()
+            process.end()
 
-    def _export(self, key: ModelKey) -> None:
-        by_hand = f"ocr-onnx export {key.entry.id} --dtype {key.dtype}"
-        missing = missing_for_export()
-        if missing:
+    def by_hand(self, key: ModelKey) -> str:
+        """The command that exports the model, for a person."""
+        return f"ocr-onnx export {key.entry.id} --dtype {key.dtype}"
+
+    def exporter(self, key: ModelKey) -> ExportProcess:
+        """The program that exports the model, not started yet.
+
+        Raises
+        ------
+        ModelUnavailable
+            when packages that it needs are missing.
+        """
+        if missing := missing_for_export():
             raise ModelUnavailable(
                 f"model {key} has not been exported yet, and exporting needs {', '.join(missing)}: "
-                f"pip install 'ocr-onnx[export]', then {by_hand} (or copy an export to {key.folder})"
+                f"pip install 'ocr-onnx[export]', then {self.by_hand(key)} (or copy an export to {key.folder})",
+                permanent=True,
             )
+        return ExportProcess(key.entry.id, self._command(key))
+
+    def export(self, key: ModelKey, process: ExportProcess) -> None:
+        """Run the exporter to its end.
+
+        Raises
+        ------
+        ModelUnavailable
+            when it failed, with its whole reason, or was ended.
+        """
         log.info("model %s has not been exported yet; exporting it to %s", key, key.folder)
-        last = ""
-        with subprocess.Popen(
-            self._command(key),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            text=True,
-            encoding="utf-8",
-            errors="replace",
-            env=_environment(),
-        ) as process:
-            self._process = process
-            if self._closed.is_set():
-                process.terminate()
-            assert process.stdout is not None
-            last = _log_lines(process.stdout, key)
+        self._process = process
+        if self._closed.is_set():
+            process.end()
+        reason = process.run()
         self._process = None
         if self._closed.is_set():
             raise ModelUnavailable("the server is shutting down")
-        if process.returncode != 0 or not (key.folder / "manifest.json").is_file():
-            raise ModelUnavailable(f"exporting model {key} failed: {last or 'no message'}; to see all of it: {by_hand}")
+        if process.ended and not self.is_exported(key):
+            raise ModelUnavailable(f"the export of model {key} was ended")
+        if reason is not None or not self.is_exported(key):
+            raise ModelUnavailable(
+                f"exporting model {key} failed: {reason or 'no message'}; to see all of it: {self.by_hand(key)}",
+                permanent=True,
+            )
 
     def _command(self, key: ModelKey) -> list[str]:
-        # -P: a file named export.py in the working directory is not the exporter.
-        command = [sys.executable, "-P", "-m", "export", key.entry.id, "--dtype", key.dtype]
-        command += ["--output", str(key.folder)]
-        if self._config.path.is_file():  # not there where the default one cannot be written
-            command += ["--config", str(self._config.path)]
         entry = key.entry
+        arguments = [entry.id, "--dtype", key.dtype, "--output", str(key.folder)]
+        if self._config.path.is_file():  # not there where the default one cannot be written
+            arguments += ["--config", str(self._config.path)]
         overrides = {"--tokenizer": entry.tokenizer, "--weights": entry.weights, "--model-config": entry.config}
         for flag, path in overrides.items():
             if path is not None:
-                command += [flag, str(path.expanduser().resolve())]
-        return command
+                arguments += [flag, str(path.expanduser().resolve())]
+        return command(*arguments)
 
     def _warn_of_other_source(self, key: ModelKey) -> None:
         """An export made from another source (by hand, or before the entry was changed) still serves; say so."""
@@ -191,27 +244,3 @@ class ModelSource:
 def missing_for_export() -> list[str]:
     """Packages that the exporter needs and this installation does not have."""
     return [name for name in ("export", *_EXPORT_MODULES) if importlib.util.find_spec(name) is None]
-
-
-def _environment() -> dict[str, str]:
-    """The child's environment: it finds the same packages as this process, checkout or installed."""
-    root = str(Path(models.__file__).resolve().parent.parent)
-    path = os.environ.get("PYTHONPATH")
-    return {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{path}" if path else root, "PYTHONUNBUFFERED": "1"}
-
-
-def _log_lines(lines: object, key: ModelKey) -> str:
-    """Log the exporter's output line by line; returns the last line that says something."""
-    last, last_bar = "", 0.0
-    for raw in lines:  # type: ignore[attr-defined]
-        line = raw.strip()
-        if not line:
-            continue
-        if "%|" in line:
-            if time.monotonic() - last_bar >= _BAR_SECONDS:
-                last_bar = time.monotonic()
-                log.info("export %s: %s", key.entry.id, line)
-            continue
-        last = line
-        log.info("export %s: %s", key.entry.id, line)
-    return last.removeprefix("error: ")

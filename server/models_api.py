@@ -22,15 +22,17 @@ class _ModelResource:
     def _describe(self, model_id: str) -> dict[str, Any]:
         entry = self._source.entry(model_id)
         try:
-            loaded = self._source.key(entry) in self._pool.loaded_keys()
+            key = self._source.key(entry)
+            exported, loaded = self._source.is_exported(key), key in self._pool.loaded_keys()
         except ConfigError:  # one of its files is missing, which asking for it will say
-            loaded = False
+            exported = loaded = False
         return {
             "id": model_id,
             "object": "model",
             "created": self._created,
             "owned_by": "ocr-onnx",
             "family": entry.family,
+            "exported": exported,
             "loaded": loaded,
             "tasks": list(tasks_of(entry.family)),
             "default_task": default_task(entry),

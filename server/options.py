@@ -22,6 +22,10 @@ class ServerOptions:
     max_queue: int = 64
     queue_timeout: float = 600.0
     max_loaded_models: int = 1
+    export_on_demand: Literal["on", "off"] = "on"
+    export_wait: float = 0.0
+    switch_models: Literal["on", "off"] = "on"
+    wait_for_model: Literal["on", "off"] = "off"
     max_body_mb: int = 50
     max_images: int = 10
     max_image_mb: int = 20
@@ -33,6 +37,7 @@ class ServerOptions:
     cors_origins: tuple[str, ...] = ()
     shutdown_timeout: float = 30.0
     log_format: Literal["text", "json"] = "text"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     # From the command line and the other tables.
     model: str = "deepseek-ocr"  # loaded at the start

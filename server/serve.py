@@ -83,6 +83,10 @@ class HttpServer:
         wasyncore.close_all(self._sockets, ignore_all=True)
         log.info("stopped")
 
+    def stop(self) -> None:
+        """End as after a signal. May be called from any thread, any number of times; returns at once."""
+        self._on_signal(signal.SIGTERM, None)
+
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._signals += 1
         if self._signals == 1:

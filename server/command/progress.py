@@ -67,7 +67,8 @@ def configure_log(*, quiet: bool) -> None:
     handler.setFormatter(logging.Formatter("%(message)s"))
     logging.basicConfig(level=logging.ERROR if quiet else logging.WARNING, handlers=[handler], force=True)
     logging.captureWarnings(True)
-    logging.getLogger("server.loading").setLevel(logging.ERROR if quiet else logging.INFO)
+    for name in ("server.loading", "server.exporting"):
+        logging.getLogger(name).setLevel(logging.ERROR if quiet else logging.INFO)
 
 
 def say(line: str) -> None:

@@ -58,6 +58,11 @@ class FakeSource(ModelSource):
         self.loads: list[str] = []
         self.problem: Exception | None = None
 
+    def is_exported(self, key: ModelKey) -> bool:
+        return True
+
+    def check(self, key: ModelKey) -> None: ...
+
     def load(self, key: ModelKey) -> TextModel:
         self.loads.append(key.entry.id)
         if self.problem is not None:
@@ -133,6 +138,12 @@ class ServerProcess:
         self._reader.start()
         found = self.wait_for_line(r"listening on http://\S+:(\d+)")
         self.port = int(found[1])
+
+    def ended(self, timeout: float = 60) -> int:
+        """Wait for the end that the server comes to by itself; returns its status."""
+        code = self.process.wait(timeout)
+        self._reader.join(10)
+        return code
 
     @property
     def url(self) -> str:

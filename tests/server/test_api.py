@@ -329,7 +329,7 @@ def test_a_model_whose_engine_died_is_loaded_again(service: Service) -> None:
     assert service.source.loads == ["deepseek-ocr", "deepseek-ocr"]
 
 
-def test_a_model_that_cannot_be_loaded_is_a_503_that_says_why(service: Service) -> None:
+def test_a_model_that_cannot_be_loaded_now_is_a_503_that_says_why(service: Service) -> None:
     service.source.problem = ModelUnavailable("run: ocr-onnx export deepseek-ocr")
     result = service.post(chat())
     assert (result.status_code, result.json["error"]["code"]) == (503, "model_unavailable")

@@ -38,7 +38,9 @@ def server(tmp_path_factory: pytest.TempPathFactory, random_checkpoint: Path) ->
         f'[models.entries.small-deepseek]\nkind = "deepseek-ocr"\nsource = "{random_checkpoint}"\n'
         f'[models.entries.small-paddle]\nkind = "paddleocr-vl"\nsource = "{paddle}"\n'
     )
-    server = ServerProcess(["--config", str(config), "--model", "small-deepseek", "--slots", "4"], folder)
+    server = ServerProcess(
+        ["--config", str(config), "--model", "small-deepseek", "--slots", "4", "--export-wait", "120"], folder
+    )
     until(lambda: httpx.get(f"{server.url}/ready").status_code == 200, 120)
     yield server
     server.kill()
