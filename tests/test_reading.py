@@ -17,7 +17,8 @@ from tools.demo import PAGE_TEXT, draw_page
 
 pytest.importorskip("torch")  # which the module of the held-out pages imports
 
-from tools.train_tiny.evaluate import edit_distance, held_out_pages
+from tools.train_tiny.evaluate import edit_distance
+from tools.train_tiny.held_out import held_out_pages
 
 CHECKPOINT = Path(CATALOG["tiny-ocr"].source)
 

@@ -25,7 +25,8 @@ from export.pipeline import Job, export_model
 from export.source import Source
 from models.catalog import CATALOG
 from runtime import Model
-from tools.train_tiny.evaluate import CATEGORIES, Score, held_out_pages, score
+from tools.train_tiny.evaluate import Score, score
+from tools.train_tiny.held_out import CATEGORIES, held_out_pages
 from tools.train_tiny.render import Page
 
 DTYPES = ("f32", "f16", "q8", "q4", "q8+q8", "q4+q8")

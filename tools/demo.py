@@ -26,14 +26,12 @@ from pathlib import Path
 from typing import Any
 
 from openai import OpenAI
-from PIL import Image, ImageDraw, ImageFont
+
+from .demo_page import PAGE_TEXT, demo_page
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY_OCR = ROOT / "models" / "tiny_ocr" / "model.safetensors"
 
-PAGE_TEXT = "Invoice 2026-118\nPaper, 500 sheets\n3 boxes at 4.75 EUR\nTotal: 14.25 EUR\nThank you!"
-PAGE_SIZE = (384, 192)  # pixels; two of tiny-ocr's tiles
-FONT_SIZE = 22
 MAX_TOKENS = 120
 READY_SECONDS = 300
 STOP_SECONDS = 40
@@ -106,10 +104,8 @@ def run(folder: Path, device: str, *, use_random: bool) -> None:
 
 
 def draw_page(path: Path) -> Path:
-    """A small page of black text on white."""
-    page = Image.new("RGB", PAGE_SIZE, "white")
-    ImageDraw.Draw(page).text((14, 12), PAGE_TEXT, fill="black", font=ImageFont.load_default(FONT_SIZE), spacing=10)
-    page.save(path)
+    """The demonstration's page as a file."""
+    demo_page().save(path)
     return path
 
 

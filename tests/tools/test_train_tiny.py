@@ -25,18 +25,20 @@ from tools.train_tiny import fonts, text, tokens  # noqa: E402
 from tools.train_tiny.batches import Batch, Pages, collate, draw_page  # noqa: E402
 from tools.train_tiny.checkpoint import load_checkpoint, mean_checkpoint, read_spec, save_checkpoint  # noqa: E402
 from tools.train_tiny.curriculum import STAGES, Canvas, Stage, stage_of  # noqa: E402
-from tools.train_tiny.evaluate import (  # noqa: E402
-    CATEGORIES,
-    character_error_rate,
-    edit_distance,
-    held_out_pages,
-    read_views,
-)
+from tools.train_tiny.evaluate import character_error_rate, edit_distance, read_views  # noqa: E402
+from tools.train_tiny.held_out import CATEGORIES, MORE_CATEGORIES, held_out_pages  # noqa: E402
 from tools.train_tiny.model import TinySpec, build_model, use_training_kernels  # noqa: E402
 from tools.train_tiny.muon import FloatMuon  # noqa: E402
 from tools.train_tiny.render import Page, PageStyle, render_page, set_line  # noqa: E402
 from tools.train_tiny.train import Trainer, TrainOptions, averaged_model  # noqa: E402
-from tools.train_tiny.views import IGNORE, PROBE_COLUMNS, choose_grid, make_views  # noqa: E402
+from tools.train_tiny.views import (  # noqa: E402
+    CHARACTERS,
+    IGNORE,
+    PROBE_COLUMNS,
+    choose_grid,
+    make_views,
+    normalise,
+)
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 MICRO = TinySpec(
@@ -63,7 +65,7 @@ def test_a_step_has_the_same_batch_every_time_and_another_seed_another() -> None
 
 
 def test_held_out_pages_are_the_same_every_time() -> None:
-    for category in CATEGORIES:
+    for category in (*CATEGORIES, *MORE_CATEGORIES):
         first, second = held_out_pages(category, 2), held_out_pages(category, 2)
         assert [page.text for page in first] == [page.text for page in second]
         assert all(np.array_equal(a.image, b.image) for a, b in zip(first, second, strict=True))
@@ -162,8 +164,10 @@ def test_views_have_the_published_token_counts_and_tile_order() -> None:
     assert views.grid == (2, 1)
     assert views.tiles.shape == (2, 3, 192, 192)
     assert len(views.probe) == (6 * 2 + 1) * 6 + (8 + 1) * 8 + 1
+    np.testing.assert_array_equal(views.tiles[1], np.asarray(page.image).transpose(2, 0, 1)[:, :, 192:])
     pixels = (np.asarray(page.image, dtype=np.float32).transpose(2, 0, 1) / 255 - 0.5) / 0.5
-    np.testing.assert_allclose(views.tiles[1], pixels[:, :, 192:], atol=1e-6)
+    seen = normalise(torch.from_numpy(views.tiles), torch.device("cpu"), torch.float32)
+    np.testing.assert_allclose(seen[1], pixels[:, :, 192:], atol=1e-6)
     alone = make_views(page, 256, 192, 9, 32, crop=False)
     assert len(alone.probe) == 73
     assert len(alone.tiles) == 0
@@ -176,7 +180,7 @@ def test_the_probe_names_each_character_where_it_stands() -> None:
     grid = views.probe[:-1].reshape(6, 7, 2, PROBE_COLUMNS)
     assert (grid[:, 6] == IGNORE).all()
     rows = grid[:, :6].transpose(0, 2, 1, 3).reshape(12, 6 * PROBE_COLUMNS)
-    found = ["".join(chr(value + 32) for value in row if value > 0) for row in rows]
+    found = ["".join(CHARACTERS[value - 1] for value in row if value > 0) for row in rows]
     assert "".join(found) == page.characters
 
 
@@ -184,11 +188,11 @@ def test_the_loss_falls_on_the_answer_and_its_end_only() -> None:
     tokenizer = tokens.build_tokenizer()
     page = Page(Image.new("RGB", (64, 64)), "ab\nc", "", np.zeros((0, 2)))
     views = make_views(page, 64, 64, 9, 32)
-    batch = collate([views], [page.text], tokenizer)
+    batch = collate([views], [("<image>\nOCR", page.text)], tokenizer)
     learned = batch.labels[0][batch.labels[0] != IGNORE].tolist()
     assert learned == [*tokenizer.encode("ab\nc", add_special_tokens=False).ids, tokens.EOS_ID]
     first = int((batch.labels[0] != IGNORE).nonzero()[0])
-    assert batch.input_ids[0, : first + 1].tolist() == tokens.prompt_ids(tokenizer, 7)
+    assert batch.input_ids[0, : first + 1].tolist() == tokens.prompt_ids(tokenizer, 7, "<image>\nOCR")
     assert batch.input_ids[0, first + 1 :].tolist() == learned[:-1]
 
 
@@ -327,8 +331,8 @@ def test_cached_greedy_reading_agrees_with_reading_from_scratch() -> None:
         ids = tokens.prompt_ids(tokenizer, len(views.probe))
         start = len(ids)
         pixels = {
-            "pixel_values": torch.from_numpy(views.global_view)[None],
-            "pixel_values_local": torch.from_numpy(views.tiles),
+            "pixel_values": normalise(torch.from_numpy(views.global_view)[None], model.device, model.dtype),
+            "pixel_values_local": normalise(torch.from_numpy(views.tiles), model.device, model.dtype),
             "num_local_patches": [len(views.tiles)],
             "patches_grid": [list(views.grid)],
         }

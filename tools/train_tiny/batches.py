@@ -10,12 +10,14 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from . import tokens
+from . import documents, tokens
 from .curriculum import Canvas, Stage, Trained, stage_of
 from .fonts import TRAIN_FAMILIES, faces_of
+from .layout import faces_for, render_document
 from .model import TinySpec
-from .render import Page, PageStyle, blank_page, render_page
-from .views import IGNORE, Views, choose_grid, make_views
+from .render import Page, PageStyle, blank_page, render_page, turned
+from .tasks import question
+from .views import IGNORE, Views, choose_grid, make_views, normalise
 
 
 @dataclass
@@ -25,8 +27,8 @@ class Batch:
     input_ids: Tensor  # (pages, length), padded on the right
     labels: Tensor  # (pages, length): the id to predict AT each position, or IGNORE
     probe: Tensor  # (image tokens of all pages, SLOTS)
-    pixel_values: Tensor  # (pages, 3, view, view)
-    pixel_values_local: Tensor | None  # (tiles of all pages, 3, tile, tile)
+    pixel_values: Tensor  # (pages, 3, view, view), bytes
+    pixel_values_local: Tensor | None  # (tiles of all pages, 3, tile, tile), bytes
     num_local_patches: list[int]
     patches_grid: list[list[int]]
     trained: Trained = "both"
@@ -35,21 +37,22 @@ class Batch:
         """Return the keyword arguments of the transformers model."""
         inputs: dict[str, object] = {
             "input_ids": self.input_ids.to(device),
-            "pixel_values": self.pixel_values.to(device, dtype),
+            "pixel_values": normalise(self.pixel_values, device, dtype),
             "use_cache": False,
         }
         if self.pixel_values_local is not None:
-            inputs["pixel_values_local"] = self.pixel_values_local.to(device, dtype)
+            inputs["pixel_values_local"] = normalise(self.pixel_values_local, device, dtype)
             inputs["num_local_patches"] = self.num_local_patches
             inputs["patches_grid"] = self.patches_grid
         return inputs
 
 
-def collate(views: list[Views], texts: list[str], tokenizer: Tokenizer) -> Batch:
-    """Put pages of one view size into a batch; the loss falls on the answer and its EOS only."""
+def collate(views: list[Views], questions: list[tuple[str, str]], tokenizer: Tokenizer) -> Batch:
+    """Put pages of one view size, each with a prompt and its answer, into a batch; the loss falls on the answer and its
+    EOS only."""
     rows, labels = [], []
-    for view, text in zip(views, texts, strict=True):
-        prompt = tokens.prompt_ids(tokenizer, len(view.probe))
+    for view, (asked, text) in zip(views, questions, strict=True):
+        prompt = tokens.prompt_ids(tokenizer, len(view.probe), asked)
         answer = [*tokenizer.encode(text, add_special_tokens=False).ids, tokens.EOS_ID]
         rows.append(prompt + answer[:-1])
         labels.append([IGNORE] * (len(prompt) - 1) + answer)
@@ -90,26 +93,33 @@ def draw_page(rng: random.Random, canvas: Canvas, stage: Stage, spec: TinySpec) 
     size = smallest * (largest / smallest) ** rng.random()
     lines = rng.randint(canvas.least, canvas.lines) if canvas.natural else canvas.lines
     if canvas.natural:
-        width = rng.randint(200, 720)
+        width = rng.randint(*canvas.widths)
         height = round(lines * size * rng.uniform(1.2, 1.6) + size * rng.uniform(0.6, 2.0))
     else:
         width, height = page_size(rng, canvas, spec)
         size /= spec.image_size * canvas.tiles[1] / height if canvas.tiles else canvas.view / max(width, height)
+    kinds = {kind: weight for kind, weight in stage.kinds.items() if canvas.natural or kind not in documents.KINDS}
+    kind = rng.choices(list(kinds), list(kinds.values()))[0]
     families = faces_of(TRAIN_FAMILIES)
-    face = rng.choice(families[rng.choice(sorted(families))])
+    family = families[rng.choice(sorted(families))]
+    face = rng.choice(family)
     style = PageStyle(
         width=width,
         height=height,
         font_size=max(8, round(size)),
         max_lines=lines,
-        kind=rng.choices(list(stage.kinds), list(stage.kinds.values()))[0],
+        kind="words" if kind == "latin" and face.ascii_only else kind,
         max_words=canvas.words if canvas.fill or rng.random() < 0.8 else 2,
         wear=rng.random() if rng.random() < stage.wear else 0.0,
         fill=canvas.fill,
     )
     if rng.random() < stage.blank:
         return blank_page(rng, style)
-    return render_page(rng, style, face)
+    if kind in documents.KINDS:
+        page = render_document(rng, style, faces_for(rng, family))
+    else:
+        page = render_page(rng, style, face)
+    return turned(rng, page) if rng.random() < stage.turned else page
 
 
 class Pages(Dataset[Batch]):
@@ -135,7 +145,9 @@ class Pages(Dataset[Batch]):
             room -= columns * rows + 1 if canvas.natural else 1
         sizes = (canvas.view, spec.image_size, spec.max_tiles, spec.token_pixels)
         views = [make_views(page, *sizes, crop=canvas.crop) for page in pages]
-        batch = collate(views, [page.text for page in pages], self.tokenizer)
+        asked = rng.choices(list(stage.tasks), list(stage.tasks.values()), k=len(pages))
+        questions = [question(rng, page, task) for page, task in zip(pages, asked, strict=True)]
+        batch = collate(views, questions, self.tokenizer)
         batch.trained = stage.trained
         return batch
 

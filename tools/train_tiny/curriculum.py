@@ -20,6 +20,7 @@ class Canvas:
     words: int = 12  # of a line, at most
     natural: bool = False  # pages as people make them, as high as their lines need, whatever tiles that gives
     least: int = 1  # lines of a natural page, at least
+    widths: tuple[int, int] = (200, 720)  # of a natural page, pixels
     fill: float = 0.0  # the least share of `lines` that a page has
 
 
@@ -29,9 +30,11 @@ class Stage:
 
     steps: int
     canvases: tuple[tuple[float, Canvas], ...]  # weight, canvas
-    kinds: dict[str, float] = field(default_factory=dict)  # text kind -> weight
+    kinds: dict[str, float] = field(default_factory=dict)  # kind of text or, of natural pages, document -> weight
+    tasks: dict[str, float] = field(default_factory=lambda: {"free": 1.0})  # of tasks.PROMPTS -> weight
     wear: float = 0.0  # share of the pages that are worn
     blank: float = 0.01  # share of the pages without text
+    turned: float = 0.0  # share of the pages that stand on their side or upside down, with an empty answer
     trained: Trained = "both"
     learning_rate: float = 1.5e-3
 
@@ -91,6 +94,21 @@ LONG_AND_DENSE = (
 )
 """Both at once; fewer tiles a step than the decoder alone takes."""
 
+ALL_SIZES = (
+    (0.62, Canvas(256, 40, (16, 36), 11, natural=True, fill=0.8, widths=(240, 660))),
+    (0.12, Canvas(256, 40, (18, 30), 7, natural=True, least=3, fill=0.9, widths=(300, 460))),
+    (0.08, Canvas(256, 40, (11, 20), 12, natural=True, fill=0.7, widths=(180, 440))),
+    (0.08, Canvas(256, 40, (36, 66), 5, natural=True, fill=0.7, widths=(400, 1100))),
+    (0.05, Canvas(256, 14, (18, 44), 6)),
+    (0.05, Canvas(256, 14, (18, 40), 8, crop=False)),
+)
+"""Natural pages of ordinary type, of few lines as in the demonstration, of small type and of large type."""
+
+DOCUMENTS = {
+    "random": 0.02, "letters": 0.02, "words": 0.12, "prose": 0.18, "figures": 0.1, "receipt": 0.2, "code": 0.03,
+    "latin": 0.07, "till": 0.1, "invoice": 0.1, "article": 0.06,
+}  # fmt: skip
+
 STAGES = (
     # The vision tower learns the characters: full canvases of large type, no decoder.
     Stage(700, ((1.0, Canvas(192, 32, (24, 44), 6, crop=False, fill=0.7)),), EARLY, trained="vision"),
@@ -144,5 +162,7 @@ STAGES = (
     # That made the decoder skip lines again.
     Stage(300, LONG, ENGLISH, wear=0.3, blank=0.01, trained="decoder", learning_rate=6e-4),
     # Both halves on long pages, figures and lines that end alike, in steps small enough to keep what is there.
-    Stage(1_000_000, LONG_AND_DENSE, RECEIPTS, wear=0.3, blank=0.01, learning_rate=3e-4),
+    Stage(900, LONG_AND_DENSE, RECEIPTS, wear=0.3, blank=0.01, learning_rate=3e-4),
+    # Documents as people meet them, and accents: first the decoder, which has to find its way through columns.
+    Stage(1_000_000, ALL_SIZES, DOCUMENTS, wear=0.2, blank=0.01, turned=0.01, trained="decoder", learning_rate=8e-4),
 )

@@ -1,11 +1,8 @@
-"""Held-out pages with their truth, greedy reading, and the character error rate.
+"""Greedy reading of held-out pages and its character error rate.
 
-Fonts and texts of these pages never occur in training (`fonts.HELD_OUT_FAMILIES`, `text.is_held_out`). The project's
-end-to-end tests import `held_out_pages` and `character_error_rate`;
-`python -m tools.train_tiny evaluate` prints a table.
+The project's end-to-end tests import `edit_distance`; `python -m tools.train_tiny evaluate` prints a table.
 """
 
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +14,10 @@ from transformers.cache_utils import DynamicCache
 
 from . import tokens
 from .checkpoint import load_checkpoint, read_spec
-from .fonts import HELD_OUT_FAMILIES, faces_of
+from .held_out import CATEGORIES, held_out_pages
 from .model import TinySpec, use_training_kernels
-from .render import Page, PageStyle, blank_page, render_page
-from .views import Views, make_views
-
-CATEGORIES = ("one_line", "clean", "figures", "degraded", "blank")
+from .render import Page
+from .views import Views, make_views, normalise
 
 
 @dataclass(frozen=True)
@@ -59,37 +54,6 @@ def character_error_rate(read: str, truth: str) -> float:
     return edit_distance(read, truth) / len(truth)
 
 
-def held_out_pages(category: str, count: int, seed: int = 1) -> list[Page]:
-    """Return `count` pages of a category of CATEGORIES in held-out fonts and with held-out texts, the same every time.
-
-    one_line: one line of words or prose, 24 to 36 pixels. clean: 1 to 10 lines of words and prose, black on white.
-    figures: 1 to 6 lines of numbers, prices and dates. degraded: as clean, with noise, blur, JPEG, tints and up to 2
-    degrees of rotation. blank: no text.
-    """
-    rng = random.Random(f"held out/{category}/{seed}")
-    families = faces_of(HELD_OUT_FAMILIES)
-    pages = []
-    for index in range(count):
-        most = {"one_line": 1, "figures": 1 + index % 6}.get(category, 1 + index % 10)
-        size = rng.randint(24, 36)
-        width = rng.randint(280, 620)
-        height = min(620, round(most * size * 1.45 + size * rng.uniform(1.0, 1.8)))
-        style = PageStyle(
-            width=width,
-            height=height,
-            font_size=size,
-            max_lines=most,
-            kind="figures" if category == "figures" else rng.choice(("prose", "words")),
-            max_words=12,
-            wear=1.0 if category == "degraded" else 0.0,
-            colours=category in ("degraded", "blank"),
-            fill=1.0,
-        )
-        face = rng.choice(families[rng.choice(sorted(families))])
-        pages.append(blank_page(rng, style) if category == "blank" else render_page(rng, style, face, held_out=True))
-    return pages
-
-
 @torch.inference_mode()
 def read_views(
     model: UnlimitedOcrForConditionalGeneration, tokenizer: Tokenizer, views: Sequence[Views], limit: int = 600
@@ -99,10 +63,12 @@ def read_views(
     dtype, device = model.dtype, model.device
     inputs: dict[str, object] = {
         "input_ids": torch.tensor([prompt] * len(views), device=device),
-        "pixel_values": torch.stack([torch.from_numpy(view.global_view) for view in views]).to(device, dtype),
+        "pixel_values": normalise(torch.stack([torch.from_numpy(view.global_view) for view in views]), device, dtype),
     }
     if len(views[0].tiles):
-        inputs["pixel_values_local"] = torch.cat([torch.from_numpy(view.tiles) for view in views]).to(device, dtype)
+        inputs["pixel_values_local"] = normalise(
+            torch.cat([torch.from_numpy(view.tiles) for view in views]), device, dtype
+        )
         inputs["num_local_patches"] = [len(view.tiles) for view in views]
         inputs["patches_grid"] = [list(view.grid) for view in views]
     cache = DynamicCache(config=model.config.text_config)

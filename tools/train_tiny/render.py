@@ -1,12 +1,13 @@
 """Sets lines of text on a page, with the place of every character, and wears the page like a scan.
 
-Called by `batches` (training) and `evaluate` (held-out pages). All is a function of the `random.Random` passed in.
+Called by `batches` (training), `held_out` (held-out pages) and `layout` (documents). All is a function of the
+`random.Random` passed in.
 """
 
 import io
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,11 +27,24 @@ class PageStyle:
     height: int
     font_size: int
     max_lines: int
-    kind: str  # key of text.KINDS
+    kind: str  # key of text.KINDS, or of documents.KINDS
     max_words: int  # of a line
     wear: float = 0.0  # 0 clean, 1 full noise, blur and rotation
     colours: bool = True  # greys and tints; black on white otherwise
     fill: float = 0.0  # the least share of the lines that there is room for
+
+
+Box = tuple[float, float, float, float]
+"""Left, top, right and bottom edge in page pixels."""
+
+
+@dataclass(frozen=True)
+class Region:
+    """A line, with its own text as label, or a block, with the family's word for it and its Markdown."""
+
+    label: str
+    box: Box
+    markdown: str = ""
 
 
 @dataclass
@@ -41,6 +55,60 @@ class Page:
     text: str  # lines joined by a newline; empty for a blank page
     characters: str  # the text without its blanks
     centres: np.ndarray  # of those characters, shape = (n, 2): x and y in page pixels
+    lines: tuple[Region, ...] = ()
+    blocks: tuple[Region, ...] = ()
+
+
+class Sheet:
+    """A page while it is being drawn: ink as a mask, and where everything stands."""
+
+    def __init__(self, width: int, height: int) -> None:
+        self.mask = Image.new("L", (width, height))
+        self.draw = ImageDraw.Draw(self.mask)
+        self.characters: list[str] = []
+        self.centres: list[tuple[float, float]] = []
+        self.lines: list[Region] = []
+        self.blocks: list[Region] = []
+
+    def write(self, x: float, y: float, words: str, font: ImageFont.FreeTypeFont) -> Box:
+        """Draw `words` with the top of the face's ascent at y; return the box of the ink."""
+        self.draw.text((x, y), words, fill=255, font=font)
+        edges = advances(words, font)
+        middle = y + font.getmetrics()[0] - 0.33 * font.size
+        for character, start, end in zip(words, edges[:-1], edges[1:], strict=True):
+            if character != " ":
+                self.characters.append(character)
+                self.centres.append((x + (start + end) / 2, middle))
+        return self.draw.textbbox((x, y), words, font=font)
+
+    def write_line(self, x: float, y: float, words: str, font: ImageFont.FreeTypeFont) -> Box:
+        """Draw a line of its own; return the box of the ink."""
+        box = self.write(x, y, words, font)
+        self.lines.append(Region(words, box))
+        return box
+
+    def finish(self, rng: random.Random, style: PageStyle) -> Page:
+        """Return the page: tilted, inked and worn as `style` says."""
+        places = np.array(self.centres).reshape(-1, 2)
+        boxes = np.array([region.box for region in (*self.lines, *self.blocks)]).reshape(-1, 4)
+        corners = boxes[:, [0, 1, 2, 1, 0, 3, 2, 3]].reshape(-1, 2)
+        mask, moved = tilt(rng, self.mask, np.concatenate((places, corners)), style.wear)
+        places, corners = moved[: len(places)], moved[len(places) :].reshape(-1, 4, 2)
+        tight = np.concatenate((corners.min(1), corners.max(1)), axis=1)
+        regions = [
+            Region(region.label, tuple(box.tolist()), region.markdown)
+            for region, box in zip((*self.lines, *self.blocks), tight, strict=True)
+        ]
+        lines, blocks = tuple(regions[: len(self.lines)]), tuple(regions[len(self.lines) :])
+        image = ink(rng, mask, style)
+        words = "\n".join(line.label for line in lines)
+        return Page(image, words, "".join(self.characters), places, lines, blocks)
+
+
+def enclosing(boxes: Sequence[Box]) -> Box:
+    """Return the box around `boxes`."""
+    left, top, right, bottom = zip(*boxes, strict=True)
+    return min(left), min(top), max(right), max(bottom)
 
 
 def advances(line: str, font: ImageFont.FreeTypeFont) -> np.ndarray:
@@ -85,28 +153,22 @@ def render_page(rng: random.Random, style: PageStyle, face: FontFace, held_out: 
     top = margin + rng.random() * max(0.0, style.height - 2 * margin - block)
     left = margin if rng.random() < 0.5 else margin + rng.random() * 0.3 * usable
     centred = rng.random() < 0.15
-    mask = Image.new("L", (style.width, style.height))
-    draw = ImageDraw.Draw(mask)
-    truth: list[str] = []
-    characters: list[str] = []
-    centres: list[np.ndarray] = []
+    sheet = Sheet(style.width, style.height)
     for index in range(lines):
         line = set_line(words, font, usable if centred else style.width - margin - left, style.max_words)
-        if not line:
-            continue
-        edges = advances(line, font)
-        x = (style.width - edges[-1]) / 2 if centred else left
-        y = top + index * pitch
-        draw.text((x, y), line, fill=255, font=font)
-        truth.append(line)
-        for character, start, end in zip(line, edges[:-1], edges[1:], strict=True):
-            if character != " ":
-                characters.append(character)
-                centres.append(np.array([x + (start + end) / 2, y + ascent - 0.33 * style.font_size]))
-    places = np.array(centres).reshape(-1, 2)
-    mask, places = tilt(rng, mask, places, style.wear)
-    image = ink(rng, mask, style)
-    return Page(image, "\n".join(truth), "".join(characters), places)
+        if line:
+            x = (style.width - font.getlength(line)) / 2 if centred else left
+            sheet.write_line(x, top + index * pitch, line, font)
+    if sheet.lines:
+        body = "\n".join(line.label for line in sheet.lines)
+        sheet.blocks.append(Region("text", enclosing([line.box for line in sheet.lines]), body))
+    return sheet.finish(rng, style)
+
+
+def turned(rng: random.Random, page: Page) -> Page:
+    """Return the page upside down or on its side, as which it is not to be read."""
+    angles = (Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270)
+    return Page(page.image.transpose(rng.choice(angles)), "", "", np.zeros((0, 2)))
 
 
 def tilt(rng: random.Random, mask: Image.Image, places: np.ndarray, wear: float) -> tuple[Image.Image, np.ndarray]:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
+from .tasks import FREE
+
 BOS, EOS, PAD = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"
 BOS_ID, EOS_ID, PAD_ID = 0, 1, 2
 TRAILING_SPECIALS = (
@@ -19,8 +21,6 @@ TRAILING_SPECIALS = (
 IMAGE_ID = 259
 VOCAB_SIZE = 288
 """Rows of the embedding: 271 tokens, rounded up to a multiple of 32; as in the published model some have no token."""
-
-PROMPT = "<image>\nFree OCR."
 
 
 def build_tokenizer() -> Tokenizer:
@@ -42,9 +42,9 @@ def build_tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def prompt_ids(tokenizer: Tokenizer, image_tokens: int) -> list[int]:
+def prompt_ids(tokenizer: Tokenizer, image_tokens: int, prompt: str = FREE) -> list[int]:
     """Return BOS, `image_tokens` image slots and the encoded rest of the prompt."""
-    tail = tokenizer.encode(PROMPT.removeprefix("<image>"), add_special_tokens=False).ids
+    tail = tokenizer.encode(prompt.removeprefix("<image>"), add_special_tokens=False).ids
     return [BOS_ID, *[IMAGE_ID] * image_tokens, *tail]
 
 

@@ -7,16 +7,20 @@ here a second time, so that the product's code is tested against a model that wa
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from PIL import Image, ImageOps
 
 from .render import Page
+from .text import TYPOGRAPHIC
 
 GREY = (127, 127, 127)
 PROBE_COLUMNS, PROBE_ROWS = 8, 2
 SLOTS = PROBE_COLUMNS * PROBE_ROWS
 """The reading probe asks of every vision token which character, if any, has its centre in each of these parts of it."""
-PROBE_CLASSES = 96
-"""Class 0 says "none", 1 to 94 are the printable characters from "!" on."""
+CHARACTERS = "".join(map(chr, range(33, 127))) + TYPOGRAPHIC
+PROBE_CLASSES = 1 + len(CHARACTERS)
+"""Class 0 says "none", the others are CHARACTERS."""
+CLASS_OF = {character: number for number, character in enumerate(CHARACTERS, 1)}
 IGNORE = -100
 
 
@@ -24,8 +28,8 @@ IGNORE = -100
 class Views:
     """One page as the model takes it."""
 
-    global_view: np.ndarray  # shape = (3, side, side), -1 .. 1
-    tiles: np.ndarray  # shape = (columns * rows, 3, tile side, tile side), row by row; may be empty
+    global_view: np.ndarray  # shape = (3, side, side), bytes
+    tiles: np.ndarray  # shape = (columns * rows, 3, tile side, tile side), bytes, row by row; may be empty
     grid: tuple[int, int]  # columns, rows; (1, 1) without tiles
     probe: np.ndarray  # shape = (image tokens, SLOTS): classes of the characters under each token, or IGNORE
 
@@ -51,9 +55,14 @@ def choose_grid(width: int, height: int, image_size: int, max_tiles: int) -> tup
     return best
 
 
-def normalise(image: Image.Image) -> np.ndarray:
-    """Return the pixels scaled to -1 .. 1, shape = (3, height, width)."""
-    return (np.asarray(image, dtype=np.float32).transpose(2, 0, 1) / 255 - 0.5) / 0.5
+def planes(image: Image.Image) -> np.ndarray:
+    """Return the pixels, shape = (3, height, width), bytes: a quarter of what batches would weigh as floats."""
+    return np.array(image).transpose(2, 0, 1)
+
+
+def normalise(pixels: torch.Tensor, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """Return bytes as the model takes them: scaled to -1 .. 1, on `device`, in `dtype`."""
+    return ((pixels.to(device).float() / 255 - 0.5) / 0.5).to(dtype)
 
 
 def probe_targets(characters: str, places: np.ndarray, columns: int, rows: int, token_pixels: int) -> np.ndarray:
@@ -66,7 +75,7 @@ def probe_targets(characters: str, places: np.ndarray, columns: int, rows: int, 
     step = np.array([token_pixels / PROBE_COLUMNS, token_pixels / PROBE_ROWS])
     for character, (x, y) in zip(characters, (places // step).astype(int), strict=True):
         if 0 <= y < parts.shape[0] and 0 <= x < parts.shape[1]:
-            parts[y, x] = IGNORE if parts[y, x] else ord(character) - 32
+            parts[y, x] = IGNORE if parts[y, x] else CLASS_OF[character]
     targets = np.full((rows, columns + 1, SLOTS), IGNORE, dtype=np.int64)
     grid = parts.reshape(rows, PROBE_ROWS, columns, PROBE_COLUMNS).transpose(0, 2, 1, 3)
     targets[:, :columns] = grid.reshape(rows, columns, SLOTS)
@@ -94,13 +103,13 @@ def make_views(
     separator = np.full((1, SLOTS), IGNORE, dtype=np.int64)
     grid = choose_grid(width, height, image_size, max_tiles) if crop else (1, 1)
     if grid == (1, 1):
-        tiles = np.zeros((0, 3, image_size, image_size), dtype=np.float32)
-        return Views(normalise(view), tiles, grid, np.concatenate((view_probe, separator)))
+        tiles = np.zeros((0, 3, image_size, image_size), dtype=np.uint8)
+        return Views(planes(view), tiles, grid, np.concatenate((view_probe, separator)))
     columns, rows = grid
-    sheet = normalise(image.resize((image_size * columns, image_size * rows)))
+    sheet = planes(image.resize((image_size * columns, image_size * rows)))
     tiles = sheet.reshape(3, rows, image_size, columns, image_size).transpose(1, 3, 0, 2, 4)
     tiles = tiles.reshape(rows * columns, 3, image_size, image_size)
     side = image_size // token_pixels
     seen = places * np.array([image_size * columns / width, image_size * rows / height])
     tile_probe = probe_targets(page.characters, seen, side * columns, side * rows, token_pixels).reshape(-1, SLOTS)
-    return Views(normalise(view), tiles, grid, np.concatenate((tile_probe, view_probe, separator)))
+    return Views(planes(view), tiles, grid, np.concatenate((tile_probe, view_probe, separator)))
