@@ -19,6 +19,7 @@ from .generate import Generator
 from .health import Health, MetricsResource, Ready
 from .images import ImageReader, PixelBudget
 from .loading import ModelKey, ModelSource
+from .logs import RequestLog
 from .metrics import Metrics
 from .models_api import Model, Models
 from .openapi import OpenApi
@@ -82,7 +83,7 @@ def build(
     metrics.watch("ocr_requests_present", "Generation requests in the house", lambda: generator.present)
     metrics.watch("ocr_loaded_models", "Models in memory", lambda: len(pool.loaded_keys()))
 
-    middleware: list[Any] = [ApiKeys(options.api_keys)]
+    middleware: list[Any] = [RequestLog(), ApiKeys(options.api_keys)]
     if options.cors_origins:
         origins = "*" if "*" in options.cors_origins else list(options.cors_origins)
         middleware.insert(0, falcon.CORSMiddleware(allow_origins=origins, expose_headers=["X-Request-Id"]))

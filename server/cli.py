@@ -76,7 +76,7 @@ def serve(given: dict[str, Any], usage_error: Callable[[str], NoReturn]) -> int:
     try:
         config = read_config(given)
         options = _options(config, given, inference)
-        logs.configure(options.log_format)
+        logs.configure(options.log_format, options.log_level)
         application = _application(config, options)
     except (ModelError, RuntimeUnavailable) as error:
         return _explain(error)

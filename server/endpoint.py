@@ -13,7 +13,7 @@ import falcon
 from runtime.requests import Finished
 
 from . import schema, sse
-from .errors import ApiError, BadRequest, ClientGone, TooLarge, translate
+from .errors import ApiError, BadRequest, ClientGone, TooLarge, internal_error, translate
 from .generate import Generator, Job
 from .logs import RequestRecord
 from .messages import Prompt
@@ -59,12 +59,14 @@ class GenerationEndpoint:
         raise NotImplementedError
 
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
-        record = RequestRecord(uuid.uuid4().hex, self.path, self._metrics)
+        record = RequestRecord(uuid.uuid4().hex, self.path, self._metrics, address=req.remote_addr)
+        req.context["recorded"] = True  # this line is the request's
         resp.set_header("X-Request-Id", record.id)
         try:
             self._serve(req, resp, record)
         except BaseException as error:
-            record.finish(_outcome(error))
+            known = _translated(error) or internal_error()
+            record.finish(_outcome(error), status=known.status_code, reason=known.message)
             raise
 
     def _serve(self, req: falcon.Request, resp: falcon.Response, record: RequestRecord) -> None:
@@ -72,7 +74,7 @@ class GenerationEndpoint:
         try:
             with self._reading:
                 body = schema.parse(self._read(req), self.request_model)
-            record.stream = bool(body.stream)
+            record.stream, record.asked = bool(body.stream), body.model
             is_gone = req.env.get("waitress.client_disconnected", lambda: False)
             prompt = self.prompt(body)
             body = body.model_copy(update={self.content: []})  # the rest of it lives as long as the answer
@@ -103,7 +105,8 @@ class GenerationEndpoint:
             known = translate(error)
             if known is None:
                 log.exception("unexpected error while streaming %s", job.record.id)
-                known = ApiError(500, "internal error; the server's log has the details", code="internal_error")
+                known = internal_error()
+            job.record.finish("error", status=known.status_code, reason=known.message)
             job.close("error")
             yield self.failure(body, job.record, known)
 
@@ -127,7 +130,11 @@ class GenerationEndpoint:
 def _outcome(error: BaseException) -> str:
     if isinstance(error, ClientGone):
         return "client_gone"
-    known = translate(error) if isinstance(error, Exception) else None
+    known = _translated(error)
     if known is None or known.status_code == 500:
         return "error"
     return "refused" if known.status_code == 503 else "rejected"
+
+
+def _translated(error: BaseException) -> ApiError | None:
+    return translate(error) if isinstance(error, Exception) else None

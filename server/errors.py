@@ -106,6 +106,11 @@ def translate(error: Exception) -> ApiError | None:
     return None
 
 
+def internal_error() -> ApiError:
+    """What a client is told of a surprise."""
+    return ApiError(500, "internal error; the server's log has the details", code="internal_error")
+
+
 def install(app: falcon.App[Any, Any]) -> None:
     """Make every error of the application answer in OpenAI's shape."""
     app.set_error_serializer(_serialize)
@@ -124,6 +129,7 @@ def _serialize(req: falcon.Request, resp: falcon.Response, error: falcon.HTTPErr
         elif status == 405:
             reason = f"{req.path} does not take {req.method}; it takes {resp.get_header('Allow') or 'other methods'}"
         body = error_body(status, reason, code=_code(status))
+    req.context["reason"] = body["error"]["message"]  # for the log
     resp.content_type = falcon.MEDIA_JSON
     resp.data = json.dumps(body, ensure_ascii=False).encode()
 
@@ -138,7 +144,7 @@ def _handle(req: falcon.Request, resp: falcon.Response, error: Exception, params
         raise known
     # The traceback holds code and file names, never the user's document.
     log.exception("unexpected error in %s %r", req.method, req.path, exc_info=error)
-    raise ApiError(500, "internal error; the server's log has the details", code="internal_error") from error
+    raise internal_error() from error
 
 
 def _handle_gone(req: falcon.Request, resp: falcon.Response, error: Exception, params: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Log lines as text or JSON, and the one line that each generation request leaves.
+"""Log lines as text or JSON: one for each generation request and each refused one; on the level debug, for all.
 
 Neither the prompt nor the recognised text is ever part of it: they are the user's document.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -15,11 +16,17 @@ from datetime import UTC, datetime
 from itertools import count
 from typing import Any
 
+import falcon
+
 from runtime.requests import Finished
 
 from .metrics import Metrics, decode_rate
 
 log = logging.getLogger("server.request")
+
+MAX_NAME = 100  # characters of a client's word in a line
+_PLAIN = re.compile(r"[\w.,:/+@()\[\]-]+")
+OWN_LOGGERS = ("server", "runtime", "models")  # what --log-level is about: others tell of the user's files on debug
 
 
 class JsonFormatter(logging.Formatter):
@@ -38,14 +45,16 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(entry, ensure_ascii=False)
 
 
-def configure(form: str) -> None:
-    """Send the program's log to standard error in the given form."""
+def configure(form: str, level: str = "info") -> None:
+    """Send the program's log to standard error in the given form, from the given level on."""
     handler = logging.StreamHandler(sys.stderr)
     if form == "json":
         handler.setFormatter(JsonFormatter())
     else:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    for name in OWN_LOGGERS:
+        logging.getLogger(name).setLevel(level.upper())
     logging.captureWarnings(True)  # Pillow's about odd files: as log lines too
     # Waiting for a thread and clients that hang up are normal here; the request's own line says so.
     logging.getLogger("waitress.queue").setLevel(logging.ERROR)
@@ -60,6 +69,8 @@ class RequestRecord:
     endpoint: str
     metrics: Metrics
     model: str = ""  # the client's word for it, once it is known to be a model
+    asked: str = ""  # the client's word for it, whatever it is
+    address: str = ""  # the client's
     stream: bool = False
     image_sizes: list[tuple[int, int]] = field(default_factory=list)  # width, height
     pages: int | None = None  # of a document, those that were asked for
@@ -69,21 +80,20 @@ class RequestRecord:
     result: Finished | None = None
     done: bool = False
 
-    def finish(self, outcome: str) -> None:
-        """Log and count the request. Only the first call does anything."""
+    def finish(self, outcome: str, *, status: int | None = None, reason: str | None = None) -> None:
+        """Log and count the request. Only the first call does anything. ``status``, ``reason``: of a refusal."""
         if self.done:
             return
         self.done = True
         self.metrics.finished(self.model, outcome, self.result)
-        fields = self._fields(outcome)
-        line = " ".join(f"{key}={value}" for key, value in fields.items() if value is not None)
-        log.info("%s", line, extra={"fields": fields})
+        refusal = {} if reason is None else {"status": status, "reason": reason, "address": self.address}
+        _write(logging.INFO, self._fields(outcome) | refusal)
 
     def _fields(self, outcome: str) -> dict[str, Any]:
         fields: dict[str, Any] = {
             "id": self.id,
             "endpoint": self.endpoint,
-            "model": self.model or None,
+            "model": self.model or self.asked[:MAX_NAME] or None,
             "stream": self.stream,
             "outcome": outcome,
             "images": ",".join(f"{width}x{height}" for width, height in self.image_sizes) or None,
@@ -105,3 +115,38 @@ class RequestRecord:
                 "tokens_per_second": round(rate, 1) if rate is not None else None,
             }
         return fields
+
+
+class RequestLog:
+    """Falcon middleware: a line for each request that has none of its own, at info for a refused one, else at debug."""
+
+    def process_response(self, req: falcon.Request, resp: falcon.Response, resource: object, succeeded: bool) -> None:
+        """Write it. ``errors`` has left the reason of a refusal in the request's context."""
+        if req.context.get("recorded"):
+            return
+        reason = req.context.get("reason")
+        fields = {
+            "method": req.method,
+            "path": req.path[:MAX_NAME],
+            "model": req.context.get("model"),
+            "status": int(resp.status.split()[0]) if isinstance(resp.status, str) else resp.status,
+            "reason": reason,
+            "address": req.remote_addr,
+        }
+        _write(logging.DEBUG if reason is None else logging.INFO, fields)
+
+
+def refused(status: int, reason: str, address: str) -> None:
+    """The line of a request that was no HTTP, or too much of it, for the application to see."""
+    _write(logging.INFO, {"status": status, "reason": reason, "address": address})
+
+
+def _write(level: int, fields: dict[str, Any]) -> None:
+    line = " ".join(f"{key}={_quoted(value)}" for key, value in fields.items() if value is not None)
+    log.log(level, "%s", line, extra={"fields": fields})
+
+
+def _quoted(value: object) -> str:
+    """Texts that could be taken for something else, or for another line, as JSON writes them."""
+    text = str(value)
+    return text if _PLAIN.fullmatch(text) else json.dumps(text, ensure_ascii=False)

@@ -11,6 +11,7 @@ from models.errors import ConfigError
 from models.registry import default_task, tasks_of
 
 from .loading import ModelKey, ModelSource
+from .logs import MAX_NAME
 from .pool import ModelPool
 
 
@@ -50,4 +51,5 @@ class Model(_ModelResource):
     """One model."""
 
     def on_get(self, req: falcon.Request, resp: falcon.Response, model_id: str) -> None:
+        req.context["model"] = model_id[:MAX_NAME]  # for the log
         resp.media = self._describe(model_id)

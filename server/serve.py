@@ -13,6 +13,7 @@ from waitress import create_server, wasyncore
 from waitress.channel import HTTPChannel
 from waitress.task import ErrorTask
 
+from . import logs
 from .app import Application
 from .errors import error_body
 from .options import ServerOptions
@@ -29,6 +30,7 @@ class _JsonErrorTask(ErrorTask):  # type: ignore[misc]
 
     def execute(self) -> None:
         problem = self.request.error
+        logs.refused(problem.code, str(problem.body), str(self.channel.addr[0] if self.channel.addr else ""))
         body = json.dumps(error_body(problem.code, str(problem.body), code=_snake(problem.reason))).encode()
         self.status = f"{problem.code} {problem.reason}"
         self.response_headers.append(("Content-Type", "application/json"))

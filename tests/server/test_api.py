@@ -394,7 +394,7 @@ def test_the_log_has_one_line_for_each_request_and_no_text_of_the_user(
 ) -> None:
     service = make_service(script=lambda request: ["SECRET", "ANSWER"])
     with caplog.at_level(logging.DEBUG):
-        for body in (chat("SECRET PROMPT"), chat("SECRET PROMPT", stream=True), chat("SECRET", model="SECRET")):
+        for body in (chat("SECRET PROMPT"), chat("SECRET PROMPT", stream=True), chat("SECRET", model="unknown 1")):
             service.post(body)
         service.post(chat("SECRET", url="data:SECRET"))
     lines = [record for record in caplog.records if record.name == "server.request"]
@@ -405,6 +405,36 @@ def test_the_log_has_one_line_for_each_request_and_no_text_of_the_user(
     )  # fmt: skip
     assert {"id", "seconds", "vision", "prefill", "decode", "tokens_per_second"} <= set(first)
     assert "SECRET" not in caplog.text
+    refused = lines[2].fields  # type: ignore[attr-defined]
+    assert (refused["status"], refused["model"], refused["address"]) == (404, "unknown 1", "127.0.0.1")
+    assert refused["reason"].startswith("model 'unknown 1' is not known")
+    assert 'model="unknown 1"' in lines[2].getMessage()
+    assert lines[3].fields["reason"].startswith("the image's data: URL")  # type: ignore[attr-defined]
+    assert "status" not in first
+
+
+def test_every_refused_request_leaves_a_line_and_others_do_on_debug(
+    make_service: MakeService, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = make_service(api_keys=("key",)).client
+    key = {"Authorization": "Bearer key"}
+    with caplog.at_level(logging.DEBUG):
+        client.simulate_post("/v1/chat/completions", json=chat())
+        client.simulate_get("/nothing\nhere", headers=key)
+        client.simulate_get("/v1/models/gpt-4", headers=key)
+        client.simulate_get("/v1/models", headers=key)
+        client.simulate_post("/v1/responses", body="{", headers={**key, "Content-Type": "application/json"})
+    lines = [record for record in caplog.records if record.name == "server.request"]
+    fields = [record.fields for record in lines]  # type: ignore[attr-defined]
+    assert [(one.get("path", one.get("endpoint")), one["status"]) for one in fields] == [
+        ("/v1/chat/completions", 401), ("/nothing\nhere", 404), ("/v1/models/gpt-4", 404), ("/v1/models", 200),
+        ("/v1/responses", 400),
+    ]  # fmt: skip
+    assert [record.levelname for record in lines] == ["INFO", "INFO", "INFO", "DEBUG", "INFO"]
+    assert [bool(one["reason"]) for one in fields] == [True, True, True, False, True]
+    assert fields[2]["model"] == "gpt-4"
+    assert {one["address"] for one in fields} == {"127.0.0.1"}
+    assert all("\n" not in record.getMessage() for record in lines)
 
 
 def test_metrics_count_requests_tokens_and_memory(service: Service) -> None:

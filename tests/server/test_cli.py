@@ -21,7 +21,7 @@ from server.options import ServerOptions, server_options
 
 @pytest.fixture(autouse=True)
 def keep_logging_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.logs.configure", lambda form: None)
+    monkeypatch.setattr("server.logs.configure", lambda form, level="info": None)
 
 
 def parse(*arguments: str) -> dict[str, Any]:
