@@ -14,6 +14,7 @@ from .buffers import Buffer
 from .kv_cache import KvCache
 from .providers import Device, ort
 from .rotary import rotary_feeds
+from .stop import Stop
 
 # Tokens of a prompt that go through the decoder at once: bounds the memory of activations, and prefill is no faster
 # beyond it.
@@ -38,7 +39,6 @@ class Decoder:
         self._logits = Buffer((slots, vocabulary), np.dtype(np.float32), device)
         self._total = np.zeros((), np.int32)  # read by the kernels on the host, whatever the device
         self._steps: dict[int, Step] = {}
-        self._once = _recording(None)
         self._recordings = 0
 
     def embed(self, token_ids: Sequence[int]) -> np.ndarray:
@@ -47,28 +47,45 @@ class Decoder:
         embeddings: np.ndarray = rows[0]
         return embeddings
 
+    @property
+    def capacity(self) -> int:
+        """Tokens that a row's cache has room for now."""
+        return self._cache.capacity
+
     def prefill(self, row: int, embeddings: np.ndarray, positions: np.ndarray | None = None) -> np.ndarray:
-        """Fill a row's cache with a prompt.
+        """Fill a row's cache with a whole prompt.
 
         embeddings : [tokens, hidden]. positions : of the tokens, [axes, tokens]; None: one after the other.
         The rows before this one are in use, those from it on are free.
         Returns the logits after its last token, [vocabulary].
         """
-        self._make_room(len(embeddings) + 1, rows=row)
-        self._rotary.take_prompt(np.arange(len(embeddings))[None] if positions is None else positions)
-        logits = np.empty((1, self._sizes.vocabulary), np.float32)
-        embeddings = np.ascontiguousarray(embeddings, self.dtype)
+        self.make_room(len(embeddings) + 1, rows=row)
+        positions = np.arange(len(embeddings))[None] if positions is None else positions
         for start in range(0, len(embeddings), PREFILL_CHUNK):
-            chunk = embeddings[start : start + PREFILL_CHUNK]
-            length = start + len(chunk)
-            binding = self._session.io_binding()
-            binding.bind_cpu_input("inputs_embeds", chunk[None])
-            binding.bind_cpu_input("seqlens_k", np.array([length - 1], np.int32))
-            binding.bind_cpu_input("total_length", np.array(length, np.int32))
-            binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
-            self._rotary.bind_prompt(binding, start, length)
-            self._cache.bind(binding, 1, first=row)
-            self._session.run_with_iobinding(binding, self._once)
+            logits = self.prefill_chunk(row, start, embeddings[start : start + PREFILL_CHUNK], positions)
+        return logits
+
+    def prefill_chunk(
+        self, row: int, start: int, embeddings: np.ndarray, positions: np.ndarray, stop: Stop | None = None
+    ) -> np.ndarray:
+        """Add tokens of a prompt to a row's cache, for which ``make_room`` has made room.
+
+        start : tokens of the prompt that are in the cache already. embeddings : of those that follow, [tokens, hidden].
+        positions : of the whole prompt, [axes, tokens]. stop : ends the run, which then raises ONNX Runtime's error.
+        Returns the logits after the last of the tokens, [vocabulary].
+        """
+        end = start + len(embeddings)
+        self._rotary.take_prompt(positions)
+        logits = np.empty((1, self._sizes.vocabulary), np.float32)
+        binding = self._session.io_binding()
+        binding.bind_cpu_input("inputs_embeds", np.ascontiguousarray(embeddings[None], self.dtype))
+        binding.bind_cpu_input("seqlens_k", np.array([end - 1], np.int32))
+        binding.bind_cpu_input("total_length", np.array(end, np.int32))
+        binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
+        self._rotary.bind_prompt(binding, start, end)
+        self._cache.bind(binding, 1, first=row)
+        options = _recording(None)
+        self._session.run_with_iobinding(binding, options if stop is None else stop.over(options))
         row_logits: np.ndarray = logits[0]
         return row_logits
 
@@ -82,7 +99,7 @@ class Decoder:
         Returns logits [rows, vocabulary]: memory that the next step overwrites.
         """
         rows = len(token_ids)
-        self._make_room(max(lengths) + 1, rows)
+        self.make_room(max(lengths) + 1, rows)
         self._ids.write(np.array(token_ids, np.int64)[:, None])
         self._seqlens.write(np.array(lengths, np.int32))
         # A recorded step keeps the value that it was recorded with, so that has to be right for every length.
@@ -97,7 +114,11 @@ class Decoder:
         """Give a row's cache another row's content, so that the rows in use stay the first ones."""
         self._cache.move(source, target, length)
 
-    def _make_room(self, length: int, rows: int) -> None:
+    def make_room(self, length: int, rows: int) -> None:
+        """Let every row have ``length`` tokens, and keep the content of the first ``rows``; with none, shrink as well.
+
+        Raises whatever the device raises that has no memory left; then the rows have what they had.
+        """
         moved = True  # also when there was no memory for all of it: some buffers have moved then
         try:
             moved = self._cache.fit(length, rows)

@@ -1,7 +1,8 @@
-"""The engine: one thread that owns the sessions and the KV cache, and batches all running requests.
+"""The engine: all running requests in one batch, their images encoded beside it.
 
-Callers enqueue sequences and read their events. Each turn of the loop does at most one heavy piece of work (a vision
-pass, or a prefill) and then one decode step for every running row, so nobody waits for somebody else's whole page.
+What runs next is ``runtime.scheduler``'s to say; each of two lanes is a thread that asks it, does it, and asks again:
+one owns the vision session, the other the decoder and its KV cache. A third thread ends requests whose time is over, at
+their deadline and not at the end of what runs just then. Callers enqueue sequences and read their events.
 """
 
 from __future__ import annotations
@@ -9,51 +10,69 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 
 from models.family import Feeds
 
 from .errors import EngineClosed, QueueFull
+from .scheduler import Chunk, State, Step, next_pass, next_turn
 from .sequence import Sequence
+from .stop import Stop
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
+PREFILL_CHUNK = 1024  # tokens; what a model's device does in about a second, where nobody knows better
+_LONGEST_WAIT = 3600.0  # seconds; a condition takes no infinity
+
 
 class Encoder(Protocol):
-    """The vision tower, as the engine uses it."""
+    """The vision tower, as the engine uses it. It knows nothing of requests."""
 
-    def encode(self, feeds: Feeds) -> Feeds:
-        """Run one vision pass."""
+    def encode(self, feeds: Feeds, stop: Stop) -> Feeds:
+        """Run one vision pass; ``stop`` ends it with an error."""
 
 
 class DecoderRunner(Protocol):
-    """The decoder, as the engine uses it; see ``runtime.decoder.Decoder``."""
+    """The decoder, as the engine uses it; see ``runtime.decoder.Decoder``. It knows nothing of requests."""
 
+    @property
+    def capacity(self) -> int: ...
     def embed(self, token_ids: list[int]) -> np.ndarray: ...
-    def prefill(self, row: int, embeddings: np.ndarray, positions: np.ndarray) -> np.ndarray: ...
+    def prefill_chunk(
+        self, row: int, start: int, embeddings: np.ndarray, positions: np.ndarray, stop: Stop
+    ) -> np.ndarray: ...
     def step(self, token_ids: list[int], lengths: list[int], positions: list[int]) -> np.ndarray: ...
+    def make_room(self, length: int, rows: int) -> None: ...
     def move(self, source: int, target: int, length: int) -> None: ...
 
 
 class Engine:
-    """Continuous batching over ``slots`` rows, with a bounded queue before them."""
+    """Continuous batching over ``slots`` rows, with a bounded queue before them. chunk : see ``scheduler.State``."""
 
-    def __init__(self, vision: Encoder, decoder: DecoderRunner, *, slots: int, max_queue: int) -> None:
-        self._vision, self._decoder = vision, decoder
-        self._slots, self._max_queue = slots, max_queue
-        self._waiting: deque[Sequence] = deque()
-        self._preparing: Sequence | None = None  # the one whose images and prompt are being fed
-        self._running: list[Sequence] = []  # its index is its row of the KV cache
-        self._changed = threading.Condition()  # guards all of the above, and is notified when any of it changes
+    def __init__(
+        self, encoder: Encoder, decoder: DecoderRunner, *, slots: int, max_queue: int, chunk: int = PREFILL_CHUNK
+    ) -> None:
+        self._encoder, self._decoder = encoder, decoder
+        self._max_queue = max_queue
+        self._state: State[Sequence] = State(slots, chunk)
+        self._encoding = False  # a pass runs, perhaps for a request that has ended meanwhile
+        self._changed = threading.Condition()  # guards all of these, and is notified when a lane may have more to do
         self._closed = False
         self._mean_seconds = 10.0  # of a request, for Retry-After
-        self._ahead = ThreadPoolExecutor(1, thread_name_prefix="views")  # makes a view while another is encoded
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
-        self._thread.start()
+        self._views = ThreadPoolExecutor(1, thread_name_prefix="views")  # makes a view while another is encoded
+        self._made_ahead: Sequence | None = None  # for whose next pass it did so last
+        self._threads = [
+            threading.Thread(target=self._keep, args=(lane,), name=name, daemon=True)
+            for name, lane in (("decode", self._decode), ("encode", self._encode), ("deadlines", self._watch))
+        ]
+        for thread in self._threads:
+            thread.start()
 
     # Called from any thread.
 
@@ -65,15 +84,16 @@ class Engine:
         QueueFull
             when all slots are taken and ``max_queue`` more sequences wait already.
         EngineClosed
-            after ``close``.
+            after ``close``, or when the engine has failed.
         """
         with self._changed:
             if self._closed:
                 raise EngineClosed("the model has been closed")
-            if len(self._waiting) + self.active >= self._slots + self._max_queue:
-                waits = max(1.0, self._mean_seconds * len(self._waiting) / self._slots)
-                raise QueueFull(len(self._waiting), waits)
-            self._waiting.append(sequence)
+            if self.queue_depth + self.active >= self._state.slots + self._max_queue:
+                waits = max(1.0, self._mean_seconds * self.queue_depth / self._state.slots)
+                raise QueueFull(self.queue_depth, waits)
+            self._state.add(sequence)
+            sequence.on_cancel = self._end_overdue
             self._changed.notify_all()
 
     def drain(self, timeout: float | None = None) -> bool:
@@ -82,93 +102,208 @@ class Engine:
             return self._changed.wait_for(lambda: self._closed or self._idle(), timeout)
 
     def close(self) -> None:
-        """End every sequence as cancelled and stop the thread. Idempotent."""
+        """End every sequence as cancelled, what runs included, and stop the threads. Idempotent."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-        if threading.current_thread() is not self._thread:
-            self._thread.join()
+            everybody = self._all()
+        for sequence in everybody:
+            sequence.finish("cancelled")
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join()
+
+    @property
+    def alive(self) -> bool:
+        """Whether requests are taken: neither closed nor failed."""
+        return not self._closed
 
     @property
     def queue_depth(self) -> int:
-        return len(self._waiting)
+        """Requests for which nothing has been done yet."""
+        return sum(not one.finished and one.clock.taken_up is None for one in self._state.waiting)
 
     @property
     def active(self) -> int:
-        return len(self._running) + (self._preparing is not None)
+        """Requests being encoded, prefilled or decoded."""
+        return sum(not one.finished and one.clock.taken_up is not None for one in self._all())
 
-    # The engine thread.
-
-    def _run(self) -> None:
-        try:
-            while self._wait_for_work():
-                self._end_overdue()
-                self._prepare()
-                self._decode()
-        except Exception as error:  # a bug of the loop itself: let nobody wait for ever
-            self._fail(self._all(), error)
-        finally:
-            with self._changed:
-                self._closed = True
-            for sequence in self._all():
-                sequence.finish("cancelled")
-            self._retire()
-            self._ahead.shutdown()
-
-    def _wait_for_work(self) -> bool:
-        """Sleep while there is nothing to do; False when the engine is to stop."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._closed or not self._idle())
-            if self._preparing is None and self._waiting and len(self._running) < self._slots:
-                self._preparing = self._waiting.popleft()
-                self._preparing.clock.taken_up = time.monotonic()
-            return not self._closed
-
-    def _end_overdue(self) -> None:
-        """End what was cancelled or has passed its deadline, wherever it stands."""
-        for sequence in self._all():
-            if (detail := sequence.overdue()) is not None:
-                sequence.finish(detail)
-        self._retire()
-
-    def _prepare(self) -> None:
-        """One vision pass of the sequence being prepared or, when it has none left, its prefill."""
-        sequence = self._preparing
-        if sequence is None:
-            return
-        started = time.monotonic()
-        try:
-            feeds = sequence.next_pass(self._ahead.submit)
-            if feeds is not None:
-                sequence.add_pass(self._vision.encode(feeds))
-                sequence.clock.vision += time.monotonic() - started
-                return
-            embeddings = sequence.embeddings(self._decoder.embed(sequence.prompt_ids))
-            logits = self._decoder.prefill(len(self._running), embeddings, sequence.prompt_positions)
-            sequence.clock.prefill = time.monotonic() - started
-            sequence.accept(logits)
-        except Exception as error:  # one request's failure must not stop the others
-            self._fail([sequence], error)
-        with self._changed:
-            self._preparing = None
-            self._running.append(sequence)
-        self._retire()
+    # The lanes.
 
     def _decode(self) -> None:
-        """One step for all running rows."""
-        rows = self._running
-        if not rows:
+        while (turn := self._next(self._next_turn)) is not None:
+            if isinstance(turn, Chunk):
+                self._prefill(turn.job, turn.tokens)
+            else:
+                self._step()
+
+    def _encode(self) -> None:
+        while (sequence := self._next(self._next_pass)) is not None:
+            self._run_pass(sequence)
+
+    def _watch(self) -> None:
+        with self._changed:
+            while not self._closed:
+                self._end_overdue()
+                deadlines = (one.deadline for one in self._all() if one.deadline is not None)
+                first = min(deadlines, default=float("inf"))
+                self._changed.wait(min(max(0.0, first - time.monotonic()), _LONGEST_WAIT))
+
+    def _keep(self, lane: Callable[[], None]) -> None:
+        """Run a lane to its end, and let nobody wait for ever after it."""
+        try:
+            lane()
+        except Exception as error:  # a bug of the loop itself
+            with self._changed:
+                self._closed = True
+                self._fail(self._all(), error)
+        with self._changed:
+            self._closed = True
+            for sequence in self._all():
+                sequence.finish("cancelled")
+            self._changed.notify_all()
+        self._views.shutdown(wait=False)
+
+    def _next(self, choose: Callable[[], T | None]) -> T | None:
+        """Wait until the lane has something to do; None when the engine is to stop."""
+        with self._changed:
+            while not self._closed:
+                self._end_overdue()
+                if (turn := choose()) is not None:
+                    return turn
+                self._changed.wait()
+            return None
+
+    # With the lock held.
+
+    def _next_turn(self) -> Chunk[Sequence] | Step | None:
+        self._retire()
+        turn = next_turn(self._state)
+        if turn is not None:
+            self._state.begin_turn(turn)
+        if isinstance(turn, Chunk):
+            turn.job.clock.take_up()
+        return turn
+
+    def _next_pass(self) -> Sequence | None:
+        sequence = next_pass(self._state)
+        if sequence is not None:
+            self._state.begin_pass(sequence)
+            sequence.clock.take_up()
+            self._encoding = True
+        return sequence
+
+    def _retire(self) -> None:
+        """Drop finished rows; the last row's cache moves into each gap, so that the rows in use stay the first."""
+        rows = self._state.rows
+        if not any(sequence.finished for sequence in rows):
             return
+        for row in reversed(range(len(rows))):
+            if not rows[row].finished:
+                continue
+            self._note_duration(rows[row])
+            last = len(rows) - 1
+            if row < last:
+                self._decoder.move(last, row, rows[last].length)
+                rows[row] = rows[last]
+            rows.pop()
+        self._changed.notify_all()
+
+    def _note_duration(self, sequence: Sequence) -> None:
+        if sequence.clock.taken_up is not None:
+            self._mean_seconds += 0.2 * (time.monotonic() - sequence.clock.taken_up - self._mean_seconds)
+
+    def _all(self) -> list[Sequence]:
+        return [*self._state.waiting, *self._state.rows]
+
+    def _idle(self) -> bool:
+        return not (self._state.waiting or self._state.rows or self._encoding)
+
+    def _end_overdue(self) -> None:
+        """End what was cancelled or has passed its deadline, wherever it stands; who waits leaves the queue at once."""
+        with self._changed:
+            ended = False
+            for sequence in self._all():
+                if (detail := sequence.overdue()) is not None and not sequence.finished:
+                    sequence.finish(detail)
+                    ended = True
+            if ended or any(sequence.finished for sequence in self._state.waiting):
+                self._state.waiting = [one for one in self._state.waiting if not one.finished]
+                self._changed.notify_all()
+
+    # What the lanes do.
+
+    def _run_pass(self, sequence: Sequence) -> None:
+        """One vision pass, while the view of the next one is made."""
+        started = time.monotonic()
+        try:
+            feeds = sequence.next_pass()
+            self._make_ahead()
+            if feeds is not None:
+                sequence.add_pass(self._encoder.encode(feeds, sequence.stop))
+        except Exception as error:  # one request's failure must not stop the others
+            self._fail([sequence], error)
+        sequence.clock.vision += time.monotonic() - started
+        with self._changed:
+            self._encoding = False
+            self._changed.notify_all()
+
+    def _make_ahead(self) -> None:
+        """One view at a time: those further ahead would only cost memory."""
+        with self._changed:
+            upcoming = next_pass(self._state)
+            if upcoming is None or (self._made_ahead is not None and self._made_ahead.is_ahead):
+                return
+            self._made_ahead = upcoming
+        upcoming.make_ahead(self._views.submit)
+
+    def _prefill(self, sequence: Sequence, tokens: int) -> None:
+        """The next tokens of a prompt; after the last of them, the answer's first token."""
+        row, start = self._state.rows.index(sequence), sequence.prefilled
+        started = time.monotonic()
+        try:
+            if not start:
+                self._decoder.make_room(len(sequence.prompt_ids) + 1, rows=row)
+            embeddings = sequence.prompt(self._decoder.embed)[start : start + tokens]
+            logits = self._decoder.prefill_chunk(row, start, embeddings, sequence.prompt_positions, sequence.stop)
+            sequence.clock.prefill += time.monotonic() - started
+            sequence.add_chunk(tokens)
+            if not sequence.prompt_left:
+                sequence.accept(logits)
+        except Exception as error:  # one request's failure must not stop the others
+            self._fail([sequence], error)
+
+    def _step(self) -> None:
+        """One token for every row that decodes.
+
+        A row whose prompt is half in the cache may stand before others. It is stepped with them, and what that leaves
+        behind its tokens is overwritten by its next chunk.
+        """
+        decoding = [sequence for sequence in self._state.rows if not sequence.prompt_left]
+        if not self._grow(decoding):
+            return
+        rows = self._state.rows[: 1 + self._state.rows.index(decoding[-1])]
         try:
             logits = self._decoder.step(
-                [row.tokens[-1] for row in rows], [row.length for row in rows], [row.position for row in rows]
+                [row.newest for row in rows], [row.length for row in rows], [row.position for row in rows]
             )
         except Exception as error:  # the rows of this step are lost, the engine is not
-            self._fail(rows, error)
-        else:
-            for row, sequence in enumerate(rows):
-                self._accept(sequence, logits[row])
-        self._retire()
+            self._fail(decoding, error)
+            return
+        for sequence, row_logits in zip(rows, logits, strict=True):
+            if not sequence.prompt_left:
+                self._accept(sequence, row_logits)
+
+    def _grow(self, decoding: list[Sequence]) -> bool:
+        """Room in the cache for one more token of each; where there is none, those that need it fail, and no others."""
+        short = [sequence for sequence in decoding if sequence.length >= self._decoder.capacity]
+        if short:
+            try:
+                self._decoder.make_room(max(one.length for one in short) + 1, rows=len(self._state.rows))
+            except Exception as error:  # whatever the device says that has no memory left
+                self._fail(short, error)
+                return False
+        return True
 
     def _accept(self, sequence: Sequence, logits: np.ndarray) -> None:
         try:
@@ -177,36 +312,9 @@ class Engine:
             self._fail([sequence], error)
 
     def _fail(self, sequences: list[Sequence], error: Exception) -> None:
-        # The message names no user data: exceptions here come from ONNX Runtime and NumPy, which know shapes only.
-        logger.error("a request failed in the engine", exc_info=error)
-        for sequence in sequences:
+        failed = [sequence for sequence in sequences if not sequence.finished]
+        if failed:  # else the run was stopped since the request had ended
+            # The message names no user data: exceptions here come from ONNX Runtime and NumPy, which know shapes only.
+            logger.error("a request failed in the engine", exc_info=error)
+        for sequence in failed:
             sequence.finish("error", f"{type(error).__name__}: {error}")
-
-    def _retire(self) -> None:
-        """Drop finished sequences; the last row's cache moves into each gap, so that the rows in use stay the first."""
-        with self._changed:
-            self._waiting = deque(sequence for sequence in self._waiting if not sequence.finished)
-            if self._preparing is not None and self._preparing.finished:
-                self._preparing = None
-            for row in reversed(range(len(self._running))):
-                if not self._running[row].finished:
-                    continue
-                self._note_duration(self._running[row])
-                last = len(self._running) - 1
-                if row < last:
-                    self._decoder.move(last, row, self._running[last].length)
-                    self._running[row] = self._running[last]
-                self._running.pop()
-            self._changed.notify_all()
-
-    def _note_duration(self, sequence: Sequence) -> None:
-        if sequence.clock.taken_up is not None:
-            self._mean_seconds += 0.2 * (time.monotonic() - sequence.clock.taken_up - self._mean_seconds)
-
-    def _all(self) -> list[Sequence]:
-        with self._changed:
-            preparing = [] if self._preparing is None else [self._preparing]
-            return [*self._waiting, *preparing, *self._running]
-
-    def _idle(self) -> bool:
-        return not (self._waiting or self._preparing or self._running)

@@ -134,7 +134,7 @@ class Model:
         output = Verbatim() if request.raw else self._family.output(request.prompt)
         sequence = EngineSequence(
             prompt_ids, images, request.settings, self._vocabulary, limit, time.monotonic() - started, output,
-            self._family.positions(prompt_ids, images),
+            self._family.positions(prompt_ids, images), request.client,
         )  # fmt: skip
         self._engine.submit(sequence)
         return sequence

@@ -27,6 +27,7 @@ class Request:
     images: Sequence[Image.Image] = ()
     settings: InferenceSettings = InferenceSettings()
     raw: bool = False  # the text as the model writes it, not as its family presents it
+    client: str = ""  # whose request it is: turns are shared out evenly among clients
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +86,7 @@ class Generation(Protocol):
         """Wait up to ``timeout`` seconds (None: for ever) for the next event; None when nothing came."""
 
     def cancel(self) -> None:
-        """Ask the engine to stop; a ``Finished`` with reason ``cancelled`` follows within one step. Idempotent."""
+        """End the request; a ``Finished`` with reason ``cancelled`` follows at once. Idempotent."""
 
 
 class TextModel(Protocol):

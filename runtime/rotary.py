@@ -26,7 +26,7 @@ class RotaryFeeds(Protocol):
         """Have angles for so many positions. Called whenever the KV cache may have another capacity."""
 
     def take_prompt(self, positions: np.ndarray) -> None:
-        """Positions of the next prompt, [axes, tokens]."""
+        """Positions of the prompt of which a chunk comes next, [axes, tokens]."""
 
     def bind_prompt(self, binding: ort.IOBinding, start: int, end: int) -> None:
         """Bind the angles of the prompt's tokens from ``start`` to ``end``."""
@@ -74,6 +74,7 @@ class HostRotary:
         self._capacity = 0
         self._tables: dict[str, Buffer] = {}  # by position
         self._prompt: dict[str, np.ndarray] = {}  # by token
+        self._positions: np.ndarray | None = None  # that those angles are of
 
     def fit(self, capacity: int) -> None:
         if capacity == self._capacity:
@@ -84,6 +85,9 @@ class HostRotary:
         self._capacity = capacity
 
     def take_prompt(self, positions: np.ndarray) -> None:
+        if positions is self._positions:  # the next chunk of the same prompt
+            return
+        self._positions = positions
         axes = np.broadcast_to(positions, (len(self._info.sections), positions.shape[1]))
         self._prompt = self._angles(axes)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
@@ -17,6 +18,7 @@ from models.settings import InferenceSettings
 
 from .logits import filters_for, sampler_for
 from .requests import FinishDetail, Finished, FinishReason, TextDelta, Timings, Usage
+from .stop import Stop
 from .text import LoopDetector, TextStream
 
 _REASONS: dict[FinishDetail, FinishReason] = {
@@ -44,6 +46,11 @@ class _Clock:
     vision: float = 0.0
     prefill: float = 0.0
     first_token: float | None = None
+
+    def take_up(self) -> None:
+        """The engine begins to work on it."""
+        if self.taken_up is None:
+            self.taken_up = time.monotonic()
 
     def timings(self) -> Timings:
         now = time.monotonic()
@@ -73,28 +80,36 @@ class Vocabulary:
 class Sequence:
     """The engine's side of one request; its caller holds it as a ``Generation``.
 
-    Stages: images (``next_pass`` / ``add_pass``), then ``embeddings`` for the prefill, then ``accept`` for each row of
-    logits, until ``finished``.
+    Stages: images (``next_pass`` / ``add_pass``), then ``prompt`` for the prefill, then ``accept`` for each row of
+    logits, until ``finished``. Any thread may end it at any moment.
     """
 
     def __init__(
         self, prompt_ids: list[int], images: SequenceOf[PreparedImage], settings: InferenceSettings,
         vocabulary: Vocabulary, max_length: int, prepare_seconds: float = 0.0, output: OutputFilter | None = None,
-        positions: Positions | None = None,
+        positions: Positions | None = None, client: str = "",
     ) -> None:  # fmt: skip
         self.prompt_ids = prompt_ids
         self._positions = positions or counted(len(prompt_ids))
         self.settings = settings
         self.tokens: list[int] = []  # generated so far, the end token not among them
         self.finished = False
+        self.client = client
+        self.arrival = 0  # see ``scheduler.Job``
+        self.prefilled = 0  # tokens of the prompt that are in the KV cache
+        self.stop = Stop()  # of what runs for this request alone
+        self.on_cancel: Callable[[], None] = lambda: None  # set by the engine
         self.clock = _Clock(prepare=prepare_seconds)
         self._vocabulary = vocabulary
         self._max_length = max_length
+        self._lock = threading.RLock()  # guards what follows and ``finished``
         self._images = list(images)
         self._passes = [make for image in images for make in image.passes]
+        self._unencoded = len(self._passes)  # those whose outputs are not there yet
         self._ahead: Future[Feeds] | None = None  # what the next pass is fed, made while the one before is encoded
         self._outputs: list[Feeds] = []  # of the current image's passes
         self._features: list[np.ndarray] = []  # of finished images, [tokens, hidden] each
+        self._prompt: np.ndarray | None = None  # embeddings while they are being fed, [prompt tokens, hidden]
         self._image_tokens = sum(image.token_count for image in images)
         self._filters = filters_for(settings, vocabulary.forbidden)
         self._sampler = sampler_for(settings)
@@ -120,13 +135,34 @@ class Sequence:
     def cancel(self) -> None:
         """See ``Generation``."""
         self._cancelled = True
+        self.on_cancel()
 
     # What the engine does with it.
 
     @property
+    def passes_left(self) -> int:
+        """See ``scheduler.Job``."""
+        return len(self._passes) + (self._ahead is not None)
+
+    @property
+    def encoded(self) -> bool:
+        """See ``scheduler.Job``."""
+        return not self._unencoded
+
+    @property
+    def prompt_left(self) -> int:
+        """See ``scheduler.Job``."""
+        return len(self.prompt_ids) - self.prefilled
+
+    @property
     def length(self) -> int:
         """Tokens in the KV cache: the newest token is not yet among them."""
-        return len(self.prompt_ids) + len(self.tokens) - 1
+        return self.prefilled + max(0, len(self.tokens) - 1)
+
+    @property
+    def newest(self) -> int:
+        """The newest token; before the first one, any."""
+        return self.tokens[-1] if self.tokens else 0
 
     @property
     def prompt_positions(self) -> np.ndarray:
@@ -138,37 +174,63 @@ class Sequence:
         """Where the newest token stands: an image takes fewer positions than tokens."""
         return self._positions.next + len(self.tokens) - 1
 
+    @property
+    def deadline(self) -> float | None:
+        """When it ends whatever is there, in seconds of ``time.monotonic``; None: never."""
+        seconds = self.settings.deadline_s
+        return None if seconds is None else self.clock.submitted + seconds
+
     def overdue(self) -> FinishDetail | None:
         """Why the request should end before its next step, if it should."""
         if self._cancelled:
             return "cancelled"
-        deadline = self.settings.deadline_s
-        if deadline is not None and time.monotonic() - self.clock.submitted > deadline:
+        if self.deadline is not None and time.monotonic() > self.deadline:
             return "deadline"
         return None
 
-    def next_pass(self, start: Start) -> Feeds | None:
-        """Arrays for the next vision pass; None when all images are encoded. Starts to make those of the one after."""
-        if self._ahead is None and not self._passes:
-            return None
-        feeds = self._passes.pop(0)() if self._ahead is None else self._ahead.result()
-        self._ahead = start(self._passes.pop(0)) if self._passes else None
-        return feeds
+    def next_pass(self) -> Feeds | None:
+        """Arrays for the next vision pass; None when the request has ended."""
+        with self._lock:
+            if self.finished:
+                return None
+            ahead, self._ahead = self._ahead, None
+            make = self._passes.pop(0) if ahead is None else ahead.result
+        return make()
+
+    def make_ahead(self, start: Start) -> None:
+        """Start to make what the next pass is fed."""
+        with self._lock:
+            if self._ahead is None and self._passes:
+                self._ahead = start(self._passes.pop(0))
+
+    @property
+    def is_ahead(self) -> bool:
+        """Whether what the next pass is fed is made already, or being made."""
+        return self._ahead is not None
 
     def add_pass(self, outputs: Feeds) -> None:
         """Take the outputs of the pass that ``next_pass`` asked for."""
-        self._outputs.append(outputs)
-        image = self._images[0]
-        if len(self._outputs) == len(image.passes):
-            self._features.append(image.assemble(self._outputs))
-            self._outputs = []
-            self._images.pop(0)
+        with self._lock:
+            if self.finished:
+                return
+            self._outputs.append(outputs)
+            image = self._images[0]
+            if len(self._outputs) == len(image.passes):
+                self._features.append(image.assemble(self._outputs))
+                self._outputs = []
+                self._images.pop(0)
+            self._unencoded -= 1  # last: another thread may begin with the prompt now
 
-    def embeddings(self, token_embeddings: np.ndarray) -> np.ndarray:
-        """The prompt's embeddings with image features in the image slots.
+    def prompt(self, embed: Callable[[list[int]], np.ndarray]) -> np.ndarray:
+        """The prompt's embeddings with image features in the image slots, [prompt tokens, hidden]; made once.
 
-        token_embeddings : [prompt tokens, hidden]. Returns the same shape.
+        embed : token ids -> [prompt tokens, hidden].
         """
+        if self._prompt is None:
+            self._prompt = self._merged(embed(self.prompt_ids))
+        return self._prompt
+
+    def _merged(self, token_embeddings: np.ndarray) -> np.ndarray:
         if not self._features:
             return token_embeddings
         merged = token_embeddings.copy()
@@ -177,11 +239,24 @@ class Sequence:
         self._features = []
         return merged
 
+    def add_chunk(self, tokens: int) -> None:
+        """So many more tokens of the prompt are in the KV cache."""
+        self.prefilled += tokens
+        if not self.prompt_left:
+            self._prompt = None
+
     def accept(self, logits: np.ndarray) -> None:
         """Choose the next token from logits [vocabulary], which are changed, and send what text it completes."""
+        with self._lock:
+            if not self.finished:
+                self._add(self._choose(logits))
+
+    def _choose(self, logits: np.ndarray) -> int:
         for logit_filter in self._filters:
             logit_filter.apply(logits)
-        token = self._sampler.choose(logits)
+        return self._sampler.choose(logits)
+
+    def _add(self, token: int) -> None:
         if self.clock.first_token is None:
             self.clock.first_token = time.monotonic()
         if token in self._vocabulary.eos:
@@ -202,18 +277,20 @@ class Sequence:
             self.finish("context")
 
     def finish(self, detail: FinishDetail, error: str | None = None) -> None:
-        """Send the last event. Idempotent."""
-        if self.finished:
-            return
-        self.finished = True
-        try:
-            self._send(self._output.push(self._text.finish()) + self._output.finish())
-        except Exception as failure:  # the caller must hear of the end, whatever detokenizer and filter say
-            detail, error = "error", error or f"{type(failure).__name__}: {failure}"
-        usage = Usage(len(self.prompt_ids), len(self.tokens), self._image_tokens)
-        self._events.put(Finished(_REASONS[detail], detail, usage, self.clock.timings(), error))
-        self._images, self._passes, self._outputs, self._features = [], [], [], []
-        self._ahead = None
+        """Send the last event, and end what runs for this request alone. Idempotent, from any thread."""
+        with self._lock:
+            if self.finished:
+                return
+            self.finished = True
+            try:
+                self._send(self._output.push(self._text.finish()) + self._output.finish())
+            except Exception as failure:  # the caller must hear of the end, whatever detokenizer and filter say
+                detail, error = "error", error or f"{type(failure).__name__}: {failure}"
+            usage = Usage(len(self.prompt_ids), len(self.tokens), self._image_tokens)
+            self._events.put(Finished(_REASONS[detail], detail, usage, self.clock.timings(), error))
+            self._images, self._passes, self._outputs, self._features = [], [], [], []
+            self._ahead = self._prompt = None
+        self.stop.request()
 
     def _send(self, text: str) -> None:
         if text:

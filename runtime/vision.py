@@ -12,6 +12,7 @@ from models.family import Feeds
 from models.manifest import Manifest
 
 from .providers import Device, ort
+from .stop import Stop
 
 
 class VisionTower:
@@ -24,17 +25,20 @@ class VisionTower:
     def __init__(self, folder: Path, manifest: Manifest, device: Device, cache_mb: float = 0) -> None:
         self._session = device.session(folder, manifest.vision, encoder=True)
         self._outputs = [output.name for output in self._session.get_outputs()]
-        # The buffers of a large page are used again and again within a pass, and go back to the system after it.
-        self._run_options = ort.RunOptions()
-        self._run_options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         self._cache = FeatureCache(int(cache_mb * 1e6))
 
-    def encode(self, feeds: Feeds) -> Feeds:
-        """One vision pass: named arrays in, named arrays out (see the family's ``PreparedImage``)."""
+    def encode(self, feeds: Feeds, stop: Stop | None = None) -> Feeds:
+        """One vision pass: named arrays in, named arrays out (see the family's ``PreparedImage``).
+
+        stop : ends the pass, which then raises ONNX Runtime's error.
+        """
         key = self._cache.key(feeds)
         found = self._cache.get(key)
         if found is None:
-            outputs = self._session.run(self._outputs, dict(feeds), self._run_options)
+            options = ort.RunOptions()
+            # The buffers of a large page are used again and again within a pass, and go back to the system after it.
+            options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+            outputs = self._session.run(self._outputs, dict(feeds), options if stop is None else stop.over(options))
             found = dict(zip(self._outputs, outputs, strict=True))
             self._cache.put(key, found)
         return found

@@ -7,8 +7,10 @@ tokens than the plain loop in ``expected_tokens``.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,7 @@ from runtime.engine import Engine
 from runtime.errors import EngineClosed, QueueFull
 from runtime.requests import Finished, TextDelta
 from runtime.sequence import Sequence, Vocabulary
+from runtime.stop import Stop
 from tools.checkpoints import small_tokenizer
 
 TOKENIZER = small_tokenizer()
@@ -97,16 +100,24 @@ class FakeModel:
 
     # Encoder and decoder, as the engine sees them.
 
-    def encode(self, feeds: Feeds) -> Feeds:
+    capacity = 1 << 30
+
+    def make_room(self, length: int, rows: int) -> None:
+        pass
+
+    def encode(self, feeds: Feeds, stop: Stop) -> Feeds:
         self._begin("encode", int(feeds["pixels"][0]))
         return {"features": feeds["pixels"]}
 
     def embed(self, token_ids: list[int]) -> np.ndarray:
         return np.array(token_ids, np.float64)[:, None]
 
-    def prefill(self, row: int, embeddings: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    def prefill_chunk(
+        self, row: int, start: int, embeddings: np.ndarray, positions: np.ndarray, stop: Stop
+    ) -> np.ndarray:
         self._begin("prefill", row, len(embeddings))
-        self.cache[row] = [int(value) for value in embeddings[:, 0]]
+        assert start == 0 or len(self.cache[row]) >= start, "the row has lost the beginning of its prompt"
+        self.cache[row] = [*self.cache.get(row, [])[:start], *(int(value) for value in embeddings[:, 0])]
         return self._logits(row)
 
     def step(self, token_ids: list[int], lengths: list[int], positions: list[int]) -> np.ndarray:
@@ -127,6 +138,31 @@ class FakeModel:
         return logits
 
 
+class SlowEncoder(FakeModel):
+    """Holds every vision pass until it is let go or stopped, and nothing else."""
+
+    def __init__(self, script: Callable[[list[int]], int] = letter) -> None:
+        super().__init__(script)
+        self._passes: SimpleQueue[int] = SimpleQueue()
+        self._let = threading.Semaphore(0)
+
+    def wait_for_pass(self, first: int) -> None:
+        assert self._passes.get(timeout=PATIENCE) == first
+
+    def let_pass(self) -> None:
+        self._let.release()
+
+    def encode(self, feeds: Feeds, stop: Stop) -> Feeds:
+        outputs = super().encode(feeds, stop)
+        self._passes.put(int(feeds["pixels"][0]))
+        waited = time.monotonic() + PATIENCE
+        while not self._let.acquire(timeout=0.01):
+            if stop.requested:
+                raise RuntimeError("Exiting due to terminate flag being set to true")
+            assert time.monotonic() < waited, "nobody let the pass go"
+        return outputs
+
+
 def expected_tokens(prompt: list[int], count: int) -> list[int]:
     cache = list(prompt)
     for _ in range(count):
@@ -135,10 +171,11 @@ def expected_tokens(prompt: list[int], count: int) -> list[int]:
 
 
 def sequence(
-    prompt: list[int], *, images: list[PreparedImage] | None = None, max_length: int = 10_000, **changes: Any
-) -> Sequence:
+    prompt: list[int], *, images: list[PreparedImage] | None = None, max_length: int = 10_000, client: str = "",
+    **changes: Any,
+) -> Sequence:  # fmt: skip
     changes = {"no_repeat_ngram_size": 0, "stop_on_loop": False, "max_new_tokens": 5, **changes}
-    return Sequence(prompt, images or [], InferenceSettings(**changes), WORDS, max_length)
+    return Sequence(prompt, images or [], InferenceSettings(**changes), WORDS, max_length, client=client)
 
 
 def image(first: int, passes: int = 1) -> PreparedImage:
@@ -163,8 +200,8 @@ def outcome(sequence: Sequence) -> tuple[str, Finished]:
 def start() -> Iterator[Callable[..., Engine]]:
     engines: list[tuple[Engine, FakeModel]] = []
 
-    def make(model: FakeModel, slots: int = 4, max_queue: int = 64) -> Engine:
-        engines.append((Engine(model, model, slots=slots, max_queue=max_queue), model))
+    def make(model: FakeModel, slots: int = 4, max_queue: int = 64, **options: int) -> Engine:
+        engines.append((Engine(model, model, slots=slots, max_queue=max_queue, **options), model))
         return engines[-1][0]
 
     yield make
@@ -234,17 +271,23 @@ def test_a_request_joins_while_others_run(start) -> None:
     assert second.tokens == expected_tokens([0, 4, 4], 9)
 
 
-def test_others_decode_between_the_vision_passes_of_a_newcomer(start) -> None:
-    model = FakeModel()
-    model.hold()
+def test_others_decode_during_each_vision_pass_of_a_newcomer(start) -> None:
+    model = SlowEncoder()
     engine = start(model)
-    first, second = sequence([0, 3], max_new_tokens=30), sequence([0, *[IMAGE] * 3], images=[image(1000, 3)])
+    first, second = sequence([0, 3], max_new_tokens=10_000), sequence([0, *[IMAGE] * 3], images=[image(1000, 3)])
     engine.submit(first)
-    model.step_to(2)
+    model.wait_for(2)
     engine.submit(second)
-    model.let_go()
+    for number in range(3):
+        model.wait_for_pass(1000 + number)
+        model.wait_for(len(model.calls) + 5)  # steps, as nothing else can be begun while the pass is held
+        model.let_pass()
     outcome(second)
-    assert model.kinds()[2:9] == ["encode", "step", "encode", "step", "encode", "step", "prefill"]
+    first.cancel()
+    assert second.tokens == expected_tokens([0, 1000, 1001, 1002], 5)
+    kinds = model.kinds()
+    passes = [at for at, kind in enumerate(kinds) if kind == "encode"]
+    assert [kinds[at + 1 : at + 6] for at in passes] == [["step"] * 5] * 3
 
 
 def test_the_last_rows_cache_moves_into_the_gap_with_its_own_length(start) -> None:
@@ -269,13 +312,21 @@ def test_the_last_rows_cache_moves_into_the_gap_with_its_own_length(start) -> No
         min_size=1, max_size=9,
     ),
     slots=st.integers(1, 4),
+    chunk=st.sampled_from([1, 2, 3, 100]),
+    views=st.lists(st.integers(0, 3), min_size=9, max_size=9),
 )  # fmt: skip
-@settings(max_examples=100, deadline=None)
-def test_every_row_says_what_it_says_alone_whoever_comes_and_goes(plans, slots) -> None:
+@settings(max_examples=200, deadline=None)
+def test_every_row_says_what_it_says_alone_whoever_comes_and_goes(plans, slots, chunk, views) -> None:
     """plans: prompt length, budget, after which call it is submitted, and after how many more it is cancelled."""
     model = FakeModel()
-    engine = Engine(model, model, slots=slots, max_queue=64)
-    requests = [sequence([0] + [3 + i] * plan[0], max_new_tokens=plan[1]) for i, plan in enumerate(plans)]
+    engine = Engine(model, model, slots=slots, max_queue=64, chunk=chunk)
+    requests = [
+        sequence(
+            [0] + [3 + i] * plan[0] + [IMAGE] * views[i], max_new_tokens=plan[1], client=str(i % 2),
+            images=[image(1000 * i, views[i])] if views[i] else [],
+        )
+        for i, plan in enumerate(plans)
+    ]  # fmt: skip
     pending = list(zip(requests, plans, strict=True))
     cancelling: list[tuple[int, Sequence]] = []
 
@@ -301,7 +352,8 @@ def test_every_row_says_what_it_says_alone_whoever_comes_and_goes(plans, slots) 
     try:
         for number, (request, (length, budget, _, cancel)) in enumerate(zip(requests, plans, strict=True)):
             text, finished = outcome(request)
-            expected = expected_tokens([0] + [3 + number] * length, budget)
+            features = [1000 * number + view for view in range(views[number])]
+            expected = expected_tokens([0] + [3 + number] * length + features, budget)
             assert request.tokens == expected[: len(request.tokens)]
             assert text == TOKENIZER.decode(request.tokens)
             assert finished.usage.completion_tokens == len(request.tokens)
@@ -363,6 +415,159 @@ def test_a_request_is_cancelled_after_its_prefill_and_while_it_decodes(start) ->
         assert len(model.calls) <= calls + 1
         assert text == TOKENIZER.decode(expected_tokens([0, 3], finished.usage.completion_tokens))
         assert engine.drain(PATIENCE)
+
+
+@pytest.mark.parametrize("how", ["cancel", "deadline", "close"])
+def test_a_pass_that_runs_is_ended_and_the_others_notice_nothing(start, how) -> None:
+    model = SlowEncoder()
+    engine = start(model)
+    beside = sequence([0, 3], max_new_tokens=100)
+    request = sequence([0, IMAGE], images=[image(1000)], deadline_s=0.3 if how == "deadline" else None)
+    engine.submit(request)
+    engine.submit(beside)
+    model.wait_for_pass(1000)  # which nobody lets go
+    assert how == "close" or outcome(beside)[1].detail == "max_tokens"
+    if how == "cancel":
+        request.cancel()
+    if how == "close":
+        engine.close()
+    assert outcome(request)[1].detail == ("deadline" if how == "deadline" else "cancelled")
+    assert engine.drain(PATIENCE)
+    if how != "close":
+        engine.submit(later := sequence([0, 4]))
+        assert outcome(later)[1].detail == "max_tokens"
+    assert "prefill" in model.kinds() or how == "close"
+    assert all(call[:2] != ("prefill", 1) for call in model.calls)
+
+
+def test_a_chunk_that_runs_is_ended(start) -> None:
+    class SlowPrefill(FakeModel):
+        def prefill_chunk(
+            self, row: int, start: int, embeddings: np.ndarray, positions: np.ndarray, stop: Stop
+        ) -> np.ndarray:
+            logits = super().prefill_chunk(row, start, embeddings, positions, stop)
+            waited = time.monotonic() + PATIENCE
+            while start and not stop.requested:
+                time.sleep(0.01)
+                assert time.monotonic() < waited, "nobody ended the chunk"
+            if stop.requested:
+                raise RuntimeError("Exiting due to terminate flag being set to true")
+            return logits
+
+    model = SlowPrefill()
+    engine = start(model, chunk=2)
+    request = sequence([0, 3, 4, 5, 6])
+    engine.submit(request)
+    model.wait_for(2)
+    request.cancel()
+    _, finished = outcome(request)
+    assert (finished.detail, finished.error) == ("cancelled", None)
+    assert engine.drain(PATIENCE)
+    engine.submit(later := sequence([0, 7]))
+    assert outcome(later)[1].detail == "max_tokens"
+    assert model.calls[:3] == [("prefill", 0, 2), ("prefill", 0, 2), ("prefill", 0, 2)]
+
+
+def test_a_cancelled_request_leaves_the_queue_while_a_pass_and_a_step_run(start) -> None:
+    model = FakeModel()
+    model.hold(1)
+    engine = start(model, slots=1, max_queue=2)
+    engine.submit(sequence([0, 3], max_new_tokens=50))
+    model.wait_for(2)  # a step, held
+    engine.submit(sequence([0, IMAGE], images=[image(1000)]))
+    model.wait_for(3)  # a pass, held
+    engine.submit(queued := sequence([0, 4]))
+    with pytest.raises(QueueFull):
+        engine.submit(sequence([0, 5]))
+    queued.cancel()
+    assert outcome(queued)[1].detail == "cancelled"
+    assert engine.queue_depth == 0
+    engine.submit(sequence([0, 5]))
+    with pytest.raises(QueueFull):
+        engine.submit(sequence([0, 5]))
+
+
+def test_a_long_prompt_is_fed_in_chunks_between_the_steps_of_others(start) -> None:
+    model = FakeModel()
+    model.hold()
+    engine = start(model, chunk=4)
+    first, second = sequence([0, 3], max_new_tokens=30), sequence([0, *[5] * 10])
+    engine.submit(first)
+    model.step_to(3)
+    engine.submit(second)
+    model.let_go()
+    outcome(first)
+    assert model.calls[3:9] == [
+        ("prefill", 1, 4), ("step", 1), ("prefill", 1, 4), ("step", 1), ("prefill", 1, 3), ("step", 2)
+    ]  # fmt: skip
+    assert first.tokens == expected_tokens([0, 3], 30)
+    assert second.tokens == expected_tokens([0, *[5] * 10], 5)
+
+
+def test_a_short_prompt_overtakes_a_long_one_that_is_being_fed(start) -> None:
+    model = FakeModel()
+    model.hold()
+    engine = start(model, chunk=2)
+    long, short = sequence([0, *[5] * 19]), sequence([0, 6])
+    engine.submit(long)
+    model.step_to(3)
+    engine.submit(short)
+    model.let_go()
+    outcome(long)
+    # The half-fed row stands before the short one, and is stepped with it.
+    assert model.calls[3:6] == [("prefill", 1, 2), ("step", 2), ("prefill", 0, 2)]
+    assert short.tokens == expected_tokens([0, 6], 5)
+    assert long.tokens == expected_tokens([0, *[5] * 19], 5)
+
+
+def test_growth_that_fails_ends_the_rows_that_needed_it_and_no_others(start) -> None:
+    class Small(FakeModel):
+        capacity = 8
+        most = 16
+
+        def make_room(self, length: int, rows: int) -> None:
+            if length > self.most:
+                raise MemoryError("no room in the cache")
+            self.capacity = max(self.capacity, 16) if length > 8 else self.capacity
+
+    model = Small()
+    engine = start(model)
+    # The second fits into what can be had, the third needs more than that for its prompt, the first for its answer.
+    requests = [sequence([0, 3], max_new_tokens=30), sequence([0, 4], max_new_tokens=14), sequence([0, *[5] * 20])]
+    model.hold()
+    for request in requests:
+        engine.submit(request)
+    model.let_go()
+    ends = [outcome(request)[1] for request in requests]
+    assert [end.detail for end in ends] == ["error", "max_tokens", "error"]
+    assert ends[0].error == ends[2].error == "MemoryError: no room in the cache"
+    assert requests[0].tokens == expected_tokens([0, 3], len(requests[0].tokens))
+    assert len(requests[0].tokens) == 16 - 2 + 1  # the last token needs no place
+    assert requests[1].tokens == expected_tokens([0, 4], 14)
+    assert engine.alive
+
+
+def test_an_engine_is_alive_until_it_is_closed_or_has_failed(start) -> None:
+    model = FakeModel()
+    engine = start(model)
+    assert engine.alive
+
+    def fail(call: tuple[Any, ...]) -> None:
+        if call[0] == "move":
+            raise RuntimeError("no memory")
+
+    model.hold()
+    model.fail = fail
+    requests = [sequence([0, 3 + i], max_new_tokens=3 + i) for i in range(2)]
+    for request in requests:
+        engine.submit(request)
+    model.let_go()
+    assert [outcome(request)[1].detail for request in requests] == ["max_tokens", "error"]
+    assert engine.drain(PATIENCE)
+    assert not engine.alive
+    closed = start(FakeModel())
+    closed.close()
+    assert not closed.alive
 
 
 def test_cancelling_twice_and_after_the_end_changes_nothing(start) -> None:
@@ -445,7 +650,7 @@ def test_a_failure_of_one_request_leaves_the_others_and_the_engine_alone(start, 
     bad = sequence([0, 6, *[IMAGE] * (3 if stage == "features" else 1)], images=[broken_image(stage)])
 
     def fail(call: tuple[Any, ...]) -> None:
-        if call[0] == stage or (call[0] == "prefill" and stage == "prefill"):
+        if call[0] == stage and (stage != "prefill" or call[2] == len(bad.prompt_ids)):
             model.fail = lambda call: None
             raise ValueError(f"broken in {stage}")
 

@@ -320,7 +320,7 @@ def test_a_failure_of_the_engine_is_raised_by_read_and_by_stream(random_model_fo
     from runtime.errors import GenerationFailed
 
     with Model.open(random_model_folder, device="cpu", slots=1) as model:
-        monkeypatch.setattr(model._engine._decoder, "prefill", lambda *_: 1 / 0)
+        monkeypatch.setattr(model._engine._decoder, "prefill_chunk", lambda *_: 1 / 0)
         with pytest.raises(GenerationFailed, match="division by zero"):
             model.read(picture(64, 64))
         with pytest.raises(GenerationFailed, match="division by zero"):

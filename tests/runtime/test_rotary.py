@@ -16,6 +16,7 @@ from runtime.engine import Engine
 from runtime.providers import find_device
 from runtime.rotary import HostRotary
 from runtime.sequence import Sequence
+from runtime.stop import Stop
 from tests.runtime.test_engine import WORDS, FakeModel, outcome
 
 
@@ -27,9 +28,11 @@ class PositionedModel(FakeModel):
         self.prompts: list[list[list[int]]] = []
         self.steps: list[tuple[list[int], list[int]]] = []  # positions and lengths
 
-    def prefill(self, row: int, embeddings: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    def prefill_chunk(
+        self, row: int, start: int, embeddings: np.ndarray, positions: np.ndarray, stop: Stop
+    ) -> np.ndarray:
         self.prompts.append(positions.tolist())
-        return super().prefill(row, embeddings, positions)
+        return super().prefill_chunk(row, start, embeddings, positions, stop)
 
     def step(self, token_ids: list[int], lengths: list[int], positions: list[int]) -> np.ndarray:
         self.steps.append((positions, lengths))

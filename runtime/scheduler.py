@@ -1,0 +1,147 @@
+"""What runs next: the whole policy, as functions of the state. No threads, no sessions, no clock.
+
+Two lanes work side by side. One encodes images, a vision pass at a turn. The other feeds prompts, a chunk at a turn,
+and decodes, one step for all rows at a turn; a chunk and a step take turns with each other, so that nobody waits for
+somebody else's whole page.
+
+Among those who wait for a lane, the client that was served longest ago comes first, and of its requests the one with
+the least left, so that a small picture is not behind a large document. The one that came first is passed over
+``PATIENCE`` times in a row and no more often, so that the large document is read however many small pictures come.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeVar
+
+PATIENCE = 3  # turns in a row that may go to requests with less left than the one that came first
+
+
+class Job(Protocol):
+    """One request, as far as the policy looks at it."""
+
+    client: str  # whose share it counts to
+    arrival: int  # how many came before it
+
+    @property
+    def passes_left(self) -> int:
+        """Vision passes that have not begun."""
+
+    @property
+    def encoded(self) -> bool:
+        """Whether the features of all its images are there."""
+
+    @property
+    def prompt_left(self) -> int:
+        """Tokens of the prompt that are not in the KV cache yet; 0: it decodes."""
+
+
+J = TypeVar("J", bound=Job)
+
+
+@dataclass(frozen=True)
+class Chunk(Generic[J]):
+    """The next tokens of a prompt go into the cache; a request without a row takes the one behind the last."""
+
+    job: J
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """Every row that decodes gets a token."""
+
+
+@dataclass
+class Lane:
+    """Whom a lane has served, as far as its next turn depends on it."""
+
+    last: dict[str, int] = field(default_factory=dict)  # client -> the last turn that it had here
+    passed_over: dict[str, int] = field(default_factory=dict)  # client -> turns since its first request had one
+
+
+@dataclass
+class State(Generic[J]):
+    """All that the policy looks at. ``waiting`` stands in the order of arrival, ``rows`` in that of the KV cache."""
+
+    slots: int
+    chunk: int  # most tokens of a prompt in one turn
+    waiting: list[J] = field(default_factory=list)
+    rows: list[J] = field(default_factory=list)
+    arrivals: int = 0
+    turns: int = 0  # passes and chunks
+    passes: Lane = field(default_factory=Lane)
+    chunks: Lane = field(default_factory=Lane)
+    chunk_is_due: bool = True  # the last turn of prefill and decode was a step
+
+    def add(self, job: J) -> None:
+        """A request has come."""
+        job.arrival = self.arrivals
+        self.arrivals += 1
+        self.waiting.append(job)
+
+    def begin_pass(self, job: J) -> None:
+        """Note that the turn which ``next_pass`` gave is taken. Called before the job's ``passes_left`` changes."""
+        self._serve(self.passes, job, _wanting_passes(self))
+
+    def begin_turn(self, turn: Chunk[J] | Step) -> None:
+        """Note that the turn which ``next_turn`` gave is taken, with a row of the cache where it needs one."""
+        self.chunk_is_due = isinstance(turn, Step)
+        if isinstance(turn, Chunk):
+            self._serve(self.chunks, turn.job, _wanting_chunks(self))
+            if turn.job in self.waiting:
+                self.waiting.remove(turn.job)
+                self.rows.append(turn.job)
+
+    def _serve(self, lane: Lane, job: J, wanting: Sequence[J]) -> None:
+        self.turns += 1
+        first = _first([one for one in wanting if one.client == job.client])
+        lane.passed_over[job.client] = 0 if job is first else lane.passed_over.get(job.client, 0) + 1
+        lane.last[job.client] = self.turns
+        present = {one.client for one in (*self.waiting, *self.rows)}
+        for gone in lane.last.keys() - present:
+            del lane.last[gone], lane.passed_over[gone]
+
+
+def next_pass(state: State[J]) -> J | None:
+    """Whose vision pass is next. Any request may begin before it has a row: features take less room than pictures."""
+    return _choose(_wanting_passes(state), state.passes, lambda job: job.passes_left)
+
+
+def next_turn(state: State[J]) -> Chunk[J] | Step | None:
+    """What prefill and decode do next; None while there is nothing to do."""
+    decoding = any(not job.prompt_left for job in state.rows)
+    if state.chunk_is_due or not decoding:
+        job = _choose(_wanting_chunks(state), state.chunks, lambda job: job.prompt_left)
+        if job is not None:
+            return Chunk(job, min(job.prompt_left, state.chunk))
+    return Step() if decoding else None
+
+
+def _wanting_passes(state: State[J]) -> list[J]:
+    return [job for job in state.waiting if job.passes_left]
+
+
+def _wanting_chunks(state: State[J]) -> list[J]:
+    """Those whose prompt is half in the cache, and who gets the next free row: of the client with the fewest rows."""
+    begun = [job for job in state.rows if job.prompt_left]
+    ready = [job for job in state.waiting if job.encoded] if len(state.rows) < state.slots else []
+    if not ready:
+        return begun
+    clients = [job.client for job in state.rows]
+    return [*begun, min(ready, key=lambda job: clients.count(job.client))]
+
+
+def _choose(wanting: Sequence[J], lane: Lane, left: Callable[[J], int]) -> J | None:
+    if not wanting:
+        return None
+    client = min(wanting, key=lambda job: lane.last.get(job.client, -1)).client
+    mine = [job for job in wanting if job.client == client]
+    if lane.passed_over.get(client, 0) >= PATIENCE:
+        return _first(mine)
+    return min(mine, key=lambda job: (left(job), job.arrival))
+
+
+def _first(jobs: Sequence[J]) -> J:
+    return min(jobs, key=lambda job: job.arrival)

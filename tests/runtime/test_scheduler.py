@@ -1,0 +1,212 @@
+"""The policy on plain records: no threads, no arrays, no time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from runtime.scheduler import PATIENCE, Chunk, State, Step, next_pass, next_turn
+
+
+@dataclass(eq=False)
+class Page:
+    """A request that needs so many passes, then so many prompt tokens."""
+
+    passes_left: int = 0
+    prompt_left: int = 100
+    client: str = ""
+    arrival: int = 0
+    running: int = field(default=0)  # passes that have begun and not ended
+
+    @property
+    def encoded(self) -> bool:
+        return not (self.passes_left or self.running)
+
+
+def encode(state: State[Page]) -> Page | None:
+    """Take a turn of the encoding lane, from its beginning to its end."""
+    page = next_pass(state)
+    if page is not None:
+        state.begin_pass(page)
+        page.passes_left -= 1
+    return page
+
+
+def turn(state: State[Page]) -> Chunk[Page] | Step | None:
+    """Take a turn of the other lane."""
+    taken = next_turn(state)
+    if taken is not None:
+        state.begin_turn(taken)
+    if isinstance(taken, Chunk):
+        taken.job.prompt_left -= taken.tokens
+    return taken
+
+
+def state_of(*pages: Page, slots: int = 4, chunk: int = 100) -> State[Page]:
+    state: State[Page] = State(slots, chunk)
+    for page in pages:
+        state.add(page)
+    return state
+
+
+def test_nothing_to_do_is_no_turn() -> None:
+    state = state_of()
+    assert next_pass(state) is None
+    assert next_turn(state) is None
+
+
+def test_asking_changes_nothing() -> None:
+    state = state_of(Page(3), Page(1), Page())
+    assert {id(next_pass(state)) for _ in range(5)} == {id(state.waiting[1])}
+    assert [next_turn(state) for _ in range(5)] == [Chunk(state.waiting[2], 100)] * 5
+    assert (len(state.waiting), len(state.rows), state.turns) == (3, 0, 0)
+
+
+@pytest.mark.parametrize("slots", [1, 8])
+def test_a_small_picture_overtakes_a_large_document_at_the_next_pass(slots) -> None:
+    document = Page(80)
+    state = state_of(document, slots=slots)
+    for _ in range(5):
+        assert encode(state) is document
+    picture = Page(1)
+    state.add(picture)
+    assert encode(state) is picture
+    assert turn(state) == Chunk(picture, 100)
+
+
+def test_a_large_document_gets_every_fourth_pass_however_many_small_pictures_come() -> None:
+    document = Page(80)
+    state = state_of(document, Page(1))
+    taken = []
+    for _ in range(40):
+        taken.append(encode(state))
+        state.add(Page(1))
+    assert [page is document for page in taken].count(True) == 40 // (PATIENCE + 1)
+
+
+def test_documents_of_one_client_are_read_in_the_order_in_which_they_came() -> None:
+    documents = [Page(20), Page(20), Page(20)]
+    state = state_of(*documents)
+    assert [encode(state) for _ in range(61)] == [page for page in documents for _ in range(20)] + [None]
+
+
+def test_clients_share_the_passes_whatever_each_of_them_asks_for() -> None:
+    state = state_of(*[Page(1, client="many") for _ in range(60)], Page(30, client="one"))
+    assert {encode(state).client for _ in range(2)} == {"many", "one"}  # type: ignore[union-attr]
+    taken = [encode(state) for _ in range(40)]
+    assert [page.client for page in taken if page].count("one") == 20
+    state.add(late := Page(9, client="late"))
+    assert encode(state) is late
+
+
+def test_a_client_that_was_away_has_saved_nothing_up() -> None:
+    state = state_of(*[Page(40, client=name) for name in "ab"])
+    for _ in range(20):
+        encode(state)
+    state.add(Page(40, client="c"))
+    assert encode(state).client == "c"  # type: ignore[union-attr]
+    taken = [encode(state) for _ in range(30)]
+    assert [page.client for page in taken if page].count("c") == 10
+
+
+def test_a_chunk_and_a_step_take_turns() -> None:
+    first, second = Page(prompt_left=50), Page(prompt_left=250)
+    state = state_of(first)
+    assert [turn(state) for _ in range(3)] == [Chunk(first, 50), Step(), Step()]
+    state.add(second)
+    found = [turn(state) for _ in range(7)]
+    assert found == [Chunk(second, 100), Step(), Chunk(second, 100), Step(), Chunk(second, 50), Step(), Step()]
+    assert state.rows == [first, second]
+
+
+def test_without_a_row_that_decodes_chunk_follows_chunk() -> None:
+    page = Page(prompt_left=250)
+    state = state_of(page)
+    assert [turn(state) for _ in range(3)] == [Chunk(page, 100), Chunk(page, 100), Chunk(page, 50)]
+
+
+def test_a_short_prompt_is_not_behind_a_long_one_that_has_begun() -> None:
+    long, short = Page(prompt_left=8000), Page(prompt_left=120)
+    state = state_of(long)
+    turn(state)
+    state.add(short)
+    assert [turn(state) for _ in range(2)] == [Chunk(short, 100), Chunk(short, 20)]
+    assert state.rows == [long, short]
+    assert [turn(state) for _ in range(3)] == [Step(), Chunk(long, 100), Step()]
+
+
+def test_a_long_prompt_goes_on_however_many_short_ones_come() -> None:
+    long = Page(prompt_left=3000)
+    state = state_of(long, slots=100)
+    turn(state)
+    taken = []
+    for _ in range(80):
+        state.add(Page(prompt_left=90))
+        taken.append(turn(state))
+    chunks = [one for one in taken if isinstance(one, Chunk)]
+    assert len(chunks) == 40
+    assert [one.job is long for one in chunks].count(True) == 40 // (PATIENCE + 1)
+
+
+def test_the_next_free_row_is_for_the_client_with_the_fewest_rows() -> None:
+    state = state_of(*[Page(client="many") for _ in range(6)], slots=4)
+    while len(state.rows) < 3:
+        turn(state)
+    state.add(one := Page(client="one"))
+    while len(state.rows) < 4:
+        turn(state)
+    assert state.rows[3] is one
+
+
+def test_nobody_gets_a_row_beyond_the_slots_or_before_all_views_are_encoded() -> None:
+    page = Page(1)
+    state = state_of(page, Page(), Page(), slots=1)
+    encode(state)
+    page.running = 1
+    for _ in range(6):
+        turn(state)
+    assert len(state.rows) == 1
+    assert state.rows[0] is not page
+    state.rows.clear()
+    state.waiting[:] = [page]
+    assert next_turn(state) is None
+    page.running = 0
+    assert turn(state) == Chunk(page, 100)
+
+
+def test_clients_that_are_gone_are_forgotten() -> None:
+    state: State[Page] = State(4, 100)
+    for number in range(100):
+        state.add(Page(1, client=str(number)))
+        encode(state)
+        turn(state)
+        state.waiting.clear()
+        state.rows.clear()
+    assert max(len(lane.last) for lane in (state.passes, state.chunks)) <= 2
+
+
+@given(
+    pages=st.lists(
+        st.tuples(st.integers(0, 30), st.integers(1, 500), st.sampled_from("abc"), st.integers(0, 40)), max_size=12
+    ),
+    slots=st.integers(1, 4),
+    chunk=st.integers(1, 300),
+)
+def test_every_request_is_encoded_and_fed_to_its_end(pages, slots, chunk) -> None:
+    """pages: passes, prompt, client, and after how many turns it comes. A row that is fed makes room at once."""
+    coming = sorted(pages, key=lambda page: page[3])
+    state: State[Page] = State(slots, chunk)
+    left = sum(page[0] + page[1] for page in pages)
+    for now in range(40 + left + 1):
+        while coming and coming[0][3] <= now:
+            passes, prompt, client, _ = coming.pop(0)
+            state.add(Page(passes, prompt, client))
+        encode(state)
+        turn(state)
+        assert len(state.rows) <= slots
+        state.rows[:] = [page for page in state.rows if page.prompt_left]
+    assert not state.waiting
+    assert not state.rows
