@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 
 from .providers import Device, ort
-
-_UINT8 = 2  # onnx.TensorProto.DataType
+from .small_graphs import identity_graph
 
 
 class Buffer:
@@ -96,25 +95,3 @@ def device_copy(device: Device) -> Callable[[int, int, int], None]:
         session.run_with_iobinding(binding)
 
     return copy
-
-
-def identity_graph() -> bytes:
-    """An ONNX model, Identity from ``x`` to ``y`` in bytes; written by hand, since a serving machine has no onnx.
-
-    The numbers are those of the fields in onnx.proto3.
-    """
-    shape = _field(1, _field(2, b"n"))  # one dimension of any length
-    tensor_type = _field(1, _field(1, _UINT8) + _field(2, shape))
-    node = _field(1, b"x") + _field(2, b"y") + _field(4, b"Identity")
-    graph = _field(1, node) + _field(2, b"copy")
-    for number, name in ((11, b"x"), (12, b"y")):  # input, output
-        graph += _field(number, _field(1, name) + _field(2, tensor_type))
-    opset = _field(1, b"") + _field(2, 17)
-    return _field(1, 8) + _field(8, opset) + _field(7, graph)  # ir_version 8
-
-
-def _field(number: int, value: int | bytes) -> bytes:
-    """One protobuf field; small numbers and short contents only, which take one byte."""
-    if isinstance(value, int):
-        return bytes([number << 3, value])
-    return bytes([number << 3 | 2, len(value)]) + value

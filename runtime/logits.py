@@ -1,6 +1,9 @@
 """From logits to a token: filters, then a sampler. Pure NumPy on one row, and incremental: no filter rescans the text.
 
 The order is that of Hugging Face's generation: repetition penalty, n-gram filter, temperature, top k, top p.
+
+Filters and samplers work on whole rows, and on the best of a row, its candidates, where whole rows are far away (see
+``runtime.candidates``); there they say when the rest of the row may matter.
 """
 
 from __future__ import annotations
@@ -23,19 +26,33 @@ class LogitFilter(Protocol):
     def apply(self, logits: np.ndarray) -> None:
         """Change the logits, shape [vocabulary], in place."""
 
+    def apply_to(self, ids: np.ndarray, logits: np.ndarray) -> bool:
+        """Change the logits of these tokens, shape [n] both, in place as ``apply`` does.
+
+        Returns whether no other token's logit would rise.
+        """
+
 
 class VocabularyFilter:
     """Forbids the rows of the vocabulary that have no token (padding of the embedding table)."""
 
     def __init__(self, forbidden: np.ndarray) -> None:
         """forbidden : token ids, shape [n]."""
-        self._forbidden = forbidden
+        self.forbidden = forbidden
+        self._is_forbidden: np.ndarray | None = None  # by token id, up to the last forbidden one; made when needed
 
     def observe(self, token: int) -> None:
         """Nothing depends on the text."""
 
     def apply(self, logits: np.ndarray) -> None:
-        logits[self._forbidden] = -np.inf
+        logits[self.forbidden] = -np.inf
+
+    def apply_to(self, ids: np.ndarray, logits: np.ndarray) -> bool:
+        if self._is_forbidden is None:
+            self._is_forbidden = np.zeros(int(self.forbidden.max()) + 2, np.bool_)
+            self._is_forbidden[self.forbidden] = True
+        logits[self._is_forbidden[np.minimum(ids, len(self._is_forbidden) - 1)]] = -np.inf
+        return True
 
 
 class RepetitionPenalty:
@@ -55,8 +72,15 @@ class RepetitionPenalty:
 
     def apply(self, logits: np.ndarray) -> None:
         ids = self._ids[: len(self._seen)]
-        values = logits[ids]
-        logits[ids] = np.where(values > 0, values / self._penalty, values * self._penalty)
+        logits[ids] = self._penalised(logits[ids])
+
+    def apply_to(self, ids: np.ndarray, logits: np.ndarray) -> bool:
+        seen = [place for place, token in enumerate(ids.tolist()) if token in self._seen]
+        logits[seen] = self._penalised(logits[seen])
+        return bool(self._penalty >= 1)
+
+    def _penalised(self, values: np.ndarray) -> np.ndarray:
+        return np.where(values > 0, values / self._penalty, values * self._penalty)
 
 
 class NoRepeatNgram:
@@ -82,10 +106,20 @@ class NoRepeatNgram:
         self._length += 1
 
     def apply(self, logits: np.ndarray) -> None:
+        logits[self._repeating()] = -np.inf
+
+    def apply_to(self, ids: np.ndarray, logits: np.ndarray) -> bool:
+        for token in self._repeating():
+            logits[ids == token] = -np.inf
+        return True
+
+    def _repeating(self) -> list[int]:
+        """Tokens that would complete an n-gram anew."""
         oldest = 0 if self._window is None else self._length - self._window
-        for token, begin in self._following.get(self._prefix, {}).items():
-            if begin >= oldest and token not in self._whitelist:
-                logits[token] = -np.inf
+        following = self._following.get(self._prefix)
+        if not following:
+            return []
+        return [token for token, begin in following.items() if begin >= oldest and token not in self._whitelist]
 
 
 class Greedy:
@@ -96,6 +130,11 @@ class Greedy:
         token = int(logits.argmax())
         _check_largest(logits[token])
         return token
+
+    def choose_from(self, ids: np.ndarray, logits: np.ndarray, bound: np.floating[Any]) -> int | None:
+        """The token among candidates, [n] both; None where one outside, whose logits reach ``bound``, may be better."""
+        largest = logits.max()
+        return int(ids[logits == largest].min()) if largest > bound else None
 
 
 class Sampler:
@@ -108,7 +147,18 @@ class Sampler:
     def choose(self, logits: np.ndarray) -> int:
         """The token's id. Raises ``FloatingPointError`` for a row from which nothing can be chosen."""
         _check_largest(logits.max())
-        ids, probabilities = self.distribution(logits)
+        return self._draw(*self.distribution(logits))
+
+    def choose_from(self, ids: np.ndarray, logits: np.ndarray, bound: np.floating[Any]) -> int | None:
+        """The token among candidates, [n] both; None where one outside, whose logits reach ``bound``, may be drawn."""
+        if self._top_k is None or self._top_k > len(ids):
+            return None
+        order = np.lexsort((ids, -logits))[: self._top_k]
+        if not logits[order[-1]] > bound:
+            return None
+        return self._draw(*self._probabilities(ids[order], logits[order]))
+
+    def _draw(self, ids: np.ndarray, probabilities: np.ndarray) -> int:
         drawn = int(np.searchsorted(np.cumsum(probabilities), self._random.random(), side="right"))
         return int(ids[min(drawn, len(ids) - 1)])
 
@@ -122,7 +172,11 @@ class Sampler:
         else:
             ids = np.arange(len(logits))
         ids = ids[np.argsort(-logits[ids], kind="stable")][:count]
-        scaled = logits[ids].astype(np.float64) / self._temperature
+        return self._probabilities(ids, logits[ids])
+
+    def _probabilities(self, ids: np.ndarray, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Of the tokens that top k leaves, the largest logit first."""
+        scaled = logits.astype(np.float64) / self._temperature
         probabilities = np.exp(scaled - scaled[0])
         possible = np.count_nonzero(probabilities)  # a forbidden token must not be drawn through a rounding error
         ids, probabilities = ids[:possible], probabilities[:possible]

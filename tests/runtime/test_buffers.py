@@ -6,8 +6,9 @@ import numpy as np
 import onnx
 import pytest
 
-from runtime.buffers import Buffer, device_copy, identity_graph
+from runtime.buffers import Buffer, device_copy
 from runtime.providers import find_device, ort
+from runtime.small_graphs import identity_graph
 
 CPU = find_device("cpu")
 
