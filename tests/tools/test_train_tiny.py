@@ -29,6 +29,7 @@ from tools.train_tiny.evaluate import character_error_rate, edit_distance, read_
 from tools.train_tiny.held_out import CATEGORIES, MORE_CATEGORIES, held_out_pages  # noqa: E402
 from tools.train_tiny.model import TinySpec, build_model, use_training_kernels  # noqa: E402
 from tools.train_tiny.muon import FloatMuon  # noqa: E402
+from tools.train_tiny.packed import Packed, WrongPages, pack  # noqa: E402
 from tools.train_tiny.render import Page, PageStyle, render_page, set_line  # noqa: E402
 from tools.train_tiny.train import Trainer, TrainOptions, averaged_model  # noqa: E402
 from tools.train_tiny.views import (  # noqa: E402
@@ -414,3 +415,44 @@ def test_a_resumed_run_goes_on_exactly(tmp_path: Path) -> None:
 def test_stages_follow_each_other_and_the_last_goes_on() -> None:
     stages = [MICRO_STAGES.index(stage_of(MICRO_STAGES, step)) for step in (0, 1, 2, 101, 10_000)]
     assert stages == [0, 0, 1, 1, 1]
+
+
+def test_packed_batches_are_the_rendered_ones_and_train_the_same(tmp_path: Path) -> None:
+    pages = Pages(MICRO_STAGES, MICRO, 0)
+    pack(pages, tmp_path / "pages", 0, 6, workers=2)
+    read = Packed(pages, tmp_path / "pages")
+    for step in range(6):
+        rendered, packed = pages[step], read[step]
+        assert same(rendered, packed)
+        assert torch.equal(rendered.labels, packed.labels)
+        assert torch.equal(rendered.probe, packed.probe)
+        assert (rendered.trained, rendered.patches_grid) == (packed.trained, packed.patches_grid)
+    tiled = Pages((Stage(9, ((1.0, Canvas(64, 2, (20, 30), 1, tiles=(2, 1))),), {"letters": 1.0}),), MICRO, 0)
+    pack(tiled, tmp_path / "tiled", 0, 1, workers=0)
+    assert torch.equal(Packed(tiled, tmp_path / "tiled")[0].pixel_values_local, tiled[0].pixel_values_local)
+    trainers = [Trainer(micro_options(tmp_path / "a"), MICRO_STAGES, MICRO)]
+    trainers.append(Trainer(micro_options(tmp_path / "b", packed=tmp_path / "pages"), MICRO_STAGES, MICRO))
+    for trainer in trainers:
+        trainer.run(workers=0)
+    for name, value in trainers[0].masters.items():
+        assert torch.equal(value, trainers[1].masters[name]), name
+
+
+def test_packed_batches_of_another_seed_and_missing_steps_are_refused(tmp_path: Path) -> None:
+    pack(Pages(MICRO_STAGES, MICRO, 0), tmp_path, 0, 1, workers=0)
+    with pytest.raises(WrongPages, match="another curriculum, model, seed or scale"):
+        Packed(Pages(MICRO_STAGES, MICRO, 1), tmp_path)
+    with pytest.raises(WrongPages, match="no batch for step 1"):
+        Packed(Pages(MICRO_STAGES, MICRO, 0), tmp_path)[1]
+    with pytest.raises(WrongPages, match="holds no packed pages"):
+        Packed(Pages(MICRO_STAGES, MICRO, 0), tmp_path / "nothing")
+
+
+def test_the_rate_falls_to_zero_over_the_last_minutes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = Trainer(micro_options(tmp_path, minutes=10, decay_minutes=4), MICRO_STAGES, MICRO)
+    trainer.step = 50
+    rates = []
+    for minute in (0, 5, 6, 8, 10, 12):
+        monkeypatch.setattr("time.monotonic", lambda now=trainer.started + 60 * minute: now)
+        rates.append(trainer.learning_rate() / 3e-3)
+    assert rates == pytest.approx([1, 1, 1, 0.5, 0, 0], abs=1e-9)

@@ -1,14 +1,17 @@
-"""`python -m tools.train_tiny train | export | mean | evaluate`: train, write and measure the built-in model."""
+"""`python -m tools.train_tiny train | pack | export | mean | evaluate`: train, write and measure the built-in model."""
 
 import argparse
+import os
 from pathlib import Path
 
 import torch
 
+from .batches import Pages
 from .checkpoint import mean_checkpoint, save_checkpoint
 from .curriculum import STAGES
 from .evaluate import evaluate_folder
 from .model import TinySpec
+from .packed import WrongPages, pack
 from .train import Trainer, TrainOptions, averaged_model
 
 
@@ -25,6 +28,9 @@ def train(arguments: argparse.Namespace) -> None:
         dtype=arguments.dtype,
         threads=arguments.threads,
         polite=arguments.polite,
+        scale=arguments.scale,
+        packed=arguments.packed,
+        decay_minutes=arguments.decay_minutes,
     )
     trainer = Trainer(options, STAGES, TinySpec())
     state = arguments.run_dir / "state.pt"
@@ -32,9 +38,21 @@ def train(arguments: argparse.Namespace) -> None:
         trainer.load(torch.load(state, map_location=arguments.device, weights_only=True))
     elif arguments.start_from:
         trainer.start_from(arguments.start_from, arguments.start_step)
-    trainer.run(arguments.workers)
+    try:
+        trainer.run(arguments.workers)
+    except WrongPages as error:
+        raise SystemExit(f"error: {error}") from error
     if arguments.export:
         export(arguments)
+
+
+def pack_pages(arguments: argparse.Namespace) -> None:
+    """Render batches beforehand."""
+    pages = Pages(STAGES, TinySpec(), arguments.seed, arguments.scale)
+    try:
+        pack(pages, arguments.out, arguments.first_step, arguments.steps, arguments.workers)
+    except WrongPages as error:
+        raise SystemExit(f"error: {error}") from error
 
 
 def export(arguments: argparse.Namespace) -> None:
@@ -82,8 +100,22 @@ def main() -> None:
     command.add_argument("--polite", action="store_true", help="use one thread while other programs are busy (Linux)")
     command.add_argument("--workers", type=int, default=1, help="processes that render pages")
     command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--scale", type=int, default=1, help="times as many pages a step; 4 for a large GPU")
+    command.add_argument("--packed", type=Path, metavar="FOLDER", help="read batches that `pack` has rendered")
+    command.add_argument(
+        "--decay-minutes", type=float, default=0, help="last of --minutes, over which the learning rate falls to zero"
+    )
     command.add_argument("--export", type=Path, help="write the checkpoint folder here at the end")
     command.set_defaults(action=train)
+
+    command = commands.add_parser("pack", help="render batches beforehand, on several processes")
+    command.add_argument("--out", type=Path, required=True, metavar="FOLDER")
+    command.add_argument("--first-step", type=int, default=0)
+    command.add_argument("--steps", type=int, required=True, help="the step before which it ends")
+    command.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: one a core)")
+    command.add_argument("--scale", type=int, default=1)
+    command.add_argument("--seed", type=int, default=0)
+    command.set_defaults(action=pack_pages)
 
     command = commands.add_parser("export", help="write the run's averaged weights as a checkpoint folder")
     command.add_argument("--run-dir", type=Path, required=True)

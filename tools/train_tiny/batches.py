@@ -123,10 +123,10 @@ def draw_page(rng: random.Random, canvas: Canvas, stage: Stage, spec: TinySpec) 
 
 
 class Pages(Dataset[Batch]):
-    """Training batches by step number."""
+    """Training batches by step number; `scale` times as many pages in each as the canvases say."""
 
-    def __init__(self, stages: tuple[Stage, ...], spec: TinySpec, seed: int) -> None:
-        self.stages, self.spec, self.seed = stages, spec, seed
+    def __init__(self, stages: tuple[Stage, ...], spec: TinySpec, seed: int, scale: int = 1) -> None:
+        self.stages, self.spec, self.seed, self.scale = stages, spec, seed, scale
         self.tokenizer = tokens.build_tokenizer()
 
     def __len__(self) -> int:
@@ -138,7 +138,7 @@ class Pages(Dataset[Batch]):
         canvas = rng.choices([canvas for _, canvas in stage.canvases], [weight for weight, _ in stage.canvases])[0]
         spec = self.spec
         pages: list[Page] = []
-        room = canvas.batch
+        room = canvas.batch * self.scale
         while room > 0:
             pages.append(draw_page(rng, canvas, stage, spec))
             columns, rows = choose_grid(*pages[-1].image.size, spec.image_size, spec.max_tiles)
@@ -152,8 +152,8 @@ class Pages(Dataset[Batch]):
         return batch
 
 
-def batch_stream(pages: Pages, first_step: int, last_step: int, workers: int = 1) -> Iterator[Batch]:
-    """Yield the batches of the steps [first_step, last_step), rendered in `workers` processes."""
+def batch_stream(pages: Dataset[Batch], first_step: int, last_step: int, workers: int = 1) -> Iterator[Batch]:
+    """Yield the batches of the steps [first_step, last_step), rendered or read in `workers` processes."""
     loader = DataLoader(
         pages, batch_size=None, sampler=range(first_step, last_step), num_workers=workers,
         prefetch_factor=4 if workers else None, multiprocessing_context="fork" if workers else None,

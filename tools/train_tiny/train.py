@@ -18,6 +18,7 @@ from statistics import mean
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.data import Dataset
 from transformers import UnlimitedOcrForConditionalGeneration
 
 from .batches import Batch, Pages, batch_stream
@@ -25,6 +26,7 @@ from .checkpoint import load_checkpoint
 from .curriculum import Stage, stage_of
 from .model import TinySpec, build_model, cast_weights, use_training_kernels
 from .muon import FloatMuon
+from .packed import Packed
 from .views import IGNORE, PROBE_CLASSES, SLOTS
 
 
@@ -50,6 +52,9 @@ class TrainOptions:
     log_every: int = 25
     save_every: int = 50
     polite: bool = False  # compute on one thread while other programs keep a core busy
+    scale: int = 1  # pages of a batch, as a multiple of what the curriculum says: a GPU takes more
+    packed: Path | None = None  # a folder of batches that were rendered beforehand
+    decay_minutes: float = 0.0  # last of `minutes`, over which the learning rate falls to zero
 
 
 class Neighbours:
@@ -95,8 +100,10 @@ class Trainer:
         self.dtype = getattr(torch, options.dtype) if options.dtype else working_dtype(self.device)
         self.model = cast_weights(master.to(self.device), self.dtype)
         self.probe = probe.to(self.device, self.dtype)
-        # A float32 step of the decoder takes two thirds of the time with PyTorch's kernel (AVX2, 2 cores).
-        use_training_kernels(self.model, "sdpa" if self.dtype == torch.float32 else "plain")
+        # A float32 step of the decoder takes two thirds of the time with PyTorch's kernel (AVX2, 2 cores); on a GPU the
+        # scores of many long pages would not fit.
+        own = self.dtype == torch.float32 or self.device.type == "cuda"
+        use_training_kernels(self.model, "sdpa" if own else "plain")
         self.working = dict(self.model.named_parameters()) | {
             f"probe.{name}": value for name, value in self.probe.named_parameters()
         }
@@ -114,6 +121,7 @@ class Trainer:
         self.first_step = 0  # of the warm-up
         self.images = 0
         self.seconds = 0.0
+        self.started = time.monotonic()  # this call
 
     def learning_rate(self) -> float:
         """Return the rate of this step: the stage's, after the warm-up, before the final decay."""
@@ -121,6 +129,9 @@ class Trainer:
         rate = stage_of(self.stages, self.step).learning_rate * warm
         if self.options.decay:
             rate *= min(1.0, (self.options.steps - self.step) / self.options.decay)
+        if self.options.decay_minutes:
+            left = self.options.minutes - (time.monotonic() - self.started) / 60
+            rate *= min(1.0, max(0.0, left / self.options.decay_minutes))
         return rate
 
     def is_trained(self, name: str, batch: Batch) -> bool:
@@ -237,8 +248,10 @@ class Trainer:
         """Train until the steps or the minutes are used up; log to `log.jsonl`, save as it goes."""
         options = self.options
         options.run_dir.mkdir(parents=True, exist_ok=True)
-        pages = Pages(self.stages, self.spec, options.seed)
-        started = time.monotonic()
+        pages: Dataset[Batch] = Pages(self.stages, self.spec, options.seed, options.scale)
+        if options.packed:
+            pages = Packed(pages, options.packed)
+        self.started = started = time.monotonic()
         recent: defaultdict[str, list[float]] = defaultdict(list)
         before = self.seconds
         neighbours = Neighbours() if options.polite else None
