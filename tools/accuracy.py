@@ -2,11 +2,14 @@
 
     python -m tools.accuracy                       the built-in model in every dtype, 50 pages of each category
     python -m tools.accuracy --pages 10 --dtypes f32,q4,q4+q8
+    python -m tools.accuracy --dtypes f32 --categories receipts,invoices,tables,demo --peers
     python -m tools.accuracy --server http://127.0.0.1:8000/v1 --model tiny-ocr     the same pages through HTTP
 
 ``q4+q8`` is the q4 decoder with the 8-bit vision tower; without a + the tower is what the exporter takes by itself. The
-pages are those of ``tools.train_tiny.evaluate``, whose fonts and texts no training has seen; they are read as users
-read them, by the runtime with its defaults. The first of the dtypes is what the others are compared with.
+pages are those of ``tools.train_tiny.held_out``, whose fonts and texts no training has seen; they are read as users
+read them, by the runtime with its defaults. The first of the dtypes is what the others are compared with. ``--peers``
+adds rows of tesseract and RapidOCR, where those are installed; all rows then count typographic quotes and dashes as
+plain ones. Seconds a page are wall time over all pages, eight of which are asked for at once.
 """
 
 from __future__ import annotations
@@ -16,23 +19,28 @@ import base64
 import io
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from export.pipeline import Job, export_model
 from export.source import Source
 from models.catalog import CATALOG
 from runtime import Model
+from tools import peers
 from tools.train_tiny.evaluate import Score, score
-from tools.train_tiny.held_out import CATEGORIES, held_out_pages
+from tools.train_tiny.held_out import CATEGORIES, MORE_CATEGORIES, held_out_pages
 from tools.train_tiny.render import Page
 
 DTYPES = ("f32", "f16", "q8", "q4", "q8+q8", "q4+q8")
 # Points of character error rate that a dtype may cost, over all pages.
 BARS: Mapping[str, float] = {"q8": 0.3, "q4": 1.0}
 _TOGETHER = 8
+# Pages of the others to one dense page, which has as much text as twenty of them.
+_DENSE_SHARE = 10
 
 
 def export_as(checkpoint: Path, dtype: str, folder: Path) -> Path:
@@ -75,29 +83,42 @@ def served(url: str, model: str, crop_mode: bool) -> Read:
     return read
 
 
-def scores(read: Read, pages: Mapping[str, Sequence[Page]]) -> dict[str, Score]:
-    """The score of each category's pages, and of all that have text as ``all``."""
+@dataclass(frozen=True)
+class Found:
+    """What one reader made of the pages."""
+
+    scores: Mapping[str, Score]  # category -> its score; of all that have text as "all"
+    seconds: float  # a page
+
+
+def scores(read: Read, pages: Mapping[str, Sequence[Page]], alike: Callable[[str], str] = str) -> Found:
+    """Read all pages. ``alike`` is applied to readings and truths before they are compared."""
+    started = time.perf_counter()
     with ThreadPoolExecutor(_TOGETHER) as pool:
         texts = {category: list(pool.map(read, of_category)) for category, of_category in pages.items()}
-    found = {category: score(pages[category], of_category) for category, of_category in texts.items()}
+    seconds = (time.perf_counter() - started) / sum(map(len, pages.values()))
+    found = {}
+    for category, read_texts in texts.items():
+        truths = [replace(page, text=alike(page.text)) for page in pages[category]]
+        found[category] = score(truths, [alike(text) for text in read_texts])
     written = [one for one in found.values() if one.characters]
     found["all"] = Score(*(sum(getattr(one, name) for one in written) for name in Score.__dataclass_fields__))
-    return found
+    return Found(found, seconds)
 
 
-def rows(by_dtype: Mapping[str, Mapping[str, Score]]) -> Iterator[str]:
-    """A Markdown table; the first dtype is the one to compare with."""
-    first, *_ = by_dtype
-    categories = list(by_dtype[first])
-    yield f"| dtype | {' | '.join(categories)} | points against {first} | bar |"
-    yield "| --- " * (len(categories) + 3) + "|"
-    exact = by_dtype[first]["all"].rate
-    for dtype, found in by_dtype.items():
-        rates = (f"{one.rate:.2%}" if one.characters else f"{one.errors} read" for one in found.values())
-        points = 100 * (found["all"].rate - exact)
+def rows(by_reader: Mapping[str, Found]) -> Iterator[str]:
+    """A Markdown table; the first reader is the one to compare with."""
+    first, *_ = by_reader
+    categories = list(by_reader[first].scores)
+    yield f"| dtype | {' | '.join(categories)} | points against {first} | bar | s a page |"
+    yield "| --- " * (len(categories) + 4) + "|"
+    exact = by_reader[first].scores["all"].rate
+    for dtype, found in by_reader.items():
+        rates = (f"{one.rate:.2%}" if one.characters else f"{one.errors} read" for one in found.scores.values())
+        points = 100 * (found.scores["all"].rate - exact)
         bar = BARS.get(dtype.partition("+")[0])
         verdict = "" if bar is None else f"<= {bar} {'met' if points <= bar else 'MISSED'}"
-        yield f"| {dtype} | {' | '.join(rates)} | {points:+.2f} | {verdict} |"
+        yield f"| {dtype} | {' | '.join(rates)} | {points:+.2f} | {verdict} | {found.seconds:.2f} |"
 
 
 def _budget(page: Page) -> int:
@@ -112,6 +133,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--checkpoint", type=Path, default=Path(CATALOG["tiny-ocr"].source), help="default: the built-in model"
     )
     parser.add_argument("--pages", type=int, default=50, help="of each category")
+    parser.add_argument(
+        "--categories", default=",".join((*CATEGORIES, *MORE_CATEGORIES)), help="default: all, %(default)s"
+    )
+    parser.add_argument("--peers", action="store_true", help="rows of tesseract and RapidOCR too, where installed")
     parser.add_argument("--dtypes", default=",".join(DTYPES), help=f"default: {','.join(DTYPES)}")
     parser.add_argument("--seed", type=int, default=1, help="of the pages")
     parser.add_argument("--no-crop", action="store_true", help="every page as one view, without tiles")
@@ -119,17 +144,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", default="tiny-ocr", help="that the server is asked for (default: tiny-ocr)")
     parser.add_argument("--threads", type=int, help="default: one for each core")
     args = parser.parse_args(argv)
-    pages = {category: held_out_pages(category, args.pages, args.seed) for category in CATEGORIES}
+    chosen = args.categories.split(",")
+    if unknown := sorted({*chosen} - {*CATEGORIES, *MORE_CATEGORIES}):
+        parser.error(f"no category {', '.join(unknown)}; there are {', '.join((*CATEGORIES, *MORE_CATEGORIES))}")
+    others = peers.installed() if args.peers else {}
+    if args.peers and not others:
+        parser.error("neither tesseract nor RapidOCR is installed: apt-get install tesseract-ocr, pip install rapidocr")
+    pages = {
+        category: held_out_pages(category, -(-args.pages // (_DENSE_SHARE if category == "dense" else 1)), args.seed)
+        for category in chosen
+    }
+    alike = peers.plain if others else str
     found = {}
     if args.server:
-        found["served"] = scores(served(args.server, args.model, not args.no_crop), pages)
+        found["served"] = scores(served(args.server, args.model, not args.no_crop), pages, alike)
     else:
         with tempfile.TemporaryDirectory() as folder:
             for dtype in args.dtypes.split(","):
                 print(f"reading in {dtype}", file=sys.stderr, flush=True)
                 export = export_as(args.checkpoint, dtype, Path(folder))
                 with reader(export, not args.no_crop, args.threads) as read:
-                    found[dtype] = scores(read, pages)
+                    found[dtype] = scores(read, pages, alike)
+    for name, peer in others.items():
+        print(f"reading with {name}", file=sys.stderr, flush=True)
+        found[name] = scores(lambda page, peer=peer: peer(page.image), pages, alike)
     table = list(rows(found))
     print("\n".join(table))
     return int(any("MISSED" in row for row in table))
