@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -39,6 +40,10 @@ def _is_number(value: Any) -> bool:
 
 def _is_strings(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(item, str) and item for item in value)
+
+
+def _is_tags(value: Any) -> bool:
+    return _is_strings(value) and all(re.fullmatch(r"[\w.:-]+", item) for item in value)
 
 
 def _is_text(value: Any) -> bool:
@@ -108,6 +113,20 @@ SERVER_KEYS: tuple[ServerKey, ...] = (
         "fetch http(s) images: off, from public addresses, or from any address",
     ),
     ServerKey("remote_timeout", 20.0, _is_number, _SECONDS, "seconds that fetching a request's images may take"),
+    ServerKey(
+        "system_messages",
+        "ignore",
+        _one_of("ignore", "prompt"),
+        "ignore or prompt",
+        "ignore system and developer messages, or put them in front of the prompt: ignore or prompt",
+    ),
+    ServerKey(
+        "prompt_wrappers",
+        [],
+        _is_tags,
+        "a list of names of tags, without < and >",
+        "tags that clients wrap around what was typed, dropped with what is in them, as Open WebUI's are anyway",
+    ),
     ServerKey("api_keys", [], _is_strings, "a list of strings", "clients must send one of these as a bearer token"),
     ServerKey("cors_origins", [], _is_strings, "a list of origins", "browser origins that may call the API"),
     ServerKey("shutdown_timeout", 30.0, _is_number, _SECONDS, "seconds that running requests get at shutdown"),

@@ -21,6 +21,8 @@ Feeds = Mapping[str, np.ndarray]
 Encode = Callable[[str], list[int]]  # text -> token ids, without special tokens around it
 
 IMAGE_SLOT = "<image>"
+QUOTE_MARK = "\ufdd0"  # stands for nothing in Unicode
+QUOTED_SLOT = f"<image{QUOTE_MARK}>"  # the same letters as text: the runtime encodes what is before and after the mark
 TEXT_SLOT = "{text}"  # in the prompt of a task that is about words of the client's own
 
 
@@ -154,10 +156,7 @@ def task_prompt(tasks: Mapping[str, str], task: str, text: str = "", images: int
     if TEXT_SLOT in template and not text:
         raise InvalidInput(f"task {task!r} needs a text that says what it is about; give that as the prompt, beside it")
     if TEXT_SLOT not in template and text:
-        raise InvalidInput(
-            f"task {task!r} takes no text beside it; give either the task or a prompt of your own (system messages "
-            "are part of the prompt too)"
-        )
+        raise InvalidInput(f"task {task!r} takes no text beside it; give either the task or a prompt of your own")
     if IMAGE_SLOT in text:
         raise InvalidInput(f"a task puts {IMAGE_SLOT} in its place by itself; leave it out of the text")
     return template.replace(IMAGE_SLOT, "\n".join([IMAGE_SLOT] * images)).replace(TEXT_SLOT, text)

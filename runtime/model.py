@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 
 from models.catalog import CATALOG
 from models.errors import InvalidInput, ManifestError
-from models.family import Verbatim, task_prompt
+from models.family import QUOTE_MARK, Verbatim, task_prompt
 from models.grounding import Box
 from models.manifest import Manifest
 from models.precedence import BY_NAME
@@ -256,7 +256,9 @@ class Model:
             log.info("model %s has no use for %s; ignored", self.manifest.id, ", ".join(names))
 
     def _encode(self, text: str) -> list[int]:
-        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        # A quoted slot in one piece would be the token of an image.
+        pieces = text.split(QUOTE_MARK)
+        return [token for piece in pieces for token in self._tokenizer.encode(piece, add_special_tokens=False).ids]
 
 
 def default_slots(manifest: Manifest, device: Device) -> int:

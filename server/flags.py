@@ -79,20 +79,22 @@ def _add_setting(group: argparse._ArgumentGroup, setting: Setting, default: Any)
 
 
 def _add_key(group: argparse._ArgumentGroup, key: ServerKey) -> None:
-    if isinstance(key.default, list):
-        flag = "--" + key.name.removesuffix("s").replace("_", "-")
-        group.add_argument(flag, dest=key.name, action="append", metavar="TEXT", help=f"{key.help}; may be repeated")
-        return
+    is_list = isinstance(key.default, list)
 
     def convert(text: str) -> Any:
         try:
-            value = type(key.default)(text)
+            value = text if is_list else type(key.default)(text)
         except ValueError:
             value = None
-        if not key.accepts(value):
+        if not key.accepts([value] if is_list else value):
             raise argparse.ArgumentTypeError(f"expected {key.expected}, found {text!r}")
         return value
 
+    if is_list:
+        flag = "--" + key.name.removesuffix("s").replace("_", "-")
+        text = f"{key.help}; may be repeated"
+        group.add_argument(flag, dest=key.name, action="append", type=convert, metavar="TEXT", help=text)
+        return
     flag = "--" + key.name.replace("_", "-")
     if key.is_switch:  # --wait-for-model alone means on
         text = f"{key.help} (default: {key.default})"

@@ -5,6 +5,7 @@ Called by the chat and the responses resources, which only differ in how they wr
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -31,10 +32,12 @@ from .images import ImageReader, Pictures
 from .loading import ModelKey, ModelSource
 from .logs import RequestRecord
 from .memory import give_memory_back
-from .messages import NO_IMAGE, Prompt
+from .messages import NO_IMAGE, Prompt, with_slots
 from .options import ServerOptions
 from .pool import Lease, ModelPool
 from .schema import Reading
+
+log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.1  # how often a silent generation is asked whether its client is still there
 PING_SECONDS = 5.0  # silence after which a stream gets a comment
@@ -149,6 +152,7 @@ class Generator:
         self._untidy = False  # a job has run since memory was given back
         self._draining = False
         self._expired = False
+        self._has_said = False  # that a system message was ignored
 
     def enter(self) -> None:
         """Take a place in the house, before anything costly is done for a request; ``leave`` or a job's end frees it.
@@ -201,7 +205,7 @@ class Generator:
         _check_task(reading, entry)
         if not prompt.images:
             return Job(_Notice(NO_IMAGE), record, is_gone, lambda job: self.leave())
-        text = _prompt_text(prompt, reading, entry)
+        text = self._prompt_text(prompt, reading, entry)
         key = self._key(entry)
         content = self._open(prompt, reading, record)
         if not self._is_here(key):
@@ -233,6 +237,20 @@ class Generator:
         if expired:
             job.cancel()
         return job
+
+    def _prompt_text(self, prompt: Prompt, reading: Reading, entry: ModelEntry) -> str:
+        """The prompt of the task, or the client's own; images alone are read as the model's default task."""
+        tags, system = self._options.prompt_wrappers, self._options.system_messages == "prompt"
+        if prompt.system and not system and not self._has_said:
+            self._has_said = True
+            log.info("system messages are ignored; --system-messages prompt makes them part of the prompt")
+        if reading.task is None and (own := prompt.words(tags, system=system)):
+            return with_slots(own, prompt.images)
+        task = reading.task or default_task(entry)
+        try:
+            return task_prompt(tasks_of(entry.family), task, prompt.words(tags), prompt.images)
+        except InvalidInput as error:
+            raise BadRequest(str(error), param="task") from error
 
     def _open(self, prompt: Prompt, reading: Reading, record: RequestRecord) -> _Pictures | _Pages:
         """Fetch and decode the images, or open the document, before a model is waited for."""
@@ -416,17 +434,6 @@ def _check_task(reading: Reading, entry: ModelEntry) -> None:
             param="task",
             code="unknown_task",
         )
-
-
-def _prompt_text(prompt: Prompt, reading: Reading, entry: ModelEntry) -> str:
-    """The prompt of the task, or the client's own; images alone are read as the model's default task."""
-    if reading.task is None and prompt.words:
-        return prompt.finish()
-    task = reading.task or default_task(entry)
-    try:
-        return task_prompt(tasks_of(entry.family), task, prompt.words, prompt.images)
-    except InvalidInput as error:
-        raise BadRequest(str(error), param="task") from error
 
 
 def _outcome(finished: Finished) -> str:

@@ -1,14 +1,21 @@
-"""From a conversation to one prompt with image slots: the system messages and the latest user message."""
+"""From a conversation to one prompt: the pictures in front, then the words of the latest user message.
+
+Models are trained on a picture followed by its prompt, so the order of the parts says nothing, and what clients add
+(system messages, history, wrappers) is none of it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
+from operator import itemgetter
 
 from models.errors import InvalidInput
-from models.family import IMAGE_SLOT
+from models.family import IMAGE_SLOT, QUOTED_SLOT
 
 from .schema import Content, ContentPart, FilePart, ImagePart, ImageUrl, Message, ResponseItem, TextPart
+from .wrappers import unwrapped
 
 NO_IMAGE = (
     "This server reads images and there is none in the request. Send a user message whose content is a list with an "
@@ -20,12 +27,15 @@ MAX_TEXT = 1_000_000  # characters: far more than any model takes, and read into
 
 _SYSTEM_ROLES = frozenset({"system", "developer"})
 
+Turn = tuple[str, Content]  # role and content
+
 
 @dataclass
 class Prompt:
-    """What one request asks for, in the order it was written."""
+    """What one request asks for."""
 
-    texts: list[tuple[str, bool]] = field(default_factory=list)  # a piece, and whether it stands for an image part
+    texts: list[str] = field(default_factory=list)  # of the latest user message
+    system: list[str] = field(default_factory=list)  # of system and developer messages
     image_urls: list[str] = field(default_factory=list)
     files: list[str] = field(default_factory=list)  # data: URLs of documents
 
@@ -34,31 +44,25 @@ class Prompt:
         """Images and documents, each of which takes one slot."""
         return len(self.image_urls) + len(self.files)
 
-    @property
-    def words(self) -> str:
-        """The client's own text, without the places of the images; empty when there are images only."""
-        return "\n".join(text for text, is_image in self.texts if not is_image).strip()
+    def words(self, tags: Iterable[str] = (), *, system: bool = False) -> str:
+        """The client's own text without what was wrapped around it; empty when there are images only.
+
+        tags : of blocks to drop beside the known ones. system : system messages come before it.
+        """
+        texts = [unwrapped(text, tags) for text in self.texts]
+        return "\n".join(text for text in [*(self.system if system else ()), *texts] if text.strip())
 
     def let_go(self) -> None:
         """Forget images and documents: once they are decoded, their base64 is of no more use and can be large."""
         self.image_urls.clear()
         self.files.clear()
 
-    def finish(self) -> str:
-        """The prompt's text: pieces joined by newlines, one slot for each image.
 
-        Raises
-        ------
-        InvalidInput
-            when the client wrote slots itself and they do not match the images in number.
-        """
-        explicit = sum(text.count(IMAGE_SLOT) for text, is_image in self.texts if not is_image)
-        if explicit and explicit != self.images:
-            raise InvalidInput(
-                f"the text has {explicit} {IMAGE_SLOT} slots for {self.images} images; write one slot for "
-                "each image, or none to have each image where its part stands"
-            )
-        return "\n".join(text for text, is_image in self.texts if not (explicit and is_image))
+def with_slots(text: str, images: int) -> str:
+    """The prompt of a text: a slot for each image in front, unless the text has exactly as many itself."""
+    if text.count(IMAGE_SLOT) == images:
+        return text
+    return "\n".join([*[IMAGE_SLOT] * images, text.replace(IMAGE_SLOT, QUOTED_SLOT)])
 
 
 def from_chat(messages: Sequence[Message]) -> Prompt:
@@ -80,44 +84,71 @@ def from_responses(items: str | Sequence[ResponseItem], instructions: str | None
     InvalidInput
         see ``from_chat``.
     """
-    turns: list[tuple[str, Content]] = [("system", instructions)] if instructions else []
+    turns: list[Turn] = [("system", instructions)] if instructions else []
     if isinstance(items, str):
         turns.append(("user", items))
     else:
-        turns += [(item.role, item.content) for item in items if item.role and item.type in (None, "message")]
+        turns += map(_turn, items)
     return _collapse(turns, "input")
 
 
-def _collapse(turns: Sequence[tuple[str, Content]], name: str) -> Prompt:
-    users = [content for role, content in turns if role == "user"]
-    if not users:
+def _turn(item: ResponseItem) -> Turn:
+    """What a tool gave stands in an item of its own; calls and reasoning are the model's."""
+    if item.role and item.type in (None, "message"):
+        return item.role, item.content
+    if item.type is not None and item.type.endswith("_call_output"):
+        return "tool", None if isinstance(item.output, dict) else item.output
+    return "assistant", None
+
+
+def _collapse(turns: Sequence[Turn], name: str) -> Prompt:
+    """The latest user messages, those that follow each other as one; the newest pictures, theirs or before them."""
+    asked = [turn for turn in turns if turn[0] not in _SYSTEM_ROLES]
+    runs = [[content for _, content in run] for role, run in groupby(asked, itemgetter(0)) if role == "user"]
+    if not runs:
         raise InvalidInput(f"{name} has no message with the role user; the latest one is what is read")
     prompt = Prompt()
-    for content in [*(content for role, content in turns if role in _SYSTEM_ROLES), users[-1]]:
-        _add(prompt, [TextPart(type="text", text=content)] if isinstance(content, str) else content or [])
-    if (length := sum(len(text) for text, _ in prompt.texts)) > MAX_TEXT:
+    for part in _parts(runs[-1]):
+        _check(part)
+        if isinstance(part, TextPart):
+            prompt.texts.append(part.text)
+    system = [content for role, content in turns if role in _SYSTEM_ROLES]
+    prompt.system = [part.text for part in _parts(system) if isinstance(part, TextPart)]
+    rounds = [[content for _, content in run] for _, run in groupby(asked, lambda turn: turn[0] == "assistant")]
+    for contents in [*reversed(rounds), system]:
+        _add_pictures(prompt, _parts(contents))
+        if prompt.images:
+            break
+    if (length := sum(map(len, (*prompt.texts, *prompt.system)))) > MAX_TEXT:
         raise InvalidInput(f"the text has {length:,} characters; {MAX_TEXT:,} are the most that is read")
     return prompt
 
 
-def _add(prompt: Prompt, parts: Iterable[ContentPart]) -> None:
+def _parts(contents: Iterable[Content]) -> list[ContentPart]:
+    return [
+        part
+        for content in contents
+        for part in ([TextPart(type="text", text=content)] if isinstance(content, str) else content or [])
+    ]
+
+
+def _add_pictures(prompt: Prompt, parts: Iterable[ContentPart]) -> None:
     for part in parts:
-        if isinstance(part, TextPart):
-            prompt.texts.append((part.text, False))
-        elif isinstance(part, ImagePart):
+        if isinstance(part, ImagePart):
             url = part.image_url.url if isinstance(part.image_url, ImageUrl) else part.image_url
             prompt.image_urls.append(url)
-            prompt.texts.append((IMAGE_SLOT, True))
-        elif isinstance(part, FilePart) and (data := part.data) is not None:
-            prompt.files.append(data)
-            prompt.texts.append((IMAGE_SLOT, True))
-        elif part.type in ("text", "input_text", "image_url", "input_image", "file", "input_file"):
-            raise InvalidInput(
-                f"a content part of type {part.type} is incomplete: text parts need 'text', image parts 'image_url' "
-                "with the URL as a string or as {\"url\": ...}, files 'file_data' with a data: URL (file_id and "
-                "file_url are not supported)"
-            )
-        else:
-            raise InvalidInput(
-                f"content parts of type {part.type[:60]!r} are not supported; send text, image_url and file"
-            )
+        elif isinstance(part, FilePart) and part.data is not None:
+            prompt.files.append(part.data)
+
+
+def _check(part: ContentPart) -> None:
+    """Raises InvalidInput for a part that cannot be read."""
+    if isinstance(part, (TextPart, ImagePart)) or (isinstance(part, FilePart) and part.data is not None):
+        return
+    if part.type in ("text", "input_text", "image_url", "input_image", "file", "input_file"):
+        raise InvalidInput(
+            f"a content part of type {part.type} is incomplete: text parts need 'text', image parts 'image_url' "
+            "with the URL as a string or as {\"url\": ...}, files 'file_data' with a data: URL (file_id and "
+            "file_url are not supported)"
+        )
+    raise InvalidInput(f"content parts of type {part.type[:60]!r} are not supported; send text, image_url and file")

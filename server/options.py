@@ -33,6 +33,8 @@ class ServerOptions:
     max_pages: int = 200
     remote_images: Literal["off", "public", "any"] = "public"
     remote_timeout: float = 20.0
+    system_messages: Literal["ignore", "prompt"] = "ignore"
+    prompt_wrappers: tuple[str, ...] = ()
     api_keys: tuple[str, ...] = ()
     cors_origins: tuple[str, ...] = ()
     shutdown_timeout: float = 30.0

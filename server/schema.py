@@ -97,9 +97,9 @@ Content = str | Annotated[list[ContentPart], Field(max_length=MAX_PARTS)] | None
 
 
 class Message(_Lenient):
-    """One message. System and developer messages and the latest user message become the prompt."""
+    """One message. The latest user message is the prompt; its images, or the newest before it, are read."""
 
-    role: str = Field(description="system, developer or user; others are history and are not read")
+    role: str = Field(description="user, tool (whose images count), assistant, system or developer")
     content: Content = None
 
 
@@ -145,6 +145,7 @@ class ResponseItem(_Lenient):
     type: str | None = None
     role: str | None = None
     content: Content = None
+    output: Content | dict[str, JsonValue] = Field(default=None, description="what a tool gave; its images count")
 
 
 class _Base(_Lenient):

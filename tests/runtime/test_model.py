@@ -144,6 +144,15 @@ def test_settings_that_are_unknown_or_out_of_range_are_refused(model, page) -> N
         model.read(page, image_size=100)
 
 
+def test_a_quoted_slot_is_text_and_no_image(model, page) -> None:
+    from models.family import QUOTED_SLOT
+
+    quoted = model.read(page, f"<image>\nan {QUOTED_SLOT} tag", max_new_tokens=1).finished.usage
+    plain = model.read(page, "<image>\nan tag", max_new_tokens=1).finished.usage
+    assert quoted.image_tokens == plain.image_tokens
+    assert quoted.prompt_tokens > plain.prompt_tokens
+
+
 def test_slots_and_images_that_differ_are_refused(model, page) -> None:
     with pytest.raises(InvalidInput, match="2 <image> slots for 1 images"):
         model.read(page, "<image><image>")

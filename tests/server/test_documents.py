@@ -199,7 +199,6 @@ def with_part(*parts: dict[str, Any], **more: Any) -> dict[str, Any]:
         (ask(numbered(3), ocr={"pages": "1," * 600}), 400, "ocr.pages", "at most"),
         (ask(numbered(6)), 413, "ocr.pages", '"1-5"'),
         (chat(ocr={"pages": "1"}), 400, "ocr.pages", "there is none"),
-        (ask(numbered(1), text="<image><image>"), 400, None, "slots"),
         (with_part(file_part(b"x" * ((1 << 20) + 9))), 413, "file_data", "1 MiB"),
     ],
 )
