@@ -3,13 +3,15 @@
     python -m tools.accuracy                       the built-in model in every dtype, 50 pages of each category
     python -m tools.accuracy --pages 10 --dtypes f32,q4,q4+q8
     python -m tools.accuracy --dtypes f32 --categories receipts,invoices,tables,demo --peers
+    python -m tools.accuracy --dtypes f32 --categories tables --task markdown
     python -m tools.accuracy --server http://127.0.0.1:8000/v1 --model tiny-ocr     the same pages through HTTP
 
 ``q4+q8`` is the q4 decoder with the 8-bit vision tower; without a + the tower is what the exporter takes by itself. The
 pages are those of ``tools.train_tiny.held_out``, whose fonts and texts no training has seen; they are read as users
 read them, by the runtime with its defaults. The first of the dtypes is what the others are compared with. ``--peers``
 adds rows of tesseract and RapidOCR, where those are installed; all rows then count typographic quotes and dashes as
-plain ones. Seconds a page are wall time over all pages, eight of which are asked for at once.
+plain ones. ``--task`` asks for something else than the plain text: what is read is compared without its boxes, and
+those by themselves. Seconds a page are wall time over all pages, eight of which are asked for at once.
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ from __future__ import annotations
 import argparse
 import base64
 import io
+import random
+import re
 import sys
 import tempfile
 import time
@@ -26,14 +30,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from PIL import Image
+
 from export.pipeline import Job, export_model
 from export.source import Source
 from models.catalog import CATALOG
+from models.grounding import parse_boxes
 from runtime import Model
 from tools import peers
 from tools.train_tiny.evaluate import Score, score
 from tools.train_tiny.held_out import CATEGORIES, MORE_CATEGORIES, held_out_pages
 from tools.train_tiny.render import Page
+from tools.train_tiny.tasks import PROMPTS, question
 
 DTYPES = ("f32", "f16", "q8", "q4", "q8+q8", "q4+q8")
 # Points of character error rate that a dtype may cost, over all pages.
@@ -54,14 +62,32 @@ def export_as(checkpoint: Path, dtype: str, folder: Path) -> Path:
     return target
 
 
-Read = Callable[[Page], str]
+@dataclass(frozen=True)
+class Asked:
+    """A page, what is asked about it, and what is to be answered."""
+
+    image: Image.Image
+    prompt: str | None  # None: the model's default
+    text: str
+
+    @property
+    def budget(self) -> int:
+        """Tokens, which are characters in the built-in model: enough for twice the text."""
+        return 20 + 2 * len(self.text)
+
+
+Read = Callable[[Asked], str]
 
 
 @contextmanager
 def reader(folder: Path, crop_mode: bool, threads: int | None = None) -> Iterator[Read]:
     """Reads with an export; may be called from ``_TOGETHER`` threads."""
     with Model.open(folder, device="cpu", threads=threads, slots=_TOGETHER) as model:
-        yield lambda page: model.read(page.image, max_new_tokens=_budget(page), crop_mode=crop_mode).text
+
+        def read(page: Asked) -> str:
+            return model.read(page.image, page.prompt, max_new_tokens=page.budget, crop_mode=crop_mode).text
+
+        yield read
 
 
 def served(url: str, model: str, crop_mode: bool) -> Read:
@@ -70,13 +96,16 @@ def served(url: str, model: str, crop_mode: bool) -> Read:
 
     client = openai.OpenAI(base_url=url, api_key="none")
 
-    def read(page: Page) -> str:
+    def read(page: Asked) -> str:
         file = io.BytesIO()
         page.image.save(file, "PNG")
         data = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+        content = [{"type": "image_url", "image_url": {"url": data}}]
+        if page.prompt:
+            content.append({"type": "text", "text": page.prompt.removeprefix("<image>\n")})
         answer = client.chat.completions.create(
-            model=model, max_tokens=_budget(page), extra_body={"crop_mode": crop_mode},
-            messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": data}}]}],
+            model=model, max_tokens=page.budget, extra_body={"crop_mode": crop_mode},
+            messages=[{"role": "user", "content": content}],
         )  # fmt: skip
         return answer.choices[0].message.content or ""
 
@@ -89,9 +118,39 @@ class Found:
 
     scores: Mapping[str, Score]  # category -> its score; of all that have text as "all"
     seconds: float  # a page
+    placed: float | None = None  # share of the boxes that are where they should be; None without any
 
 
-def scores(read: Read, pages: Mapping[str, Sequence[Page]], alike: Callable[[str], str] = str) -> Found:
+def asked_about(page: Page, task: str) -> Asked:
+    """What ``task`` asks about a page; the same every time."""
+    if task == "free":
+        return Asked(page.image, None, page.text)
+    return Asked(page.image, *question(random.Random(page.text), page, task))
+
+
+def without_boxes(text: str) -> str:
+    """An answer without where its pieces stand."""
+    return re.sub(r"<\|det\|>.*?<\|/det\|>", "", text)
+
+
+def well_placed(read: str, truth: str) -> tuple[int, int]:
+    """How many of the boxes of ``truth`` are in ``read``, edges within 2 % of the page, and how many there are."""
+    found = parse_boxes(read, 1000, 1000)
+    wanted = parse_boxes(truth, 1000, 1000)
+    hits = 0
+    for box in wanted:
+        near = [
+            one
+            for one in found
+            if one.label == box.label and max(abs(a - b) for a, b in zip(one.box, box.box, strict=True)) <= 20
+        ]
+        if near:
+            found.remove(near[0])
+            hits += 1
+    return hits, len(wanted)
+
+
+def scores(read: Read, pages: Mapping[str, Sequence[Asked]], alike: Callable[[str], str] = str) -> Found:
     """Read all pages. ``alike`` is applied to readings and truths before they are compared."""
     started = time.perf_counter()
     with ThreadPoolExecutor(_TOGETHER) as pool:
@@ -103,27 +162,30 @@ def scores(read: Read, pages: Mapping[str, Sequence[Page]], alike: Callable[[str
         found[category] = score(truths, [alike(text) for text in read_texts])
     written = [one for one in found.values() if one.characters]
     found["all"] = Score(*(sum(getattr(one, name) for one in written) for name in Score.__dataclass_fields__))
-    return Found(found, seconds)
+    pairs = [
+        (text, page.text) for category in pages for text, page in zip(texts[category], pages[category], strict=True)
+    ]
+    hits, boxes = map(sum, zip(*(well_placed(*pair) for pair in pairs), strict=True))
+    return Found(found, seconds, hits / boxes if boxes else None)
 
 
 def rows(by_reader: Mapping[str, Found]) -> Iterator[str]:
     """A Markdown table; the first reader is the one to compare with."""
     first, *_ = by_reader
     categories = list(by_reader[first].scores)
-    yield f"| dtype | {' | '.join(categories)} | points against {first} | bar | s a page |"
-    yield "| --- " * (len(categories) + 4) + "|"
+    boxed = by_reader[first].placed is not None
+    more = " boxes within 2 % |" if boxed else ""
+    yield f"| dtype | {' | '.join(categories)} | points against {first} | bar | s a page |{more}"
+    yield "| --- " * (len(categories) + 4 + boxed) + "|"
     exact = by_reader[first].scores["all"].rate
     for dtype, found in by_reader.items():
         rates = (f"{one.rate:.2%}" if one.characters else f"{one.errors} read" for one in found.scores.values())
         points = 100 * (found.scores["all"].rate - exact)
         bar = BARS.get(dtype.partition("+")[0])
         verdict = "" if bar is None else f"<= {bar} {'met' if points <= bar else 'MISSED'}"
-        yield f"| {dtype} | {' | '.join(rates)} | {points:+.2f} | {verdict} | {found.seconds:.2f} |"
-
-
-def _budget(page: Page) -> int:
-    """Tokens, which are characters in the built-in model: enough for twice the text."""
-    return 20 + 2 * len(page.text)
+        yield f"| {dtype} | {' | '.join(rates)} | {points:+.2f} | {verdict} | {found.seconds:.2f} |" + (
+            f" {found.placed:.0%} |" if found.placed is not None else ""
+        )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -136,6 +198,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--categories", default=",".join((*CATEGORIES, *MORE_CATEGORIES)), help="default: all, %(default)s"
     )
+    parser.add_argument("--task", choices=PROMPTS, default="free", help="what is asked (default: %(default)s)")
     parser.add_argument("--peers", action="store_true", help="rows of tesseract and RapidOCR too, where installed")
     parser.add_argument("--dtypes", default=",".join(DTYPES), help=f"default: {','.join(DTYPES)}")
     parser.add_argument("--seed", type=int, default=1, help="of the pages")
@@ -151,10 +214,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.peers and not others:
         parser.error("neither tesseract nor RapidOCR is installed: apt-get install tesseract-ocr, pip install rapidocr")
     pages = {
-        category: held_out_pages(category, -(-args.pages // (_DENSE_SHARE if category == "dense" else 1)), args.seed)
+        category: [
+            asked_about(page, args.task)
+            for page in held_out_pages(
+                category, -(-args.pages // (_DENSE_SHARE if category == "dense" else 1)), args.seed
+            )
+        ]
         for category in chosen
     }
-    alike = peers.plain if others else str
+    alike = peers.plain if others else str if args.task == "free" else without_boxes
     found = {}
     if args.server:
         found["served"] = scores(served(args.server, args.model, not args.no_crop), pages, alike)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import shutil
 
-import numpy as np
 import pytest
 from PIL import Image
 
 pytest.importorskip("torch")
 
-from tools.accuracy import Found, main, rows, scores
+from tools.accuracy import Asked, Found, asked_about, main, rows, scores, well_placed, without_boxes
 from tools.demo_page import PAGE_TEXT, demo_page
 from tools.peers import installed, plain, rows_of
 from tools.train_tiny.evaluate import Score
-from tools.train_tiny.render import Page
+from tools.train_tiny.held_out import held_out_pages
+from tools.train_tiny.tasks import PROMPTS
 
 
 def test_each_dtype_is_held_against_the_first_in_points_of_all_pages() -> None:
@@ -32,8 +32,8 @@ def test_each_dtype_is_held_against_the_first_in_points_of_all_pages() -> None:
 
 
 def test_readings_are_scored_by_category_after_both_sides_are_made_alike() -> None:
-    def page(text: str) -> Page:
-        return Page(Image.new("RGB", (8, 8)), text, "", np.zeros((0, 2)))
+    def page(text: str) -> Asked:
+        return Asked(Image.new("RGB", (8, 8)), None, text)
 
     pages = {"clean": [page("“ab” – c"), page("xyz")], "blank": [page("")]}
     reading = {id(pages["clean"][0]): '"ab"  -  c\n\n', id(pages["clean"][1]): "xyy"}
@@ -41,6 +41,28 @@ def test_readings_are_scored_by_category_after_both_sides_are_made_alike() -> No
     assert found["clean"] == Score(2, 11, 1, 1)
     assert found["blank"] == Score(1, 0, 0, 1)
     assert found["all"] == found["clean"]
+
+
+def test_boxes_count_where_label_and_every_edge_agree_within_two_percent_of_the_page() -> None:
+    def tag(label: str, *edges: int) -> str:
+        return f"<|ref|>{label}<|/ref|><|det|>[{list(edges)}]<|/det|>"
+
+    truth = tag("text", 10, 10, 500, 50) + "a" + tag("text", 10, 60, 500, 90) + "b" + tag("title", 10, 100, 500, 150)
+    read = tag("text", 25, 10, 500, 60) + "a" + tag("text", 10, 60, 530, 90) + "b" + tag("text", 10, 100, 500, 150)
+    assert well_placed(truth, truth) == (3, 3)
+    assert well_placed(read, truth) == (1, 3)
+    assert without_boxes(truth) == "<|ref|>text<|/ref|>a<|ref|>text<|/ref|>b<|ref|>title<|/ref|>"
+
+
+def test_a_task_is_asked_with_its_prompt_and_the_table_says_how_many_boxes_stand_right() -> None:
+    pages = {"tables": [asked_about(page, "markdown") for page in held_out_pages("tables", 3)]}
+    assert {page.prompt for page in pages["tables"]} == {PROMPTS["markdown"]}
+    found = scores(lambda page: page.text.replace("title", "text"), pages, without_boxes)
+    assert found.placed is not None
+    assert 0 < found.placed < 1
+    header, _, row = rows({"f32": found})
+    assert header.endswith("| boxes within 2 % |")
+    assert row.endswith(f"| {found.placed:.0%} |")
 
 
 def test_pieces_that_stand_beside_each_other_are_one_line() -> None:

@@ -109,6 +109,8 @@ DOCUMENTS = {
     "latin": 0.07, "till": 0.1, "invoice": 0.1, "article": 0.06,
 }  # fmt: skip
 
+ALL_TASKS = {"free": 0.55, "markdown": 0.2, "ocr": 0.15, "locate": 0.1}
+
 STAGES = (
     # The vision tower learns the characters: full canvases of large type, no decoder.
     Stage(700, ((1.0, Canvas(192, 32, (24, 44), 6, crop=False, fill=0.7)),), EARLY, trained="vision"),
@@ -164,5 +166,7 @@ STAGES = (
     # Both halves on long pages, figures and lines that end alike, in steps small enough to keep what is there.
     Stage(900, LONG_AND_DENSE, RECEIPTS, wear=0.3, blank=0.01, learning_rate=3e-4),
     # Documents as people meet them, and accents: first the decoder, which has to find its way through columns.
-    Stage(1_000_000, ALL_SIZES, DOCUMENTS, wear=0.2, blank=0.01, turned=0.01, trained="decoder", learning_rate=8e-4),
+    Stage(600, ALL_SIZES, DOCUMENTS, wear=0.2, blank=0.01, turned=0.01, trained="decoder", learning_rate=6e-4),
+    # Both halves on all of it, and the other prompts: for a GPU.
+    Stage(1_000_000, ALL_SIZES, DOCUMENTS, ALL_TASKS, wear=0.3, blank=0.01, turned=0.02, learning_rate=6e-4),
 )
