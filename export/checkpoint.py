@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,12 @@ import ml_dtypes  # noqa: F401 - registers bfloat16 with NumPy, which safetensor
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from . import names
+from .adapter import Adapter
 from .errors import ExportError
+from .json_files import read_json
+from .quantised import refuse_quantised
+from .weight_files import ADAPTER_WEIGHTS, weight_files
 
 _FLOAT_TYPES = {"BF16", "F16", "F32", "F64"}
 
@@ -24,22 +28,51 @@ class TensorInfo:
     file: Path
     shape: tuple[int, ...]
     dtype: str  # safetensors' spelling: BF16, F16, F32, ...
+    stored_name: str  # in the file
 
 
 class Checkpoint:
-    """The weights of one model, single or sharded safetensors.
+    """The weights of one model, single or sharded safetensors, under the names that their publisher gave them.
 
     Only headers are read on opening. ``config_file`` and ``weights`` replace the folder's own files when given (a
-    fine-tune's weights with the original configuration, say).
+    fine-tune's weights with the original configuration, say). Programs that train models save other spellings of the
+    names: the known ones are understood, see ``export.names``. ``adapter``: the folder of a LoRA adapter that is merged
+    into what is loaded.
     """
 
-    def __init__(self, folder: Path, *, config_file: Path | None = None, weights: Path | None = None) -> None:
-        self.folder = folder
+    def __init__(
+        self, folder: Path, *, config_file: Path | None = None, weights: Path | None = None,
+        adapter: Path | None = None, note: Callable[[str], None] = lambda line: None,
+    ) -> None:  # fmt: skip
+        """Open; ``note`` is told of choices that the user should know of.
+
+        Raises
+        ------
+        ExportError
+            for a missing or damaged file, or weights that are quantised already.
+        """
+        self.folder, self.place = folder, weights or folder
         self._config_file = config_file or folder / "config.json"
-        self.config: Mapping[str, Any] = read_json(self._config_file)
-        weight_files = _weight_files(folder, weights)
-        self.tensors = _read_headers(weight_files)
-        self.files = [self._config_file, *weight_files]
+        config = read_json(self._config_file)
+        files = weight_files(self.place, note)
+        self.tensors = names.unwrapped(_read_headers(files))
+        self.files = [self._config_file, *files]
+        self._merges: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {}
+        if adapter is not None:
+            self._attach(Adapter(adapter))
+        elif weights is None and (beside := folder / ADAPTER_WEIGHTS).is_file():
+            raise ExportError(
+                f"{beside} is an adapter (LoRA) beside the model; --adapter {folder} merges it, and "
+                f"--weights {files[0] if len(files) == 1 else folder} leaves it out"
+            )
+        types = {name: info.dtype for name, info in self.tensors.items()}
+        if refuse_quantised(config, types, str(self.place)):
+            note(f"{self._config_file} asks for rounding at load; the weights are exported as they are")
+        self.config: Mapping[str, Any] = self._with_rows(config, note)
+
+    def has(self, name: str) -> bool:
+        """Whether there is a tensor of that name, in any known spelling."""
+        return self._spelt(name) in self.tensors
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor, from the header.
@@ -49,19 +82,45 @@ class Checkpoint:
         ExportError
             when the checkpoint has no tensor of that name.
         """
-        if name not in self.tensors:
-            raise ExportError(f"{self.folder} has no tensor {name}; is this a checkpoint of another model family?")
-        return self.tensors[name].shape
+        if not self.has(name):
+            raise ExportError(f"{self.place} has no tensor {name}; is this a checkpoint of another model family?")
+        return self.tensors[self._spelt(name)].shape
 
     def load(self, name: str) -> np.ndarray:
         """Read one tensor in its stored type (bfloat16 through ml_dtypes)."""
-        info = self.tensors[name]
+        spelt = self._spelt(name)
+        info = self.tensors[spelt]
         try:
             with safe_open(info.file, framework="np") as tensors:
-                array: np.ndarray = tensors.get_tensor(name)
+                array: np.ndarray = tensors.get_tensor(info.stored_name)
         except (SafetensorError, OSError) as error:
             raise ExportError(f"cannot read {name} from {info.file}: {error}; download the file again") from error
-        return array
+        merge = self._merges.get(spelt)
+        return array if merge is None else merge(array)
+
+    def _spelt(self, name: str) -> str:
+        """The name under which the files have a tensor; the given one where they have none."""
+        return next((one for one in (name, *names.spellings(name)) if one in self.tensors), name)
+
+    def _attach(self, adapter: Adapter) -> None:
+        """Merge an adapter into what is loaded from now on."""
+        self._merges = adapter.attach(self.tensors)
+        place = names.finder(self.tensors)
+        for info in _read_headers([adapter.file]).values():
+            name = adapter.replaced.get(info.stored_name)
+            if name is not None:
+                self.tensors[place(name) or name] = info
+        self.files += adapter.files
+
+    def _with_rows(self, config: Mapping[str, Any], note: Callable[[str], None]) -> Mapping[str, Any]:
+        """The config with the vocabulary that the embedding has: resizing it leaves the old number behind."""
+        tables = [info.shape[0] for name, info in self.tensors.items() if name.endswith("embed_tokens.weight")]
+        if len(tables) != 1:
+            return config
+        changed = _replaced(config, "vocab_size", tables[0])
+        if changed != config:
+            note(f"{self._config_file} gives another vocab_size than the embedding has rows; {tables[0]} is taken")
+        return changed
 
     @property
     def parameter_count(self) -> int:
@@ -87,65 +146,26 @@ class Checkpoint:
         ExportError
             listing every missing, unexpected, wrongly shaped or non-float tensor with both shapes and the file.
         """
+        shapes = {self._spelt(name): shape for name, shape in expected.items()}
         problems = [
-            f"missing: {name}, expected {list(shape)}" for name, shape in expected.items() if name not in self.tensors
+            f"missing: {name}, expected {list(shape)}" for name, shape in shapes.items() if name not in self.tensors
         ]
+        prefixes = tuple(spelt for prefix in unused for spelt in (prefix, *names.spellings(prefix)))
         for name, info in self.tensors.items():
             where = f"in {info.file.name}"
-            if name not in expected:
-                if not name.startswith(tuple(unused)):
+            if name not in shapes:
+                if not name.startswith(prefixes) and not names.is_buffer(name):
                     problems.append(f"unexpected: {name} {list(info.shape)} {where}")
-            elif info.shape != expected[name]:
-                problems.append(f"wrong shape: {name} is {list(info.shape)} {where}, expected {list(expected[name])}")
+            elif info.shape != shapes[name]:
+                problems.append(f"wrong shape: {name} is {list(info.shape)} {where}, expected {list(shapes[name])}")
             elif info.dtype not in _FLOAT_TYPES:
                 problems.append(f"wrong type: {name} is {info.dtype} {where}, expected one of {sorted(_FLOAT_TYPES)}")
         if problems:
             shown = problems[:20] + ([f"... and {len(problems) - 20} more"] if len(problems) > 20 else [])
             raise ExportError(
-                f"the tensors in {self.folder} do not fit the model that {self._config_file} describes:\n  "
+                f"the tensors in {self.place} do not fit the model that {self._config_file} describes:\n  "
                 + "\n  ".join(shown)
             )
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Parse a JSON object.
-
-    Raises
-    ------
-    ExportError
-        when the file is missing, is no JSON, or holds something other than an object.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ExportError(f"{path} is missing; a checkpoint folder needs it") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ExportError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ExportError(f"{path} holds {type(value).__name__}, expected a JSON object")
-    return value
-
-
-def _weight_files(folder: Path, weights: Path | None) -> list[Path]:
-    """The safetensors files: the named ones, those of the index, or all in the folder."""
-    if weights is not None and weights.is_file():
-        return [weights]
-    folder = weights or folder
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        weight_map = read_json(index).get("weight_map")
-        shards = set(weight_map.values()) if isinstance(weight_map, dict) else set()
-        if not shards or not all(isinstance(name, str) for name in shards):
-            raise ExportError(f"{index} has no weight_map; download it again")
-        files = [folder / name for name in sorted(shards)]
-        missing = [file.name for file in files if not file.is_file()]
-        if missing:
-            raise ExportError(f"{folder} lacks {', '.join(missing)}, which its index names; finish the download")
-        return files
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise ExportError(f"{folder} holds no *.safetensors file; give a directory in the hub's layout, or a hub id")
-    return files
 
 
 def _read_headers(files: Iterable[Path]) -> dict[str, TensorInfo]:
@@ -157,7 +177,18 @@ def _read_headers(files: Iterable[Path]) -> dict[str, TensorInfo]:
                     if name in tensors:
                         raise ExportError(f"{name} stands in both {tensors[name].file} and {file}; remove one of them")
                     part = opened.get_slice(name)
-                    tensors[name] = TensorInfo(file, tuple(part.get_shape()), part.get_dtype())
+                    tensors[name] = TensorInfo(file, tuple(part.get_shape()), part.get_dtype(), name)
         except (SafetensorError, OSError) as error:
             raise ExportError(f"{file} is no complete safetensors file ({error}); download it again") from error
     return tensors
+
+
+def _replaced(config: Mapping[str, Any], key: str, value: int) -> dict[str, Any]:
+    """The config with another number under that key, in the config of any part too."""
+
+    def new(name: str, old: Any) -> Any:
+        if isinstance(old, dict):
+            return _replaced(old, key, value)
+        return value if name == key and type(old) is int and old > 0 else old
+
+    return {name: new(name, old) for name, old in config.items()}

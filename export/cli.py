@@ -31,6 +31,7 @@ examples:
   ocr-onnx export deepseek-ocr --dtype f16                 what CUDA needs
   ocr-onnx export deepseek-ocr --dtype q4 --vision-dtype q8    smallest and fastest on a CPU
   ocr-onnx export deepseek-ocr --source ~/my-fine-tune     a directory with config.json, tokenizer and safetensors
+  ocr-onnx export deepseek-ocr --adapter ~/my-lora          merged with a LoRA adapter's change
   ocr-onnx export deepseek-ocr --revision COMMIT           a pinned revision of the hub repository
   ocr-onnx export tiny-ocr --output /srv/models/tiny       publish somewhere else
 
@@ -80,6 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--offline", action="store_true", help="use only what is on this machine")
     parser.add_argument("--tokenizer", type=Path, metavar="FILE", help="tokenizer.json to use instead of the source's")
     parser.add_argument("--weights", type=Path, metavar="PATH", help="safetensors to use instead of the source's")
+    parser.add_argument("--adapter", type=Path, metavar="DIR", help="LoRA adapter, as PEFT saves it, to merge")
     parser.add_argument("--model-config", type=Path, metavar="FILE", help="config.json to use instead of the source's")
 
 
@@ -137,6 +139,7 @@ def _export(given: Mapping[str, Any]) -> None:
         config_file=entry.config,
         tokenizer_file=entry.tokenizer,
         weights=entry.weights,
+        adapter=entry.adapter,
     )
     pipeline.export_model(job, report)
 
@@ -160,5 +163,8 @@ def _with_flags(entry: ModelEntry, given: Mapping[str, Any]) -> ModelEntry:
     if "source" in given:
         # Another source has other revisions: the entry's own pin does not apply to it.
         entry = replace(entry, source=given["source"], revision=None)
-    flags = {"revision": "revision", "config": "model_config", "tokenizer": "tokenizer", "weights": "weights"}
+    flags = {
+        "revision": "revision", "config": "model_config", "tokenizer": "tokenizer", "weights": "weights",
+        "adapter": "adapter",
+    }  # fmt: skip
     return replace(entry, **{field: given[flag] for field, flag in flags.items() if flag in given})

@@ -13,8 +13,8 @@ from typing import Any
 from models.families import by_architecture, unknown_architecture
 from models.registration import Registration
 
-from .checkpoint import read_json
 from .errors import ExportError
+from .json_files import read_json
 
 
 def check_architecture(config: Mapping[str, Any], family: Registration) -> None:

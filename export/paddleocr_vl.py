@@ -16,11 +16,12 @@ from models.chat_template import PromptRules
 from models.manifest import DecoderInfo, RotaryInfo, TokenIds
 from models.paddleocr_vl.images import ImageRules
 
-from .checkpoint import Checkpoint, read_json
+from .checkpoint import Checkpoint
 from .config_values import check_values, first, optional_json, required, rope_values, size
 from .decoder import Decoder, DecoderSpec, Embedding, decoder_graph, embedding_graph
 from .errors import ExportError
 from .family import Part, Parts
+from .json_files import read_json
 from .layers import Precision
 from .outliers import OutlierSite, block_sites
 from .prompt_files import prompt_rules
@@ -61,7 +62,7 @@ class PaddleOcrVlExport:
         folder, config = checkpoint.folder, checkpoint.config
         text = {**config, **config.get("text_config", {})}
         # Checkpoints saved by transformers 5 say that head and embedding are tied even where both are there.
-        tied = bool(text.get("tie_word_embeddings")) and "lm_head.weight" not in checkpoint.tensors
+        tied = bool(text.get("tie_word_embeddings")) and not checkpoint.has("lm_head.weight")
         self._decoder = replace(decoder_spec(text), tied_head=tied)
         self._tower = tower_spec(config, checkpoint, self._decoder.hidden)
         vision = required(config, "vision_config")

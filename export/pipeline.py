@@ -22,12 +22,13 @@ from models.registration import Registration
 
 from . import publish
 from .check import check_graphs
-from .checkpoint import Checkpoint, read_json
+from .checkpoint import Checkpoint
 from .config_values import check_architecture
 from .divergence import Divergence, lines_of
 from .errors import ExportError
 from .family import FamilyExport
 from .graphs import graph_file, stored_weights, write_graphs
+from .json_files import read_json
 from .layers import BFLOAT16, FLOAT, FLOAT16, Precision
 from .quantize import Blocks, ErrorMeter
 from .source import Source
@@ -67,6 +68,7 @@ class Job:
     config_file: Path | None = None  # these three replace the source's own files
     tokenizer_file: Path | None = None
     weights: Path | None = None
+    adapter: Path | None = None  # folder of a LoRA adapter to merge
 
 
 def export_model(job: Job, report: Callable[[str], None]) -> Manifest:
@@ -82,7 +84,9 @@ def export_model(job: Job, report: Callable[[str], None]) -> Manifest:
         publish.sweep(job.target)
         publish.check_replaceable(job.target)
         registration, exporter = _exporter(job.family)
-        checkpoint = Checkpoint(job.source.folder, config_file=job.config_file, weights=job.weights)
+        checkpoint = Checkpoint(
+            job.source.folder, config_file=job.config_file, weights=job.weights, adapter=job.adapter, note=report
+        )
         tokenizer_file = _tokenizer_file(job)
         kept = [job.source.folder / name for name in _KEPT_FILES if (job.source.folder / name).is_file()]
         options = f"{_vision_dtype(job)} {_block_size(job)}"

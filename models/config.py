@@ -215,7 +215,7 @@ class _Reader:
 
     def _entry(self, model_id: str, table: Mapping[str, Any]) -> dict[str, Any]:
         where = f"models.entries.{model_id}"
-        files = ("config", "tokenizer", "weights")
+        files = ("config", "tokenizer", "weights", "adapter")
         self._known(table, where, {"kind", "source", "revision", "dtype", "snapshot", "task", "defaults", *files})
         try:
             paths.check_model_id(model_id)

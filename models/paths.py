@@ -87,7 +87,9 @@ def export_dir(entry: ModelEntry, dtype: str, cache: Path | None = None) -> Path
 
 
 def _override_identity(entry: ModelEntry) -> str:
-    overrides = {"config": entry.config, "tokenizer": entry.tokenizer, "weights": entry.weights}
+    overrides = {
+        "config": entry.config, "tokenizer": entry.tokenizer, "weights": entry.weights, "adapter": entry.adapter,
+    }  # fmt: skip
     digest = hashlib.sha256()
     for name, path in overrides.items():
         if path is None:

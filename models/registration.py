@@ -31,6 +31,7 @@ class ModelEntry:
     config: Path | None = None  # these three replace the source's own file
     tokenizer: Path | None = None
     weights: Path | None = None
+    adapter: Path | None = None  # folder of a LoRA adapter that the export merges
     defaults: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))  # inference settings
     task: str | None = None  # what an image without a prompt is read for; None: the family's default
     description: str = ""

@@ -102,6 +102,7 @@ def _options(config: Config, given: dict[str, Any], inference: dict[str, Any]) -
         model_config=given.get("model_config"),
         tokenizer=given.get("tokenizer"),
         weights=given.get("weights"),
+        adapter=given.get("adapter"),
         inference_flags=inference,
     )
 

@@ -28,6 +28,7 @@ def add_model_flags(group: argparse._ArgumentGroup, model: str) -> None:
     group.add_argument(
         "--weights", type=Path, metavar="PATH", help="safetensors file or folder, instead of the model's"
     )
+    group.add_argument("--adapter", type=Path, metavar="DIR", help="LoRA adapter to merge when the model is exported")
     group.add_argument("--device", choices=DEVICES, help="where to compute; metal is coreml (default: cpu)")
     group.add_argument(
         "--dtype",

@@ -72,6 +72,7 @@ class ModelSource:
                 config=options.model_config or entry.config,
                 tokenizer=options.tokenizer or entry.tokenizer,
                 weights=options.weights or entry.weights,
+                adapter=options.adapter or entry.adapter,
             )
         if self._options.dtype and not self._config.is_variant(model_id):  # such an id says its dtype itself
             entry = replace(entry, dtype=self._options.dtype)
@@ -221,7 +222,12 @@ class ModelSource:
         arguments = [entry.id, "--dtype", key.dtype, "--output", str(key.folder)]
         if self._config.path.is_file():  # not there where the default one cannot be written
             arguments += ["--config", str(self._config.path)]
-        overrides = {"--tokenizer": entry.tokenizer, "--weights": entry.weights, "--model-config": entry.config}
+        overrides = {
+            "--tokenizer": entry.tokenizer,
+            "--weights": entry.weights,
+            "--model-config": entry.config,
+            "--adapter": entry.adapter,
+        }
         for flag, path in overrides.items():
             if path is not None:
                 arguments += [flag, str(path.expanduser().resolve())]

@@ -48,6 +48,7 @@ class ServerOptions:
     model_config: Path | None = None
     tokenizer: Path | None = None
     weights: Path | None = None
+    adapter: Path | None = None
     inference_flags: Mapping[str, Any] = field(default_factory=dict)  # settings given as flags, by field name
 
     @property

@@ -65,7 +65,7 @@ SERVER_JOBS = 4
 _MOST_SECONDS = 1_000_000  # more than any page takes, and less than what a socket cannot hold
 
 _LOCAL_ONLY = (
-    "device", "dtype", "model_config", "tokenizer", "weights", "slots", "threads",
+    "device", "dtype", "model_config", "tokenizer", "weights", "adapter", "slots", "threads",
 )  # fmt: skip
 
 
@@ -404,6 +404,7 @@ def _options(config: Config, given: Mapping[str, Any], inference: Mapping[str, A
         model_config=given.get("model_config"),
         tokenizer=given.get("tokenizer"),
         weights=given.get("weights"),
+        adapter=given.get("adapter"),
         inference_flags=inference,
     )
 

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from export.checkpoint import Checkpoint, read_json
+from export.checkpoint import Checkpoint
 from export.errors import ExportError
+from export.json_files import read_json
 from export.weights import DataFile, Recipe, Weight, convert, copied, expert_down, expert_gate_up, transposed
 
 INDEX = "model.safetensors.index.json"
