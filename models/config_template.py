@@ -105,6 +105,7 @@ SERVER_KEYS: tuple[ServerKey, ...] = (
     ServerKey("max_image_mb", 20, _is_int(1), _COUNT, "largest image or document file in MiB"),
     ServerKey("max_image_megapixels", 50, _is_int(1), _COUNT, "largest image in millions of pixels"),
     ServerKey("max_pages", 200, _is_int(1), _COUNT, "pages of one document that are read for one request"),
+    ServerKey("max_files_mb", 200, _is_int(1), _COUNT, "files of /v1/files kept in memory, for an hour, in MiB in all"),
     ServerKey(
         "remote_images",
         "public",

@@ -21,6 +21,8 @@ from .images import ImageReader, PixelBudget
 from .loading import ModelKey, ModelSource
 from .logs import RequestLog
 from .metrics import Metrics
+from .mistral.files import File, FileContent, Files, FileStore, SignedUrl
+from .mistral.ocr import Ocr, OcrReader
 from .models_api import Model, Models
 from .openapi import OpenApi
 from .options import ServerOptions
@@ -63,8 +65,10 @@ def build(
         most_waiting=options.capacity // 4,  # the others' places are for the models that serve
     )
     pool = ModelPool[ModelKey](exports.load, max_loaded=options.max_loaded_models, timeout=options.queue_timeout)
+    fetcher = fetcher or Fetcher(options.remote_images, options.max_image_mb << 20, options.remote_timeout)
+    files = FileStore(options.max_files_mb << 20)
     images = ImageReader(
-        fetcher or Fetcher(options.remote_images, options.max_image_mb << 20, options.remote_timeout),
+        fetcher,
         max_images=options.max_images,
         max_bytes=options.max_image_mb << 20,
         max_pixels=options.max_image_megapixels * 1_000_000,
@@ -83,7 +87,10 @@ def build(
     metrics.watch("ocr_requests_present", "Generation requests in the house", lambda: generator.present)
     metrics.watch("ocr_loaded_models", "Models in memory", lambda: len(pool.loaded_keys()))
 
-    middleware: list[Any] = [RequestLog(), ApiKeys(options.api_keys)]
+    middleware: list[Any] = [
+        RequestLog(),
+        ApiKeys(options.api_keys, opens=lambda req: files.signed(req.path, req.query_string) is not None),
+    ]
     if options.cors_origins:
         origins = "*" if "*" in options.cors_origins else list(options.cors_origins)
         middleware.insert(0, falcon.CORSMiddleware(allow_origins=origins, expose_headers=["X-Request-Id"]))
@@ -92,8 +99,15 @@ def build(
     errors.install(app)
 
     max_body = options.max_body_mb << 20
+    max_file = options.max_image_mb << 20
+    reader = OcrReader(generator, files, fetcher, max_file, options.model)
     app.add_route(ChatCompletions.path, ChatCompletions(generator, metrics, max_body))
     app.add_route(Responses.path, Responses(generator, metrics, max_body))
+    app.add_route(Ocr.path, Ocr(generator, metrics, max_body, reader))
+    app.add_route("/v1/files", Files(files, max_file))
+    app.add_route("/v1/files/{file_id}", File(files))
+    app.add_route("/v1/files/{file_id}/content", FileContent(files))
+    app.add_route("/v1/files/{file_id}/url", SignedUrl(files))
     app.add_route("/v1/models", Models(source, pool))
     app.add_route("/v1/models/{model_id}", Model(source, pool))
     app.add_route("/health", Health())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import falcon
@@ -46,6 +46,17 @@ class GenerationEndpoint:
         """
         raise NotImplementedError
 
+    def start(
+        self, req: falcon.Request, body: Any, record: RequestRecord, is_gone: Callable[[], bool]
+    ) -> tuple[Any, Job]:
+        """Begin the job; returns it with what of the body its answer is written from."""
+        prompt = self.prompt(body)
+        body = body.model_copy(update={self.content: []})  # the rest of it lives as long as the answer
+        job = self._generator.start(
+            prompt, body.model, schema.settings_of(body), schema.reading_of(body), record, is_gone
+        )
+        return body, job
+
     def answer(self, body: Any, job: Job, text: str, finished: Finished) -> dict[str, Any]:
         """The JSON document of a whole answer."""
         raise NotImplementedError
@@ -74,13 +85,9 @@ class GenerationEndpoint:
         try:
             with self._reading:
                 body = schema.parse(self._read(req), self.request_model)
-            record.stream, record.asked = bool(body.stream), body.model
+            record.stream, record.asked = bool(body.stream), body.model or ""
             is_gone = req.env.get("waitress.client_disconnected", lambda: False)
-            prompt = self.prompt(body)
-            body = body.model_copy(update={self.content: []})  # the rest of it lives as long as the answer
-            job = self._generator.start(
-                prompt, body.model, schema.settings_of(body), schema.reading_of(body), record, is_gone
-            )
+            body, job = self.start(req, body, record, is_gone)
         except BaseException:
             self._generator.leave()
             raise

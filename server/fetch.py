@@ -107,7 +107,7 @@ class Fetcher:
         headers = {
             "Host": name if port == default_port else f"{name}:{port}",
             "User-Agent": "ocr-onnx",
-            "Accept": "image/*",
+            "Accept": "image/*, application/pdf",
             "Accept-Encoding": "identity",
             "Connection": "close",
         }

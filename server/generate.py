@@ -10,7 +10,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
+
+from PIL import Image
 
 from models import precedence
 from models.config import Config
@@ -45,6 +48,10 @@ IDLE_SECONDS = 0.5  # without requests, after which freed memory goes back to th
 END_SECONDS = 10.0  # for cancelled requests to send their last event
 
 
+def _no_page(number: int) -> Image.Image:
+    raise InvalidInput("there is no document")
+
+
 class Job:
     """One running request: iterate its events, then ``close`` it, in any state and any number of times."""
 
@@ -55,11 +62,14 @@ class Job:
         is_gone: Callable[[], bool],
         on_close: Callable[[Job], None],
         report: Callable[[str], dict[str, Any]] = lambda text: {},
+        draw: Callable[[int], Image.Image] = _no_page,
     ) -> None:
-        """``report``: what the answer's ``ocr`` field says beside the usual, from the whole text."""
+        """``report``: what the answer's ``ocr`` field says beside the usual, from the whole text. ``draw``: a page of
+        the document by its number, from 1, until the job is closed."""
         self.record = record
         self._generation, self._is_gone, self._on_close = generation, is_gone, on_close
         self._report = report
+        self.draw = draw
         self._pieces: list[str] = []
         self._closed = False
 
@@ -190,8 +200,12 @@ class Generator:
         reading: Reading,
         record: RequestRecord,
         is_gone: Callable[[], bool],
+        *,
+        floor: Mapping[str, Any] = MappingProxyType({}),
     ) -> Job:
-        """Check the request, wait for the model, hand it to the engine. ``body``: settings that the request sets.
+        """Check the request, wait for the model, hand it to the engine.
+
+        body : settings that the request sets. floor : the endpoint's own, where nobody sets any.
 
         Raises
         ------
@@ -200,7 +214,7 @@ class Generator:
         started = time.monotonic()
         entry = self._source.entry(model_id)
         record.model = model_id
-        inference = {**defaults_of(entry.family), **self._config.inference}
+        inference = {**floor, **defaults_of(entry.family), **self._config.inference}
         settings = precedence.resolve(inference, entry.defaults, self._options.inference_flags, body)
         _check_task(reading, entry)
         if not prompt.images:
@@ -228,7 +242,7 @@ class Generator:
         job = Job(
             generation, record, is_gone,
             on_close=lambda job: self._end(job, lease, content),
-            report=lambda text: content.report(lease.model, text),
+            report=lambda text: content.report(lease.model, text), draw=content.draw,
         )  # fmt: skip
         with self._changed:
             self._jobs.add(job)
@@ -381,6 +395,9 @@ class _Pictures:
             "boxes": describe_boxes(model, text, self._size, 1),
         }
 
+    def draw(self, number: int) -> Image.Image:
+        return _no_page(number)
+
     def close(self) -> None:
         self._pictures.release()
 
@@ -401,6 +418,9 @@ class _Pages:
     def report(self, model: TextModel, text: str) -> dict[str, Any]:
         assert self._generation is not None
         return self._generation.report(self._reading.boxes)
+
+    def draw(self, number: int) -> Image.Image:
+        return self._document.page(number - 1)
 
     def close(self) -> None:
         self._document.close()

@@ -9,6 +9,7 @@ import falcon
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from .mistral.schema import OcrRequest
 from .schema import ChatRequest, ResponsesRequest
 
 _ERRORS = {
@@ -23,11 +24,18 @@ _ERRORS = {
 
 def document() -> dict[str, Any]:
     """The OpenAPI 3.1 document of this server."""
-    bodies: list[type[BaseModel]] = [ChatRequest, ResponsesRequest]
+    bodies: list[type[BaseModel]] = [ChatRequest, ResponsesRequest, OcrRequest]
     _, definitions = models_json_schema(
         [(body, "validation") for body in bodies], ref_template="#/components/schemas/{model}"
     )
-    schemas = {**definitions["$defs"], "Error": _ERROR, "Answer": _ANSWER, "Ocr": _OCR}
+    schemas = {
+        **definitions["$defs"],
+        "Error": _ERROR,
+        "Answer": _ANSWER,
+        "Ocr": _OCR,
+        "OcrAnswer": _OCR_ANSWER,
+        "File": _FILE,
+    }
     return {
         "openapi": "3.1.0",
         "info": {
@@ -38,10 +46,36 @@ def document() -> dict[str, Any]:
         "paths": {
             "/v1/chat/completions": {"post": _generation("createChatCompletion", "ChatRequest")},
             "/v1/responses": {"post": _generation("createResponse", "ResponsesRequest")},
+            "/v1/ocr": {"post": _json("ocr", "OcrRequest", "OcrAnswer", *_ERRORS)},
+            "/v1/files": {
+                "get": _get("listFiles", "this key's files", "401"),
+                "post": {"operationId": "uploadFile", "requestBody": _FORM, "responses": _responses("File", *_ERRORS)},
+            },
+            "/v1/files/{file_id}": {
+                "get": _get("getFile", "what is known of the file", "401", "404"),
+                "delete": _get("deleteFile", "the file is gone", "401", "404"),
+                "parameters": [_path("file_id")],
+            },
+            "/v1/files/{file_id}/content": {
+                "get": _get("getFileContent", "the file itself", "401", "404", media="application/octet-stream"),
+                "parameters": [_path("file_id")],
+            },
+            "/v1/files/{file_id}/url": {
+                "get": _get("getSignedUrl", "an address of the file that works without a key", "400", "401", "404"),
+                "parameters": [
+                    _path("file_id"),
+                    {
+                        "name": "expiry",
+                        "in": "query",
+                        "schema": {"type": "integer", "minimum": 1},
+                        "description": "hours",
+                    },
+                ],
+            },
             "/v1/models": {"get": _get("listModels", "the models that can be asked for", "401")},
             "/v1/models/{model_id}": {
                 "get": _get("getModel", "one model", "401", "404"),
-                "parameters": [{"name": "model_id", "in": "path", "required": True, "schema": {"type": "string"}}],
+                "parameters": [_path("model_id")],
             },
             "/health": {"get": _public("health", "the server lives")},
             "/v1/health": {"get": _public("healthV1", "the server lives")},
@@ -142,6 +176,65 @@ _OCR = {
         "boxes": {"type": "array", "description": "when the request has ocr.boxes", "items": _BOX},
     },
 }
+
+
+_OCR_ANSWER = {
+    "type": "object",
+    "description": "Mistral's answer, and what it has no field for",
+    "required": ["pages", "model", "usage_info"],
+    "properties": {
+        "pages": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["index", "markdown", "images", "dimensions"],
+                "properties": {
+                    "index": {"type": "integer", "description": "from 0"},
+                    "markdown": {"type": "string", "description": "figures as ![id](id), tables as [id](id)"},
+                    "images": {"type": "array", "items": {"type": "object"}, "description": "id, corners in pixels"},
+                    "dimensions": {"type": "object", "description": "dpi, width and height of the page as it was read"},
+                    "tables": {"type": "array", "items": {"type": "object"}, "description": "with table_format"},
+                    "blocks": {"type": "array", "items": {"type": "object"}, "description": "with include_blocks"},
+                    "error": {"type": "string", "description": "why the page could not be read"},
+                },
+            },
+        },
+        "model": {"type": "string"},
+        "usage_info": {"type": "object", "description": "pages_processed, doc_size_bytes"},
+        "ocr": {"$ref": "#/components/schemas/Ocr"},
+    },
+}
+_FILE = {"type": "object", "required": ["id", "object", "size_bytes", "created_at", "filename", "purpose"]}
+_FORM = {
+    "required": True,
+    "content": {
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "required": ["file"],
+                "properties": {"file": {"type": "string", "format": "binary"}, "purpose": {"type": "string"}},
+            }
+        }
+    },
+}
+
+
+def _path(name: str) -> dict[str, Any]:
+    return {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+
+
+def _json(operation: str, body: str, answer: str, *errors: str) -> dict[str, Any]:
+    reference = {"schema": {"$ref": f"#/components/schemas/{body}"}}
+    return {
+        "operationId": operation,
+        "requestBody": {"required": True, "content": {"application/json": reference}},
+        "responses": _responses(answer, *errors),
+    }
+
+
+def _responses(answer: str, *errors: str, status: str = "200") -> dict[str, Any]:
+    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{answer}"}}}
+    return {status: {"description": "the answer", "content": content}, **_errors(*errors)}
 
 
 def _generation(operation: str, body: str) -> dict[str, Any]:

@@ -31,6 +31,7 @@ class ServerOptions:
     max_image_mb: int = 20
     max_image_megapixels: int = 50
     max_pages: int = 200
+    max_files_mb: int = 200
     remote_images: Literal["off", "public", "any"] = "public"
     remote_timeout: float = 20.0
     system_messages: Literal["ignore", "prompt"] = "ignore"

@@ -29,7 +29,8 @@ class _Lenient(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True)
 
 
-def _setting_fields() -> dict[str, Any]:
+def setting_fields() -> dict[str, Any]:
+    """Fields of a pydantic model: every inference setting in all its spellings."""
     return {
         spelling: (_TYPES[setting.kind], Field(default=None, description=setting.help))
         for setting in precedence.SETTINGS
@@ -168,11 +169,11 @@ class _ResponsesBase(_Base):
     metadata: dict[str, JsonValue] | None = None
 
 
-ChatRequest = create_model("ChatRequest", __base__=_ChatBase, __doc__="A chat completion.", **_setting_fields())
-ResponsesRequest = create_model("ResponsesRequest", __base__=_ResponsesBase, __doc__="A response.", **_setting_fields())
+ChatRequest = create_model("ChatRequest", __base__=_ChatBase, __doc__="A chat completion.", **setting_fields())
+ResponsesRequest = create_model("ResponsesRequest", __base__=_ResponsesBase, __doc__="A response.", **setting_fields())
 
 
-def settings_of(body: _Base) -> dict[str, Any]:
+def settings_of(body: BaseModel) -> dict[str, Any]:
     """The inference settings that the body sets, by field name.
 
     Raises
@@ -180,7 +181,7 @@ def settings_of(body: _Base) -> dict[str, Any]:
     InvalidInput
         for two spellings of one setting that disagree.
     """
-    return precedence.from_body({name: getattr(body, name) for name in _setting_fields()})
+    return precedence.from_body({name: getattr(body, name) for name in setting_fields()})
 
 
 def reading_of(body: _Base) -> Reading:
@@ -197,7 +198,7 @@ def reading_of(body: _Base) -> Reading:
     return Reading(body.task or options.task, bool(options.raw), bool(options.boxes), options.pages)
 
 
-def parse(raw: bytes, model: type[_Base]) -> Any:
+def parse(raw: bytes, model: type[BaseModel]) -> Any:
     """Read a JSON body.
 
     Raises

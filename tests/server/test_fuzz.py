@@ -15,9 +15,10 @@ from models.precedence import SETTINGS
 from server.fetch import Fetcher
 from tests.pdfs import text_pdf
 from tests.server.conftest import MakeService, Service, chat, data_url
+from tests.server.test_mistral import upload
 
 # Together the examples of this module make more than 2,000 requests.
-SCHEMA_EXAMPLES = 250  # for each of the two generation endpoints, valid and invalid bodies
+SCHEMA_EXAMPLES = 250  # for each of the generation endpoints, valid and invalid bodies
 OWN_EXAMPLES = 1500
 
 NO_SHRINKING = settings(
@@ -58,7 +59,7 @@ def still_healthy(service: Service) -> None:
 def test_bodies_made_from_the_schema_never_break_the_server(service: Service, mode: Any) -> None:
     schema = schemathesis.openapi.from_wsgi("/openapi.json", service.application.wsgi)
     made = 0
-    for path in ("/v1/chat/completions", "/v1/responses"):
+    for path in ("/v1/chat/completions", "/v1/responses", "/v1/ocr"):
         strategy = schema[path]["POST"].as_strategy(generation_mode=mode)
 
         @settings(NO_SHRINKING, max_examples=SCHEMA_EXAMPLES)
@@ -219,8 +220,11 @@ def test_the_document_is_openapi_3_1_and_names_every_setting(service: Service) -
     assert document["openapi"].startswith("3.1")
     fields = document["components"]["schemas"]["ChatRequest"]["properties"]
     assert {spelling for setting in SETTINGS for spelling in setting.spellings} <= set(fields)
+    file_id = upload(service, b"file").json["id"]
     for path, operations in document["paths"].items():
         for method in operations:
             if method in ("get", "post"):
-                known = service.client.simulate_request(method.upper(), path.replace("{model_id}", "tiny-ocr"))
+                known = service.client.simulate_request(
+                    method.upper(), path.format(model_id="tiny-ocr", file_id=file_id)
+                )
                 assert known.status_code not in (404, 405), path

@@ -1,0 +1,141 @@
+"""Tables of a page's Markdown: found, taken out, and written as HTML or as Markdown."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from html.parser import HTMLParser
+from typing import Literal
+
+Form = Literal["markdown", "html"]
+
+_RULE = r"[ \t]*\|?[ \t]*:?-+:?[ \t]*(?:\|[ \t]*:?-+:?[ \t]*)*\|?[ \t]*"
+_TABLE = re.compile(
+    r"<table\b[\s\S]*?</table\s*>"
+    # A line with a bar, a rule under it, and all lines with a bar that follow.
+    rf"|^[^\n]*\|[^\n]*\n(?=[^\n]*\|){_RULE}(?:\n[^\n]*\|[^\n]*)*$",
+    re.MULTILINE | re.IGNORECASE,
+)
+_BAR = re.compile(r"(?<!\\)\|")
+_WIDEST = 1000  # columns or rows that a cell may span: a wrong number must not fill the memory
+
+
+def take_out(markdown: str, form: Form, place: Callable[[str], str]) -> str:
+    """The text without its tables. ``place`` gets each one, written in ``form``, and says what stands there instead."""
+
+    def replaced(found: re.Match[str]) -> str:
+        text = found[0]
+        if text.lstrip().lower().startswith("<table"):
+            return place(text if form == "html" else to_pipes(html_rows(text)))
+        return place(text if form == "markdown" else to_html(pipe_rows(text)))
+
+    return _TABLE.sub(replaced, markdown)
+
+
+def pipe_rows(text: str) -> list[list[str]]:
+    """The cells of a Markdown table, its header first."""
+    lines = text.strip().split("\n")
+    return [_cells(line) for number, line in enumerate(lines) if number != 1]
+
+
+def _cells(line: str) -> list[str]:
+    line = line.strip()
+    cells = _BAR.split(line)
+    if line.startswith("|"):
+        cells = cells[1:]
+    if len(cells) > 1 and not cells[-1].strip():
+        cells = cells[:-1]
+    return [cell.strip().replace("\\|", "|") for cell in cells]
+
+
+def html_rows(text: str) -> list[list[str]]:
+    """The cells of an HTML table. A cell that spans several places stands in the first of them."""
+    reader = _Reader()
+    reader.feed(text)
+    reader.close()
+    return reader.rows
+
+
+def to_pipes(rows: Sequence[Sequence[str]]) -> str:
+    """Markdown; the first row is the header."""
+    width = max((len(row) for row in rows), default=0)
+    lines = [
+        "| "
+        + " | ".join(" ".join(cell.replace("|", "\\|").split()) for cell in [*row, *[""] * (width - len(row))])
+        + " |"
+        for row in rows
+    ]
+    return "\n".join([*lines[:1], "| " + " | ".join(["---"] * width) + " |", *lines[1:]]) if lines else ""
+
+
+def to_html(rows: Sequence[Sequence[str]]) -> str:
+    """HTML; the first row is the header."""
+    tags = ["th", *["td"] * (len(rows) - 1)]
+    lines = [
+        "<tr>" + "".join(f"<{tag}>{html.escape(cell, quote=False)}</{tag}>" for cell in row) + "</tr>"
+        for tag, row in zip(tags, rows, strict=False)
+    ]
+    return "<table>" + "".join(lines) + "</table>"
+
+
+@dataclass
+class _Cell:
+    text: list[str] = field(default_factory=list)
+    columns: int = 1
+    rows: int = 1
+
+
+class _Reader(HTMLParser):
+    """Collects rows; tables inside cells count as their text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[list[str]] = []
+        self._cell: _Cell | None = None
+        self._depth = 0
+        self._below: dict[int, int] = {}  # column -> rows that a cell above still takes of it
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == "table":
+            self._depth += 1
+        elif self._depth == 1 and tag == "tr":
+            self._end_cell()
+            self.rows.append([])
+        elif self._depth == 1 and tag in ("td", "th"):
+            self._end_cell()
+            given = dict(attrs)
+            self._cell = _Cell(columns=_span(given.get("colspan")), rows=_span(given.get("rowspan")))
+        elif tag == "br" and self._cell is not None:
+            self._cell.text.append(" ")
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "table":
+            self._end_cell()
+            self._depth -= 1
+        elif tag in ("td", "th", "tr") and self._depth == 1:
+            self._end_cell()
+
+    def handle_data(self, data: str) -> None:
+        if self._cell is not None:
+            self._cell.text.append(data)
+
+    def _end_cell(self) -> None:
+        cell, self._cell = self._cell, None
+        if cell is None:
+            return
+        if not self.rows:
+            self.rows.append([])
+        row = self.rows[-1]
+        while self._below.get(len(row), 0) > 0:
+            self._below[len(row)] -= 1
+            row.append("")
+        for number in range(cell.columns):
+            if cell.rows > 1:
+                self._below[len(row)] = cell.rows - 1
+            row.append("".join(cell.text).strip() if number == 0 else "")
+
+
+def _span(value: str | None) -> int:
+    return min(int(value), _WIDEST) if value and value.isascii() and value.isdigit() and int(value) else 1
