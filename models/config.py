@@ -216,7 +216,9 @@ class _Reader:
     def _entry(self, model_id: str, table: Mapping[str, Any]) -> dict[str, Any]:
         where = f"models.entries.{model_id}"
         files = ("config", "tokenizer", "weights", "adapter")
-        self._known(table, where, {"kind", "source", "revision", "dtype", "snapshot", "task", "defaults", *files})
+        self._known(
+            table, where, {"kind", "source", "revision", "dtype", "snapshot", "task", "tasks", "defaults", *files}
+        )
         try:
             paths.check_model_id(model_id)
         except ConfigError as error:
@@ -236,6 +238,11 @@ class _Reader:
             entry["dtype"] = dtype
         if (task := self._typed(table, where, "task", str, "the name of a task")) is not None:
             entry["task"] = task
+        if "tasks" in table:
+            tasks = table["tasks"]
+            if not isinstance(tasks, list) or not tasks or not all(isinstance(name, str) for name in tasks):
+                self._fail(where, "tasks", "a list of names of tasks", tasks)
+            entry["tasks"] = tuple(tasks)
         for name in files:
             if (file := self._typed(table, where, name, str, "a path")) is not None:
                 entry[name] = self.path.parent / Path(file).expanduser()
@@ -251,9 +258,13 @@ class _Reader:
         return entry
 
     def _check_task(self, entry: ModelEntry) -> None:
-        tasks = tasks_of(entry.family)
+        known, where = tasks_of(entry.family), f"models.entries.{entry.id}"
+        for name in (entry.tasks or ()) if known else ():
+            if name not in known:
+                self._fail(where, "tasks", f"some of {', '.join(known)}", name)
+        tasks = entry.tasks or tuple(known)
         if entry.task is not None and tasks and entry.task not in tasks:
-            self._fail(f"models.entries.{entry.id}", "task", f"one of {', '.join(tasks)}", entry.task)
+            self._fail(where, "task", f"one of {', '.join(tasks)}", entry.task)
 
     def _entry_dtype(self, table: Mapping[str, Any], where: str) -> str | None:
         dtype = self._choice(table, where, "dtype", DTYPES)

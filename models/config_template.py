@@ -156,7 +156,8 @@ _HEAD = """\
 # source = "./my-checkpoint"
 # revision = "main"
 # dtype = "q8"
-# task = "ocr"
+# task = "ocr"                    # of an image without a text
+# tasks = ["ocr", "free"]         # all that it was trained on: other prompts are then read as the default task
 # defaults = {{ max_new_tokens = 2048 }}
 
 [inference]

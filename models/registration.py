@@ -33,7 +33,10 @@ class ModelEntry:
     weights: Path | None = None
     adapter: Path | None = None  # folder of a LoRA adapter that the export merges
     defaults: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))  # inference settings
-    task: str | None = None  # what an image without a prompt is read for; None: the family's default
+    task: str | None = (
+        None  # what an image without a prompt is read for; None: the first of tasks, the family's default
+    )
+    tasks: tuple[str, ...] | None = None  # all that it was trained on; None: its family's, and what the family follows
     description: str = ""
 
 
@@ -56,6 +59,7 @@ class Registration:
     kinds : spellings of ``kind`` in config.toml beside the id, in lower case with hyphens. Two generations may share
     one: it means the family that is registered first, but for an entry whose id names the other.
     architectures : what config.json of its checkpoints says there.
+    known_prompts : beside those of its tasks, where its models know no others; None: they follow any prompt.
     rules : None for a family that is known by name only.
     exporter : class with the members of ``export.family.FamilyExport``.
     reference : class with the members of ``tools.reference_family.ReferenceFamily``; None: nothing to compare with.
@@ -65,6 +69,7 @@ class Registration:
     models: tuple[ModelEntry, ...]
     architectures: tuple[str, ...]
     kinds: tuple[str, ...] = ()
+    known_prompts: tuple[str, ...] | None = None
     rules: FamilyClass | None = None
     exporter: str | None = None
     reference: str | None = None

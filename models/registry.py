@@ -41,12 +41,14 @@ def defaults_of(family: str) -> Mapping[str, Any]:
 
 
 def default_task(entry: ModelEntry) -> str:
-    """The task of an image that comes without a prompt: the entry's own, else its family's.
+    """The task of an image that comes without a prompt: the entry's own, else its first, else its family's.
 
     The family must be one of those that this version supports.
     """
     if entry.task is not None:
         return entry.task
+    if entry.tasks:
+        return entry.tasks[0]
     rules = _rules(entry.family)
     assert rules is not None, f"{entry.family} is known by name only"
     return rules.default_task

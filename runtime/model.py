@@ -16,13 +16,15 @@ import psutil
 from PIL import Image, UnidentifiedImageError
 from tokenizers import Tokenizer
 
+from models.asking import question, tasks_for
 from models.catalog import CATALOG
 from models.errors import InvalidInput, ManifestError
-from models.family import QUOTE_MARK, Verbatim, task_prompt
+from models.family import QUOTE_MARK, Verbatim
 from models.grounding import Box
 from models.manifest import Manifest
 from models.precedence import BY_NAME
-from models.registry import family_of
+from models.registration import ModelEntry
+from models.registry import default_task, family_of
 from models.settings import InferenceSettings
 
 from .decoder import Decoder
@@ -193,13 +195,17 @@ class Model:
     @property
     def tasks(self) -> Mapping[str, str]:
         """Names of the tasks that the model knows, with their prompts."""
-        return self._family.tasks
+        return tasks_for(self._entry)
 
     @property
     def default_task(self) -> str:
         """The task of an image without a prompt: the catalogue's word for this model, else its family's."""
-        entry = CATALOG.get(self.manifest.id)
-        return (entry.task if entry is not None else None) or self._family.default_task
+        return default_task(self._entry)
+
+    @property
+    def _entry(self) -> ModelEntry:
+        manifest = self.manifest
+        return CATALOG.get(manifest.id) or ModelEntry(manifest.id, manifest.family, manifest.source.name)
 
     def check(self, prompt: str, settings: InferenceSettings) -> None:
         """See ``TextModel.check``."""
@@ -240,7 +246,7 @@ class Model:
     ) -> EngineSequence:  # fmt: skip
         images = [image] if isinstance(image, (str, os.PathLike, bytes, Image.Image)) else list(image)
         if task is not None or prompt is None:
-            prompt = task_prompt(self.tasks, task or self.default_task, prompt or "", len(images))
+            prompt = question(self._entry, task, prompt or "", len(images)).prompt
         values = InferenceSettings().override({**self._family.defaults, **settings})
         request = Request(prompt, [_open_image(one) for one in images], values, raw)
         sequence = self.submit(request)

@@ -15,8 +15,10 @@ FinishReason = Literal["stop", "length", "cancelled"]
 
 # Why exactly a generation ended, finer than the finish reason.
 # eos: end-of-sequence token · stop_string · max_tokens: the request's budget · context: the model's own limit ·
-# loop: the tail repeated itself · deadline · cancelled · error: the engine failed
-FinishDetail = Literal["eos", "stop_string", "max_tokens", "context", "loop", "deadline", "cancelled", "error"]
+# loop: the tail repeated itself · deadline · cancelled · error: the engine failed · no_image: there was nothing to read
+FinishDetail = Literal[
+    "eos", "stop_string", "max_tokens", "context", "loop", "deadline", "cancelled", "error", "no_image"
+]
 
 
 @dataclass(frozen=True, slots=True)

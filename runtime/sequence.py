@@ -24,6 +24,7 @@ from .text import LoopDetector, TextStream
 _REASONS: dict[FinishDetail, FinishReason] = {
     "eos": "stop",
     "stop_string": "stop",
+    "no_image": "stop",
     "loop": "stop",
     "max_tokens": "length",
     "context": "length",

@@ -5,7 +5,6 @@ Called by the chat and the responses resources, which only differ in how they wr
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -17,11 +16,9 @@ from PIL import Image
 
 from models import precedence
 from models.config import Config
-from models.errors import InvalidInput
-from models.family import task_prompt
 from models.pixels import upright_size
 from models.registration import ModelEntry
-from models.registry import default_task, defaults_of, tasks_of
+from models.registry import defaults_of
 from models.settings import InferenceSettings
 from runtime.documents import Document
 from runtime.errors import EngineClosed
@@ -35,12 +32,11 @@ from .images import ImageReader, Pictures
 from .loading import ModelKey, ModelSource
 from .logs import RequestRecord
 from .memory import give_memory_back
-from .messages import NO_IMAGE, Prompt, with_slots
+from .messages import NO_IMAGE, Prompt
 from .options import ServerOptions
 from .pool import Lease, ModelPool
+from .questions import Questions, check_task
 from .schema import Reading
-
-log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.1  # how often a silent generation is asked whether its client is still there
 PING_SECONDS = 5.0  # silence after which a stream gets a comment
@@ -156,13 +152,13 @@ class Generator:
         self._config, self._options = config, options
         self._source, self._exports, self._pool = source, exports, pool
         self._images, self._documents = images, documents
+        self._questions = Questions(options)
         self._changed = threading.Condition()  # guards all below
         self._jobs: set[Job] = set()
         self._present = 0  # requests between start and close, waiting ones included
         self._untidy = False  # a job has run since memory was given back
         self._draining = False
         self._expired = False
-        self._has_said = False  # that a system message was ignored
 
     def enter(self) -> None:
         """Take a place in the house, before anything costly is done for a request; ``leave`` or a job's end frees it.
@@ -216,10 +212,10 @@ class Generator:
         record.model = model_id
         inference = {**floor, **defaults_of(entry.family), **self._config.inference}
         settings = precedence.resolve(inference, entry.defaults, self._options.inference_flags, body)
-        _check_task(reading, entry)
+        check_task(reading, entry)
         if not prompt.images:
             return Job(_Notice(NO_IMAGE), record, is_gone, lambda job: self.leave())
-        text = self._prompt_text(prompt, reading, entry)
+        asked = self._questions.of(prompt, reading, entry)
         key = self._key(entry)
         content = self._open(prompt, reading, record)
         if not self._is_here(key):
@@ -232,7 +228,7 @@ class Generator:
             lease = self._acquire(key, settings, is_gone)
             try:
                 settings = _without_waited(settings, time.monotonic() - started)
-                generation = content.begin(lease.model, text, settings)
+                generation = content.begin(lease.model, asked.prompt, settings)
             except BaseException as error:
                 lease.release(broken=isinstance(error, EngineClosed))
                 raise
@@ -242,7 +238,10 @@ class Generator:
         job = Job(
             generation, record, is_gone,
             on_close=lambda job: self._end(job, lease, content),
-            report=lambda text: content.report(lease.model, text), draw=content.draw,
+            report=lambda text: {
+                **({"prompt_ignored": True} if asked.ignored else {}), **content.report(lease.model, text),
+            },
+            draw=content.draw,
         )  # fmt: skip
         with self._changed:
             self._jobs.add(job)
@@ -251,20 +250,6 @@ class Generator:
         if expired:
             job.cancel()
         return job
-
-    def _prompt_text(self, prompt: Prompt, reading: Reading, entry: ModelEntry) -> str:
-        """The prompt of the task, or the client's own; images alone are read as the model's default task."""
-        tags, system = self._options.prompt_wrappers, self._options.system_messages == "prompt"
-        if prompt.system and not system and not self._has_said:
-            self._has_said = True
-            log.info("system messages are ignored; --system-messages prompt makes them part of the prompt")
-        if reading.task is None and (own := prompt.words(tags, system=system)):
-            return with_slots(own, prompt.images)
-        task = reading.task or default_task(entry)
-        try:
-            return task_prompt(tasks_of(entry.family), task, prompt.words(tags), prompt.images)
-        except InvalidInput as error:
-            raise BadRequest(str(error), param="task") from error
 
     def _open(self, prompt: Prompt, reading: Reading, record: RequestRecord) -> _Pictures | _Pages:
         """Fetch and decode the images, or open the document, before a model is waited for."""
@@ -435,7 +420,7 @@ class _Notice:
 
     def __init__(self, text: str) -> None:
         self._events: list[TextDelta | Finished] = [
-            Finished("stop", "eos", Usage(0, 0), Timings()),
+            Finished("stop", "no_image", Usage(0, 0), Timings()),
             TextDelta(text, 0),
         ]
 
@@ -446,18 +431,8 @@ class _Notice:
         """Nothing runs."""
 
 
-def _check_task(reading: Reading, entry: ModelEntry) -> None:
-    tasks = tasks_of(entry.family)
-    if reading.task is not None and reading.task not in tasks:
-        raise BadRequest(
-            f"task {reading.task[:60]!r} is unknown to model {entry.id}; its tasks are {', '.join(tasks)}",
-            param="task",
-            code="unknown_task",
-        )
-
-
 def _outcome(finished: Finished) -> str:
-    return {"eos": "ok", "stop_string": "ok", "max_tokens": "length", "context": "length"}.get(
+    return {"eos": "ok", "stop_string": "ok", "no_image": "ok", "max_tokens": "length", "context": "length"}.get(
         finished.detail, finished.detail
     )
 

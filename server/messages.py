@@ -12,16 +12,12 @@ from itertools import groupby
 from operator import itemgetter
 
 from models.errors import InvalidInput
-from models.family import IMAGE_SLOT, QUOTED_SLOT
 
 from .schema import Content, ContentPart, FilePart, ImagePart, ImageUrl, Message, ResponseItem, TextPart
 from .wrappers import unwrapped
 
-NO_IMAGE = (
-    "This server reads images and there is none in the request. Send a user message whose content is a list with an "
-    'image part, {"type": "image_url", "image_url": {"url": "data:image/png;base64,..."}}; name a task beside the '
-    'messages, or add a text part with a prompt of your own, for example {"type": "text", "text": "Free OCR."}.'
-)
+# For the person at the screen, who need not know what a request is.
+NO_IMAGE = "There is no picture in this conversation yet. Attach a picture or a PDF, and I will read what is on it."
 
 MAX_TEXT = 1_000_000  # characters: far more than any model takes, and read into tokens within a second
 
@@ -56,13 +52,6 @@ class Prompt:
         """Forget images and documents: once they are decoded, their base64 is of no more use and can be large."""
         self.image_urls.clear()
         self.files.clear()
-
-
-def with_slots(text: str, images: int) -> str:
-    """The prompt of a text: a slot for each image in front, unless the text has exactly as many itself."""
-    if text.count(IMAGE_SLOT) == images:
-        return text
-    return "\n".join([*[IMAGE_SLOT] * images, text.replace(IMAGE_SLOT, QUOTED_SLOT)])
 
 
 def from_chat(messages: Sequence[Message]) -> Prompt:

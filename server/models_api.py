@@ -7,8 +7,9 @@ from typing import Any
 
 import falcon
 
+from models.asking import takes_any_prompt, tasks_for
 from models.errors import ConfigError
-from models.registry import default_task, tasks_of
+from models.registry import default_task
 
 from .loading import ModelKey, ModelSource
 from .logs import MAX_NAME
@@ -35,8 +36,9 @@ class _ModelResource:
             "family": entry.family,
             "exported": exported,
             "loaded": loaded,
-            "tasks": list(tasks_of(entry.family)),
+            "tasks": list(tasks_for(entry)),
             "default_task": default_task(entry),
+            "any_prompt": takes_any_prompt(entry),
         }
 
 

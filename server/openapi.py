@@ -162,7 +162,7 @@ _OCR = {
     "properties": {
         "finish_detail": {
             "type": "string",
-            "enum": ["eos", "stop_string", "max_tokens", "context", "loop", "deadline", "cancelled"],
+            "enum": ["eos", "stop_string", "max_tokens", "context", "loop", "deadline", "cancelled", "no_image"],
         },
         "timings": {
             "type": "object",
@@ -171,6 +171,10 @@ _OCR = {
         },
         "tokens_per_second": {"type": ["number", "null"], "description": "of decoding, one page's row"},
         "warning": {"type": "string", "description": "what was cut off, and the setting to raise"},
+        "prompt_ignored": {
+            "type": "boolean",
+            "description": "the model knows only its own prompts, and got one of those",
+        },
         "pages": {"type": "array", "description": "of a document or of an image with boxes", "items": _PAGE},
         "pages_not_read": {"type": "array", "description": "numbers; the deadline had passed", "items": _INTEGER},
         "boxes": {"type": "array", "description": "when the request has ocr.boxes", "items": _BOX},

@@ -18,6 +18,7 @@ PADDLEOCR_VL = Registration(
     ),
     ("PaddleOCRVLForConditionalGeneration", "PaddleOCRVLForCausalLM"),
     kinds=("paddle-ocr-vl",),
+    known_prompts=("Spotting:", "Seal Recognition:"),  # 1.5 and later
     rules=PaddleOcrVl,
     exporter="export.paddleocr_vl:PaddleOcrVlExport",
     reference="tools.reference_family:PaddleReference",

@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from models.arguments import add_config_flags, read_config
+from models.asking import tasks_for
 from models.catalog import SUPPORTED_FAMILIES
 from models.errors import ConfigError
 from models.registration import ModelEntry
-from models.registry import default_task, tasks_of
+from models.registry import default_task
 
 from .errors import CommandFailed
 from .exports import Export, find_exports, gigabytes, models_root
@@ -70,7 +71,7 @@ def _describe(entry: ModelEntry, exports: list[Export]) -> dict[str, Any]:
         "description": entry.description,
         "source": entry.source,
         "revision": entry.revision,
-        "tasks": list(tasks_of(entry.family)),
+        "tasks": list(tasks_for(entry)),
         "default_task": default_task(entry) if supported else None,
         "exports": [_describe_export(export) for export in exports],
     }

@@ -19,10 +19,11 @@ from typing import Any
 
 from models import precedence
 from models.arguments import read_config
+from models.asking import question
 from models.config import Config
 from models.errors import ConfigError, InvalidInput
-from models.family import IMAGE_SLOT, task_prompt
-from models.registry import default_task, defaults_of, tasks_of
+from models.family import IMAGE_SLOT
+from models.registry import defaults_of
 from runtime.documents import DEFAULT_DPI, DPI_RANGE, Document, page_ranges, parse_pages
 from runtime.errors import RuntimeUnavailable
 from server import flags, memory
@@ -326,13 +327,12 @@ class _Command:
                 retries=self._given["retries"], timeout=self._given["timeout"], stop=self._stop, jobs=SERVER_JOBS,
             )  # fmt: skip
         entry = self._config.entry(self._options.model)
-        if task is not None or prompt is None:
-            prompt = task_prompt(tasks_of(entry.family), task or default_task(entry), prompt or "")
-        elif IMAGE_SLOT not in prompt:
-            prompt = f"{IMAGE_SLOT}\n{prompt}"
+        asked = question(entry, task, prompt or "", 1)
+        if asked.ignored:
+            say(f"warning: {entry.id} knows only its own prompts; the pages are read with {asked.prompt!r}")
         inference = {**defaults_of(entry.family), **READ_DEFAULTS, **self._config.inference}
         settings = precedence.resolve(inference, entry.defaults, self._settings_given, {})
-        return LocalReader(self._config, self._options, prompt, settings, self._stop, raw=self._given["raw"])
+        return LocalReader(self._config, self._options, asked.prompt, settings, self._stop, raw=self._given["raw"])
 
     def _summarise(self, plans: Sequence[DocumentPlan], total: int, seconds: float) -> None:
         if self._given["quiet"]:

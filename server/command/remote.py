@@ -77,6 +77,7 @@ class RemoteReader:
         self._lock = threading.Lock()
         self._connections: set[http.client.HTTPConnection] = set()
         self._given_up = 0  # pages in a row
+        self._told = False  # that the prompt is ignored
         self._away = False  # the user has been told that the server does not answer
         self._watcher: threading.Thread | None = None
 
@@ -167,6 +168,11 @@ class RemoteReader:
             raise _TryAgain("the answer broke off before its end")
         if extension.get("finish_detail") == "cancelled":
             raise _TryAgain("the server was stopped while it read the page")
+        if extension.get("finish_detail") == "no_image":  # its text is a sentence to a person, and not the page's
+            raise PageFailed("the server got no image; what stands between here and there has taken it out")
+        if extension.get("prompt_ignored") and not self._told:
+            self._told = True
+            log.warning("the server's model knows only its own prompts; the pages are read with its default task")
         return Reading(
             "".join(pieces),
             tuple(_box(box) for box in extension.get("boxes", ())),

@@ -169,6 +169,28 @@ def test_tokens_boxes_and_timings_come_back(ocr: Program, proxy: FaultyProxy, tm
     assert page["finish_detail"] == "loop"
 
 
+def test_the_sentence_about_a_missing_picture_is_no_page(ocr: Program, proxy: FaultyProxy, tmp_path: Path) -> None:
+    def without_pictures(request: _Handler, number: int) -> bool:
+        body = json.loads(request.body)
+        body["messages"][0]["content"] = "Free OCR."
+        request.body = json.dumps(body).encode()
+        return False
+
+    proxy.fault = without_pictures
+    assert ocr("read", document(tmp_path, 1), "--server", proxy.url, "-o", tmp_path / "out") == 1
+    assert "got no image" in (tmp_path / "out" / "a.md").read_text()
+    assert "Attach" not in (tmp_path / "out" / "a.md").read_text()
+
+
+def test_a_prompt_that_the_servers_model_does_not_know_is_told(
+    ocr: Program, proxy: FaultyProxy, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert read(ocr, proxy, document(tmp_path, 2), "--model", "tiny-ocr", "--prompt", "Free OCR.") == 0
+    assert not [record for record in caplog.records if "its own prompts" in record.message]
+    assert read(ocr, proxy, document(tmp_path, 2), "--model", "tiny-ocr", "--prompt", "What does it say?") == 0
+    assert len([record for record in caplog.records if "its own prompts" in record.message]) == 1
+
+
 def stream(*pieces: str) -> bytes:
     head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n"
     chunks = [{"choices": [{"delta": {"content": piece}}]} for piece in pieces]

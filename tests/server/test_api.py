@@ -138,7 +138,8 @@ def test_a_request_without_an_image_gets_a_readable_answer(service: Service, str
     body = {"model": "deepseek-ocr", "messages": [{"role": "user", "content": content}], "stream": stream}
     result = service.post(body)
     assert result.status_code == 200
-    assert "image_url" in result.text
+    assert "Attach a picture or a PDF" in result.text
+    assert '"no_image"' in result.text.replace(" ", "")
     reason = events(result)[-1] if stream else result.json
     assert reason["choices"][0]["finish_reason"] == "stop"
     assert service.source.loads == []  # no model is needed to say that

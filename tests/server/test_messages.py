@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
+from models.asking import with_slots
 from models.errors import InvalidInput
 from models.family import QUOTED_SLOT
-from server.messages import Prompt, from_chat, from_responses, with_slots
+from server.messages import Prompt, from_chat, from_responses
 from server.schema import Message, ResponseItem
 
 IMAGE = {"type": "image_url", "image_url": {"url": "data:,a"}}

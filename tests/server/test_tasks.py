@@ -46,6 +46,11 @@ def prompt_of(service: Service, body: dict[str, Any]) -> str:
         (chat("the total", task="locate"), "<image>\nLocate <|ref|>the total<|/ref|> in the image."),
         (chat(" \n"), MARKDOWN),
         (chat("My own words"), "<image>\nMy own words"),
+        (chat("My own words", "tiny-ocr"), "<image>\nFree OCR."),
+        (chat(" Free OCR. ", "tiny-ocr", task=None), "<image>\nFree OCR."),
+        (chat("My own words", "paddleocr-vl"), "<image>OCR:"),
+        (chat("Table Recognition:", "paddleocr-vl"), "<image>\nTable Recognition:"),
+        (chat("Spotting:", "paddleocr-vl"), "<image>\nSpotting:"),
         (image_only("tiny-ocr"), "<image>\nFree OCR."),
         (image_only("paddleocr-vl"), "<image>OCR:"),
         (image_only("paddleocr-vl", task="table"), "<image>Table Recognition:"),
@@ -60,6 +65,8 @@ def test_images_alone_and_tasks_get_their_prompts(service: Service, body: dict[s
     [
         (image_only(task="nope"), "task", "its tasks are markdown, ocr, free, figure, describe, locate"),
         (image_only("paddleocr-vl", task="markdown"), "task", "its tasks are ocr, table, formula, chart"),
+        (image_only("tiny-ocr", task="markdown"), "task", "its tasks are free"),
+        (image_only("tiny-ocr-q8", task="ocr"), "task", "its tasks are free"),
         ({"model": "deepseek-ocr", "messages": [{"role": "user", "content": "x"}], "task": "nope"}, "task", "unknown"),
         (image_only(task="ocr", ocr={"task": "free"}), "task", "disagree"),
         (chat("Free OCR.", task="ocr"), "task", "takes no text"),
@@ -96,11 +103,66 @@ def test_models_say_their_tasks(service: Service) -> None:
     listed = {model["id"]: model for model in service.client.simulate_get("/v1/models").json["data"]}
     assert listed["deepseek-ocr"]["tasks"] == ["markdown", "ocr", "free", "figure", "describe", "locate"]
     assert listed["deepseek-ocr"]["default_task"] == "markdown"
-    assert listed["tiny-ocr"]["default_task"] == "free"
+    assert (listed["tiny-ocr"]["tasks"], listed["tiny-ocr"]["default_task"]) == (["free"], "free")
+    assert [listed[name]["any_prompt"] for name in ("deepseek-ocr", "tiny-ocr", "paddleocr-vl")] == [True, False, False]
     assert (listed["paddleocr-vl"]["tasks"], listed["paddleocr-vl"]["default_task"]) == (
         ["ocr", "table", "formula", "chart"],
         "ocr",
     )
+
+
+def events_of(service: Service, body: dict[str, Any], path: str) -> dict[str, Any]:
+    """The last event that says something of the answer."""
+    last = [event for event in events(service.post({**body, "stream": True}, path)) if "ocr" in str(event)][-1]
+    found: dict[str, Any] = last.get("response", last)
+    return found
+
+
+def everywhere(service: Service, body: dict[str, Any]) -> list[dict[str, Any]]:
+    """The field ocr of chat and Responses, plain and streamed."""
+    response = {key: value for key, value in {**body, "input": body["messages"]}.items() if key != "messages"}
+    bodies = {"/v1/chat/completions": body, "/v1/responses": response}
+    plain = [service.post(one, path).json["ocr"] for path, one in bodies.items()]
+    return plain + [events_of(service, one, path)["ocr"] for path, one in bodies.items()]
+
+
+@pytest.mark.parametrize(
+    ("body", "ignored"),
+    [
+        (chat("What does it say?", "tiny-ocr"), True),
+        (chat("Free OCR.", "tiny-ocr"), False),
+        (image_only("tiny-ocr"), False),
+        (chat("What does it say?", "paddleocr-vl"), True),
+        (chat("What does it say?"), False),
+    ],
+)
+def test_an_answer_says_when_the_words_were_none_that_the_model_knows(
+    service: Service, body: dict[str, Any], ignored: bool
+) -> None:
+    assert [ocr.get("prompt_ignored", False) for ocr in everywhere(service, body)] == [ignored] * 4
+
+
+def test_a_request_without_a_picture_gets_a_sentence_for_a_person(service: Service) -> None:
+    body = {"model": "deepseek-ocr", "messages": [{"role": "user", "content": "What does it say?"}]}
+    assert [ocr["finish_detail"] for ocr in everywhere(service, body)] == ["no_image"] * 4
+    choice = service.post(body).json["choices"][0]
+    assert choice["finish_reason"] == "stop"
+    assert "Attach a picture or a PDF" in choice["message"]["content"]
+    assert not any(word in choice["message"]["content"] for word in ("request", "image_url", "{", "server"))
+
+
+def test_an_entry_may_name_the_tasks_that_it_was_trained_on(make_service: MakeService, tmp_path: Any) -> None:
+    entry = "[models.entries.mine]\nkind = 'deepseek'\nsource = 'me/mine'\ntasks = ['locate', 'free']\n"
+    service = make_service(config_text=entry + "task = 'free'\n")
+    assert prompt_of(service, chat("Locate <|ref|>the total<|/ref|> in the image.", "mine")) == (
+        "<image>\nLocate <|ref|>the total<|/ref|> in the image."
+    )
+    assert prompt_of(service, chat("Anything else", "mine")) == "<image>\nFree OCR."
+    path = tmp_path / "config.toml"
+    for wrong, words in (("'table'", "some of markdown"), ("", "a list of names")):
+        path.write_text(entry.replace("'locate', 'free'", wrong))
+        with pytest.raises(ConfigError, match=words):
+            load_config(path)
 
 
 def test_raw_text_is_asked_of_the_engine(service: Service) -> None:

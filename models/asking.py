@@ -1,0 +1,73 @@
+"""What a model is asked about its images: the prompt of a task, the words of a person, or what takes their place.
+
+Called by the server, the command line and the Python API. Some models know the prompts that they were trained on and no
+others: what else they are asked, they read worse than with no question at all.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from .families import FAMILIES
+from .family import IMAGE_SLOT, QUOTED_SLOT, TEXT_SLOT, task_prompt
+from .registration import ModelEntry
+from .registry import default_task, tasks_of
+
+
+@dataclass(frozen=True)
+class Question:
+    """prompt : with a slot for each image. ignored : the person's words are not in it."""
+
+    prompt: str
+    ignored: bool = False
+
+
+def question(entry: ModelEntry, task: str | None, words: str, images: int) -> Question:
+    """What the model is asked: the task, else the words, else (and where it does not know the words) its default task.
+
+    Raises
+    ------
+    InvalidInput
+        see ``models.family.task_prompt``.
+    """
+    words = words.strip()
+    if task is None and words:
+        if knows(entry, words):
+            return Question(with_slots(words, images))
+        return Question(task_prompt(tasks_for(entry), default_task(entry), images=images), ignored=True)
+    return Question(task_prompt(tasks_for(entry), task or default_task(entry), words, images))
+
+
+def tasks_for(entry: ModelEntry) -> Mapping[str, str]:
+    """The tasks that a model was trained on, with their prompts: its family's, unless the entry names some of them."""
+    tasks = tasks_of(entry.family)
+    return tasks if entry.tasks is None else {name: tasks[name] for name in tasks if name in entry.tasks}
+
+
+def takes_any_prompt(entry: ModelEntry) -> bool:
+    """Whether the model follows what a person asks in words of their own."""
+    family = FAMILIES.get(entry.family)
+    return entry.tasks is None and (family is None or family.known_prompts is None)
+
+
+def knows(entry: ModelEntry, words: str) -> bool:
+    """Whether the model was trained on this prompt, or follows any."""
+    if takes_any_prompt(entry):
+        return True
+    others = FAMILIES[entry.family].known_prompts if entry.tasks is None else None
+    known = [_bare(prompt).split(TEXT_SLOT) for prompt in (*tasks_for(entry).values(), *(others or ()))]
+    return any(re.fullmatch(".+".join(map(re.escape, texts)), _bare(words), re.DOTALL) for texts in known)
+
+
+def with_slots(text: str, images: int) -> str:
+    """The prompt of a text: a slot for each image in front, unless the text has exactly as many itself."""
+    if text.count(IMAGE_SLOT) == images:
+        return text
+    return "\n".join([*[IMAGE_SLOT] * images, text.replace(IMAGE_SLOT, QUOTED_SLOT)])
+
+
+def _bare(prompt: str) -> str:
+    """Without images and blanks around."""
+    return prompt.replace(IMAGE_SLOT, "").strip()
