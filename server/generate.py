@@ -16,6 +16,7 @@ from PIL import Image
 
 from models import precedence
 from models.config import Config
+from models.errors import InvalidInput
 from models.pixels import upright_size
 from models.registration import ModelEntry
 from models.registry import defaults_of
