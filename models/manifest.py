@@ -113,6 +113,11 @@ class Manifest(_Part):
     def max_length(self) -> int:
         return self.sizes.max_length
 
+    def with_context(self, most: int | None) -> Self:
+        """The same with at most so many tokens of prompt and answer together, where somebody says a number."""
+        length = self.max_length if most is None else min(most, self.max_length)
+        return self.model_copy(update={"sizes": self.sizes.model_copy(update={"max_length": length})})
+
     def outdated_on(self, provider: Provider) -> bool:
         """Whether these graphs give wrong results there: they must be exported again before they run."""
         return provider == "cuda" and self.dtype in ("q8", "q4") and self.graph_version < 2

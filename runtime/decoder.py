@@ -22,24 +22,33 @@ PREFILL_CHUNK = 1024
 
 
 class Decoder:
-    """Embeddings and decoder of one exported model, over a KV cache of ``slots`` rows. Used by one thread."""
+    """Embeddings and decoder of one exported model, over a KV cache of ``slots`` rows. Used by one thread.
 
-    def __init__(self, folder: Path, manifest: Manifest, device: Device, slots: int) -> None:
+    slots : None: none yet; ``allocate`` makes them, when it is known what memory the weights have left.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, device: Device, slots: int | None = None) -> None:
         self._device, self._sizes = device, manifest.sizes
         self._embed = device.session(folder, manifest.embed)
         self._session = device.session(folder, manifest.decoder, replays=True)
-        compute = manifest.decoder.compute[device.graph]
-        self.dtype = np.dtype("float32" if compute == "bfloat16" else compute)  # of embeddings and angles
-        hidden, vocabulary = manifest.sizes.hidden_size, manifest.sizes.vocabulary
-        self._cache = KvCache(manifest.sizes, slots, compute, device)
-        self._rotary = rotary_feeds(manifest.sizes.rotary, slots, self.dtype, device)
+        self._compute = manifest.decoder.compute[device.graph]
+        self.dtype = np.dtype("float32" if self._compute == "bfloat16" else self._compute)  # of embeddings and angles
+        self._total = np.zeros((), np.int32)  # read by the kernels on the host, whatever the device
+        self._steps: dict[int, Step] = {}
+        self._recordings = 0
+        if slots is not None:
+            self.allocate(slots)
+
+    def allocate(self, slots: int) -> None:
+        """Make the cache and what else has a row for each slot. Called once, before anything is run."""
+        device = self._device
+        hidden, vocabulary = self._sizes.hidden_size, self._sizes.vocabulary
+        self._cache = KvCache(self._sizes, slots, self._compute, device)
+        self._rotary = rotary_feeds(self._sizes.rotary, slots, self.dtype, device)
         self._ids = Buffer((slots, 1), np.dtype(np.int64), device)
         self._embeddings = Buffer((slots, 1, hidden), self.dtype, device)
         self._seqlens = Buffer((slots,), np.dtype(np.int32), device)
         self._logits = Buffer((slots, vocabulary), np.dtype(np.float32), device)
-        self._total = np.zeros((), np.int32)  # read by the kernels on the host, whatever the device
-        self._steps: dict[int, Step] = {}
-        self._recordings = 0
 
     def embed(self, token_ids: Sequence[int]) -> np.ndarray:
         """Embeddings of a prompt's tokens, shape [len(token_ids), hidden], on the host."""

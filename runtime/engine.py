@@ -7,6 +7,7 @@ their deadline and not at the end of what runs just then. Callers enqueue sequen
 
 from __future__ import annotations
 
+import atexit
 import logging
 import threading
 import time
@@ -73,6 +74,7 @@ class Engine:
         ]
         for thread in self._threads:
             thread.start()
+        atexit.register(self.close)  # a thread inside a session would outlive the interpreter
 
     # Called from any thread.
 
@@ -101,15 +103,16 @@ class Engine:
         with self._changed:
             return self._changed.wait_for(lambda: self._closed or self._idle(), timeout)
 
-    def close(self) -> None:
+    def close(self, *, wait: bool = True) -> None:
         """End every sequence as cancelled, what runs included, and stop the threads. Idempotent."""
+        atexit.unregister(self.close)
         with self._changed:
             self._closed = True
             self._changed.notify_all()
             everybody = self._all()
         for sequence in everybody:
             sequence.finish("cancelled")
-        for thread in self._threads:
+        for thread in self._threads if wait else ():
             if thread is not threading.current_thread():
                 thread.join()
 

@@ -12,12 +12,19 @@ import onnxruntime as ort
 from models.manifest import DecoderInfo
 
 from .buffers import Buffer
+from .machine import available_memory
 from .providers import Device
 
 _BFLOAT16 = 16  # onnx.TensorProto.DataType; NumPy has no such type
 
 # Positions that a row starts with; then doubled as often as needed.
 FIRST_CAPACITY = 1024
+
+
+def position_bytes(sizes: DecoderInfo, compute: str) -> int:
+    """What one token takes in a row, keys and values of all layers."""
+    width = 2 if compute == "bfloat16" else np.dtype(compute).itemsize
+    return 2 * sizes.layers * sizes.kv_heads * sizes.head_dim * width
 
 
 class KvCache:
@@ -27,6 +34,7 @@ class KvCache:
         self._sizes, self._slots, self._device = sizes, slots, device
         self._element = _BFLOAT16 if compute == "bfloat16" else None
         self._dtype = np.dtype(np.uint16 if self._element else compute)
+        self._position_bytes = position_bytes(sizes, compute)
         self.capacity = 0
         self._buffers: dict[str, Buffer] = {}
         self._allocate(self._step_for(1), rows=0)
@@ -35,10 +43,24 @@ class KvCache:
         """Make room for ``length`` positions a row, keeping the first ``rows`` rows; with none to keep, shrink as well.
 
         Returns whether the buffers moved, so that bindings to them are stale.
+
+        Raises
+        ------
+        MemoryError
+            when there is not enough for those rows and one more. The host's memory would be promised all the same, and
+            the process be killed when it is used; a GPU's provider raises its own error.
         """
         wanted = self._step_for(length)
         if wanted == self.capacity or (wanted < self.capacity and rows):
             return False
+        if wanted > self.capacity and self._device.memory == "cpu":
+            needed, free = (rows + 1) * (wanted - self.capacity) * self._position_bytes, available_memory()
+            if needed > free:
+                raise MemoryError(
+                    f"the KV cache needs {needed / 1e6:,.0f} MB more for {length} tokens in a row beside {rows} "
+                    f"others, and {free / 1e6:,.0f} MB are free; send shorter requests, or set fewer slots or a "
+                    "smaller max_context"
+                )
         self._allocate(wanted, rows)
         return True
 

@@ -6,13 +6,13 @@ import io
 import logging
 import os
 import time
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-import psutil
 from PIL import Image, UnidentifiedImageError
 from tokenizers import Tokenizer
 
@@ -30,6 +30,8 @@ from models.settings import InferenceSettings
 from .decoder import Decoder
 from .engine import Engine
 from .errors import GenerationFailed
+from .kv_cache import position_bytes
+from .machine import available_memory
 from .providers import Device, find_device
 from .requests import Finished, Generation, Request, Result, TextDelta
 from .sequence import Sequence as EngineSequence
@@ -43,6 +45,7 @@ log = logging.getLogger(__name__)
 DEFAULT_VISION_CACHE_MB = 64.0
 
 _MOST_SLOTS = {"cpu": 8, "coreml": 8, "cuda": 32}  # decode gains little beyond
+_LEAST_CONTEXT = 64  # tokens
 _TYPICAL_LENGTH = 2048  # tokens of a page with its answer
 
 
@@ -62,11 +65,11 @@ class Model:
         slots: int | None,
         max_queue: int,
         vision_cache_mb: float,
+        max_context: int | None,
     ) -> None:
-        self.manifest = manifest
+        self.manifest = manifest = manifest.with_context(max_context)
         self.device = find_device(device, threads)
         self.device.require(folder, manifest)
-        self.slots = slots or default_slots(manifest, self.device)
         self._family = family_of(manifest)
         self._ignored: frozenset[str] = frozenset()  # settings that the log has said are ignored
         self._tokenizer = _load_tokenizer(folder)
@@ -78,14 +81,20 @@ class Model:
         )
         # A session packs its weights in one thread, so two at once take half the time; a GPU gets copies, in turn.
         with ThreadPoolExecutor(2 if self.device.name == "cpu" else 1, thread_name_prefix="load") as pool:
-            decoder = pool.submit(Decoder, folder, manifest, self.device, self.slots)
+            loading = pool.submit(Decoder, folder, manifest, self.device)
             vision = pool.submit(VisionTower, folder, manifest, self.device, vision_cache_mb)
-        self._engine = Engine(vision.result(), decoder.result(), slots=self.slots, max_queue=max_queue)
+        decoder = loading.result()
+        self.slots = slots or default_slots(manifest, self.device)
+        decoder.allocate(self.slots)
+        self._engine = Engine(vision.result(), decoder, slots=self.slots, max_queue=max_queue)
+        # Who forgets to close a model has its memory back all the same. No waiting: this may run in any thread.
+        weakref.finalize(self, self._engine.close, wait=False).atexit = False
 
     @classmethod
     def open(
         cls, folder: str | os.PathLike[str], *, device: str = "auto", threads: int | None = None,
         slots: int | None = None, max_queue: int = 64, vision_cache_mb: float = DEFAULT_VISION_CACHE_MB,
+        max_context: int | None = None,
     ) -> Self:  # fmt: skip
         """Load an exported folder.
 
@@ -96,13 +105,15 @@ class Model:
         device
             cpu, cuda, coreml (or metal), or auto for the best one that is there.
         threads
-            CPU threads of one operator; None takes one for each physical core.
+            CPU threads of one operator; None takes one for each physical core, or as many as a container may use.
         slots
-            requests decoded together; None chooses by device and free memory.
+            requests decoded together; None chooses by device and by the memory that is free beside the weights.
         max_queue
             requests that may wait beyond those; more are refused with ``QueueFull``.
         vision_cache_mb
             megabytes of image features to keep, for an image that is asked about again; 0 keeps none.
+        max_context
+            tokens of prompt and answer together that a request may have; None, and more than it, is the model's own.
 
         Raises
         ------
@@ -110,12 +121,16 @@ class Model:
             when the folder holds no whole export that this version can read.
         RuntimeUnavailable
             when the device is not there, or the export has no graph for it.
+        ValueError
+            for a ``max_context`` that no request fits into.
         """
+        if max_context is not None and max_context < _LEAST_CONTEXT:
+            raise ValueError(f"max_context is {max_context}; a page with its answer needs at least {_LEAST_CONTEXT}")
         path = Path(folder).expanduser()
         manifest = Manifest.load(path)
         return cls(
             path, manifest, device=device, threads=threads, slots=slots, max_queue=max_queue,
-            vision_cache_mb=vision_cache_mb,
+            vision_cache_mb=vision_cache_mb, max_context=max_context,
         )  # fmt: skip
 
     def submit(self, request: Request) -> Generation:
@@ -172,9 +187,12 @@ class Model:
         """
         sequence = self._start(image, prompt, task, raw, settings)
         pieces: list[str] = []
-        while not isinstance(event := sequence.next_event(), Finished):
-            if event is not None:
-                pieces.append(event.text)
+        try:
+            while not isinstance(event := sequence.next_event(), Finished):
+                if event is not None:
+                    pieces.append(event.text)
+        finally:
+            sequence.cancel()  # at Ctrl-C nobody wants the rest
         _raise_failure(event)
         return Result("".join(pieces), list(sequence.tokens), event)
 
@@ -225,6 +243,11 @@ class Model:
         self._engine.close()
 
     @property
+    def alive(self) -> bool:
+        """See ``TextModel.alive``."""
+        return self._engine.alive
+
+    @property
     def queue_depth(self) -> int:
         """Requests waiting for the engine."""
         return self._engine.queue_depth
@@ -270,15 +293,15 @@ class Model:
 def default_slots(manifest: Manifest, device: Device) -> int:
     """Rows of the KV cache that a quarter of the free memory holds at a page's typical length, within reason.
 
-    On a GPU the memory of the host says nothing, so only the bound by device counts.
+    Called when the weights are loaded. The rest is for activations, and for rows that grow longer. On a GPU the memory
+    of the host says nothing, so only the bound by device counts.
     """
     most = _MOST_SLOTS[device.name]
     if device.name == "cuda":
         return most
-    sizes = manifest.sizes
-    width = np.dtype(manifest.decoder.compute[device.graph]).itemsize
-    row = 2 * sizes.layers * sizes.kv_heads * sizes.head_dim * width * min(_TYPICAL_LENGTH, sizes.max_length)
-    return int(min(most, max(1, psutil.virtual_memory().available // 4 // row)))
+    row = position_bytes(manifest.sizes, manifest.decoder.compute[device.graph])
+    row *= min(_TYPICAL_LENGTH, manifest.max_length)
+    return int(min(most, max(1, available_memory() // 4 // row)))
 
 
 def _raise_failure(finished: Finished) -> None:

@@ -17,6 +17,7 @@ from models.manifest import Graph, Manifest, Provider
 from models.processor import session_entries
 
 from .errors import RuntimeUnavailable
+from .machine import default_threads
 
 try:
     import onnxruntime as ort
@@ -169,7 +170,7 @@ def find_device(name: str = "auto", threads: int | None = None) -> Device:
             f"--device {name} needs ONNX Runtime's {_EXECUTION_PROVIDER[chosen]}; the installed onnxruntime "
             f"{ort.__version__} has {', '.join(available)}. {_remedy(chosen)}"
         )
-    return Device(chosen, threads or 0, replays=chosen == "cuda" and os.environ.get(CUDA_GRAPHS) == "1")
+    return Device(chosen, threads or default_threads(), replays=chosen == "cuda" and os.environ.get(CUDA_GRAPHS) == "1")
 
 
 def _load_cuda_libraries() -> None:

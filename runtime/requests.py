@@ -126,6 +126,10 @@ class TextModel(Protocol):
         """Cancel what runs, stop the engine thread and free the sessions and caches. Idempotent."""
 
     @property
+    def alive(self) -> bool:
+        """Whether it takes requests: it is neither closed nor has its engine failed."""
+
+    @property
     def slots(self) -> int:
         """Requests decoded together."""
 

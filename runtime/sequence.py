@@ -291,6 +291,7 @@ class Sequence:
             self._events.put(Finished(_REASONS[detail], detail, usage, self.clock.timings(), error))
             self._images, self._passes, self._outputs, self._features = [], [], [], []
             self._ahead = self._prompt = None
+        self.on_cancel = lambda: None  # a caller that keeps this keeps no engine
         self.stop.request()
 
     def _send(self, text: str) -> None:

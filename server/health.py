@@ -19,12 +19,13 @@ class Health:
 
 
 class Ready:
-    """For load balancers: 503 until a model is loaded, and again while the server is shutting down."""
+    """For load balancers: 503 until a model is loaded, and again when its engine has failed and at the shutdown."""
 
     def __init__(self, generator: Generator, pool: ModelPool[ModelKey], exports: Exports) -> None:
         self._generator, self._pool, self._exports = generator, pool, exports
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        self._pool.replace_failed()
         models = [str(key) for key in self._pool.loaded_keys()]
         exporting = self._exports.running()
         if self._generator.draining:

@@ -35,6 +35,12 @@ class _Loaded:
     last_used: float = field(default_factory=time.monotonic)
     retiring: bool = False  # takes no new users: makes room, or its engine has failed
 
+    @property
+    def usable(self) -> bool:
+        """Whether requests may come. One whose engine has failed makes room for another of its kind, for good."""
+        self.retiring = self.retiring or not self.model.alive
+        return not self.retiring
+
 
 @dataclass(eq=False)
 class _Waiter(Generic[K]):
@@ -109,7 +115,8 @@ class ModelPool(Generic[K]):
                         raise Unavailable("the server is shutting down", code="shutting_down")
                     if waiter.error is not None:
                         raise waiter.error
-                    if (loaded := self._loaded.get(key)) is not None and not loaded.retiring:
+                    loaded = self._loaded.get(key)
+                    if loaded is not None and loaded.usable:
                         loaded.users += 1
                         return Lease(self, key, loaded)
                     if is_gone():
@@ -145,7 +152,18 @@ class ModelPool(Generic[K]):
     def loaded_keys(self) -> list[K]:
         """Models that are ready for requests."""
         with self._changed:
-            return [key for key, loaded in self._loaded.items() if not loaded.retiring]
+            return [key for key, loaded in self._loaded.items() if loaded.usable]
+
+    def replace_failed(self) -> None:
+        """Load anew, in the background, models whose engine has failed.
+
+        The next request would do so, too; but none comes while a load balancer sees that the server is not ready.
+        """
+        with self._changed:
+            failed = [key for key, loaded in self._loaded.items() if not loaded.retiring and not loaded.usable]
+        for key in failed:
+            log.error("the engine of model %s has failed; loading it anew", key)
+            threading.Thread(target=self._reload, args=(key,), name="reload", daemon=True).start()
 
     @property
     def loading(self) -> K | None:
@@ -210,6 +228,12 @@ class ModelPool(Generic[K]):
         threading.Thread(target=self._run_load, args=(key,), name="load", daemon=True).start()
 
     # These run on threads of their own, without the lock.
+
+    def _reload(self, key: K) -> None:
+        try:
+            self.acquire(key).release()
+        except Exception:  # the log has the reason, and the next request tries again
+            log.exception("model %s is not there again", key)
 
     def _unload(self, key: K, loaded: _Loaded) -> None:
         model = loaded.model

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import io
+import os
+import subprocess
+import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,9 +18,13 @@ from PIL import Image
 from tokenizers import Tokenizer
 
 from models.errors import InvalidInput, ManifestError
-from runtime import Model
-from runtime.errors import EngineClosed, QueueFull
+from models.manifest import Manifest
+from models.settings import InferenceSettings
+from runtime import Model, kv_cache
+from runtime.decoder import Decoder
+from runtime.errors import EngineClosed, GenerationFailed, QueueFull
 from runtime.requests import Finished, Request, TextDelta
+from runtime.vision import VisionTower
 
 PROMPT = "<image>\nFree OCR."
 LONG = {"no_repeat_ngram_size": 0, "stop_on_loop": False, "max_new_tokens": 1000}
@@ -238,8 +247,6 @@ def test_a_stream_closed_early_cancels_its_request(model, page, monkeypatch) -> 
 
 
 def test_submit_gives_events_that_end_in_one_finished(model, page) -> None:
-    from models.settings import InferenceSettings
-
     generation = model.submit(Request("<image>", [page], InferenceSettings(max_new_tokens=5, family=SMALL_VIEW)))
     events = []
     while not isinstance(event := generation.next_event(PATIENCE), Finished):
@@ -326,8 +333,6 @@ def test_a_folder_without_an_export_says_how_to_make_one(tmp_path) -> None:
 
 
 def test_a_failure_of_the_engine_is_raised_by_read_and_by_stream(random_model_folder, picture, monkeypatch) -> None:
-    from runtime.errors import GenerationFailed
-
     with Model.open(random_model_folder, device="cpu", slots=1) as model:
         monkeypatch.setattr(model._engine._decoder, "prefill_chunk", lambda *_: 1 / 0)
         with pytest.raises(GenerationFailed, match="division by zero"):
@@ -384,3 +389,115 @@ def test_settings_of_other_families_are_named_once(random_model_folder, page, ca
     assert len(named) == 2
     assert "max_pixels;" in named[0]
     assert "min_pixels;" in named[1]
+
+
+def test_a_model_that_nobody_holds_any_more_gives_back_its_threads_and_its_memory(random_model_folder, page) -> None:
+    model = Model.open(random_model_folder, device="cpu", slots=1)
+    generation = model.submit(Request("<image>", [page], InferenceSettings().override({**LONG, **SMALL_VIEW})))
+    decoder, threads = weakref.ref(model._engine._decoder), model._engine._threads
+    del model
+    gc.collect()
+    while not isinstance(event := generation.next_event(PATIENCE), Finished):
+        assert event is not None
+    for thread in threads:
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
+    del threads, thread
+    gc.collect()
+    assert decoder() is None, "the finished request, which is still held, keeps the weights"
+
+
+@pytest.mark.parametrize("how", ["read", "stream"])
+def test_ctrl_c_ends_the_request(random_model_folder, page, monkeypatch, how) -> None:
+    with Model.open(random_model_folder, device="cpu", slots=1) as model:
+        started = []
+        submit = model.submit
+        monkeypatch.setattr(model, "submit", lambda request: started.append(submit(request)) or started[-1])
+
+        def interrupt(self: object, timeout: float | None = None) -> None:
+            raise KeyboardInterrupt
+
+        settings = {"do_sample": True, "temperature": 5.0, "seed": 1, **SMALL_VIEW, **LONG}
+        ask = {"read": model.read, "stream": lambda *asked, **more: list(model.stream(*asked, **more))}[how]
+        with monkeypatch.context() as patch:
+            patch.setattr("runtime.sequence.Sequence.next_event", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                ask(page, "<image>", **settings)
+        assert started[0].finished
+        assert model.active == 0
+
+
+def test_a_program_that_closes_nothing_ends_while_a_page_is_being_encoded(random_model_folder, tmp_path) -> None:
+    """At the interpreter's exit a thread inside a session would take the process down with it, or keep it."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import sys, time\n"
+        "from PIL import Image\n"
+        "from models.settings import InferenceSettings\n"
+        "from runtime import Model\n"
+        "from runtime.requests import Request\n"
+        "model = Model.open(sys.argv[1], device='cpu')\n"
+        "image = Image.new('RGB', (3000, 3000), 'red')\n"
+        "settings = InferenceSettings().override({'base_size': 1024, 'image_size': 640})\n"
+        "model.submit(Request('<image>', [image], settings))\n"
+        "while not model._engine._encoding: time.sleep(0.001)\n"
+        "print('leaving', flush=True)\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, str(program), str(random_model_folder)], capture_output=True, text=True, timeout=PATIENCE,
+        cwd=Path(__file__).parents[2], env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    )  # fmt: skip
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "leaving\n", "")
+
+
+def test_a_ceiling_of_the_context_holds_for_prompts_answers_and_the_cache(random_model_folder, page) -> None:
+    with Model.open(random_model_folder, device="cpu", slots=1, max_context=96) as model:
+        assert model.manifest.max_length == 96
+        with pytest.raises(InvalidInput, match=r"104 tokens .*takes 96 with its answer"):
+            model.read(page, "<image>" + "x" * 100, **SMALL_VIEW)
+        for seed in range(20):  # until a random answer does not meet the end token
+            result = model.read(
+                page, "<image>" + "x" * 60, **SMALL_VIEW, **LONG, do_sample=True, temperature=1.0, seed=seed
+            )
+            if result.finished.detail == "context":
+                break
+        assert result.finished.usage.prompt_tokens + result.finished.usage.completion_tokens == 97
+        assert model._engine._decoder.capacity == 96
+    with Model.open(random_model_folder, device="cpu", slots=1, max_context=10**9) as model:
+        assert model.manifest.max_length == Manifest.load(random_model_folder).max_length
+    with pytest.raises(ValueError, match=r"max_context is 3; .* at least 64"):
+        Model.open(random_model_folder, device="cpu", max_context=3)
+
+
+def test_slots_are_planned_from_what_is_free_beside_the_weights(random_model_folder, monkeypatch) -> None:
+    sizes = Manifest.load(random_model_folder).sizes
+    row = 2 * sizes.layers * sizes.kv_heads * sizes.head_dim * 4 * min(2048, sizes.max_length)
+    loaded: list[object] = []
+    monkeypatch.setattr("runtime.model.available_memory", lambda: 4 * row * (5 if len(loaded) == 2 else 1))
+
+    def noting(kind: type) -> Callable[..., object]:
+        return lambda *arguments: loaded.append(made := kind(*arguments)) or made
+
+    monkeypatch.setattr("runtime.model.Decoder", noting(Decoder))
+    monkeypatch.setattr("runtime.model.VisionTower", noting(VisionTower))
+    for context, slots in ((None, 5), (sizes.max_length // 8, 8)):
+        loaded.clear()
+        with Model.open(random_model_folder, device="cpu", max_context=context) as model:
+            assert model.slots == slots
+
+
+def test_a_row_that_the_memory_cannot_hold_fails_alone_with_both_numbers(
+    random_model_folder, page, monkeypatch
+) -> None:
+    monkeypatch.setattr(kv_cache, "FIRST_CAPACITY", 64)
+    with Model.open(random_model_folder, device="cpu", slots=2) as model:
+        monkeypatch.setattr(kv_cache, "available_memory", lambda: 1000)
+        short = model.submit(
+            Request("<image>", [page], InferenceSettings().override({"max_new_tokens": 30, **SMALL_VIEW}))
+        )
+        with pytest.raises(GenerationFailed, match=r"needs .* MB more for 101 tokens .* and 0 MB are free"):
+            model.read([], "x" * 99)
+        while not isinstance(event := short.next_event(PATIENCE), Finished):
+            assert event is not None
+        assert event.error is None
+        assert model.alive

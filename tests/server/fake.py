@@ -133,6 +133,10 @@ class ScriptedModel:
                 generation.cancel()
 
     @property
+    def alive(self) -> bool:
+        return not self.closed
+
+    @property
     def slots(self) -> int:
         return self._slots
 

@@ -6,6 +6,7 @@ import gc
 import json
 import logging
 import threading
+import time
 import tracemalloc
 from collections.abc import Iterable
 from pathlib import Path
@@ -321,12 +322,24 @@ def test_a_model_that_takes_no_request_is_a_503_with_retry_after(
     assert int(result.headers["retry-after"]) >= 1
 
 
-def test_a_model_whose_engine_died_is_loaded_again(service: Service) -> None:
+def test_a_model_whose_engine_died_is_loaded_again_for_the_next_request(service: Service) -> None:
     service.post(chat())
     service.source.models["deepseek-ocr"].close()
-    assert service.post(chat()).status_code == 503
     assert service.post(chat()).status_code == 200
     assert service.source.loads == ["deepseek-ocr", "deepseek-ocr"]
+
+
+def test_ready_follows_the_engine_and_brings_a_dead_one_back(service: Service) -> None:
+    service.application.preload("deepseek-ocr")
+    service.source.models["deepseek-ocr"].close()
+    answer = service.client.simulate_get("/ready")
+    assert (answer.status_code, answer.json["models"]) == (503, [])
+    for _ in range(2000):  # nobody sends a request meanwhile
+        if service.client.simulate_get("/ready").status_code == 200:
+            break
+        time.sleep(0.01)
+    assert service.source.loads == ["deepseek-ocr", "deepseek-ocr"]
+    assert service.post(chat()).status_code == 200
 
 
 def test_a_model_that_cannot_be_loaded_now_is_a_503_that_says_why(service: Service) -> None:
