@@ -106,6 +106,11 @@ SERVER_KEYS: tuple[ServerKey, ...] = (
     ServerKey("max_image_megapixels", 50, _is_int(1), _COUNT, "largest image in millions of pixels"),
     ServerKey("max_pages", 200, _is_int(1), _COUNT, "pages of one document that are read for one request"),
     ServerKey("max_files_mb", 200, _is_int(1), _COUNT, "files of /v1/files kept in memory, for an hour, in MiB in all"),
+    ServerKey("max_jobs", 16, _is_int(1), _COUNT, "jobs of /v1/ocr/jobs that wait or run"),
+    ServerKey(
+        "jobs_hours", 24.0, _is_number, "a number of hours, 0 or more", "hours that ended jobs are kept in the cache"
+    ),
+    ServerKey("jobs_mb", 500, _is_int(1), _COUNT, "size of all ended jobs in MiB; the oldest go first"),
     ServerKey(
         "remote_images",
         "public",

@@ -22,6 +22,8 @@ from .loading import ModelKey, ModelSource
 from .logs import RequestLog
 from .metrics import Metrics
 from .mistral.files import File, FileContent, Files, FileStore, SignedUrl
+from .mistral.job_files import JobFiles
+from .mistral.jobs import JobById, JobCancel, Jobs, OcrJobs
 from .mistral.ocr import Ocr, OcrReader
 from .models_api import Model, Models
 from .openapi import OpenApi
@@ -39,6 +41,7 @@ class Application:
     pool: ModelPool[ModelKey]
     source: ModelSource
     exports: Exports
+    jobs: OcrJobs
     metrics: Metrics
 
     def preload(self, model_id: str) -> None:
@@ -52,6 +55,7 @@ class Application:
         self.exports.close()
         self.source.close()
         self.pool.close()
+        self.jobs.close()
 
 
 def build(
@@ -101,9 +105,14 @@ def build(
     max_body = options.max_body_mb << 20
     max_file = options.max_image_mb << 20
     reader = OcrReader(generator, files, fetcher, max_file, options.model)
+    kept = JobFiles(config.cache_dir / "jobs", options.jobs_mb << 20, options.jobs_hours * 3600)
+    jobs = OcrJobs(generator, reader, metrics, kept, options.max_jobs)
     app.add_route(ChatCompletions.path, ChatCompletions(generator, metrics, max_body))
     app.add_route(Responses.path, Responses(generator, metrics, max_body))
     app.add_route(Ocr.path, Ocr(generator, metrics, max_body, reader))
+    app.add_route(Jobs.path, Jobs(jobs, max_body))
+    app.add_route(f"{Jobs.path}/{{job_id}}", JobById(jobs))
+    app.add_route(f"{Jobs.path}/{{job_id}}/cancel", JobCancel(jobs))
     app.add_route("/v1/files", Files(files, max_file))
     app.add_route("/v1/files/{file_id}", File(files))
     app.add_route("/v1/files/{file_id}/content", FileContent(files))
@@ -115,4 +124,4 @@ def build(
     app.add_route("/ready", Ready(generator, pool, exports))
     app.add_route("/metrics", MetricsResource(metrics))
     app.add_route("/openapi.json", OpenApi())
-    return Application(app, generator, pool, source, exports, metrics)
+    return Application(app, generator, pool, source, exports, jobs, metrics)

@@ -84,7 +84,7 @@ class GenerationEndpoint:
         self._generator.enter()
         try:
             with self._reading:
-                body = schema.parse(self._read(req), self.request_model)
+                body = schema.parse(read_json(req, self._max_body_bytes), self.request_model)
             record.stream, record.asked = bool(body.stream), body.model or ""
             is_gone = req.env.get("waitress.client_disconnected", lambda: False)
             body, job = self.start(req, body, record, is_gone)
@@ -117,21 +117,29 @@ class GenerationEndpoint:
             job.close("error")
             yield self.failure(body, job.record, known)
 
-    def _read(self, req: falcon.Request) -> bytes:
-        size, limit = req.content_length or 0, self._max_body_bytes
-        if size > limit:
-            raise TooLarge(f"the body has {size} bytes; the limit is {limit >> 20} MiB (--max-body-mb)")
-        # Asking for JSON also keeps web pages of other origins out: without leave they send plain types, or none.
-        media_type = (req.content_type or "").partition(";")[0].strip().lower()
-        if media_type != "application/json" and not media_type.endswith("+json"):
-            raise ApiError(
-                415, f"the Content-Type must be application/json, not {media_type[:80] or 'missing'}",
-                code="unsupported_media_type",
-            )  # fmt: skip
-        raw = req.bounded_stream.read()
-        if not raw:
-            raise BadRequest("the body is empty; it must be a JSON object", code="invalid_json")
-        return raw
+
+def read_json(req: falcon.Request, limit: int) -> bytes:
+    """The body of a request.
+
+    Raises
+    ------
+    ApiError
+        when it is none, is larger than ``limit`` bytes, or says that it is no JSON.
+    """
+    size = req.content_length or 0
+    if size > limit:
+        raise TooLarge(f"the body has {size} bytes; the limit is {limit >> 20} MiB (--max-body-mb)")
+    # Asking for JSON also keeps web pages of other origins out: without leave they send plain types, or none.
+    media_type = (req.content_type or "").partition(";")[0].strip().lower()
+    if media_type != "application/json" and not media_type.endswith("+json"):
+        raise ApiError(
+            415, f"the Content-Type must be application/json, not {media_type[:80] or 'missing'}",
+            code="unsupported_media_type",
+        )  # fmt: skip
+    raw = req.bounded_stream.read()
+    if not raw:
+        raise BadRequest("the body is empty; it must be a JSON object", code="invalid_json")
+    return raw
 
 
 def _outcome(error: BaseException) -> str:

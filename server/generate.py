@@ -412,6 +412,7 @@ class _Pages:
         self._document.close()
 
     def _count(self, page: Page) -> None:
+        self._record.pages_done += 1
         ended = page.finished.detail if page.finished is not None else "error"
         self._record.metrics.pages.labels(self._record.model, "error" if page.error else ended).inc()
 

@@ -74,6 +74,7 @@ class RequestRecord:
     stream: bool = False
     image_sizes: list[tuple[int, int]] = field(default_factory=list)  # width, height
     pages: int | None = None  # of a document, those that were asked for
+    pages_done: int = 0
     started: float = field(default_factory=time.monotonic)
     created: int = field(default_factory=lambda: int(time.time()))  # seconds since 1970, for the answer
     event_numbers: Iterator[int] = field(default_factory=count)  # of the events that are streamed

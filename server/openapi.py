@@ -47,6 +47,19 @@ def document() -> dict[str, Any]:
             "/v1/chat/completions": {"post": _generation("createChatCompletion", "ChatRequest")},
             "/v1/responses": {"post": _generation("createResponse", "ResponsesRequest")},
             "/v1/ocr": {"post": _json("ocr", "OcrRequest", "OcrAnswer", *_ERRORS)},
+            "/v1/ocr/jobs": {
+                "get": _get("listOcrJobs", "this key's jobs, without their results", "401"),
+                "post": _json("submitOcrJob", "OcrRequest", "OcrJob", *_ERRORS, status="202"),
+            },
+            "/v1/ocr/jobs/{job_id}": {
+                "get": _get("getOcrJob", "state, pages done, and the result when it has succeeded", "401", "404"),
+                "delete": _get("deleteOcrJob", "the job is ended and forgotten", "401", "404"),
+                "parameters": [_path("job_id")],
+            },
+            "/v1/ocr/jobs/{job_id}/cancel": {
+                "post": _get("cancelOcrJob", "the job will end early", "401", "404"),
+                "parameters": [_path("job_id")],
+            },
             "/v1/files": {
                 "get": _get("listFiles", "this key's files", "401"),
                 "post": {"operationId": "uploadFile", "requestBody": _FORM, "responses": _responses("File", *_ERRORS)},
@@ -208,6 +221,17 @@ _OCR_ANSWER = {
         "ocr": {"$ref": "#/components/schemas/Ocr"},
     },
 }
+_JOB = {
+    "type": "object",
+    "required": ["id", "object", "status", "model", "created_at"],
+    "properties": {
+        "status": {"type": "string", "enum": ["queued", "running", "succeeded", "failed", "cancelled"]},
+        "pages_total": {"type": ["integer", "null"], "description": "null until the document has been opened"},
+        "pages_done": {"type": "integer"},
+        "error": {"type": ["object", "null"]},
+        "result": {"oneOf": [{"$ref": "#/components/schemas/OcrAnswer"}, {"type": "null"}]},
+    },
+}
 _FILE = {"type": "object", "required": ["id", "object", "size_bytes", "created_at", "filename", "purpose"]}
 _FORM = {
     "required": True,
@@ -227,12 +251,12 @@ def _path(name: str) -> dict[str, Any]:
     return {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
 
 
-def _json(operation: str, body: str, answer: str, *errors: str) -> dict[str, Any]:
+def _json(operation: str, body: str, answer: str, *errors: str, status: str = "200") -> dict[str, Any]:
     reference = {"schema": {"$ref": f"#/components/schemas/{body}"}}
     return {
         "operationId": operation,
         "requestBody": {"required": True, "content": {"application/json": reference}},
-        "responses": _responses(answer, *errors),
+        "responses": _responses(answer, *errors, status=status),
     }
 
 

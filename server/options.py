@@ -32,6 +32,9 @@ class ServerOptions:
     max_image_megapixels: int = 50
     max_pages: int = 200
     max_files_mb: int = 200
+    max_jobs: int = 16
+    jobs_hours: float = 24.0
+    jobs_mb: int = 500
     remote_images: Literal["off", "public", "any"] = "public"
     remote_timeout: float = 20.0
     system_messages: Literal["ignore", "prompt"] = "ignore"

@@ -94,8 +94,9 @@ MakeService = Callable[..., Service]
 
 
 @pytest.fixture
-def make_service(tmp_path: Path) -> Iterator[MakeService]:
+def make_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeService]:
     """Build services; ``make(script=..., config_text=..., fetcher=..., any ServerOptions field)``."""
+    monkeypatch.setenv("OCR_ONNX_CACHE", str(tmp_path / "cache"))
     services: list[Service] = []
 
     def make(script: Script = hello, config_text: str = "", fetcher: Fetcher | None = None, **options: Any) -> Service:

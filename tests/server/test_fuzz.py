@@ -15,7 +15,8 @@ from models.precedence import SETTINGS
 from server.fetch import Fetcher
 from tests.pdfs import text_pdf
 from tests.server.conftest import MakeService, Service, chat, data_url
-from tests.server.test_mistral import upload
+from tests.server.test_mistral import ONE, upload
+from tests.server.test_ocr_jobs import submit
 
 # Together the examples of this module make more than 2,000 requests.
 SCHEMA_EXAMPLES = 250  # for each of the generation endpoints, valid and invalid bodies
@@ -220,11 +221,9 @@ def test_the_document_is_openapi_3_1_and_names_every_setting(service: Service) -
     assert document["openapi"].startswith("3.1")
     fields = document["components"]["schemas"]["ChatRequest"]["properties"]
     assert {spelling for setting in SETTINGS for spelling in setting.spellings} <= set(fields)
-    file_id = upload(service, b"file").json["id"]
+    ids = {"model_id": "tiny-ocr", "file_id": upload(service, ONE).json["id"], "job_id": submit(service).json["id"]}
     for path, operations in document["paths"].items():
         for method in operations:
             if method in ("get", "post"):
-                known = service.client.simulate_request(
-                    method.upper(), path.format(model_id="tiny-ocr", file_id=file_id)
-                )
+                known = service.client.simulate_request(method.upper(), path.format(**ids))
                 assert known.status_code not in (404, 405), path
