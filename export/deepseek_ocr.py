@@ -6,6 +6,7 @@ of other sizes needs no code.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -18,11 +19,12 @@ from models.manifest import DecoderInfo, TokenIds
 from .checkpoint import Checkpoint
 from .config_values import check_values, required, size
 from .decoder import Decoder, DecoderSpec, Embedding, MoeSpec, decoder_graph, embedding_graph
-from .deepseek_vision import ClipSpec, SamSpec, VisionSpec, VisionTower, vision_graph
+from .deepseek_vision import ClipSpec, VisionSpec, VisionTower, vision_graph
 from .errors import ExportError
 from .family import Part, Parts
 from .layers import Precision
 from .outliers import OutlierSite, block_sites
+from .sam_vision import SamSpec
 
 # In the checkpoint, and never used: SAM's map takes the place of CLIP's own patch embeddings.
 UNUSED = ("model.vision_model.embeddings.patch_embedding.", "model.vision_model.embeddings.position_ids")
@@ -44,46 +46,27 @@ class NoPromptRules(BaseModel):
     """The family writes its prompts by itself."""
 
 
-class DeepseekOcrExport:
-    """One checkpoint of the family, understood; see ``export.family.FamilyExport``."""
-
-    unused = UNUSED
+class DeepseekExport(ABC):
+    """What the generations share: decoder, tokens and the places of files. Each brings its vision tower."""
 
     def __init__(self, checkpoint: Checkpoint, processor: Mapping[str, Any]) -> None:
         config = checkpoint.config
-        self._decoder = decoder_spec(_decoder_config(config))
-        self._vision = vision_spec(config, checkpoint, self._decoder.hidden)
+        self._decoder = decoder_spec(decoder_config(config))
         self._processor = processor
         self._config = config
 
+    @abstractmethod
+    def _tower(self, precision: Precision) -> Part:
+        """The vision graph."""
+
     def parts(self, vision: Precision, decoder: Precision) -> Parts:
-        tower = VisionTower("model", self._vision, vision)
         embedding = Embedding("model.embed_tokens.weight", self._decoder, decoder)
         layers = Decoder("model", "lm_head", self._decoder, decoder)
         return {
-            "vision": Part(tower, partial(vision_graph, tower)),
+            "vision": self._tower(vision),
             "embed": Part(embedding, partial(embedding_graph, embedding)),
             "decoder": Part(layers, partial(decoder_graph, layers)),
         }
-
-    @property
-    def vision_outliers(self) -> list[OutlierSite]:
-        sites: list[OutlierSite] = []
-        sam, clip = self._vision.sam, self._vision.clip
-        for i in range(sam.layers):
-            at = f"model.sam_model.blocks.{i}"
-            sites += block_sites(
-                norm1=f"{at}.norm1", qkv=[f"{at}.attn.qkv"], proj=f"{at}.attn.proj", norm2=f"{at}.norm2",
-                up=f"{at}.mlp.lin1", down=f"{at}.mlp.lin2", width=sam.width, mlp_width=sam.mlp_width,
-            )  # fmt: skip
-        for i in range(clip.layers):
-            at = f"model.vision_model.transformer.layers.{i}"
-            sites += block_sites(
-                norm1=f"{at}.layer_norm1", qkv=[f"{at}.self_attn.qkv_proj"], proj=f"{at}.self_attn.out_proj",
-                norm2=f"{at}.layer_norm2", up=f"{at}.mlp.fc1", down=f"{at}.mlp.fc2", width=clip.width,
-                mlp_width=clip.mlp_width,
-            )  # fmt: skip
-        return sites
 
     @property
     def sizes(self) -> DecoderInfo:
@@ -92,6 +75,49 @@ class DeepseekOcrExport:
             layers=spec.layers, hidden_size=spec.hidden, kv_heads=spec.kv_heads, head_dim=spec.head_dim,
             vocabulary=spec.vocabulary, max_length=spec.max_length,
         )  # fmt: skip
+
+    def tokens(self, token_id: Mapping[str, int]) -> TokenIds:
+        """Ids of the tokens with a meaning; ``token_id`` is the tokenizer's vocabulary."""
+        config = decoder_config(self._config)
+        image = self._processor.get("image_token", "<image>")
+        if image not in token_id:
+            raise ExportError(f"the tokenizer has no token {image!r}, which marks an image; use the model's own one")
+        eos = required(config, "eos_token_id")
+        return TokenIds(
+            bos=required(config, "bos_token_id"),
+            eos=tuple(eos) if isinstance(eos, list) else (eos,),
+            image=token_id[image],
+        )
+
+    def prompt_rules(self, token_id: Mapping[str, int], special: Sequence[str]) -> BaseModel:
+        """None: the published checkpoint has no chat template."""
+        return NoPromptRules()
+
+
+class DeepseekOcrExport(DeepseekExport):
+    """One checkpoint of the family, understood; see ``export.family.FamilyExport``."""
+
+    unused = UNUSED
+
+    def __init__(self, checkpoint: Checkpoint, processor: Mapping[str, Any]) -> None:
+        super().__init__(checkpoint, processor)
+        self._vision = vision_spec(self._config, checkpoint, self._decoder.hidden)
+
+    def _tower(self, precision: Precision) -> Part:
+        tower = VisionTower("model", self._vision, precision)
+        return Part(tower, partial(vision_graph, tower))
+
+    @property
+    def vision_outliers(self) -> list[OutlierSite]:
+        sites, clip = sam_outliers(self._vision.sam), self._vision.clip
+        for i in range(clip.layers):
+            at = f"model.vision_model.transformer.layers.{i}"
+            sites += block_sites(
+                norm1=f"{at}.layer_norm1", qkv=[f"{at}.self_attn.qkv_proj"], proj=f"{at}.self_attn.out_proj",
+                norm2=f"{at}.layer_norm2", up=f"{at}.mlp.fc1", down=f"{at}.mlp.fc2", width=clip.width,
+                mlp_width=clip.mlp_width,
+            )  # fmt: skip
+        return sites
 
     @property
     def image_rules(self) -> ImageRules:
@@ -111,22 +137,17 @@ class DeepseekOcrExport:
             **{name: value for name, value in rules.items() if value is not None},
         )  # fmt: skip
 
-    def tokens(self, token_id: Mapping[str, int]) -> TokenIds:
-        """Ids of the tokens with a meaning; ``token_id`` is the tokenizer's vocabulary."""
-        config = _decoder_config(self._config)
-        image = self._processor.get("image_token", "<image>")
-        if image not in token_id:
-            raise ExportError(f"the tokenizer has no token {image!r}, which marks an image; use the model's own one")
-        eos = required(config, "eos_token_id")
-        return TokenIds(
-            bos=required(config, "bos_token_id"),
-            eos=tuple(eos) if isinstance(eos, list) else (eos,),
-            image=token_id[image],
-        )
 
-    def prompt_rules(self, token_id: Mapping[str, int], special: Sequence[str]) -> BaseModel:
-        """None: the published checkpoint has no chat template."""
-        return NoPromptRules()
+def sam_outliers(sam: SamSpec) -> list[OutlierSite]:
+    """Where outlier channels can be planted in SAM's blocks."""
+    sites: list[OutlierSite] = []
+    for i in range(sam.layers):
+        at = f"model.sam_model.blocks.{i}"
+        sites += block_sites(
+            norm1=f"{at}.norm1", qkv=[f"{at}.attn.qkv"], proj=f"{at}.attn.proj", norm2=f"{at}.norm2",
+            up=f"{at}.mlp.lin1", down=f"{at}.mlp.lin2", width=sam.width, mlp_width=sam.mlp_width,
+        )  # fmt: skip
+    return sites
 
 
 def decoder_spec(config: Mapping[str, Any]) -> DecoderSpec:
@@ -171,29 +192,9 @@ def decoder_spec(config: Mapping[str, Any]) -> DecoderSpec:
 
 def vision_spec(config: Mapping[str, Any], checkpoint: Checkpoint, hidden: int) -> VisionSpec:
     """The tower's sizes: from ``vision_config``, and from tensor shapes where that is silent."""
-    vision = required(config, "vision_config")
-    widths = required(vision, "width")
-    sam, clip = required(widths, "sam_vit_b"), required(widths, "clip-l-14-224")
-    layers, global_layers = size(sam, "layers"), tuple(required(sam, "global_attn_indexes"))
-    windowed = next((i for i in range(layers) if i not in global_layers), None)
-    window = 14
-    if windowed is not None:
-        window = (checkpoint.shape(f"model.sam_model.blocks.{windowed}.attn.rel_pos_h")[0] + 1) // 2
-    patch = checkpoint.shape("model.sam_model.patch_embed.proj.weight")[-1]
-    first, second = required(sam, "downsample_channels")
+    clip = required(required(required(config, "vision_config"), "width"), "clip-l-14-224")
     return VisionSpec(
-        sam=SamSpec(
-            width=size(sam, "width"),
-            layers=layers,
-            heads=size(sam, "heads"),
-            mlp_width=checkpoint.shape("model.sam_model.blocks.0.mlp.lin1.weight")[0],
-            patch=patch,
-            grid=size(vision, "image_size") // patch,
-            window=window,
-            global_layers=global_layers,
-            neck=checkpoint.shape("model.sam_model.neck.0.weight")[0],
-            channels=(first, second),
-        ),
+        sam=sam_spec(config, checkpoint),
         clip=ClipSpec(
             width=size(clip, "width"),
             layers=size(clip, "layers"),
@@ -205,6 +206,30 @@ def vision_spec(config: Mapping[str, Any], checkpoint: Checkpoint, hidden: int) 
     )
 
 
-def _decoder_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+def sam_spec(config: Mapping[str, Any], checkpoint: Checkpoint) -> SamSpec:
+    """The first stage's sizes. Its last width is the tensor's: DeepSeek-OCR-2's config still has the old one."""
+    vision = required(config, "vision_config")
+    sam = required(required(vision, "width"), "sam_vit_b")
+    layers, global_layers = size(sam, "layers"), tuple(required(sam, "global_attn_indexes"))
+    windowed = next((i for i in range(layers) if i not in global_layers), None)
+    window = 14
+    if windowed is not None:
+        window = (checkpoint.shape(f"model.sam_model.blocks.{windowed}.attn.rel_pos_h")[0] + 1) // 2
+    patch = checkpoint.shape("model.sam_model.patch_embed.proj.weight")[-1]
+    return SamSpec(
+        width=size(sam, "width"),
+        layers=layers,
+        heads=size(sam, "heads"),
+        mlp_width=checkpoint.shape("model.sam_model.blocks.0.mlp.lin1.weight")[0],
+        patch=patch,
+        grid=size(vision, "image_size") // patch,
+        window=window,
+        global_layers=global_layers,
+        neck=checkpoint.shape("model.sam_model.neck.0.weight")[0],
+        channels=(required(sam, "downsample_channels")[0], checkpoint.shape("model.sam_model.net_3.weight")[0]),
+    )
+
+
+def decoder_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The decoder's values: ``language_config`` over the copies at the top level."""
     return {**config, **config.get("language_config", {})}

@@ -248,10 +248,11 @@ class Conv(nn.Module):
 class GatedMlp(nn.Module):
     """down(silu(gate(x)) * up(x)), gate and up as one product."""
 
-    def __init__(self, at: str, hidden: int, width: int, precision: Precision) -> None:
+    def __init__(self, at: str, hidden: int, width: int, precision: Precision, *, normed: bool = False) -> None:
+        """``normed``: see ``linear``."""
         super().__init__()
         pair = (f"{at}.gate_proj", f"{at}.up_proj")
-        self.gate_up_proj = linear(pair, hidden, (width, width), precision)
+        self.gate_up_proj = linear(pair, hidden, (width, width), precision, normed=normed)
         self.down_proj = linear(f"{at}.down_proj", width, hidden, precision)
 
     def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:

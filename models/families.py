@@ -9,6 +9,7 @@ from importlib.metadata import entry_points
 from types import MappingProxyType
 
 from .deepseek_ocr.registration import DEEPSEEK_OCR
+from .deepseek_ocr2.registration import DEEPSEEK_OCR_2
 from .paddleocr_vl.registration import PADDLEOCR_VL
 from .registration import ModelEntry, Registration
 
@@ -17,12 +18,6 @@ log = logging.getLogger(__name__)
 ENTRY_POINTS = "ocr_onnx.families"
 
 _KNOWN_BY_NAME = (
-    Registration(
-        "deepseek-ocr-2",
-        (ModelEntry("deepseek-ocr-2", "deepseek-ocr-2", "deepseek-ai/DeepSeek-OCR-2"),),
-        ("DeepseekOCR2ForCausalLM",),
-        kinds=("deepseek-ocr2", "deepseek"),
-    ),
     Registration("dots-ocr", (ModelEntry("dots-ocr", "dots-ocr", "rednote-hilab/dots.ocr"),), ("DotsOCRForCausalLM",)),
     Registration(
         "glm-ocr", (ModelEntry("glm-ocr", "glm-ocr", "zai-org/GLM-OCR"),), ("GlmOcrForConditionalGeneration",)
@@ -62,7 +57,9 @@ def gathered(own: Iterable[Registration], others: Iterable[Registration]) -> Map
     return MappingProxyType(families)
 
 
-FAMILIES: Mapping[str, Registration] = gathered((DEEPSEEK_OCR, PADDLEOCR_VL, *_KNOWN_BY_NAME), _others())
+FAMILIES: Mapping[str, Registration] = gathered(
+    (DEEPSEEK_OCR, DEEPSEEK_OCR_2, PADDLEOCR_VL, *_KNOWN_BY_NAME), _others()
+)
 
 
 def by_architecture(name: str) -> Registration | None:

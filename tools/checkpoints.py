@@ -15,9 +15,10 @@ import argparse
 import json
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -84,7 +85,30 @@ def tensor_shapes(sizes: Sizes) -> dict[str, tuple[int, ...]]:
 
 
 def _shapes(s: Sizes) -> Iterator[tuple[str, tuple[int, ...]]]:
-    sam, clip = "model.sam_model", "model.vision_model"
+    clip = "model.vision_model"
+    yield from sam_shapes(s)
+    yield f"{clip}.embeddings.class_embedding", (s.clip_width,)
+    yield f"{clip}.embeddings.patch_embedding.weight", (s.clip_width, 3, s.clip_patch, s.clip_patch)
+    yield f"{clip}.embeddings.position_embedding.weight", ((s.clip_image_size // s.clip_patch) ** 2 + 1, s.clip_width)
+    yield from norm(f"{clip}.pre_layrnorm", s.clip_width)
+    for i in range(s.clip_layers):
+        at = f"{clip}.transformer.layers.{i}"
+        yield from linear(f"{at}.self_attn.qkv_proj", s.clip_width, 3 * s.clip_width)
+        yield from linear(f"{at}.self_attn.out_proj", s.clip_width, s.clip_width)
+        yield from linear(f"{at}.mlp.fc1", s.clip_width, s.clip_mlp)
+        yield from linear(f"{at}.mlp.fc2", s.clip_mlp, s.clip_width)
+        yield from norm(f"{at}.layer_norm1", s.clip_width)
+        yield from norm(f"{at}.layer_norm2", s.clip_width)
+
+    yield from linear("model.projector.layers", 2 * s.clip_width, s.hidden)
+    yield "model.image_newline", (s.hidden,)
+    yield "model.view_seperator", (s.hidden,)
+    yield from decoder_shapes(s)
+
+
+def sam_shapes(s: Sizes) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """SAM, which both generations of DeepSeek-OCR have."""
+    sam = "model.sam_model"
     grid = s.image_size // s.patch
     head = s.sam_width // s.sam_heads
     yield f"{sam}.pos_embed", (1, grid, grid, s.sam_width)
@@ -93,37 +117,24 @@ def _shapes(s: Sizes) -> Iterator[tuple[str, tuple[int, ...]]]:
     for i in range(s.sam_layers):
         at = f"{sam}.blocks.{i}"
         side = grid if i in s.sam_global else s.sam_window
-        yield from _norm(f"{at}.norm1", s.sam_width)
+        yield from norm(f"{at}.norm1", s.sam_width)
         yield f"{at}.attn.rel_pos_h", (2 * side - 1, head)
         yield f"{at}.attn.rel_pos_w", (2 * side - 1, head)
-        yield from _linear(f"{at}.attn.qkv", s.sam_width, 3 * s.sam_width)
-        yield from _linear(f"{at}.attn.proj", s.sam_width, s.sam_width)
-        yield from _norm(f"{at}.norm2", s.sam_width)
-        yield from _linear(f"{at}.mlp.lin1", s.sam_width, s.sam_mlp)
-        yield from _linear(f"{at}.mlp.lin2", s.sam_mlp, s.sam_width)
+        yield from linear(f"{at}.attn.qkv", s.sam_width, 3 * s.sam_width)
+        yield from linear(f"{at}.attn.proj", s.sam_width, s.sam_width)
+        yield from norm(f"{at}.norm2", s.sam_width)
+        yield from linear(f"{at}.mlp.lin1", s.sam_width, s.sam_mlp)
+        yield from linear(f"{at}.mlp.lin2", s.sam_mlp, s.sam_width)
     yield f"{sam}.neck.0.weight", (s.sam_neck, s.sam_width, 1, 1)
-    yield from _norm(f"{sam}.neck.1", s.sam_neck)
+    yield from norm(f"{sam}.neck.1", s.sam_neck)
     yield f"{sam}.neck.2.weight", (s.sam_neck, s.sam_neck, 3, 3)
-    yield from _norm(f"{sam}.neck.3", s.sam_neck)
+    yield from norm(f"{sam}.neck.3", s.sam_neck)
     yield f"{sam}.net_2.weight", (s.sam_channels[0], s.sam_neck, 3, 3)
     yield f"{sam}.net_3.weight", (s.sam_channels[1], s.sam_channels[0], 3, 3)
 
-    yield f"{clip}.embeddings.class_embedding", (s.clip_width,)
-    yield f"{clip}.embeddings.patch_embedding.weight", (s.clip_width, 3, s.clip_patch, s.clip_patch)
-    yield f"{clip}.embeddings.position_embedding.weight", ((s.clip_image_size // s.clip_patch) ** 2 + 1, s.clip_width)
-    yield from _norm(f"{clip}.pre_layrnorm", s.clip_width)
-    for i in range(s.clip_layers):
-        at = f"{clip}.transformer.layers.{i}"
-        yield from _linear(f"{at}.self_attn.qkv_proj", s.clip_width, 3 * s.clip_width)
-        yield from _linear(f"{at}.self_attn.out_proj", s.clip_width, s.clip_width)
-        yield from _linear(f"{at}.mlp.fc1", s.clip_width, s.clip_mlp)
-        yield from _linear(f"{at}.mlp.fc2", s.clip_mlp, s.clip_width)
-        yield from _norm(f"{at}.layer_norm1", s.clip_width)
-        yield from _norm(f"{at}.layer_norm2", s.clip_width)
 
-    yield from _linear("model.projector.layers", 2 * s.clip_width, s.hidden)
-    yield "model.image_newline", (s.hidden,)
-    yield "model.view_seperator", (s.hidden,)
+def decoder_shapes(s: Sizes) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """The decoder, which all of the line have."""
     yield "model.embed_tokens.weight", (s.vocabulary, s.hidden)
     head_dim = s.hidden // s.heads
     for i in range(s.layers):
@@ -134,27 +145,27 @@ def _shapes(s: Sizes) -> Iterator[tuple[str, tuple[int, ...]]]:
         yield f"{at}.input_layernorm.weight", (s.hidden,)
         yield f"{at}.post_attention_layernorm.weight", (s.hidden,)
         if i < s.dense_layers:
-            yield from _gated_mlp(f"{at}.mlp", s.hidden, s.dense_mlp)
+            yield from gated_mlp(f"{at}.mlp", s.hidden, s.dense_mlp)
             continue
         yield f"{at}.mlp.gate.weight", (s.experts, s.hidden)
-        yield from _gated_mlp(f"{at}.mlp.shared_experts", s.hidden, s.expert_mlp * s.shared_experts)
+        yield from gated_mlp(f"{at}.mlp.shared_experts", s.hidden, s.expert_mlp * s.shared_experts)
         for expert in range(s.experts):
-            yield from _gated_mlp(f"{at}.mlp.experts.{expert}", s.hidden, s.expert_mlp)
+            yield from gated_mlp(f"{at}.mlp.experts.{expert}", s.hidden, s.expert_mlp)
     yield "model.norm.weight", (s.hidden,)
     yield "lm_head.weight", (s.vocabulary, s.hidden)
 
 
-def _norm(at: str, width: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+def norm(at: str, width: int) -> Iterator[tuple[str, tuple[int, ...]]]:
     yield f"{at}.weight", (width,)
     yield f"{at}.bias", (width,)
 
 
-def _linear(at: str, inputs: int, outputs: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+def linear(at: str, inputs: int, outputs: int) -> Iterator[tuple[str, tuple[int, ...]]]:
     yield f"{at}.weight", (outputs, inputs)
     yield f"{at}.bias", (outputs,)
 
 
-def _gated_mlp(at: str, hidden: int, width: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+def gated_mlp(at: str, hidden: int, width: int) -> Iterator[tuple[str, tuple[int, ...]]]:
     yield f"{at}.gate_proj.weight", (width, hidden)
     yield f"{at}.up_proj.weight", (width, hidden)
     yield f"{at}.down_proj.weight", (hidden, width)
@@ -259,9 +270,20 @@ def small_tokenizer() -> Tokenizer:
     return tokenizer
 
 
+@dataclass(frozen=True)
+class Layout:
+    """What differs between the checkpoints of the line: tensors and config.json."""
+
+    shapes: Callable[[Any], dict[str, tuple[int, ...]]]
+    config: Callable[[Any], dict[str, object]]
+
+
+DEEPSEEK_OCR = Layout(tensor_shapes, published_config)
+
+
 def write_random_checkpoint(
     folder: Path, sizes: Sizes = Sizes(), *, seed: int = 0, tokenizer: Path | None = None, shards: int = 1,
-    progress: bool = False,
+    progress: bool = False, layout: Layout = DEEPSEEK_OCR,
 ) -> Path:  # fmt: skip
     """Write a checkpoint of random bfloat16 weights in the published layout, one tensor in memory at a time.
 
@@ -275,13 +297,13 @@ def write_random_checkpoint(
         1 gives the published single shard with its index; more spread the tensors evenly.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(published_config(sizes), indent=1))
+    (folder / "config.json").write_text(json.dumps(layout.config(sizes), indent=1))
     (folder / "processor_config.json").write_text(json.dumps(processor_config(sizes), indent=1))
     if tokenizer is None:
         small_tokenizer().save(str(folder / "tokenizer.json"))
     else:
         shutil.copyfile(tokenizer, folder / "tokenizer.json")
-    shapes = tensor_shapes(sizes)
+    shapes = layout.shapes(sizes)
     per_shard = math.ceil(len(shapes) / shards)
     names = list(shapes)
     weight_map = {}
@@ -338,18 +360,19 @@ def random_tensor(name: str, shape: tuple[int, ...], rng: np.random.Generator) -
     return values.astype(ml_dtypes.bfloat16)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(full: Sizes = FULL_SIZE, layout: Layout = DEEPSEEK_OCR, doc: str | None = __doc__) -> None:
+    """The command line, for every layout."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--full", action="store_true", help="the published sizes: 2,710 tensors, 6.67 GB")
+    parser.add_argument("--full", action="store_true", help="the published sizes: 6.7 GB")
     parser.add_argument("--tokenizer", type=Path, help="tokenizer.json to copy in (default: a small byte-level one)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--shards", type=int, default=1)
     args = parser.parse_args()
-    sizes = FULL_SIZE if args.full else Sizes()
     write_random_checkpoint(
-        args.folder, sizes, seed=args.seed, tokenizer=args.tokenizer, shards=args.shards, progress=True
-    )
+        args.folder, full if args.full else type(full)(), seed=args.seed, tokenizer=args.tokenizer, shards=args.shards,
+        progress=True, layout=layout,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -52,12 +52,12 @@ def run_reference(checkpoint: Path, folder: Path, image: Image.Image, steps: int
     tokenizer.no_padding()
     prompt = task_prompt(family.tasks, family.default_task)
 
-    def prompt_ids(image_tokens: int) -> list[int]:
+    def prompt_ids(image_tokens: Sequence[int]) -> list[int]:
         encode = lambda text: list(tokenizer.encode(text, add_special_tokens=False).ids)
-        return family.prompt_ids(prompt, [image_tokens], encode)
+        return family.prompt_ids(prompt, image_tokens, encode)
 
     known = tokenizer.get_vocab_size(with_added_tokens=True)
-    return load_family(checkpoint).read(manifest, image, steps, prompt_ids, known)
+    return load_family(checkpoint).read(manifest, [image], steps, prompt_ids, known)
 
 
 def measure(folder: Path, image: Image.Image, reference: Reference) -> Parity:
@@ -80,8 +80,8 @@ def measure(folder: Path, image: Image.Image, reference: Reference) -> Parity:
     logits = np.stack(rows)
     found = divergence(reference.logits, logits)
     return Parity(
-        feature_cosine=cosine([features], [reference.features]),
-        feature_error=_relative(features, reference.features),
+        feature_cosine=cosine([features], reference.features),
+        feature_error=_relative(features, reference.features[0]),
         logit_error=_relative(logits, reference.logits),
         divergence=found["mean_kl"],
         top_1_agreement=found["top_1_agreement"],

@@ -7,8 +7,9 @@ library's own conversion table maps the published tensor names onto its modules,
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,31 +22,13 @@ def reference_config(folder: Path) -> UnlimitedOcrConfig:
     published = json.loads((folder / "config.json").read_text())
     decoder = published["language_config"]
     vision = published["vision_config"]
-    sam, clip = vision["width"]["sam_vit_b"], vision["width"]["clip-l-14-224"]
-    shapes = _shapes(folder)
-    patch = shapes["model.sam_model.patch_embed.proj.weight"][-1]
-    windowed = next((i for i in range(sam["layers"]) if i not in sam["global_attn_indexes"]), None)
-    window = 14 if windowed is None else (shapes[f"model.sam_model.blocks.{windowed}.attn.rel_pos_h"][0] + 1) // 2
+    clip = vision["width"]["clip-l-14-224"]
+    shapes = shapes_of(folder)
     return UnlimitedOcrConfig(
         image_token_id=0,  # the reference is always fed embeddings
-        text_config={
-            **{k: v for k, v in decoder.items() if k not in ("architectures", "auto_map", "torch_dtype", "lm_head")},
-            "layer_types": ["full_attention"] * decoder["num_hidden_layers"],
-            "rope_parameters": {"rope_type": "default", "rope_theta": decoder.get("rope_theta", 10000.0)},
-        },
+        text_config={**text_config(decoder), "layer_types": ["full_attention"] * decoder["num_hidden_layers"]},
         vision_config={
-            "sam_config": {
-                "hidden_size": sam["width"],
-                "output_channels": shapes["model.sam_model.neck.0.weight"][0],
-                "num_hidden_layers": sam["layers"],
-                "num_attention_heads": sam["heads"],
-                "image_size": vision["image_size"],
-                "patch_size": patch,
-                "window_size": window,
-                "global_attn_indexes": sam["global_attn_indexes"],
-                "mlp_dim": shapes["model.sam_model.blocks.0.mlp.lin1.weight"][0],
-                "downsample_channels": sam["downsample_channels"],
-            },
+            "sam_config": sam_config(vision, shapes),
             "encoder_config": {
                 "hidden_size": clip["width"],
                 "intermediate_size": shapes["model.vision_model.transformer.layers.0.mlp.fc1.weight"][0],
@@ -58,10 +41,41 @@ def reference_config(folder: Path) -> UnlimitedOcrConfig:
     )
 
 
+def text_config(decoder: Mapping[str, Any]) -> dict[str, Any]:
+    """The decoder's part of transformers' config, from the published one."""
+    left_out = ("architectures", "auto_map", "torch_dtype", "lm_head")
+    rope = {"rope_type": "default", "rope_theta": decoder.get("rope_theta", 10000.0)}
+    return {**{k: v for k, v in decoder.items() if k not in left_out}, "rope_parameters": rope}
+
+
+def sam_config(vision: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """SAM's part, from the published ``vision_config`` and the tensors' shapes."""
+    sam = vision["width"]["sam_vit_b"]
+    windowed = next((i for i in range(sam["layers"]) if i not in sam["global_attn_indexes"]), None)
+    window = 14 if windowed is None else (shapes[f"model.sam_model.blocks.{windowed}.attn.rel_pos_h"][0] + 1) // 2
+    return {
+        "hidden_size": sam["width"],
+        "output_channels": shapes["model.sam_model.neck.0.weight"][0],
+        "num_hidden_layers": sam["layers"],
+        "num_attention_heads": sam["heads"],
+        "image_size": vision["image_size"],
+        "patch_size": shapes["model.sam_model.patch_embed.proj.weight"][-1],
+        "window_size": window,
+        "global_attn_indexes": sam["global_attn_indexes"],
+        "mlp_dim": shapes["model.sam_model.blocks.0.mlp.lin1.weight"][0],
+        "downsample_channels": [sam["downsample_channels"][0], shapes["model.sam_model.net_3.weight"][0]],
+    }
+
+
 def load_reference(folder: Path, dtype: torch.dtype = torch.float32) -> UnlimitedOcrForConditionalGeneration:
     """transformers' model with the checkpoint's weights, in evaluation mode."""
     config = reference_config(folder)
-    model, loading = UnlimitedOcrForConditionalGeneration.from_pretrained(
+    return filled(UnlimitedOcrForConditionalGeneration, folder, config, dtype)
+
+
+def filled(kind: Any, folder: Path, config: Any, dtype: torch.dtype) -> Any:
+    """A model of transformers' with all of its weights from the folder, in evaluation mode."""
+    model, loading = kind.from_pretrained(
         folder, config=config, dtype=dtype, attn_implementation="eager", output_loading_info=True
     )
     if loading["missing_keys"] or loading["mismatched_keys"]:
@@ -121,7 +135,7 @@ def greedy_logits(
     return torch.stack(logits).numpy(), tokens
 
 
-def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+def shapes_of(folder: Path) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {}
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, framework="np") as tensors:

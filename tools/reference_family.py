@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,17 +21,17 @@ from models.families import by_architecture, unknown_architecture
 from models.manifest import Manifest
 from models.registration import Registration
 
-PromptIds = Callable[[int], list[int]]  # number of image tokens -> token ids
+PromptIds = Callable[[Sequence[int]], list[int]]  # tokens of each image -> token ids
 
 
 @dataclass(frozen=True)
 class Reference:
     """What transformers computes.
 
-    features : [image tokens, hidden]; logits : [steps + 1, vocabulary]; tokens : [steps + 1].
+    features : of each image, [tokens, hidden]; logits : [steps + 1, vocabulary]; tokens : [steps + 1].
     """
 
-    features: np.ndarray
+    features: list[np.ndarray]
     logits: np.ndarray
     tokens: list[int]
     prompt_ids: list[int]
@@ -77,9 +77,9 @@ class ReferenceFamily(Protocol):
         """Arguments of the decoder that say where so many tokens stand."""
 
     def read(
-        self, manifest: Manifest, image: Image.Image, steps: int, prompt_ids: PromptIds, vocabulary: int
+        self, manifest: Manifest, images: Sequence[Image.Image], steps: int, prompt_ids: PromptIds, vocabulary: int
     ) -> Reference:
-        """Read an image greedily. manifest : of any export of the checkpoint, for image rules that no library has.
+        """Read images greedily. manifest : of any export of the checkpoint, for image rules that no library has.
 
         vocabulary : tokens that may be chosen; the logits of random weights have padding rows too.
         """
@@ -96,15 +96,18 @@ def load_family(checkpoint: Path, dtype: Any = None) -> ReferenceFamily:
 
 
 class DeepseekReference:
-    """See ``ReferenceFamily``."""
+    """See ``ReferenceFamily``. The later ones of the line say what they cut and load otherwise."""
 
     vision_part = "vision_tower"
 
     def __init__(self, checkpoint: Path, dtype: Any) -> None:
+        self.model: Any = self.load(checkpoint, dtype)
+        self._dtype = dtype
+
+    def load(self, checkpoint: Path, dtype: Any) -> Any:
         from tools.reference import load_reference
 
-        self.model: Any = load_reference(checkpoint, dtype)
-        self._dtype = dtype
+        return load_reference(checkpoint, dtype)
 
     def view(self, side: int) -> tuple[Any, ...]:
         import torch
@@ -112,7 +115,7 @@ class DeepseekReference:
         return torch.randn(1, 3, side, side).to(self._dtype), None, (1, 1)
 
     def page(self, image: Image.Image) -> tuple[Any, ...]:
-        from models.deepseek_ocr.images import ImageRules, ImageSettings, make_views, normalise
+        from models.deepseek_ocr.images import ImageRules
 
         config = self.model.config.vision_config
         sam, clip = config.sam_config, config.encoder_config
@@ -120,9 +123,20 @@ class DeepseekReference:
             patch_size=sam.patch_size, downsample=4, grid=sam.image_size // sam.patch_size,
             clip_grid=clip.image_size // clip.patch_size,
         )  # fmt: skip
+        return self.views(image, rules)
+
+    def views(self, image: Image.Image, rules: Any) -> tuple[Any, ...]:
+        """What ``features`` takes, by the family's rules."""
+        from models.deepseek_ocr.images import ImageSettings, make_views, normalise
+
         views = make_views(image, ImageSettings(), rules)
         tiles = None if views.tiles is None else self._tensor(normalise(views.tiles, rules))
         return self._tensor(normalise(views.whole, rules)), tiles, views.grid
+
+    def rules(self, manifest: Manifest) -> Any:
+        from models.deepseek_ocr.images import ImageRules
+
+        return ImageRules.model_validate(manifest.image)
 
     def features(self, *inputs: Any) -> Any:
         whole, tiles, grid = inputs
@@ -134,18 +148,17 @@ class DeepseekReference:
         return {}
 
     def read(
-        self, manifest: Manifest, image: Image.Image, steps: int, prompt_ids: PromptIds, vocabulary: int
+        self, manifest: Manifest, images: Sequence[Image.Image], steps: int, prompt_ids: PromptIds, vocabulary: int
     ) -> Reference:
-        from models.deepseek_ocr.images import ImageRules, ImageSettings, make_views, normalise
-        from tools.reference import embed, greedy_logits, image_features
+        import torch
 
-        rules = ImageRules.model_validate(manifest.image)
-        views = make_views(image, ImageSettings(), rules)
-        tiles = None if views.tiles is None else normalise(views.tiles, rules)
-        features = image_features(self.model, normalise(views.whole, rules), tiles, views.grid)
-        ids = prompt_ids(len(features))
+        from tools.reference import embed, greedy_logits
+
+        with torch.no_grad():
+            features = [self.features(*self.views(image, self.rules(manifest))).numpy() for image in images]
+        ids = prompt_ids([len(one) for one in features])
         embeddings = embed(self.model, ids).copy()
-        embeddings[np.array(ids) == manifest.tokens.image] = features
+        embeddings[np.array(ids) == manifest.tokens.image] = np.concatenate(features)
         logits, tokens = greedy_logits(self.model, embeddings, steps, vocabulary)
         return Reference(features, logits, tokens, ids)
 
@@ -153,6 +166,44 @@ class DeepseekReference:
         import torch
 
         return torch.from_numpy(array).to(self._dtype)
+
+
+class Deepseek2Reference(DeepseekReference):
+    """See ``ReferenceFamily``."""
+
+    def load(self, checkpoint: Path, dtype: Any) -> Any:
+        from tools.deepseek2_reference import load_deepseek2
+
+        return load_deepseek2(checkpoint, dtype)
+
+    def page(self, image: Image.Image) -> tuple[Any, ...]:
+        from models.deepseek_ocr2.images import ImageRules
+
+        sam = self.model.config.vision_config.sam_config
+        side = sam.image_size
+        rules = ImageRules(
+            patch_size=sam.patch_size, downsample=4, grid=side // sam.patch_size, base_size=side,
+            image_size=side * 3 // 4,
+        )  # fmt: skip
+        return self.views(image, rules)
+
+    def views(self, image: Image.Image, rules: Any) -> tuple[Any, ...]:
+        from models.deepseek_ocr.images import normalise
+        from models.deepseek_ocr2.images import ImageSettings, make_views
+
+        views = make_views(image, ImageSettings(), rules)
+        tiles = None if views.tiles is None else self._tensor(normalise(views.tiles, rules))
+        return self._tensor(normalise(views.whole, rules)), tiles, views.grid
+
+    def rules(self, manifest: Manifest) -> Any:
+        from models.deepseek_ocr2.images import ImageRules
+
+        return ImageRules.model_validate(manifest.image)
+
+    def features(self, *inputs: Any) -> Any:
+        whole, tiles, _ = inputs
+        counts = None if tiles is None else [len(tiles)]
+        return self.model.model.get_image_features(whole, tiles, counts, return_dict=True).pooler_output[0]
 
 
 class PaddleReference:
@@ -184,12 +235,13 @@ class PaddleReference:
         return {"position_ids": torch.arange(start, start + tokens).expand(3, 1, -1)}
 
     def read(
-        self, manifest: Manifest, image: Image.Image, steps: int, prompt_ids: PromptIds, vocabulary: int
+        self, manifest: Manifest, images: Sequence[Image.Image], steps: int, prompt_ids: PromptIds, vocabulary: int
     ) -> Reference:
         """The library's own processor cuts the image and its own code counts the positions."""
         from tools.paddle_reference import greedy, page_features
 
-        features, grid = page_features(self.model, self._processor, image)
-        ids = prompt_ids(len(features))
-        logits, tokens = greedy(self.model, ids, [features], [grid], steps, np.arange(manifest.sizes.vocabulary))
+        found = [page_features(self.model, self._processor, image) for image in images]
+        features, grids = [one for one, _ in found], [grid for _, grid in found]
+        ids = prompt_ids([len(one) for one in features])
+        logits, tokens = greedy(self.model, ids, features, grids, steps, np.arange(manifest.sizes.vocabulary))
         return Reference(features, logits, tokens, ids)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -17,61 +17,23 @@ from models.grounding import Box, parse_boxes
 from models.manifest import Manifest
 from models.pixels import noise
 
-from .images import ImageRules, ImageSettings, lay_out, make_views, normalise, token_count
+from .images import ImageRules, ImageSettings, Views, lay_out, make_views, normalise, token_count
 from .output import DEFAULT_TASK, TASKS
 from .positions import view_inputs
 
 DEFAULTS: Mapping[str, Any] = MappingProxyType({})  # the built-in ones were made for this family
 
 
-class DeepseekOcr:
-    """See ``models.family.Family``."""
+class DeepseekPrompts:
+    """What the generations share of ``models.family.Family``: prompts, positions, answers, and views one by one."""
 
     tasks = TASKS
     default_task = DEFAULT_TASK
     defaults = DEFAULTS
-    settings: ClassVar[type[FamilySettings]] = ImageSettings
 
     def __init__(self, manifest: Manifest) -> None:
         self.tokens = manifest.tokens
-        self.rules = ImageRules.model_validate(manifest.image)
-        self._most_tokens = manifest.max_length
-
-    def prepare_image(
-        self, image: Image.Image, settings: Mapping[str, Any], prompt: str = "", images: int = 1
-    ) -> PreparedImage:
-        """One vision pass for each tile, then one for the global view.
-
-        One by one, not as a batch: a view fills the machine by itself, and between two views the engine can decode
-        other requests and notice a cancellation.
-        """
-        views = make_views(image, ImageSettings.of(settings), self.rules, self._most_tokens)
-        singles = [] if views.tiles is None else [views.tiles[i : i + 1] for i in range(len(views.tiles))]
-        passes = [partial(self._feeds, view) for view in (*singles, views.whole)]
-
-        def assemble(outputs: Sequence[Feeds]) -> np.ndarray:
-            *tiles, whole = outputs
-            return lay_out(
-                whole["features"][0],
-                np.concatenate([tile["features"] for tile in tiles]) if tiles else None,
-                views.grid,
-                whole["image_newline"],
-                whole["view_separator"],
-            )
-
-        return PreparedImage(passes, token_count(views, self.rules), assemble)
-
-    def smallest_image(self, settings: Mapping[str, Any] | None = None) -> PreparedImage:
-        """Without settings a single view of as few patches as one vision token has; with them an image with tiles."""
-        if settings is None:
-            side = self.rules.patch_size * self.rules.downsample
-            return self.prepare_image(noise(side), {"crop_mode": False, "image_size": side})
-        largest = self.rules.largest_side
-        side = min(ImageSettings.of(settings).image_size or largest, largest) + 1  # is cut, but into few
-        return self.prepare_image(noise(side), settings)
-
-    def _feeds(self, view: np.ndarray) -> Feeds:
-        return {"pixel_values": normalise(view, self.rules), **view_inputs(view.shape[1], self.rules)}
+        self.most_tokens = manifest.max_length
 
     def prompt_ids(self, prompt: str, image_tokens: Sequence[int], encode: Encode) -> list[int]:
         """The ``plain`` template: no roles, BOS in front, the text around each slot encoded by itself."""
@@ -101,3 +63,53 @@ class DeepseekOcr:
     def boxes(text: str, width: int, height: int) -> list[Box]:
         """See ``models.grounding``."""
         return parse_boxes(text, width, height)
+
+
+def passes_of(views: Views, feeds: Callable[[np.ndarray], Feeds]) -> list[Callable[[], Feeds]]:
+    """One vision pass for each tile, then one for the global view.
+
+    One by one, not as a batch: a view fills the machine by itself, and between two views the engine can decode other
+    requests and notice a cancellation.
+    """
+    singles = [] if views.tiles is None else [views.tiles[i : i + 1] for i in range(len(views.tiles))]
+    return [partial(feeds, view) for view in (*singles, views.whole)]
+
+
+class DeepseekOcr(DeepseekPrompts):
+    """See ``models.family.Family``."""
+
+    settings: ClassVar[type[FamilySettings]] = ImageSettings
+
+    def __init__(self, manifest: Manifest) -> None:
+        super().__init__(manifest)
+        self.rules = ImageRules.model_validate(manifest.image)
+
+    def prepare_image(
+        self, image: Image.Image, settings: Mapping[str, Any], prompt: str = "", images: int = 1
+    ) -> PreparedImage:
+        """Tiles as one grid and the global view, in the passes of ``passes_of``."""
+        views = make_views(image, ImageSettings.of(settings), self.rules, self.most_tokens)
+
+        def assemble(outputs: Sequence[Feeds]) -> np.ndarray:
+            *tiles, whole = outputs
+            return lay_out(
+                whole["features"][0],
+                np.concatenate([tile["features"] for tile in tiles]) if tiles else None,
+                views.grid,
+                whole["image_newline"],
+                whole["view_separator"],
+            )
+
+        return PreparedImage(passes_of(views, self._feeds), token_count(views, self.rules), assemble)
+
+    def smallest_image(self, settings: Mapping[str, Any] | None = None) -> PreparedImage:
+        """Without settings a single view of as few patches as one vision token has; with them an image with tiles."""
+        if settings is None:
+            side = self.rules.patch_size * self.rules.downsample
+            return self.prepare_image(noise(side), {"crop_mode": False, "image_size": side})
+        largest = self.rules.largest_side
+        side = min(ImageSettings.of(settings).image_size or largest, largest) + 1  # is cut, but into few
+        return self.prepare_image(noise(side), settings)
+
+    def _feeds(self, view: np.ndarray) -> Feeds:
+        return {"pixel_values": normalise(view, self.rules), **view_inputs(view.shape[1], self.rules)}

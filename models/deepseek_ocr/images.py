@@ -6,6 +6,7 @@ resampling, so Pillow does it, with the same calls.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,29 +35,37 @@ class ImageSettings(FamilySettings):
     max_tiles: int | None = Field(None, ge=1, le=64, description="most tiles of one image", examples=[9])
 
 
-class ImageRules(BaseModel):
-    """The model's own image settings, from its checkpoint; the manifest keeps them."""
+class ViewRules(BaseModel):
+    """What every generation says of its views; the manifest keeps it."""
 
     model_config = ConfigDict(frozen=True)
 
     patch_size: int  # pixels
     downsample: int  # patches a side that one vision token covers
     grid: int  # side of SAM's position table, patches
-    clip_grid: int  # side of CLIP's position table
-    base_size: int = 1024  # default side of the global view, pixels
-    image_size: int = 640  # default side of a tile
-    max_tiles: int = 9  # 9 in the published Hugging Face code, 6 in the authors' vLLM code
+    base_size: int  # side of the global view, pixels
+    image_size: int  # side of a tile
+    max_tiles: int
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+
+    def tokens_per_side(self, side: int) -> int:
+        """Vision tokens along one side of a view of so many pixels."""
+        return -(-(side // self.patch_size) // self.downsample)
+
+
+class ImageRules(ViewRules):
+    """The model's own image settings, from its checkpoint."""
+
+    clip_grid: int  # side of CLIP's position table
+    base_size: int = 1024  # by default, as image_size is
+    image_size: int = 640
+    max_tiles: int = 9  # 9 in the published Hugging Face code, 6 in the authors' vLLM code
 
     @property
     def largest_side(self) -> int:
         """Largest view the model was made for: 1280 at the published sizes (the "Large" mode), and in proportion."""
         return self.grid * self.patch_size * 5 // 4
-
-    def tokens_per_side(self, side: int) -> int:
-        """Vision tokens along one side of a view of so many pixels."""
-        return -(-(side // self.patch_size) // self.downsample)
 
 
 @dataclass(frozen=True)
@@ -86,26 +95,33 @@ def make_views(image: Image.Image, settings: ImageSettings, rules: ImageRules, m
         for an empty image, a view size that the model cannot take, or more tiles than it takes: before they are made.
     """
     size = _checked_side("image_size", settings.image_size or rules.image_size, rules)
-    if 0 in image.size:
-        raise InvalidInput(f"the image has size {image.size[0]} x {image.size[1]}; it needs at least one pixel")
-    image = upright_rgb(image)
+    image = upright(image)
     if not settings.crop_mode:
         if size <= STRETCH_LIMIT:
             image = image.resize((size, size))
         return Views(_stack([_padded(image, size, rules)]), None, (1, 1))
     base = _checked_side("base_size", settings.base_size or rules.base_size, rules)
+
+    def check(grid: tuple[int, int]) -> None:
+        refuse_if_too_long(_tokens(base, size, grid, rules), grid, size, most_tokens)
+
+    return crop(image, base, size, settings.max_tiles or rules.max_tiles, rules, check)
+
+
+def crop(
+    image: Image.Image, base: int, size: int, max_tiles: int, rules: ViewRules, check: Callable[[tuple[int, int]], None]
+) -> Views:
+    """Crop mode: the global view and, of an image that is larger than a tile, tiles.
+
+    image : upright. check : is asked about the grid before its tiles are made.
+    """
     whole = _stack([_padded(image, base, rules)])
     if image.width <= size and image.height <= size:
         return Views(whole, None, (1, 1))
-    columns, rows = choose_grid(image.width, image.height, size, settings.max_tiles or rules.max_tiles)
+    columns, rows = choose_grid(image.width, image.height, size, max_tiles)
     if columns * rows == 1:
         return Views(whole, None, (1, 1))
-    tokens = _tokens(base, size, (columns, rows), rules)
-    if most_tokens is not None and tokens >= most_tokens:
-        raise InvalidInput(
-            f"{columns} x {rows} tiles of {size} pixels make {tokens} tokens; the model takes {most_tokens} with its "
-            "answer: lower max_tiles or image_size"
-        )
+    check((columns, rows))
     stretched = image.resize((columns * size, rows * size))
     tiles = [
         stretched.crop((column * size, row * size, (column + 1) * size, (row + 1) * size))
@@ -113,6 +129,16 @@ def make_views(image: Image.Image, settings: ImageSettings, rules: ImageRules, m
         for column in range(columns)
     ]
     return Views(whole, _stack(tiles), (columns, rows))
+
+
+def refuse_if_too_long(tokens: int, grid: tuple[int, int], size: int, most_tokens: int | None) -> None:
+    """Raises InvalidInput for tiles that leave no place for an answer; most_tokens: None for no limit."""
+    if most_tokens is not None and tokens >= most_tokens:
+        columns, rows = grid
+        raise InvalidInput(
+            f"{columns} x {rows} tiles of {size} pixels make {tokens} tokens; the model takes {most_tokens} with its "
+            "answer: lower max_tiles or image_size"
+        )
 
 
 def choose_grid(width: int, height: int, size: int, max_tiles: int) -> tuple[int, int]:
@@ -182,12 +208,19 @@ def _with_newlines(grid: np.ndarray, newline: np.ndarray) -> np.ndarray:
     return np.concatenate([grid, column], axis=1).reshape(-1, hidden)
 
 
-def _padded(image: Image.Image, side: int, rules: ImageRules) -> Image.Image:
+def upright(image: Image.Image) -> Image.Image:
+    """The image turned as its EXIF data says, in RGB; raises InvalidInput for an empty one."""
+    if 0 in image.size:
+        raise InvalidInput(f"the image has size {image.size[0]} x {image.size[1]}; it needs at least one pixel")
+    return upright_rgb(image)
+
+
+def _padded(image: Image.Image, side: int, rules: ViewRules) -> Image.Image:
     red, green, blue = (int(value * 255) for value in rules.mean)
     return ImageOps.pad(image, (side, side), color=(red, green, blue))
 
 
-def normalise(views: np.ndarray, rules: ImageRules) -> np.ndarray:
+def normalise(views: np.ndarray, rules: ViewRules) -> np.ndarray:
     """[n, side, side, 3] uint8 -> [n, 3, side, side] float32, as torchvision's ToTensor and Normalize do."""
     pixels = views.transpose(0, 3, 1, 2).astype(np.float32, order="C")
     pixels /= np.float32(255)

@@ -22,14 +22,20 @@ _CUBIC = -0.5  # Keys' parameter; PyTorch uses -0.5 with antialiasing (as Pillow
 @lru_cache(maxsize=8)
 def view_inputs(side: int, rules: ImageRules) -> Feeds:
     """What the vision graph needs beside the pixels, for views of ``side`` pixels (see export.deepseek_vision)."""
-    s = side // rules.patch_size
-    index = np.arange(s)[:, None] - np.arange(s)[None, :] + s - 1
     return {
-        "sam_rows": bicubic_rows(rules.grid, s),
+        **sam_inputs(side // rules.patch_size, rules.grid),
         "clip_rows": bicubic_rows(rules.clip_grid, rules.tokens_per_side(side)),
-        "relative_rows": linear_rows(2 * rules.grid - 1, 2 * s - 1),
+    }
+
+
+def sam_inputs(side: int, grid: int) -> Feeds:
+    """What SAM needs of a view of ``side`` patches (see export.sam_vision); grid : side of its position table."""
+    index = np.arange(side)[:, None] - np.arange(side)[None, :] + side - 1
+    return {
+        "sam_rows": bicubic_rows(grid, side),
+        "relative_rows": linear_rows(2 * grid - 1, 2 * side - 1),
         "relative_index": index.astype(np.int64),
-        "places": places(s),
+        "places": places(side),
     }
 
 

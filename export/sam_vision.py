@@ -1,0 +1,272 @@
+"""SAM's image encoder with windows and global attention: the first stage of DeepSeek-OCR's towers, old and new.
+
+Everything that depends on the view's size comes in as small matrices that ``models.deepseek_ocr.positions`` computes:
+resampling a position table is linear, so ``rows @ table @ columns`` is exactly PyTorch's interpolation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from onnxscript import GraphBuilder, OpBuilder, nn
+
+from models.deepseek_ocr.positions import places
+
+from .layers import FLOAT, INT64, MICROSOFT, Conv, LayerNorm, Precision, linear
+from .weights import Load, Recipe, Weight, as_float32, computed, copied
+
+
+@dataclass(frozen=True)
+class SamSpec:
+    """SAM ViT with a convolutional neck."""
+
+    width: int
+    layers: int
+    heads: int
+    mlp_width: int
+    patch: int
+    grid: int  # side of the position table, patches
+    window: int  # side of an attention window, patches
+    global_layers: tuple[int, ...]
+    neck: int
+    channels: tuple[int, int]  # of the two stride-2 convolutions
+    epsilon: float = 1e-6
+
+
+@dataclass(frozen=True)
+class ViewInputs:
+    """What the host computes for a view size; s = side in patches, q = s / 4."""
+
+    sam_rows: ir.Value  # [s, grid]: resamples SAM's position table
+    relative_rows: ir.Value  # [2 s - 1, 2 grid - 1]: resamples the relative tables of global layers
+    relative_index: ir.Value  # [s, s]: row of that table for (query, key)
+    places: ir.Value  # [s * s, 2 s] of 0 and 1: the row and the column of every patch
+
+
+class RelativeBias(nn.Module):
+    """What decomposed relative positions (MViTv2, arXiv 2112.01526) add to a query's products with each row and column.
+
+    The attention kernel scales its products afterwards, so the tables are scaled the other way.
+    """
+
+    def __init__(self, at: str, side: int, spec: SamSpec, precision: Precision, *, windowed: bool) -> None:
+        super().__init__()
+        self.spec, self.precision, self.windowed = spec, precision, windowed
+        head_dim = spec.width // spec.heads
+
+        def table(name: str) -> Weight:
+            shape = (side, head_dim, side) if windowed else (2 * side - 1, head_dim)
+            return Weight(shape, _relative_table(name, side, head_dim, gathered=windowed), precision.storage)
+
+        self.rel_pos_h = table(f"{at}.rel_pos_h")
+        self.rel_pos_w = table(f"{at}.rel_pos_w")
+
+    def forward(self, op: OpBuilder, q: ir.Value, view: ViewInputs) -> tuple[ir.Value, ir.Value]:
+        """q [B, s, s, C] -> (for each row of keys, for each column of keys), both [B, s, s, heads, s]."""
+        heads = self.spec.heads
+        side = op.Shape(q, start=1, end=2)
+        split = op.Concat([0], side, side, [heads, -1], axis=0)
+        together = op.Concat([0], side, [-1, self.spec.width // heads], axis=0)
+        by_row = op.Reshape(q, together)  # [B, row, column * heads, head_dim]
+        by_column = op.Reshape(op.Transpose(q, perm=[0, 2, 1, 3]), together)  # [B, column, row * heads, head_dim]
+        rows = op.Reshape(op.MatMul(by_row, self._table(op, self.rel_pos_h, view)), split)
+        columns = op.Reshape(op.MatMul(by_column, self._table(op, self.rel_pos_w, view)), split)
+        return rows, op.Transpose(columns, perm=[0, 2, 1, 3, 4])
+
+    def _table(self, op: OpBuilder, weight: Weight, view: ViewInputs) -> ir.Value:
+        """[query, head_dim, key]"""
+        table = self.precision.use(op, weight)
+        if self.windowed:
+            return table
+        resized = op.MatMul(view.relative_rows, table)
+        return op.Transpose(op.Gather(resized, view.relative_index, axis=0), perm=[0, 2, 1])
+
+
+class SamAttention(nn.Module):
+    """Self-attention over a square of patches [B, s, s, C], the relative positions inside the query-key product.
+
+    The bias of query and key is rows[key's row] + columns[key's column], so longer channels give it with the score, and
+    neither bias nor scores ever exist as [heads, S, S] (800 MB for 1024 pixels at the published sizes):
+
+        queries: q, rows, columns     keys: k, row and column of the key as ones     [B, S, heads * (head_dim + 2 s)]
+    """
+
+    def __init__(self, at: str, side: int, spec: SamSpec, precision: Precision, *, windowed: bool) -> None:
+        super().__init__()
+        self.spec = spec
+        self.qkv = linear(f"{at}.qkv", spec.width, 3 * spec.width, precision, bias=True, normed=True)
+        self.bias = RelativeBias(at, side, spec, precision, windowed=windowed)
+        self.proj = linear(f"{at}.proj", spec.width, spec.width, precision, bias=True)
+
+    def forward(self, op: OpBuilder, x: ir.Value, view: ViewInputs, places: ir.Value) -> ir.Value:
+        heads = self.spec.heads
+        scale = (self.spec.width // heads) ** -0.5
+        q, k, v = op.Split(self.qkv(op, x), axis=-1, num_outputs=3, _outputs=3)
+        by_head = op.Concat(op.Shape(x, start=0, end=3), [heads, -1], axis=0)
+        queries = op.Concat(
+            op.Reshape(q, by_head), *self.bias(op, q, view), axis=-1
+        )  # [B, s, s, heads, head_dim + 2 s]
+        tokens = op.Shape(places, start=0, end=1)
+        key = op.Reshape(k, op.Concat([0], tokens, [heads, -1], axis=0))
+        place = op.Expand(op.Unsqueeze(places, [1]), op.Concat(op.Shape(x, start=0, end=1), [1, heads, 1], axis=0))
+        keys = op.Concat(key, place, axis=-1)  # [B, S, heads, D + 2 s]
+        flat = op.Concat([0], tokens, [-1], axis=0)
+        attended = op.MultiHeadAttention(
+            op.Reshape(queries, flat), op.Reshape(keys, flat), op.Reshape(v, flat), num_heads=heads, scale=scale,
+            _domain=MICROSOFT,
+        )  # [B, S, C]  # fmt: skip
+        return self.proj(op, op.Reshape(attended, op.Shape(x)))
+
+
+class SamBlock(nn.Module):
+    """Transformer block; attention within windows of ``spec.window`` patches, or over the whole view."""
+
+    def __init__(self, at: str, index: int, spec: SamSpec, precision: Precision) -> None:
+        super().__init__()
+        self.spec = spec
+        self.windowed = index not in spec.global_layers
+        side = spec.window if self.windowed else spec.grid
+        self.norm1 = LayerNorm(f"{at}.norm1", spec.width, spec.epsilon, precision)
+        self.attn = SamAttention(f"{at}.attn", side, spec, precision, windowed=self.windowed)
+        self.norm2 = LayerNorm(f"{at}.norm2", spec.width, spec.epsilon, precision)
+        self.mlp = SamMlp(f"{at}.mlp", spec, precision)
+
+    def forward(self, op: OpBuilder, x: ir.Value, view: ViewInputs, window_places: ir.Value) -> ir.Value:
+        normed = self.norm1(op, x)
+        if self.windowed:
+            windows = partition(op, normed, self.spec.window)
+            attended = unpartition(op, self.attn(op, windows, view, window_places), normed, self.spec.window)
+        else:
+            attended = self.attn(op, normed, view, view.places)
+        x = op.Add(x, attended)
+        return op.Add(x, self.mlp(op, self.norm2(op, x)))
+
+
+class SamMlp(nn.Module):
+    def __init__(self, at: str, spec: SamSpec, precision: Precision) -> None:
+        super().__init__()
+        self.lin1 = linear(f"{at}.lin1", spec.width, spec.mlp_width, precision, bias=True, normed=True)
+        self.lin2 = linear(f"{at}.lin2", spec.mlp_width, spec.width, precision, bias=True)
+
+    def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
+        return self.lin2(op, op.Gelu(self.lin1(op, x)))
+
+
+class Neck(nn.Module):
+    """Two convolutions, each with a norm over channels: [B, s, s, width] -> [B, neck, s, s]."""
+
+    def __init__(self, at: str, spec: SamSpec, precision: Precision) -> None:
+        super().__init__()
+        self.conv1 = Conv(f"{at}.0", spec.width, spec.neck, 1, precision, stride=1, padding=0, bias=False)
+        self.norm1 = LayerNorm(f"{at}.1", spec.neck, spec.epsilon, precision)
+        self.conv2 = Conv(f"{at}.2", spec.neck, spec.neck, 3, precision, stride=1, padding=1, bias=False)
+        self.norm2 = LayerNorm(f"{at}.3", spec.neck, spec.epsilon, precision)
+
+    def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
+        x = op.Transpose(x, perm=[0, 3, 1, 2])
+        for conv, norm in ((self.conv1, self.norm1), (self.conv2, self.norm2)):
+            x = op.Transpose(norm(op, op.Transpose(conv(op, x), perm=[0, 2, 3, 1])), perm=[0, 3, 1, 2])
+        return x
+
+
+class Sam(nn.Module):
+    """pixels [B, 3, 16 s, 16 s] -> map [B, channels, s / 4, s / 4]."""
+
+    def __init__(self, at: str, spec: SamSpec, precision: Precision) -> None:
+        super().__init__()
+        self.spec, self.precision = spec, precision
+        self.patch_embed = Conv(
+            f"{at}.patch_embed.proj", 3, spec.width, spec.patch, precision, stride=spec.patch, padding=0, bias=True
+        )
+        positions = (1, spec.grid, spec.grid, spec.width)
+        self.pos_embed = Weight(positions, copied(f"{at}.pos_embed", positions), precision.storage)
+        self.blocks = nn.ModuleList([SamBlock(f"{at}.blocks.{i}", i, spec, precision) for i in range(spec.layers)])
+        self.neck = Neck(f"{at}.neck", spec, precision)
+        first, second = spec.channels
+        self.net_2 = Conv(f"{at}.net_2", spec.neck, first, 3, precision, stride=2, padding=1, bias=False)
+        self.net_3 = Conv(f"{at}.net_3", first, second, 3, precision, stride=2, padding=1, bias=False)
+        self.window_places = Weight((spec.window**2, 2 * spec.window), computed(places(spec.window)), precision.compute)
+
+    def forward(self, op: OpBuilder, pixels: ir.Value, view: ViewInputs) -> ir.Value:
+        x = op.Transpose(self.patch_embed(op, pixels), perm=[0, 2, 3, 1])  # [B, s, s, C]
+        table = self.precision.use(op, self.pos_embed)
+        x = op.Add(x, resample(op, table, view.sam_rows, self.spec.grid, self.spec.width))
+        for block in self.blocks:
+            x = block(op, x, view, self.window_places)
+        return self.net_3(op, self.net_2(op, self.neck(op, x)))
+
+
+def view_inputs(builder: GraphBuilder, spec: SamSpec, compute: ir.DataType) -> tuple[ir.Value, ViewInputs]:
+    """Declare the pixels [views, 3, side, side] and what comes with them; floats are cast to ``compute``."""
+    shapes: dict[str, list[str | int]] = {
+        "pixel_values": ["views", 3, "side", "side"],
+        "sam_rows": ["s", spec.grid],
+        "relative_rows": ["2s_1", 2 * spec.grid - 1],
+        "places": ["s_s", "2s"],
+    }
+    inputs = {name: float_input(builder, name, shape, compute) for name, shape in shapes.items()}
+    index = builder.input("relative_index", INT64, ["s", "s"])
+    return inputs.pop("pixel_values"), ViewInputs(relative_index=index, **inputs)
+
+
+def float_input(builder: GraphBuilder, name: str, shape: list[str | int], compute: ir.DataType) -> ir.Value:
+    """A float32 input, as the graph computes with it."""
+    value = builder.input(name, FLOAT, shape)
+    return value if compute == FLOAT else builder.op.Cast(value, to=compute)
+
+
+def float_outputs(
+    builder: GraphBuilder, outputs: Mapping[str, tuple[ir.Value, ir.DataType, list[str | int]]]
+) -> ir.Graph:
+    """Give a graph its outputs, in float32 whatever they were computed in; returns it."""
+    for name, (value, dtype, shape) in outputs.items():
+        result = value if dtype == FLOAT else builder.op.Cast(value, to=FLOAT)
+        result.name, result.type, result.shape = name, ir.TensorType(FLOAT), ir.Shape(shape)
+        builder.graph.outputs.append(result)
+    return builder.graph
+
+
+def partition(op: OpBuilder, x: ir.Value, window: int) -> ir.Value:
+    """[B, s, s, C] -> [B * n * n, window, window, C], zero-padded to n = ceil(s / window) windows a side."""
+    side = op.Shape(x, start=1, end=2)
+    padding = op.Mod(op.Sub([window], op.Mod(side, [window])), [window])
+    x = op.Pad(x, op.Concat([0, 0, 0, 0, 0], padding, padding, [0], axis=0))
+    count = op.Div(op.Add(side, padding), [window])
+    x = op.Reshape(x, op.Concat([0], count, [window], count, [window, -1], axis=0))
+    x = op.Transpose(x, perm=[0, 1, 3, 2, 4, 5])  # [B, n, n, window, window, C]
+    return op.Reshape(x, op.Concat([-1, window, window], op.Shape(x, start=5, end=6), axis=0))
+
+
+def unpartition(op: OpBuilder, windows: ir.Value, like: ir.Value, window: int) -> ir.Value:
+    """Undo ``partition``: back to the shape of ``like`` [B, s, s, C]."""
+    batch, side = op.Shape(like, start=0, end=1), op.Shape(like, start=1, end=2)
+    count = op.Div(op.Add(side, [window - 1]), [window])
+    x = op.Reshape(windows, op.Concat(batch, count, count, [window, window, -1], axis=0))
+    x = op.Transpose(x, perm=[0, 1, 3, 2, 4, 5])  # [B, n, window, n, window, C]
+    padded = op.Mul(count, [window])
+    x = op.Reshape(x, op.Concat(batch, padded, padded, [-1], axis=0))
+    return op.Slice(x, [0, 0], op.Concat(side, side, axis=0), [1, 2])
+
+
+def resample(op: OpBuilder, table: ir.Value, rows: ir.Value, grid: int, width: int) -> ir.Value:
+    """rows [n, grid] applied to both axes of a square table of grid * grid positions -> [n, n, width]."""
+    down = op.MatMul(rows, op.Reshape(table, [grid, grid * width]))  # [n, grid * width]
+    return op.MatMul(rows, op.Reshape(down, [-1, grid, width]))  # broadcast over the first axis: [n, n, width]
+
+
+def _relative_table(name: str, side: int, head_dim: int, *, gathered: bool) -> Recipe:
+    """The relative table [2 side - 1, head_dim] times sqrt(head_dim), which the attention kernel divides by.
+
+    gathered : laid out as [query, head_dim, key], for windows, whose size never changes.
+    """
+    index = np.arange(side)[:, None] - np.arange(side)[None, :] + side - 1
+
+    def chunks(load: Load) -> Iterator[np.ndarray]:
+        table = as_float32(load(name)) * np.float32(math.sqrt(head_dim))
+        yield table[index].transpose(0, 2, 1) if gathered else table
+
+    return Recipe({name: (2 * side - 1, head_dim)}, chunks)

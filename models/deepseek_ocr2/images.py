@@ -1,0 +1,92 @@
+"""DeepSeek-OCR-2's image preparation: as DeepSeek-OCR's crop mode, with larger and fewer tiles and fixed views.
+
+A transcription of the published code (deepseek-ai/DeepSeek-OCR-2). Views have two sizes, one for each set of queries;
+there is no other, and none is ever interpolated.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+from PIL import Image
+from pydantic import Field
+
+from models.deepseek_ocr.images import ViewRules, Views, crop, refuse_if_too_long, upright
+from models.deepseek_ocr.positions import sam_inputs
+from models.family import Feeds
+from models.family_settings import FamilySettings
+
+# What a token must not see. Added to products in float16, too, where nothing lower is a number.
+_HIDDEN = -65504.0
+
+
+class ImageSettings(FamilySettings):
+    """What may be set of it. There is no other mode than crop mode: its sources publish three that differ."""
+
+    max_tiles: int | None = Field(None, ge=1, le=64, description="most tiles of one image", examples=[6])
+
+
+class ImageRules(ViewRules):
+    """The model's own image settings, from its checkpoint; the manifest keeps them."""
+
+    max_tiles: int = 6  # of 768 pixels, with a global view of 1024
+
+    def queries(self, side: int) -> tuple[int, int]:
+        """(first row, rows) of a view's set in the table that has the tiles' queries before the global view's."""
+        tile = self.tokens_per_side(self.image_size) ** 2
+        return (0, tile) if side == self.image_size else (tile, self.tokens_per_side(self.base_size) ** 2)
+
+
+def make_views(image: Image.Image, settings: ImageSettings, rules: ImageRules, most_tokens: int | None = None) -> Views:
+    """Orient the image by its EXIF data, convert it to RGB, and cut it as crop mode does.
+
+    most_tokens : what the model takes, prompt and answer together.
+
+    Raises
+    ------
+    InvalidInput
+        for an empty image, or more tiles than the model takes: before they are made.
+    """
+
+    def check(grid: tuple[int, int]) -> None:
+        refuse_if_too_long(token_count(grid, rules), grid, rules.image_size, most_tokens)
+
+    most = settings.max_tiles or rules.max_tiles
+    return crop(upright(image), rules.base_size, rules.image_size, most, rules, check)
+
+
+def token_count(grid: tuple[int, int], rules: ImageRules) -> int:
+    """Features of one image: those of each view, and a separator behind all; no row of them ends in a newline.
+
+    grid : (columns, rows) of its tiles, (1, 1) without.
+    """
+    tiles = 0 if grid == (1, 1) else grid[0] * grid[1]
+    return tiles * rules.queries(rules.image_size)[1] + rules.queries(rules.base_size)[1] + 1
+
+
+def lay_out(whole: np.ndarray, tiles: list[np.ndarray], separator: np.ndarray) -> np.ndarray:
+    """Features in the order of the prompt: tile after tile, global view, separator.
+
+    whole, each of tiles : [n, hidden], in the order of the queries; separator : [hidden].
+    Returns [image tokens, hidden].
+    """
+    return np.concatenate([*tiles, whole, separator[None]])
+
+
+@lru_cache(maxsize=4)
+def view_inputs(side: int, rules: ImageRules) -> Feeds:
+    """What the vision graph needs beside the pixels, for views of ``side`` pixels (see export.query_vision)."""
+    start, count = rules.queries(side)
+    return {
+        **sam_inputs(side // rules.patch_size, rules.grid),
+        "query_rows": np.arange(start, start + count),
+        "attention_bias": attention_bias(count),
+    }
+
+
+def attention_bias(count: int) -> np.ndarray:
+    """[2 count, 2 count]: 0 where a row sees a column, for the tokens of the map and then their queries."""
+    row, column = np.ogrid[: 2 * count, : 2 * count]
+    sees = (column < count) | ((row >= count) & (column <= row))
+    return np.where(sees, np.float32(0), np.float32(_HIDDEN))

@@ -1,0 +1,84 @@
+"""What every family has to prove, against transformers' own modules through ``tools.reference_family``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tokenizers import Tokenizer
+
+from models.manifest import Manifest
+from models.registry import family_of
+from runtime import Model
+from runtime.decoder import Decoder
+from runtime.providers import find_device
+from runtime.vision import VisionTower
+from tools.reference_family import Reference, ReferenceFamily, load_family
+
+GREEDY = {"no_repeat_ngram_size": 0, "stop_on_loop": False}
+
+
+class Proof:
+    """One checkpoint, exported and as the reference."""
+
+    def __init__(self, checkpoint: Path, folder: Path) -> None:
+        self.checkpoint, self.folder = checkpoint, folder
+        self.manifest = Manifest.load(folder)
+        self.family: Any = family_of(self.manifest)
+        self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self.known = self.tokenizer.get_vocab_size(with_added_tokens=True)
+        self.reference: ReferenceFamily = load_family(checkpoint)
+
+    def prompt_ids(self, prompt: str, image_tokens: Sequence[int]) -> list[int]:
+        encode = lambda text: self.tokenizer.encode(text, add_special_tokens=False).ids
+        return self.family.prompt_ids(prompt, image_tokens, encode)
+
+    def read(self, images: Sequence[Image.Image], prompt: str, steps: int) -> Reference:
+        """The reference's features, prompt, logits and greedy tokens."""
+        return self.reference.read(
+            self.manifest, images, steps, lambda counts: self.prompt_ids(prompt, counts), self.known
+        )
+
+    def features(self, images: Sequence[Image.Image], folder: Path | None = None) -> list[np.ndarray]:
+        folder = folder or self.folder
+        tower = VisionTower(folder, Manifest.load(folder), find_device("cpu"))
+        prepared = [family_of(Manifest.load(folder)).prepare_image(image, {}, "", len(images)) for image in images]
+        return [one.assemble([tower.encode(make()) for make in one.passes]) for one in prepared]
+
+    def logits(self, reference: Reference, features: list[np.ndarray], folder: Path | None = None) -> np.ndarray:
+        """Ours after the prompt and after each of the reference's tokens but the last."""
+        folder, ids = folder or self.folder, reference.prompt_ids
+        decoder = Decoder(folder, Manifest.load(folder), find_device("cpu"), slots=1)
+        embeddings = decoder.embed(ids).copy()
+        embeddings[np.array(ids) == self.manifest.tokens.image] = np.concatenate(features)
+        rows = [decoder.prefill(0, embeddings)]
+        for i, token in enumerate(reference.tokens[:-1]):
+            rows.append(decoder.step([token], [len(ids) + i])[0].copy())
+        return np.stack(rows)
+
+    def text_of(self, reference: Reference) -> str:
+        """The reference's greedy answer, up to the token that ends it."""
+        tokens = reference.tokens[:-1]
+        ends = [i for i, token in enumerate(tokens) if token in self.manifest.tokens.eos]
+        return self.tokenizer.decode(tokens[: ends[0] if ends else None], skip_special_tokens=False).strip()
+
+    def check(self, images: Sequence[Image.Image], prompt: str, steps: int = 32) -> Reference:
+        """Features and logits within 1e-4 of the reference's, and the text that the Python API gives identical."""
+        reference = self.read(images, prompt, steps)
+        features = self.features(images)
+        for mine, theirs in zip(features, reference.features, strict=True):
+            assert mine.shape == theirs.shape
+            assert relative_error(mine, theirs) < 1e-4
+        logits = self.logits(reference, features)
+        for step, (mine, theirs) in enumerate(zip(logits, reference.logits, strict=True)):
+            assert relative_error(mine, theirs) < 1e-4, f"step {step}"
+        with Model.open(self.folder, device="cpu", slots=1) as model:
+            assert model.read(images, prompt, max_new_tokens=steps, raw=True, **GREEDY).text == self.text_of(reference)
+        return reference
+
+
+def relative_error(ours: np.ndarray, reference: np.ndarray) -> float:
+    return float(np.abs(ours - reference).max() / np.abs(reference).max())
