@@ -28,11 +28,11 @@ class Buffer:
     ) -> None:
         self.shape, self.dtype = shape, np.dtype(dtype)
         self._element = self.dtype.type if element is None else element
-        self._device, self._memory = device, device.memory
+        self._device, self._memory, self._index = device, device.memory, device.index
         if self._memory == "cpu":
             self._array = np.zeros(shape, self.dtype)  # pages are taken from the system when first written
         else:
-            self._value = ort.OrtValue.ortvalue_from_shape_and_type(shape, self._element, self._memory, 0)
+            self._value = ort.OrtValue.ortvalue_from_shape_and_type(shape, self._element, self._memory, self._index)
             self._host: np.ndarray | None = None  # made when first written to
 
     @property
@@ -57,6 +57,15 @@ class Buffer:
         """The first rows where the host can see them, else None; what a session writes there shows in the view."""
         return self._array[:rows] if self._memory == "cpu" else None
 
+    def read_row(self, row: int) -> np.ndarray:
+        """One row, in the host's memory: the buffer's own on a CPU, else a copy."""
+        if self._memory == "cpu":
+            found: np.ndarray = self._array[row]
+            return found
+        host = np.empty(self.shape[1:], self.dtype)
+        device_copy(self._device, to_host=True)(self.row_bytes, self.address(row), host.ctypes.data)
+        return host
+
     def copy_row(self, other: Buffer, source: int, target: int, length: int) -> None:
         """Copy a row of another buffer (or of this one) here, along the third axis only as far as ``length``."""
         if self._memory == "cpu":
@@ -73,25 +82,28 @@ class Buffer:
 
     def bind_input(self, binding: ort.IOBinding, name: str, rows: int, *, first: int = 0) -> None:
         """Let a session read ``rows`` rows from row ``first`` on."""
-        binding.bind_input(name, self._memory, 0, self._element, (rows, *self.shape[1:]), self.address(first))
+        binding.bind_input(name, self._memory, self._index, self._element, (rows, *self.shape[1:]), self.address(first))
 
     def bind_output(self, binding: ort.IOBinding, name: str, rows: int, *, first: int = 0) -> None:
         """Let a session write there."""
-        binding.bind_output(name, self._memory, 0, self._element, (rows, *self.shape[1:]), self.address(first))
+        binding.bind_output(
+            name, self._memory, self._index, self._element, (rows, *self.shape[1:]), self.address(first)
+        )
 
 
 @cache
-def device_copy(device: Device) -> Callable[[int, int, int], None]:
-    """A function that copies bytes within the device's memory: (bytes, address from, address to).
+def device_copy(device: Device, *, to_host: bool = False) -> Callable[[int, int, int], None]:
+    """A function that copies bytes within the device's memory, or to the host's: (bytes, address from, address to).
 
     ONNX Runtime's Python API copies whole values only. A graph of one node, bound to addresses, copies any part.
     """
-    session = ort.InferenceSession(identity_graph(), providers=[device.provider])
+    session = device.small_session(identity_graph())
+    there = ("cpu", 0) if to_host else (device.memory, device.index)
 
     def copy(count: int, source: int, target: int) -> None:
         binding = session.io_binding()
-        binding.bind_input("x", device.memory, 0, np.uint8, (count,), source)
-        binding.bind_output("y", device.memory, 0, np.uint8, (count,), target)
+        binding.bind_input("x", device.memory, device.index, np.uint8, (count,), source)
+        binding.bind_output("y", *there, np.uint8, (count,), target)
         session.run_with_iobinding(binding)
 
     return copy

@@ -11,7 +11,9 @@ import numpy as np
 from models.manifest import Manifest
 
 from .buffers import Buffer
+from .candidates import HostScores, Scores
 from .kv_cache import KvCache
+from .picker import DeviceScores, Picker
 from .providers import Device, ort
 from .rotary import rotary_feeds
 from .stop import Stop
@@ -19,6 +21,9 @@ from .stop import Stop
 # Tokens of a prompt that go through the decoder at once: bounds the memory of activations, and prefill is no faster
 # beyond it.
 PREFILL_CHUNK = 1024
+
+# Numbers of rows that a step is recorded for, and multiples of the last one: few recordings serve all.
+_RECORDED_ROWS = (1, 2, 4, 8, 16, 24, 32, 48, 64)
 
 
 class Decoder:
@@ -49,10 +54,13 @@ class Decoder:
         self._embeddings = Buffer((slots, 1, hidden), self.dtype, device)
         self._seqlens = Buffer((slots,), np.dtype(np.int32), device)
         self._logits = Buffer((slots, vocabulary), np.dtype(np.float32), device)
+        self._picker = Picker(self._logits, device) if device.picks else None
+        self._filled = [0] * slots  # tokens in each row's cache, those of free rows among them
 
     def embed(self, token_ids: Sequence[int]) -> np.ndarray:
         """Embeddings of a prompt's tokens, shape [len(token_ids), hidden], on the host."""
-        (rows,) = self._embed.run(["inputs_embeds"], {"input_ids": np.array([token_ids], np.int64)})
+        with self._device.running():
+            (rows,) = self._embed.run(["inputs_embeds"], {"input_ids": np.array([token_ids], np.int64)})
         embeddings: np.ndarray = rows[0]
         return embeddings
 
@@ -94,7 +102,9 @@ class Decoder:
         self._rotary.bind_prompt(binding, start, end)
         self._cache.bind(binding, 1, first=row)
         options = _recording(None)
-        self._session.run_with_iobinding(binding, options if stop is None else stop.over(options))
+        self._filled[row] = end
+        with self._device.running():
+            self._session.run_with_iobinding(binding, options if stop is None else stop.over(options))
         row_logits: np.ndarray = logits[0]
         return row_logits
 
@@ -107,21 +117,51 @@ class Decoder:
         positions : of those tokens; None: their numbers in the cache.
         Returns logits [rows, vocabulary]: memory that the next step overwrites.
         """
+        return self._run_step(token_ids, lengths, positions).logits(len(token_ids))
+
+    def score(self, token_ids: Sequence[int], lengths: Sequence[int], positions: Sequence[int] | None = None) -> Scores:
+        """Like ``step``, but no more of the logits comes from a GPU than it takes to choose tokens by."""
+        step = self._run_step(token_ids, lengths, positions)
+        if self._picker is None:
+            return HostScores(step.logits(len(token_ids)))
+        with self._device.running():
+            return DeviceScores(self._logits, self._picker.pick(len(token_ids)))
+
+    def _run_step(self, token_ids: Sequence[int], lengths: Sequence[int], positions: Sequence[int] | None) -> Step:
         rows = len(token_ids)
         self.make_room(max(lengths) + 1, rows)
-        self._ids.write(np.array(token_ids, np.int64)[:, None])
+        for row, length in enumerate(lengths):
+            self._filled[row] = length + 1
+        # Rows that make a recorded number of them full write behind what is in their cache, and nobody reads that.
+        spare = [min(length, self._cache.capacity - 1) for length in self._filled[rows : self._padded(rows)]]
+        unread = [0] * len(spare)
+        ids, lengths = np.array([*token_ids, *unread], np.int64), [*lengths, *spare]
+        positions = lengths if positions is None else [*positions, *unread]
+        self._ids.write(ids[:, None])
         self._seqlens.write(np.array(lengths, np.int32))
         # A recorded step keeps the value that it was recorded with, so that has to be right for every length.
         self._total[...] = self._cache.capacity if self._device.replays else max(lengths) + 1
-        self._rotary.place(lengths if positions is None else positions)
-        step = self._steps.get(rows) or self._bind(rows)
-        self._embed.run_with_iobinding(step.embed)
-        self._session.run_with_iobinding(step.decode, step.recording)
-        return step.logits()
+        self._rotary.place(positions)
+        step = self._steps.get(len(lengths))
+        with self._device.running(first=step is None):
+            step = step or self._bind(len(lengths))
+            self._embed.run_with_iobinding(step.embed)
+            self._session.run_with_iobinding(step.decode, step.recording)
+        return step
+
+    def _padded(self, rows: int) -> int:
+        """How many rows a step of so many has."""
+        if not self._device.replays:
+            return rows
+        most = _RECORDED_ROWS[-1]
+        counts = (*_RECORDED_ROWS, -(-rows // most) * most)
+        return min(len(self._filled), next(count for count in counts if count >= rows))
 
     def move(self, source: int, target: int, length: int) -> None:
         """Give a row's cache another row's content, so that the rows in use stay the first ones."""
-        self._cache.move(source, target, length)
+        self._filled[target] = length
+        with self._device.running():
+            self._cache.move(source, target, length)
 
     def make_room(self, length: int, rows: int) -> None:
         """Let every row have ``length`` tokens, and keep the content of the first ``rows``; with none, shrink as well.
@@ -133,8 +173,15 @@ class Decoder:
             moved = self._cache.fit(length, rows)
         finally:
             if moved:
-                self._steps.clear()
+                self._forget_steps()
         self._rotary.fit(self._cache.capacity)
+
+    def _forget_steps(self) -> None:
+        """Bindings and recordings hold addresses, and these have changed."""
+        for step in self._steps.values():
+            if step.number is not None:
+                self._session.release_captured_graph(step.number)
+        self._steps.clear()
 
     def _bind(self, rows: int) -> Step:
         """Bindings for a step of so many rows; they hold addresses only, so they are made once."""
@@ -148,9 +195,11 @@ class Decoder:
         self._rotary.bind_step(decode, rows)
         self._logits.bind_output(decode, "logits", rows)
         self._cache.bind(decode, rows)
-        self._recordings += 1  # never the number of a step whose addresses are no longer right
-        recording = _recording(self._recordings if self._device.replays else None)
-        self._steps[rows] = Step(embed, decode, recording, self._logits.view(rows))
+        # Never the number of a step whose addresses are no longer right: providers may keep what they should release.
+        # The cache only grows while steps are replayed, so there is one for each recorded number of rows and capacity.
+        self._recordings += 1
+        number = self._recordings if self._device.replays else None
+        self._steps[rows] = Step(embed, decode, _recording(number), number, self._logits.view(rows))
         return self._steps[rows]
 
 
@@ -158,22 +207,24 @@ class Decoder:
 class Step:
     """A decode step of some number of rows, ready to run again and again.
 
-    recording : which CUDA graph it is, for a session that records them: what is bound never moves, and its shapes are
-    those of the number of rows, as a recording needs.
+    recording : which CUDA graph it is, by ``number``, for a session that records them: what is bound never moves, and
+    its shapes are those of the number of rows, as a recording needs.
     view : of the logits, [rows, vocabulary], where they are in the host's memory.
     """
 
     embed: ort.IOBinding
     decode: ort.IOBinding
     recording: ort.RunOptions
+    number: int | None
     view: np.ndarray | None
 
-    def logits(self) -> np.ndarray:
-        """Of the last run, [rows, vocabulary]; from a GPU a copy of these rows and no others."""
-        if self.view is not None:
+    def logits(self, rows: int) -> np.ndarray:
+        """Of the last run, [rows, vocabulary]; from a GPU a copy of the rows of the step and no others."""
+        if self.view is not None and len(self.view) == rows:
             return self.view
-        logits: np.ndarray = self.decode.get_outputs()[0].numpy()  # the first that was bound as an output
-        return logits
+        # The first that was bound as an output.
+        logits: np.ndarray = self.decode.get_outputs()[0].numpy() if self.view is None else self.view
+        return logits[:rows]
 
 
 def _recording(number: int | None) -> ort.RunOptions:

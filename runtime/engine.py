@@ -19,6 +19,7 @@ import numpy as np
 
 from models.family import Feeds
 
+from .candidates import Scores, certain_tokens
 from .errors import EngineClosed, QueueFull
 from .scheduler import Chunk, State, Step, next_pass, next_turn
 from .sequence import Sequence
@@ -48,7 +49,7 @@ class DecoderRunner(Protocol):
     def prefill_chunk(
         self, row: int, start: int, embeddings: np.ndarray, positions: np.ndarray, stop: Stop
     ) -> np.ndarray: ...
-    def step(self, token_ids: list[int], lengths: list[int], positions: list[int]) -> np.ndarray: ...
+    def score(self, token_ids: list[int], lengths: list[int], positions: list[int]) -> Scores: ...
     def make_room(self, length: int, rows: int) -> None: ...
     def move(self, source: int, target: int, length: int) -> None: ...
 
@@ -287,15 +288,17 @@ class Engine:
             return
         rows = self._state.rows[: 1 + self._state.rows.index(decoding[-1])]
         try:
-            logits = self._decoder.step(
+            scores = self._decoder.score(
                 [row.newest for row in rows], [row.length for row in rows], [row.position for row in rows]
             )
+            choosers = [None if row.prompt_left else row.chooser for row in rows]
+            tokens = certain_tokens(choosers, scores.candidates)
         except Exception as error:  # the rows of this step are lost, the engine is not
             self._fail(decoding, error)
             return
-        for sequence, row_logits in zip(rows, logits, strict=True):
+        for row, (sequence, token) in enumerate(zip(rows, tokens, strict=True)):
             if not sequence.prompt_left:
-                self._accept(sequence, row_logits)
+                self._accept(sequence, scores, row, token)
 
     def _grow(self, decoding: list[Sequence]) -> bool:
         """Room in the cache for one more token of each; where there is none, those that need it fail, and no others."""
@@ -308,9 +311,13 @@ class Engine:
                 return False
         return True
 
-    def _accept(self, sequence: Sequence, logits: np.ndarray) -> None:
+    def _accept(self, sequence: Sequence, scores: Scores, row: int, token: int | None) -> None:
+        """token : of the row's choice; None where that takes the whole row."""
         try:
-            sequence.accept(logits)
+            if token is None:
+                sequence.accept(scores.whole(row))
+            else:
+                sequence.accept_token(token)
         except Exception as error:  # a filter or sampler of this row only
             self._fail([sequence], error)
 

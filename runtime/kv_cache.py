@@ -42,6 +42,8 @@ class KvCache:
     def fit(self, length: int, rows: int) -> bool:
         """Make room for ``length`` positions a row, keeping the first ``rows`` rows; with none to keep, shrink as well.
 
+        Never where steps are replayed: they are recorded for each capacity, and growing again would record them anew.
+
         Returns whether the buffers moved, so that bindings to them are stale.
 
         Raises
@@ -51,7 +53,7 @@ class KvCache:
             the process be killed when it is used; a GPU's provider raises its own error.
         """
         wanted = self._step_for(length)
-        if wanted == self.capacity or (wanted < self.capacity and rows):
+        if wanted == self.capacity or (wanted < self.capacity and (rows or self._device.replays)):
             return False
         if wanted > self.capacity and self._device.memory == "cpu":
             needed, free = (rows + 1) * (wanted - self.capacity) * self._position_bytes, available_memory()
@@ -87,8 +89,15 @@ class KvCache:
         for layer in range(self._sizes.layers):
             for side in ("key", "value"):
                 name = f"{layer}.{side}"
+                if name in self._buffers and self._buffers[name].shape == shape:
+                    continue  # it has grown before the memory was at an end
                 buffer = Buffer(shape, self._dtype, self._device, self._element)
                 for row in range(rows):
                     buffer.copy_row(self._buffers[name], row, row, min(self.capacity, capacity))
                 self._buffers[name] = buffer
         self.capacity = capacity
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all rows at the present capacity."""
+        return sum(self._slots * buffer.row_bytes for buffer in self._buffers.values())

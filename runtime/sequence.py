@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from models.family import Feeds, OutputFilter, Positions, PreparedImage, Verbatim, counted
 from models.settings import InferenceSettings
 
-from .logits import filters_for, sampler_for
+from .candidates import Chooser
 from .requests import FinishDetail, Finished, FinishReason, TextDelta, Timings, Usage
 from .stop import Stop
 from .text import LoopDetector, TextStream
@@ -112,8 +112,7 @@ class Sequence:
         self._features: list[np.ndarray] = []  # of finished images, [tokens, hidden] each
         self._prompt: np.ndarray | None = None  # embeddings while they are being fed, [prompt tokens, hidden]
         self._image_tokens = sum(image.token_count for image in images)
-        self._filters = filters_for(settings, vocabulary.forbidden)
-        self._sampler = sampler_for(settings)
+        self.chooser = Chooser(settings, vocabulary.forbidden)
         self._text = TextStream(vocabulary.tokenizer, settings.stop)
         self._output = output or Verbatim()
         self._loop = LoopDetector() if settings.stop_on_loop else None
@@ -121,8 +120,7 @@ class Sequence:
         self._events: SimpleQueue[TextDelta | Finished] = SimpleQueue()
         self._cancelled = False
         for token in prompt_ids:
-            for logit_filter in self._filters:
-                logit_filter.observe(token)
+            self.chooser.observe(token)
 
     # What the caller sees (runtime.requests.Generation).
 
@@ -250,12 +248,13 @@ class Sequence:
         """Choose the next token from logits [vocabulary], which are changed, and send what text it completes."""
         with self._lock:
             if not self.finished:
-                self._add(self._choose(logits))
+                self._add(self.chooser.choose(logits))
 
-    def _choose(self, logits: np.ndarray) -> int:
-        for logit_filter in self._filters:
-            logit_filter.apply(logits)
-        return self._sampler.choose(logits)
+    def accept_token(self, token: int) -> None:
+        """Take the next token, which its ``chooser`` has chosen, and send what text it completes."""
+        with self._lock:
+            if not self.finished:
+                self._add(token)
 
     def _add(self, token: int) -> None:
         if self.clock.first_token is None:
@@ -264,8 +263,7 @@ class Sequence:
             self.finish("eos")
             return
         self.tokens.append(token)
-        for logit_filter in self._filters:
-            logit_filter.observe(token)
+        self.chooser.observe(token)
         self._unannounced += 1
         self._send(self._output.push(self._text.add(token)))
         if self._text.stopped:

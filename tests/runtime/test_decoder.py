@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tracemalloc
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import numpy as np
 import pytest
 
 from models.manifest import Manifest
+from models.settings import InferenceSettings
 from runtime import buffers, kv_cache
+from runtime.candidates import Chooser, certain_tokens
 from runtime.decoder import Decoder
 from runtime.providers import Device
 
@@ -119,7 +122,7 @@ def test_logits_are_those_of_the_rows_asked_for(random_model_folder, calls) -> N
     # As a GPU has it, where the host cannot see the buffer: through the binding's output.
     step = decoder._steps[3]
     decoder.step([5, 6, 7], [10, 20, 30])
-    assert np.array_equal(type(step)(step.embed, step.decode, step.recording, None).logits(), step.logits())
+    assert np.array_equal(replace(step, view=None).logits(3), step.logits(3))
 
 
 def test_a_recorded_step_gives_what_a_plain_one_gives(random_model_folder, calls) -> None:
@@ -143,6 +146,71 @@ def test_recordings_are_told_apart_by_rows_and_by_where_the_cache_is(random_mode
     for rows, length in ((1, 18), (2, 19), (1, 20), (2, 21), (1, 40), (1, 41)):
         decoder.step([5] * rows, [length] * rows)
     assert session.recordings == ["1", "2", "1", "2", "3", "3"]  # at 40 the cache has moved: an old one is never used
+
+
+def steps_of(decoder: Decoder, rows: int) -> list[tuple[np.ndarray, list[int | None]]]:
+    """Logits and the greedy tokens of some steps, after prompts of different lengths."""
+    choosers = [Chooser(InferenceSettings(), np.array([3, 299])) for _ in range(rows)]
+    lengths = [7 + 5 * row for row in range(rows)]
+    for row, length in enumerate(lengths):
+        decoder.prefill(row, decoder.embed([0, *range(3, 2 + length)]))
+    found = []
+    for step in range(3):
+        scores = decoder.score([5 + row + step for row in range(rows)], [length + step for length in lengths])
+        assert len(scores) == rows
+        whole = np.stack([scores.whole(row).copy() for row in range(rows)])
+        tokens = certain_tokens(choosers, scores.candidates)
+        found.append((whole, tokens))
+    return found
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 5, 9])
+def test_rows_that_fill_up_a_recorded_step_change_nothing(random_model_folder, calls, rows) -> None:
+    plain = steps_of(make(random_model_folder, calls, slots=12), rows)
+    recorded = steps_of(make(random_model_folder, calls, slots=12, replays=True), rows)
+    for (expected, _), (found, _) in zip(plain, recorded, strict=True):
+        assert np.abs(found - expected).max() / np.abs(expected).max() < 1e-5
+
+
+def test_the_device_picks_candidates_of_the_rows_asked_for(random_model_folder, calls) -> None:
+    folder = random_model_folder
+    decoder = Decoder(folder, Manifest.load(folder), Device("cpu", 1, replays=True, picks=True), 12)
+    for whole, tokens in steps_of(decoder, 5):
+        whole[:, [3, 299]] = -np.inf
+        assert tokens == whole.argmax(axis=1).tolist()
+
+
+def test_a_row_that_is_half_filled_keeps_its_prompt_while_others_are_stepped(random_model_folder, calls) -> None:
+    """It may be one of those that fill up a recorded step."""
+    prompt = [0, *range(3, 40)]
+    expected = make(random_model_folder, calls).prefill(0, make(random_model_folder, calls).embed(prompt))
+    decoder = make(random_model_folder, calls, slots=4, replays=True)
+    for row in range(3):
+        decoder.prefill(row, decoder.embed([0, *range(3, 20)]))
+    embeddings, positions = decoder.embed(prompt), np.arange(len(prompt))[None]
+    decoder.prefill_chunk(3, 0, embeddings[:20], positions)
+    for step in range(4):
+        decoder.step([5, 6, 7], [18 + step] * 3)  # of four rows, as far as the recording goes
+    found = decoder.prefill_chunk(3, 20, embeddings[20:], positions)
+    assert np.abs(found - expected).max() / np.abs(expected).max() < 1e-5
+
+
+def test_few_recordings_serve_every_number_of_rows(random_model_folder, calls, monkeypatch) -> None:
+    monkeypatch.setattr(kv_cache, "FIRST_CAPACITY", 32)
+    decoder = make(random_model_folder, calls, slots=20, replays=True)
+    for row in range(20):
+        decoder.prefill(row, decoder.embed([0, 3, 4]))
+    session = decoder._session
+    released: list[int] = []
+    monkeypatch.setattr(session._session, "release_captured_graph", released.append)
+    session.recordings.clear()
+    for length in (3, 40, 3):  # the cache grows once, and does not shrink again
+        for rows in range(1, 21):
+            decoder.step([5] * rows, [length] * rows)
+        decoder.make_room(1, rows=0)
+    assert len(set(session.recordings)) == 2 * len((1, 2, 4, 8, 16, 20))
+    assert sorted(released) == [1, 2, 3, 4, 5, 6]  # those of the smaller cache
+    assert decoder.capacity == 64
 
 
 def test_without_cuda_graphs_nothing_is_recorded(random_model_folder, calls) -> None:

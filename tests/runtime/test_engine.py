@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from models.family import Feeds, PreparedImage
 from models.settings import InferenceSettings
+from runtime.candidates import HostScores
 from runtime.engine import Engine
 from runtime.errors import EngineClosed, QueueFull
 from runtime.requests import Finished, TextDelta
@@ -126,6 +127,9 @@ class FakeModel:
             assert len(self.cache[row]) >= length, "a row is shorter than the engine believes"
             self.cache[row] = [*self.cache[row][:length], token]
         return np.stack([self._logits(row) for row in range(len(token_ids))])
+
+    def score(self, token_ids: list[int], lengths: list[int], positions: list[int]) -> HostScores:
+        return HostScores(self.step(token_ids, lengths, positions))
 
     def move(self, source: int, target: int, length: int) -> None:
         self._begin("move", source, target, length)
@@ -659,7 +663,7 @@ def test_a_failure_of_one_request_leaves_the_others_and_the_engine_alone(start, 
 
     model.fail = fail
     if stage == "choosing":
-        monkeypatch.setattr(bad._sampler, "choose", refuse)
+        monkeypatch.setattr(bad.chooser.sampler, "choose", refuse)
     if stage == "text":
         monkeypatch.setattr(bad._text, "add", refuse)
         monkeypatch.setattr(bad._text, "finish", lambda: refuse(None))

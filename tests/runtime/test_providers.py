@@ -163,8 +163,8 @@ def test_threads_reach_the_session(sessions, tmp_path, threads) -> None:
     assert sessions.asked[0][1].intra_op_num_threads == (threads or 0)
 
 
-@pytest.mark.parametrize(("value", "replays"), [("1", True), ("0", False), (None, False)])
-def test_cuda_graphs_are_for_the_decoder_and_only_when_asked_for(
+@pytest.mark.parametrize(("value", "replays"), [("1", True), ("0", False), (None, True)])
+def test_cuda_graphs_are_for_the_decoder_unless_they_are_switched_off(
     installed, monkeypatch, tmp_path, value, replays
 ) -> None:
     installed(CUDA, CPU)

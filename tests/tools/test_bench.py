@@ -206,7 +206,7 @@ def test_the_share_of_a_step_outside_sessions_is_what_the_clock_says(monkeypatch
     class Decoder:
         _embed = _session = Session()
 
-        def step(self, token_ids: list[int], lengths: list[int]) -> np.ndarray:
+        def score(self, token_ids: list[int], lengths: list[int]) -> np.ndarray:
             self._embed.run_with_iobinding(None)
             self._session.run_with_iobinding(None)
             return np.zeros(1)
@@ -218,7 +218,7 @@ def test_the_share_of_a_step_outside_sessions_is_what_the_clock_says(monkeypatch
     model._engine._decoder = Decoder()  # type: ignore[attr-defined]
     watch = StepWatch(model)
     for rows in (1, 2, 2, 2, 2, 1):
-        model._engine._decoder.step([0] * rows, [0] * rows)  # type: ignore[attr-defined]
+        model._engine._decoder.score([0] * rows, [0] * rows)  # type: ignore[attr-defined]
         tick(0.002 if rows == 2 else 0.5)
     assert watch.share(2) == pytest.approx({"% outside ONNX Runtime": 20, "ms outside": 2, "ms per step": 10})
 

@@ -264,18 +264,17 @@ class StepWatch:
         self._turns: list[tuple[int, float, float]] = []  # rows, when the step began, seconds inside until then
         self._inside = 0.0
         decoder._embed, decoder._session = _Timed(decoder._embed, self), _Timed(decoder._session, self)
-        self._step = decoder.step
-        decoder.step = self.step
+        self._score = decoder.score
+        decoder.score = self.score
 
     def start(self) -> None:
         """Forget what was timed."""
         self._turns.clear()
 
-    def step(self, token_ids: list[int], *rest: Any) -> np.ndarray:
+    def score(self, token_ids: list[int], *rest: Any) -> Any:
         """In place of the decoder's own."""
         self._turns.append((len(token_ids), time.perf_counter(), self._inside))
-        logits: np.ndarray = self._step(token_ids, *rest)
-        return logits
+        return self._score(token_ids, *rest)
 
     def inside(self, seconds: float) -> None:
         """So long was a session at work."""
