@@ -19,6 +19,7 @@ from models.errors import ManifestError
 from models.families import FAMILIES
 from models.manifest import FILE_NAME, GRAPH_VERSION, FileInfo, Graph, Manifest, Provider, SourceInfo
 from models.registration import Registration
+from models.source_files import describe_files
 
 from . import publish
 from .check import check_graphs
@@ -90,7 +91,8 @@ def export_model(job: Job, report: Callable[[str], None]) -> Manifest:
         tokenizer_file = _tokenizer_file(job)
         kept = [job.source.folder / name for name in _KEPT_FILES if (job.source.folder / name).is_file()]
         options = f"{_vision_dtype(job)} {_block_size(job)}"
-        fingerprint = _fingerprint([*checkpoint.files, tokenizer_file, *kept], options)
+        read = [*checkpoint.files, tokenizer_file, *kept]
+        fingerprint = _fingerprint(read, options)
         if not job.force and (present := _present(job, fingerprint)) is not None:
             report(f"{job.target} is there already; --force exports it again")
             return present
@@ -146,6 +148,7 @@ def export_model(job: Job, report: Callable[[str], None]) -> Manifest:
                     name=job.source.name,
                     revision=job.source.revision,
                     fingerprint=fingerprint,
+                    files=describe_files(read),
                 ),
                 parameters=checkpoint.parameter_count,
                 vision=_graph_entry("vision", precisions, job.dtype),

@@ -112,6 +112,13 @@ SERVER_KEYS: tuple[ServerKey, ...] = (
     ),
     ServerKey("jobs_mb", 500, _is_int(1), _COUNT, "size of all ended jobs in MiB; the oldest go first"),
     ServerKey(
+        "stale_exports",
+        "say",
+        _one_of("say", "refuse", "export"),
+        "say, refuse or export",
+        "an export whose source has changed since: say so, refuse it, or export it anew",
+    ),
+    ServerKey(
         "remote_images",
         "public",
         _one_of("off", "public", "any"),

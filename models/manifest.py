@@ -30,6 +30,14 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class SourceFile(_Part):
+    """One file that the exporter read."""
+
+    size: int  # bytes
+    modified_ns: int
+    sha256: str | None = None  # of small files
+
+
 class SourceInfo(_Part):
     """Where the checkpoint came from."""
 
@@ -37,6 +45,7 @@ class SourceInfo(_Part):
     name: str
     revision: str | None = None
     fingerprint: str  # of the files that were read: changes when any of them does
+    files: Mapping[str, SourceFile] = {}  # those files by their absolute paths; see models.source_files
 
 
 class FileInfo(_Part):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import logging
 import threading
 from dataclasses import dataclass, field, replace
@@ -15,6 +14,7 @@ from models.errors import ConfigError, ManifestError
 from models.manifest import FILE_NAME, Manifest, restore_retired
 from models.nearest import did_you_mean
 from models.registration import ModelEntry
+from models.source_files import difference
 from runtime.requests import TextModel
 
 from .errors import ModelUnavailable
@@ -150,7 +150,7 @@ class ModelSource:
 
         if not self.is_exported(key):
             self.export(key, self.exporter(key))
-        self._warn_of_other_source(key)
+        self._compare_with_source(key)
         options = self._options
         try:
             return Model.open(
@@ -201,7 +201,8 @@ class ModelSource:
         ModelUnavailable
             when it failed, with its whole reason, or was ended.
         """
-        log.info("model %s has not been exported yet; exporting it to %s", key, key.folder)
+        why = "is exported anew" if self.is_exported(key) else "has not been exported yet; exporting it"
+        log.info("model %s %s to %s", key, why, key.folder)
         self._process = process
         if self._closed.is_set():
             process.end()
@@ -233,18 +234,28 @@ class ModelSource:
                 arguments += [flag, str(path.expanduser().resolve())]
         return command(*arguments)
 
-    def _warn_of_other_source(self, key: ModelKey) -> None:
-        """An export made from another source (by hand, or before the entry was changed) still serves; say so."""
+    def _compare_with_source(self, key: ModelKey) -> None:
+        """An export made from another source, or from files that have changed since, is not served unnoticed.
+
+        Raises
+        ------
+        ModelUnavailable
+            when it is not to be served at all, or could not be exported anew.
+        """
         try:
-            made_from = json.loads((key.folder / "manifest.json").read_text(encoding="utf-8"))["source"]["name"]
-            wanted = key.entry.source
-        except (OSError, ValueError, KeyError, TypeError):
+            changed = difference(Manifest.load(key.folder).source, key.entry)
+        except ManifestError:
             return  # the runtime says what is wrong with the manifest
-        if made_from != wanted and Path(made_from).name != Path(wanted).name:
-            log.warning(
-                "model %s was exported from %s; its entry says %s. To export it anew: ocr-onnx export %s --force",
-                key, made_from, wanted, key.entry.id,
-            )  # fmt: skip
+        if changed is None:
+            return
+        if self._options.stale_exports == "export":
+            log.warning("the export of model %s is stale: %s", key, changed)
+            self.export(key, self.exporter(key))
+            return
+        line = f"the export of model {key} is stale: {changed}. To export it anew: {self.by_hand(key)} --force"
+        if self._options.stale_exports == "refuse":
+            raise ModelUnavailable(f"{line} (or let --stale-exports say or export)", permanent=True)
+        log.warning("%s", line)
 
 
 def missing_for_export() -> list[str]:

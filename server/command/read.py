@@ -66,7 +66,7 @@ SERVER_JOBS = 4
 _MOST_SECONDS = 1_000_000  # more than any page takes, and less than what a socket cannot hold
 
 _LOCAL_ONLY = (
-    "device", "dtype", "model_config", "tokenizer", "weights", "adapter", "slots", "threads",
+    "device", "dtype", "model_config", "tokenizer", "weights", "adapter", "slots", "threads", "stale_exports",
 )  # fmt: skip
 
 
@@ -157,7 +157,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="seconds of silence after which the server counts as gone (default: 600)",
     )
     flags.add_model_flags(parser.add_argument_group("model"), "model to read with; with --server one of its own")
-    flags.add_server_flags(parser.add_argument_group("machine"), "slots", "threads", "max_image_megapixels")
+    machine = parser.add_argument_group("machine")
+    flags.add_server_flags(machine, "slots", "threads", "max_image_megapixels", "stale_exports")
     flags.add_setting_flags(parser.add_argument_group("decoding"), READ_DEFAULTS)
 
 
