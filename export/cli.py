@@ -32,12 +32,17 @@ examples:
   ocr-onnx export deepseek-ocr --dtype q4 --vision-dtype q8    smallest and fastest on a CPU
   ocr-onnx export deepseek-ocr --source ~/my-fine-tune     a directory with config.json, tokenizer and safetensors
   ocr-onnx export deepseek-ocr --adapter ~/my-lora          merged with a LoRA adapter's change
+  ocr-onnx export deepseek-ocr --weights W --tokenizer T --model-config C     these three, and no hub or cache
   ocr-onnx export deepseek-ocr --revision COMMIT           a pinned revision of the hub repository
   ocr-onnx export tiny-ocr --output /srv/models/tiny       publish somewhere else
 
 HF_HOME, HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE are honoured; when the Hugging Face hub cannot be reached,
 ModelScope's copy of the same id is tried.
 """
+
+
+# What each flag that replaces a file makes needless.
+_REPLACED = {"config": "config.json", "tokenizer": "tokenizer.json", "weights": "*.safetensors*"}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -125,7 +130,14 @@ def _export(given: Mapping[str, Any]) -> None:
         known = ", ".join(pipeline.DTYPES)
         raise ExportError(f"{entry.id} asks for {dtype}, which cannot be exported; --dtype takes one of {known}")
     offline = given.get("offline", False)
-    found = source.fetch(entry.source, entry.revision, offline=offline, report=report, cache=config.cache_dir)
+    has_source = "source" in given or Path(entry.source).expanduser().is_dir()
+    if entry.config and entry.tokenizer and entry.weights and not has_source:
+        found = source.of_files(entry.config, entry.weights)
+    else:
+        replaced = [pattern for name, pattern in _REPLACED.items() if getattr(entry, name) is not None]
+        found = source.fetch(
+            entry.source, entry.revision, offline=offline, report=report, cache=config.cache_dir, replaced=replaced
+        )
     job = pipeline.Job(
         model_id=entry.id,
         family=entry.family,

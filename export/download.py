@@ -38,7 +38,6 @@ WANTED = (
     "generation_config.json",
     "chat_template*",
 )
-UNWANTED = ("*/*",)
 _PLAIN_NAME = re.compile(r"[\w.-]+")
 
 _ATTEMPTS = 5  # in a row without one new byte

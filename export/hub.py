@@ -4,8 +4,9 @@ extra."""
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import NoReturn
 
@@ -17,8 +18,6 @@ from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from . import modelscope
 from .download import (
-    UNWANTED,
-    WANTED,
     RemoteFile,
     Report,
     Unreachable,
@@ -30,11 +29,14 @@ from .download import (
 )
 from .errors import ExportError
 from .source import Source
+from .weight_files import MissingWeights, weight_files
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
 
-def fetch(source: str, revision: str | None, *, offline: bool, report: Report, cache: Path) -> Source:
+def fetch(
+    source: str, revision: str | None, *, offline: bool, report: Report, cache: Path, replaced: Sequence[str] = ()
+) -> Source:
     """Find or download the checkpoint of a hub id; see ``source.fetch``.
 
     ``HF_HOME``, ``HF_TOKEN``, ``HF_ENDPOINT`` and ``HF_HUB_OFFLINE`` are honoured.
@@ -48,20 +50,20 @@ def fetch(source: str, revision: str | None, *, offline: bool, report: Report, c
         raise ExportError(f"{source!r} is neither a directory nor a hub id; hub ids look like owner/name")
 
     if offline or constants.is_offline_mode():
-        found = _from_hub_cache(source, revision) or _from_copy_cache(source, revision, cache)
+        found = _from_caches(source, revision, cache, replaced)
         return found or _not_cached(source, revision)
     try:
-        return _download(source, revision, report)
+        return _download(source, revision, report, replaced)
     except Unreachable as hub_error:
         report(str(hub_error))
-        if found := _from_hub_cache(source, revision):
+        if found := _from_hub_cache(source, revision, replaced):
             report(f"using the files of {source} at {found.revision} that were downloaded earlier")
             return found
         report(f"trying ModelScope's copy of {source}")
         try:
             copy, commit = modelscope.fetch(source, revision, cache, report)
         except Unreachable as copy_error:
-            if found := _from_copy_cache(source, revision, cache):
+            if found := _from_copy_cache(source, revision, cache, replaced):
                 report(f"{copy_error}; using the copy of {source} at {found.revision} that was downloaded earlier")
                 return found
             raise _both_failed(source, hub_error, copy_error) from copy_error
@@ -70,7 +72,7 @@ def fetch(source: str, revision: str | None, *, offline: bool, report: Report, c
         return Source(copy, source, commit, "modelscope")
 
 
-def _download(repo: str, revision: str | None, report: Report) -> Source:
+def _download(repo: str, revision: str | None, report: Report, replaced: Sequence[str]) -> Source:
     """Fetch from the Hugging Face hub into its own cache."""
     with _hub_errors(repo, revision):
         info = HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT)
@@ -79,14 +81,14 @@ def _download(repo: str, revision: str | None, report: Report) -> Source:
             raise ValueError(f"commit {commit!r}")
         files = []
         for entry in info.siblings or ():
-            if wanted(entry.rfilename):
+            if _is_needed(entry.rfilename, replaced):
                 size, digest = (entry.lfs.size, entry.lfs.sha256) if entry.lfs else (entry.size, entry.blob_id)
                 if size is None or digest is None:
                     raise ValueError(f"the answer gives no size or hash of {entry.rfilename}")
                 files.append(
                     RemoteFile(entry.rfilename, hf_hub_url(repo, entry.rfilename, revision=commit), size, digest)
                 )
-        if not any(file.path.endswith(".safetensors") for file in files):
+        if not replaced and not any(file.path.endswith(".safetensors") for file in files):
             raise ExportError(
                 f"{constants.ENDPOINT}/{repo} has no safetensors files at revision {revision or 'main'!r}"
             )
@@ -134,31 +136,65 @@ def _storage(repo: str) -> Path:
     return Path(constants.HF_HUB_CACHE) / _folder_name(repo)
 
 
-def _from_hub_cache(repo: str, revision: str | None) -> Source | None:
-    """What this or another program downloaded from the Hugging Face hub, if it is whole."""
-    try:
-        found = snapshot_download(
-            repo,
-            revision=revision,
-            allow_patterns=list(WANTED),
-            ignore_patterns=list(UNWANTED),
-            local_files_only=True,
-        )
-    except LocalEntryNotFoundError:
-        return None
-    folder = Path(found)
-    if not any(folder.glob("*.safetensors")):
+def _from_caches(repo: str, revision: str | None, cache: Path, replaced: Sequence[str]) -> Source | None:
+    return _from_hub_cache(repo, revision, replaced) or _from_copy_cache(repo, revision, cache, replaced)
+
+
+def _from_hub_cache(repo: str, revision: str | None, replaced: Sequence[str]) -> Source | None:
+    """What this or another program downloaded from the Hugging Face hub, if all is there that an export needs.
+
+    The hub's library would call a snapshot incomplete that lacks a file which nobody reads here.
+    """
+    commit = revision if revision and is_digest(revision) else _ref(repo, revision)
+    folder = _storage(repo) / "snapshots" / commit if commit else None
+    if commit is None or folder is None or not _is_whole(folder, replaced):
         return None
     for file in filter(Path.is_symlink, folder.iterdir()):
         digest = file.readlink().name  # blobs are named by their hash
-        if wanted(file.name) and is_digest(digest) and (wrong := mismatch(file, None, digest)):
+        if _is_needed(file.name, replaced) and is_digest(digest) and (wrong := mismatch(file, None, digest)):
             raise ExportError(f"{file} is damaged ({wrong}); run once online to have it fetched again")
-    return Source(folder, repo, folder.name, "huggingface")
+    return Source(folder, repo, commit, "huggingface")
 
 
-def _from_copy_cache(repo: str, revision: str | None, cache: Path) -> Source | None:
-    copy = modelscope.cached(repo, revision, cache)
-    return Source(copy[0], repo, copy[1], "modelscope") if copy else None
+def _ref(repo: str, revision: str | None) -> str | None:
+    """The commit that a branch or tag was at when it was last fetched."""
+    try:
+        return (_storage(repo) / "refs" / (revision or constants.DEFAULT_REVISION)).read_text(encoding="utf-8").strip()
+    except (OSError, ValueError):
+        return None
+
+
+def _from_copy_cache(repo: str, revision: str | None, cache: Path, replaced: Sequence[str]) -> Source | None:
+    """What came from ModelScope: our own copy, or what that hub's client has in its cache."""
+    if copy := modelscope.cached(repo, revision, cache):
+        return Source(copy[0], repo, copy[1], "modelscope")
+    folders = modelscope.client_folders(repo) if revision in (None, "main", "master") else []
+    found = next((folder for folder in folders if _is_whole(folder, replaced)), None)
+    return Source(found, repo, None, "modelscope") if found else None
+
+
+def _is_whole(folder: Path, replaced: Sequence[str]) -> bool:
+    """Whether a folder has every file that an export cannot do without."""
+    needed = [name for name in ("config.json", "tokenizer.json") if not _matches(name, replaced)]
+    if not all((folder / name).is_file() for name in needed):
+        return False
+    if _matches("model.safetensors", replaced):
+        return True
+    try:
+        weight_files(folder, lambda line: None)
+    except MissingWeights:
+        return False
+    except ExportError:
+        return any(folder.glob("*.safetensors"))  # a damaged index: the exporter explains it
+    return True
+
+
+def _is_needed(name: str, replaced: Sequence[str]) -> bool:
+    return wanted(name) and not _matches(name, replaced)
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch(name, pattern) for pattern in patterns)
 
 
 def _both_failed(repo: str, hub_error: ExportError, copy_error: ExportError) -> ExportError:

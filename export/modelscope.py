@@ -74,6 +74,14 @@ def cached(repo: str, revision: str | None, cache: Path) -> tuple[Path, str] | N
     return folder, listing["commit"]
 
 
+def client_folders(repo: str) -> list[Path]:
+    """Where ModelScope's own client keeps a model: below ``MODELSCOPE_CACHE``, by its versions' different habits."""
+    root = Path(os.environ.get("MODELSCOPE_CACHE", "~/.cache/modelscope")).expanduser()
+    place = repo.replace(".", "___")  # as that client writes dots
+    roots = (root / "hub" / "models", root / "models", root / "hub", root)
+    return [folder / name for folder in roots for name in dict.fromkeys((place, repo)) if (folder / name).is_dir()]
+
+
 def endpoint() -> str:
     """The server asked; ``MODELSCOPE_ENDPOINT`` names another."""
     return os.environ.get("MODELSCOPE_ENDPOINT", DEFAULT_ENDPOINT).rstrip("/")

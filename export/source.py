@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -22,13 +22,20 @@ class Source:
     origin: Literal["directory", "huggingface", "modelscope"]
 
 
+def of_files(config: Path, weights: Path) -> Source:
+    """A checkpoint whose files are all named: nothing is looked for but what lies beside its config.json."""
+    return Source(config.expanduser().absolute().parent, str(weights.expanduser().absolute()), None, "directory")
+
+
 def fetch(
-    source: str, revision: str | None = None, *, offline: bool = False, report: Callable[[str], None], cache: Path
-) -> Source:
+    source: str, revision: str | None = None, *, offline: bool = False, report: Callable[[str], None], cache: Path,
+    replaced: Sequence[str] = (),
+) -> Source:  # fmt: skip
     """Find a checkpoint, or download it.
 
     ``source`` is a directory or a hub id, ``revision`` a branch, tag or commit; ``cache`` is where ModelScope's files
-    go (Hugging Face's go to that hub's own cache, which other programs share).
+    go (Hugging Face's go to that hub's own cache, which other programs share). ``replaced`` : patterns of files that
+    the user names others for, so that these are not needed.
 
     Raises
     ------
@@ -48,4 +55,4 @@ def fetch(
             f"downloading {source} needs more packages ({error}); install them with: pip install 'ocr-onnx[export]', "
             "or name a directory that has the model with --source"
         ) from error
-    return hub.fetch(source, revision, offline=offline, report=report, cache=cache)
+    return hub.fetch(source, revision, offline=offline, report=report, cache=cache, replaced=replaced)

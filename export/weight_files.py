@@ -20,6 +20,10 @@ ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetens
 _OTHER_FORMATS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.gguf", "*.h5", "*.msgpack")
 
 
+class MissingWeights(ExportError):
+    """No weights, or not all of them: a download may bring the rest."""
+
+
 def weight_files(place: Path, note: Callable[[str], None]) -> list[Path]:
     """The safetensors files to read.
 
@@ -47,7 +51,7 @@ def weight_files(place: Path, note: Callable[[str], None]) -> list[Path]:
         return _of_index(index, note)
     files = _all_files(place)
     if not files:
-        raise ExportError(_no_weights(place))
+        raise MissingWeights(_no_weights(place))
     return files
 
 
@@ -76,7 +80,7 @@ def _of_index(index: Path, note: Callable[[str], None]) -> list[Path]:
         found = ", ".join(file.name for file in renamed)
         note(f"{index} names {', '.join(missing)}, which is not there; {found} holds every tensor and is read instead")
         return renamed
-    raise ExportError(f"{index.parent} lacks {', '.join(missing)}, which its index names; finish the download")
+    raise MissingWeights(f"{index.parent} lacks {', '.join(missing)}, which its index names; finish the download")
 
 
 def _whole_shards(index: Path) -> list[Path]:

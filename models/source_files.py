@@ -30,6 +30,8 @@ def difference(source: SourceInfo, entry: ModelEntry) -> str | None:
 
     None where it is the same, or where nothing of it is on this machine to compare with.
     """
+    if entry.config and entry.tokenizer and entry.weights:
+        return None  # every file is named, and the export's folder changes with them
     folder = Path(entry.source).expanduser()
     if folder.is_dir():
         if source.origin != "directory":

@@ -222,7 +222,9 @@ def test_source_revision_and_offline_reach_the_hub(config, checkpoint, jobs, tmp
 
     asked = []
 
-    def fetch(source: str, revision: str | None, *, offline: bool, report: object, cache: object) -> hub.Source:
+    def fetch(
+        source: str, revision: str | None, *, offline: bool, report: object, cache: object, replaced: object
+    ) -> hub.Source:
         asked.append((source, revision, offline))
         return hub.Source(checkpoint, source, "c0ffee", "huggingface")
 
@@ -234,3 +236,36 @@ def test_source_revision_and_offline_reach_the_hub(config, checkpoint, jobs, tmp
     run("mine", "--config", config, *out, "--source", "other/model")  # a pin of one source says nothing of another
     assert asked == [("somebody/model", "v1", False), ("somebody/model", "v2", True), ("other/model", None, False)]
     assert [job.source.revision for job in jobs] == ["c0ffee"] * 3
+
+
+def test_weights_tokenizer_and_config_together_need_no_hub_and_no_cache(config, checkpoint, tmp_path) -> None:
+    """As on a machine without a network: the hub's library is not even imported."""
+    blocked = "import sys; sys.modules.update(huggingface_hub=None, httpx2=None)"
+    program = f"{blocked}\nfrom export.cli import main; sys.exit(main(sys.argv[1:]))"
+    flags = {
+        "--weights": checkpoint / WEIGHTS, "--tokenizer": checkpoint / "tokenizer.json",
+        "--model-config": checkpoint / "config.json",
+    }  # fmt: skip
+
+    def export(*arguments: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", program, *map(str, arguments), "--config", str(config), "--dtype", "f32"]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+    by_flags = export("deepseek-ocr", "--output", tmp_path / "a", *(word for pair in flags.items() for word in pair))
+    assert by_flags.returncode == 0, by_flags.stderr
+    config.write_text(
+        "[models.entries.deepseek-ocr]\nkind = 'deepseek'\n"
+        f"weights = '{checkpoint / WEIGHTS}'\ntokenizer = '{checkpoint / 'tokenizer.json'}'\n"
+        f"config = '{checkpoint / 'config.json'}'\n"
+    )
+    by_file = export("deepseek-ocr", "--output", tmp_path / "b")
+    assert by_file.returncode == 0, by_file.stderr
+    one, other = (tmp_path / name / "decoder.onnx.data" for name in "ab")
+    assert one.read_bytes() == other.read_bytes()
+    config.write_text("")
+    two_of_three = export(
+        "deepseek-ocr", "--weights", checkpoint / WEIGHTS, "--tokenizer", checkpoint / "tokenizer.json"
+    )
+    assert two_of_three.returncode == 1
+    assert "downloading deepseek-ai/DeepSeek-OCR needs more packages" in two_of_three.stderr
+    assert "pip install 'ocr-onnx[export]', or name a directory that has the model with --source" in two_of_three.stderr

@@ -397,6 +397,44 @@ def test_with_both_hubs_away_an_earlier_copy_is_used(fetch: Runner) -> None:
     assert (answer["origin"], answer["revision"]) == ("modelscope", COMMIT)
 
 
+@pytest.mark.parametrize("name", ["special_tokens_map.json", "generation_config.json"])
+def test_offline_a_cache_that_lacks_what_nobody_needs_is_whole(fetch: Runner, name: str) -> None:
+    fetch.hubs.revisions[COMMIT] = FILES | {name: b"{}"}
+    (Path(fetch()["folder"]) / name).unlink()
+    assert_whole(fetch(offline=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "pattern"),
+    [("config.json", "config.json"), ("tokenizer.json", "tokenizer.json"), (SHARD, "*.safetensors*")],
+)
+def test_offline_a_needed_file_is_missed_unless_another_is_named_for_it(fetch: Runner, name: str, pattern: str) -> None:
+    folder = Path(fetch()["folder"])
+    (folder / name).unlink()
+    assert "not in the local cache" in fetch(offline=True)["error"]
+    assert fetch(offline=True, replaced=[pattern])["folder"] == str(folder)
+
+
+def test_weights_that_the_user_has_are_not_downloaded(fetch: Runner) -> None:
+    folder = Path(fetch(replaced=["*.safetensors*"])["folder"])
+    assert {file.name for file in folder.iterdir()} == {"config.json", "tokenizer.json"}
+    assert not fetch.hubs.bodies(SHARD)
+
+
+@pytest.mark.parametrize("place", ["hub/models/acme/ocr-1___5", "models/acme/ocr-1.5", "hub/acme/ocr-1___5"])
+def test_offline_finds_what_modelscopes_own_client_downloaded(fetch: Runner, place: str) -> None:
+    folder = fetch.home / "ms" / place
+    folder.mkdir(parents=True)
+    for name in WANTED:
+        (folder / name).write_bytes(FILES[name])
+    where = {"offline": True, "MODELSCOPE_CACHE": str(fetch.home / "ms")}
+    answer = fetch("acme/ocr-1.5", **where)
+    assert (answer["folder"], answer["origin"]) == (str(folder), "modelscope")
+    assert "not in the local cache" in fetch("acme/ocr-1.5", revision="v2", **where)["error"]
+    (folder / SHARD).unlink()
+    assert "not in the local cache" in fetch("acme/ocr-1.5", **where)["error"]
+
+
 def test_offline_does_not_accept_damaged_files(fetch: Runner) -> None:
     fetch()
     fetch.blob(sha256(WEIGHTS)).write_bytes(WEIGHTS[:-1] + b"x")
