@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath, PurePosixPath
 
-from runtime.documents import Document, open_document
+from runtime.documents import Document, Stop, Workers, open_document
 
 from .errors import UsageError
 from .formats import FORMATS
@@ -52,12 +52,14 @@ class Source:
         status = self.path.stat()
         return f"{status.st_size}-{status.st_mtime_ns}"
 
-    def open(self, dpi: int, max_pixels: int) -> Document:
+    def open(self, dpi: int, max_pixels: int, workers: Workers, stop: Stop) -> Document:
         """Open it; see ``runtime.documents.open_document``."""
         if self.path is None or self.data is not None:
             name = str(self.path or "standard input")
-            return open_document(self.data or b"", dpi=dpi, name=name, max_pixels=max_pixels)
-        return open_document(self.path, dpi=dpi, max_pixels=max_pixels)
+            return open_document(
+                self.data or b"", dpi=dpi, name=name, max_pixels=max_pixels, workers=workers, stop=stop
+            )
+        return open_document(self.path, dpi=dpi, max_pixels=max_pixels, workers=workers, stop=stop)
 
 
 def find_sources(inputs: Sequence[str], out: Path | None, read_stdin: Callable[[], bytes]) -> list[Source]:

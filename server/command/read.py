@@ -24,7 +24,7 @@ from models.config import Config
 from models.errors import ConfigError, InvalidInput
 from models.family import IMAGE_SLOT
 from models.registry import defaults_of
-from runtime.documents import DEFAULT_DPI, DPI_RANGE, Document, page_ranges, parse_pages
+from runtime.documents import DEFAULT_DPI, DPI_RANGE, Document, Stopped, Workers, page_ranges, parse_pages
 from runtime.errors import RuntimeUnavailable
 from server import flags, memory
 from server.options import ServerOptions, server_options
@@ -63,6 +63,7 @@ exit code: 0 all pages were read; 1 some failed or were left; 2 the command line
 # A page is read to its end here; the server's default is made for clients that set their own.
 READ_DEFAULTS: Mapping[str, Any] = {"max_new_tokens": 8192}
 SERVER_JOBS = 4
+MOST_WORKERS = 8  # processes that draw pages at once
 _MOST_SECONDS = 1_000_000  # more than any page takes, and less than what a socket cannot hold
 
 _LOCAL_ONLY = (
@@ -218,6 +219,7 @@ class _Command:
         self._options = _options(self._config, given, self._settings_given)
         self._prompt = _prompt(given)
         self._stop = threading.Event()
+        self._workers = Workers(min(os.cpu_count() or 1, MOST_WORKERS))
 
     def run(self) -> int:
         """See ``run``."""
@@ -230,6 +232,7 @@ class _Command:
             raise UsageError(f"there are {len(sources)} documents; name a folder for their results with -o")
         with ExitStack() as stack:
             stack.enter_context(_stopping(self._stop))
+            stack.enter_context(self._workers).warm()  # which is ready before the model is
             reader = self._reader()
             stack.callback(reader.close)
             output = None
@@ -303,6 +306,8 @@ class _Command:
             plan.version = plan.source.fingerprint
             plan.fingerprint = self._fingerprint(plan, identity)
             plan.todo = plan.pages
+        except Stopped:
+            raise Interrupted from None
         except InvalidInput as error:
             where = "" if plan.source.name in str(error) else f"{plan.source.name}: "
             plan.error = f"{where}{error}"
@@ -315,7 +320,9 @@ class _Command:
         return hashlib.sha256(repr((plan.version, how)).encode()).hexdigest()[:32]
 
     def _open(self, plan: DocumentPlan) -> Document:
-        return plan.source.open(self._given["dpi"], self._options.max_image_megapixels * 1_000_000)
+        return plan.source.open(
+            self._given["dpi"], self._options.max_image_megapixels * 1_000_000, self._workers, self._stop.is_set
+        )
 
     def _reader(self) -> Reader:
         task, prompt = self._given["task"], self._prompt

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from PIL import Image
 
 from models.errors import InvalidInput
-from runtime.documents import Document
+from runtime.documents import Document, Stopped
 from server import memory
 
 from .errors import CommandFailed, Interrupted, PageFailed
@@ -117,6 +117,8 @@ class Run:
                 continue
             try:
                 document = self._open_source(plan)
+            except Stopped:
+                return  # ``stop`` is set, and nothing more is begun
             except InvalidInput as error:
                 plan.error = str(error)
                 self._sink.fail(plan)
@@ -134,7 +136,7 @@ class Run:
         try:
             if self._stop.is_set():
                 raise Interrupted
-            page = opened.document.page(index)
+            page = opened.document.page(index, self._stop.is_set)
             reading = self._reader.read(page)
             result = PageResult(
                 page=index + 1, state="done", width=page.width, height=page.height, text=reading.text,
@@ -147,6 +149,8 @@ class Run:
             result = self._failed(
                 index, str(error), started, transient=isinstance(error, PageFailed) and error.transient
             )
+        except Stopped:
+            raise Interrupted from None
         except (CommandFailed, Interrupted):
             raise
         except MemoryError:

@@ -1,0 +1,79 @@
+"""Documents as pages: a PDF is rasterised page by page, a picture is a document of its frames.
+
+The command line and the server open what users give them here. Files are opened and pages drawn in worker processes
+(``workers``), within limits of time and memory; only the page that is asked for is ever in memory.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from models.errors import InvalidInput
+
+from .document import Document
+from .limits import (
+    DEFAULT_DPI,
+    DEFAULT_MAX_PIXELS,
+    DPI_RANGE,
+    IMAGE_FORMATS,
+    Limits,
+    Stop,
+    Stopped,
+    TooManyPixels,
+    never,
+)
+from .pages import page_ranges, parse_pages
+from .workers import Workers
+
+__all__ = [
+    "DEFAULT_DPI", "DEFAULT_MAX_PIXELS", "DPI_RANGE", "IMAGE_FORMATS", "Document", "Limits", "Stop", "Stopped",
+    "TooManyPixels", "Workers", "open_document", "open_picture", "page_ranges", "parse_pages",
+]  # fmt: skip
+
+
+def open_document(
+    source: Path | bytes,
+    *,
+    dpi: int = DEFAULT_DPI,
+    name: str = "",
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    workers: Workers | None = None,
+    stop: Stop = never,
+) -> Document:
+    """Open a PDF or a picture. What it is, is decided by its content.
+
+    Parameters
+    ----------
+    source
+        a file, which stays open and is read as pages are asked for, or the whole content.
+    dpi
+        dots per inch at which the pages of a PDF are drawn; pictures have their own pixels.
+    name
+        how messages call the document; the file's path by default.
+    max_pixels
+        most pixels of one page. A page of a PDF that would have more is drawn at fewer dots per inch; a picture that
+        has more is refused.
+    workers
+        the processes that open the file and draw its pages; by default one of the document's own, which ends with it.
+    stop
+        asked about twenty times a second; when it turns true, opening is ended.
+
+    Raises
+    ------
+    InvalidInput
+        for what is not a document, is damaged, encrypted or without pages, or goes beyond the workers' limits; the
+        message says what to do about it.
+    Stopped
+        when ``stop`` turned true.
+    """
+    if not DPI_RANGE[0] <= dpi <= DPI_RANGE[1]:
+        raise InvalidInput(f"dpi is {dpi}; it must be between {DPI_RANGE[0]} and {DPI_RANGE[1]}")
+    name = name or ("the document" if isinstance(source, bytes) else str(source))
+    return Document(source, name, max_pixels, workers, stop, {"dpi": dpi, "picture": False})
+
+
+def open_picture(
+    source: bytes, *, name: str, max_pixels: int = DEFAULT_MAX_PIXELS, workers: Workers, stop: Stop = never
+) -> Document:
+    """Open a picture as a document of one page, its first frame. See ``open_document``."""
+    return Document(source, name, max_pixels, workers, stop, {"picture": True})

@@ -1,0 +1,112 @@
+"""An opened document, as its reader sees it: every page is asked of a worker process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from PIL import Image
+
+from models.errors import InvalidInput
+
+from .limits import Stop, never
+from .pages import count_pages
+from .workers import Killed, Worker, Workers
+
+T = TypeVar("T")
+
+
+class Document:
+    """Pages may be asked for by any thread; close it, or use it as a context manager."""
+
+    def __init__(
+        self, source: Path | bytes, name: str, max_pixels: int, workers: Workers | None, stop: Stop,
+        how: Mapping[str, Any],
+    ) -> None:  # fmt: skip
+        """``how``: what the worker is told beside that. Use ``open_document``, whose errors these are."""
+        self.name = name
+        self._max_pixels = max_pixels
+        self._own = Workers(1) if workers is None else None
+        self._workers = workers or self._own or Workers(1)
+        self._number = self._workers.number()
+        self._content = source if isinstance(source, bytes) else b""
+        path = None if isinstance(source, bytes) else str(source.resolve())
+        self._opening = {"do": "open", "path": path, "name": name, "max_pixels": max_pixels, **how}
+        self._killed = 0
+        self._closed = False
+        self.page_count = 0
+        try:
+            self._work(lambda worker: None, f"{name} cannot be opened", stop)
+        except BaseException:
+            self.close()
+            raise
+
+    def size(self, index: int, stop: Stop = never) -> tuple[int, int]:
+        """Width and height in pixels of a page as ``page`` gives it, without drawing it. Raises as ``page``."""
+
+        def measure(worker: Worker) -> tuple[int, int]:
+            answer = worker.ask({"do": "size", "page": index})
+            return int(answer["width"]), int(answer["height"])
+
+        return self._work(measure, self._described(index), stop)
+
+    def page(self, index: int, stop: Stop = never) -> Image.Image:
+        """One page, counted from 0: upright, in RGB, a picture of its own that the caller may keep or change.
+
+        stop : asked about twenty times a second; when it turns true, the drawing is ended.
+
+        Raises
+        ------
+        InvalidInput
+            when there is no such page, it cannot be decoded or drawn, or drawing it goes beyond the workers' limits.
+        Stopped
+            when ``stop`` turned true, or the workers were closed.
+        """
+        what = self._described(index)
+        image = self._work(lambda worker: worker.picture(index, self._max_pixels), what, stop)
+        if self.page_count == 1:
+            self._workers.forget(self._number)  # its worker need not keep what is hardly asked for again
+        return image
+
+    def close(self) -> None:
+        """Let go of the file. Idempotent."""
+        self._closed = True
+        self._content = b""
+        self._workers.forget(self._number)
+        if self._own is not None:
+            self._own.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _described(self, index: int) -> str:
+        if not 0 <= index < self.page_count:
+            raise InvalidInput(f"{self.name} has {count_pages(self.page_count)}; there is no page {index + 1}")
+        return f"page {index + 1} of {self.name} cannot be drawn"
+
+    def _work(self, work: Callable[[Worker], T], failing: str, stop: Stop) -> T:
+        """Have a worker do something with the document open. ``failing``: how the message begins when it was killed."""
+        if self._closed:
+            raise InvalidInput(f"{self.name} has been closed")
+        most = self._workers.limits.most_killed
+        if most is not None and self._killed >= most:
+            raise InvalidInput(f"{failing}: {count_pages(self._killed)} went beyond the limits; the rest is not tried")
+        try:
+            with self._workers.worker(self._number, stop) as worker:
+                if worker.holds != self._number:
+                    worker.holds = None
+                    self.page_count = int(worker.ask(self._opening, self._content)["pages"])
+                    worker.holds = self._number
+                return work(worker)
+        except Killed as error:
+            self._killed += 1
+            raise InvalidInput(
+                f"{failing}: {error}; leave this page out, or draw it with fewer dots per inch"
+            ) from error
+        finally:
+            if self._closed:  # meanwhile, by another thread
+                self._workers.forget(self._number)

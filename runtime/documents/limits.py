@@ -1,0 +1,43 @@
+"""What drawing a page may cost, and what is said when a page costs more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from models.errors import InvalidInput
+
+DEFAULT_DPI = 144
+DPI_RANGE = (18, 1200)
+DEFAULT_MAX_PIXELS = 50_000_000  # of one page; the server's default limit for an image
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF")
+
+Stop = Callable[[], bool]  # asked now and then whether the caller wants an end
+
+
+def never() -> bool:
+    """The ``Stop`` of a caller that waits."""
+    return False
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of one step of a worker: opening a document, drawing a page."""
+
+    seconds: float = 20.0  # of processor time
+    patience: float = 4.0  # times as much may pass on the clock, on a machine that is busy with other things
+    memory: int = 1_500_000_000  # bytes beyond those of a worker that has nothing to do
+    most_killed: int | None = None  # pages of one document that may go beyond these limits; the rest is not tried
+
+    @property
+    def too_much_memory(self) -> str:
+        """What is said of a page that needed more."""
+        return f"it took more than {self.memory >> 20} MiB of memory"
+
+
+class TooManyPixels(InvalidInput):
+    """A picture has more pixels than its reader takes."""
+
+
+class Stopped(Exception):
+    """The caller of a page wanted an end before it was drawn."""

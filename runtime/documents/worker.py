@@ -1,0 +1,176 @@
+"""The program of a worker process: it opens one document at a time and draws the pages that it is asked for.
+
+``workers.Worker`` starts it and speaks with it over standard input and output. A message is a line of JSON; where its
+``bytes`` says so, that many bytes follow it: a document's content on the way in, a page's RGB pixels on the way out.
+
+===========  =======================================  =========================================
+``do``       with                                     answer
+===========  =======================================  =========================================
+``open``     path or bytes, name, dpi, max_pixels,    ``pages``
+             picture
+``size``     page                                     ``width``, ``height``
+``draw``     page                                     ``width``, ``height`` and the pixels
+``close``                                             none
+===========  =======================================  =========================================
+
+What is wrong with the document is answered as ``error``. The process ends when its input does: not even a page that
+draws for ever outlives the program that asked for it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+import traceback
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import psutil
+from PIL import Image
+
+from models.errors import InvalidInput
+
+from .limits import TooManyPixels
+from .pdf import PdfPages
+from .picture import PicturePages
+
+STRIP_BYTES = 1 << 20  # of pixels that are sent at once
+TIRED_BYTES = 256 << 20  # of memory beyond the beginning's that is not given back, after which another worker is better
+
+_PDF_MARK_WITHIN = 1024  # bytes; readers accept a header that is not at the very start
+
+
+def main(memory: int, seconds: float) -> None:
+    """Serve until the input ends. ``memory``: bytes to live on; ``seconds``: of the clock, for one command."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever asked for the page decides what Ctrl-C means
+    # Libraries that print must not print into the answers.
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb", buffering=0)
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    commands: queue.SimpleQueue[tuple[dict[str, Any], bytes]] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(sys.stdin.buffer, commands), name="listen", daemon=True).start()
+    _limit_memory(memory)
+    _Drawer(answers, seconds).serve(commands)
+
+
+def _listen(source: BinaryIO, commands: queue.SimpleQueue[tuple[dict[str, Any], bytes]]) -> None:
+    """Take commands, also while a page is drawn: the end of the input is the end of the process."""
+    while line := source.readline():
+        command = json.loads(line)
+        commands.put((command, source.read(command.get("bytes", 0))))
+    os._exit(0)
+
+
+def _limit_memory(memory: int) -> None:
+    try:
+        import resource
+    except ImportError:  # Windows: the parent's watch looks at the memory instead
+        return
+    limit = psutil.Process().memory_info().vms + memory
+    _, most = resource.getrlimit(resource.RLIMIT_AS)
+    if most == resource.RLIM_INFINITY or limit < most:
+        try:
+            resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        except (OSError, ValueError):  # macOS does not let everybody; the watch stays
+            return
+
+
+class _Drawer:
+    """Carries commands out, one after another."""
+
+    def __init__(self, answers: BinaryIO, seconds: float) -> None:
+        self._answers, self._seconds = answers, seconds
+        self._pages: PdfPages | PicturePages | None = None
+        self._process = psutil.Process()
+        self._rested = self._process.memory_info().rss
+
+    def serve(self, commands: queue.SimpleQueue[tuple[dict[str, Any], bytes]]) -> None:
+        self._answer({"ready": True})
+        while True:
+            command, content = commands.get()
+            _alarm(self._seconds)
+            try:
+                self._carry_out(command, content)
+            except InvalidInput as error:
+                self._answer({"error": str(error), "too_many_pixels": isinstance(error, TooManyPixels)})
+            except MemoryError:
+                self._answer({"error": None})
+            except Exception:  # a mistake of ours, or of a library; this page's end, not the process'
+                self._answer({"error": "an internal error", "traceback": traceback.format_exc()})
+            _alarm(0)
+            del command, content
+
+    def _carry_out(self, command: dict[str, Any], content: bytes) -> None:
+        match command["do"]:
+            case "open":
+                self._close()
+                self._pages = _opened(command, content)
+                self._answer({"pages": self._pages.count})
+            case "size":
+                width, height = self._opened.size(command["page"])
+                self._answer({"width": width, "height": height})
+            case "draw":
+                self._send(self._opened.page(command["page"]))
+            case "close":
+                self._close()
+
+    @property
+    def _opened(self) -> PdfPages | PicturePages:
+        assert self._pages is not None, "a page was asked for before a document was opened"
+        return self._pages
+
+    def _send(self, image: Image.Image) -> None:
+        tired = self._process.memory_info().rss - self._rested > TIRED_BYTES + 4 * image.width * image.height
+        self._answer({"width": image.width, "height": image.height, "tired": tired})
+        rows = rows_of_a_strip(image.width)
+        for top in range(0, image.height, rows):
+            strip = image.crop((0, top, image.width, min(top + rows, image.height)))
+            self._write(strip.tobytes())
+
+    def _close(self) -> None:
+        if self._pages is not None:
+            self._pages.close()
+            self._pages = None
+
+    def _answer(self, answer: dict[str, Any]) -> None:
+        self._write(json.dumps(answer).encode() + b"\n")
+
+    def _write(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            view = view[self._answers.write(view) :]
+
+
+def rows_of_a_strip(width: int) -> int:
+    """How many rows of an RGB image are sent at once."""
+    return max(1, STRIP_BYTES // (3 * width))
+
+
+def _opened(command: dict[str, Any], content: bytes) -> PdfPages | PicturePages:
+    name, max_pixels, first_only = command["name"], command["max_pixels"], command["picture"]
+    source = content if command["path"] is None else Path(command["path"])
+    start = _first_bytes(source, name)
+    if not start:
+        raise InvalidInput(f"{name} is empty; it has 0 bytes")
+    if b"%PDF-" in start and not first_only:
+        return PdfPages(source, name, command["dpi"], max_pixels)
+    return PicturePages(source, name, max_pixels, first_only=first_only)
+
+
+def _first_bytes(source: Path | bytes, name: str) -> bytes:
+    if isinstance(source, bytes):
+        return source[:_PDF_MARK_WITHIN]
+    try:
+        with source.open("rb") as file:
+            return file.read(_PDF_MARK_WITHIN)
+    except OSError as error:
+        raise InvalidInput(f"{name} cannot be opened: {os.strerror(error.errno or 0)}") from error
+
+
+def _alarm(seconds: float) -> None:
+    """Let the system end this process after so much time, should its parent be stopped and nobody watch; 0: never."""
+    if hasattr(signal, "setitimer"):  # not on Windows
+        signal.setitimer(signal.ITIMER_REAL, seconds)
