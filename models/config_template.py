@@ -104,6 +104,13 @@ SERVER_KEYS: tuple[ServerKey, ...] = (
     ServerKey("max_images", 10, _is_int(1), _COUNT, "images in one request"),
     ServerKey("max_image_mb", 20, _is_int(1), _COUNT, "largest image or document file in MiB"),
     ServerKey("max_image_megapixels", 50, _is_int(1), _COUNT, "largest image in millions of pixels"),
+    ServerKey(
+        "page_timeout",
+        20.0,
+        lambda v: _is_number(v) and v > 0,
+        "a number of seconds, above 0",
+        "processor seconds after which an image or a page of a document is given up while it is decoded or drawn",
+    ),
     ServerKey("max_pages", 200, _is_int(1), _COUNT, "pages of one document that are read for one request"),
     ServerKey("max_files_mb", 200, _is_int(1), _COUNT, "files of /v1/files kept in memory, for an hour, in MiB in all"),
     ServerKey("max_jobs", 16, _is_int(1), _COUNT, "jobs of /v1/ocr/jobs that wait or run"),

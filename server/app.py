@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
 import falcon
 
 from models.config import Config
+from runtime.documents import Limits, Workers
 
 from . import errors
+from .admission import Admission, Capacity
 from .auth import ApiKeys
 from .chat import ChatCompletions
 from .documents import DocumentReader
@@ -17,7 +20,7 @@ from .exporting import Exports
 from .fetch import Fetcher
 from .generate import Generator
 from .health import Health, MetricsResource, Ready
-from .images import ImageReader, PixelBudget
+from .images import ImageReader
 from .loading import ModelKey, ModelSource
 from .logs import RequestLog
 from .metrics import Metrics
@@ -31,6 +34,8 @@ from .options import ServerOptions
 from .pool import ModelPool
 from .responses import Responses
 
+WORKERS = max(2, min(8, (os.cpu_count() or 1) // 2))  # processes each for images and for documents
+
 
 @dataclass(frozen=True)
 class Application:
@@ -43,6 +48,7 @@ class Application:
     exports: Exports
     jobs: OcrJobs
     metrics: Metrics
+    workers: tuple[Workers, ...]  # of images and of documents: hard pages do not keep single images waiting
 
     def preload(self, model_id: str) -> None:
         """Load a model before anybody asks for it, however long its export takes."""
@@ -50,12 +56,19 @@ class Application:
         self.exports.require(key, keep=True)
         self.pool.acquire(key).release()
 
+    def warm(self) -> None:
+        """Start what reads images and documents before anybody sends some."""
+        for workers in self.workers:
+            workers.warm()
+
     def close(self) -> None:
         """End exports and close the models."""
         self.exports.close()
         self.source.close()
         self.pool.close()
         self.jobs.close()
+        for workers in self.workers:
+            workers.close()
 
 
 def build(
@@ -71,20 +84,23 @@ def build(
     pool = ModelPool[ModelKey](exports.load, max_loaded=options.max_loaded_models, timeout=options.queue_timeout)
     fetcher = fetcher or Fetcher(options.remote_images, options.max_image_mb << 20, options.remote_timeout)
     files = FileStore(options.max_files_mb << 20)
+    admission = Admission(Capacity(pixels=8 * options.max_image_megapixels * 1_000_000))
     images = ImageReader(
         fetcher,
+        Workers(WORKERS, Limits(options.page_timeout)),
         max_images=options.max_images,
         max_bytes=options.max_image_mb << 20,
         max_pixels=options.max_image_megapixels * 1_000_000,
-        budget=PixelBudget(8 * options.max_image_megapixels * 1_000_000),
+        admission=admission,
     )
     documents = DocumentReader(
+        Workers(WORKERS, Limits(options.page_timeout, most_killed=2)),
         max_bytes=options.max_image_mb << 20,
         max_pixels=options.max_image_megapixels * 1_000_000,
         max_pages=options.max_pages,
     )
     metrics = Metrics()
-    generator = Generator(config, options, source, exports, pool, images, documents)
+    generator = Generator(config, options, source, exports, pool, images, documents, admission)
     metrics.watch("ocr_queue_depth", "Requests waiting for a model or inside its queue",
                   lambda: pool.waiting + pool.queue_depth())  # fmt: skip
     metrics.watch("ocr_active_requests", "Requests being encoded, prefilled or decoded", pool.active)
@@ -124,4 +140,4 @@ def build(
     app.add_route("/ready", Ready(generator, pool, exports))
     app.add_route("/metrics", MetricsResource(metrics))
     app.add_route("/openapi.json", OpenApi())
-    return Application(app, generator, pool, source, exports, jobs, metrics)
+    return Application(app, generator, pool, source, exports, jobs, metrics, (images.workers, documents.workers))

@@ -87,6 +87,7 @@ def serve(given: dict[str, Any], usage_error: Callable[[str], NoReturn]) -> int:
     _warn_when_open(options)
     preload = _Preload(application, server, options)
     preload.start()
+    application.warm()
     server.run()
     return 0 if preload.failure is None else _explain(preload.failure)
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from models.errors import InvalidInput
 from models.settings import InferenceSettings
-from runtime.documents import Document, open_document, parse_pages
+from runtime.documents import Document, Stop, Stopped, Workers, never, open_document, parse_pages
 from runtime.errors import QueueFull
 from runtime.requests import (
     FinishDetail,
@@ -31,7 +31,8 @@ from runtime.requests import (
     Usage,
 )
 
-from .errors import BadRequest, TooLarge
+from .admission import PATIENCE, Admission, Held
+from .errors import BadRequest, ClientGone, TooLarge, Unavailable
 from .images import decode_data_url
 
 log = logging.getLogger(__name__)
@@ -56,11 +57,12 @@ _REASONS: dict[FinishDetail, FinishReason] = {
 class DocumentReader:
     """Opens the document of one request."""
 
+    workers: Workers
     max_bytes: int = 20 << 20
     max_pixels: int = 50_000_000  # of one page
     max_pages: int = 200
 
-    def open(self, url: str, pages: str | None) -> tuple[Document, list[int]]:
+    def open(self, url: str, pages: str | None, stop: Stop = never) -> tuple[Document, list[int]]:
         """The document in a data: URL and its chosen pages, counted from 0.
 
         Raises
@@ -69,6 +71,8 @@ class DocumentReader:
             for what is no document, is damaged or encrypted, and for pages that it does not have.
         TooLarge
             for too many bytes or pages.
+        Stopped
+            when ``stop`` turned true.
         """
         url = url.strip()
         if url[:5].lower() != "data:":
@@ -80,7 +84,9 @@ class DocumentReader:
             )
         content = decode_data_url(url, self.max_bytes, "file", "file_data")
         try:
-            document = open_document(content, name="the file", max_pixels=self.max_pixels)
+            document = open_document(
+                content, name="the file", max_pixels=self.max_pixels, workers=self.workers, stop=stop
+            )
         except InvalidInput as error:
             raise BadRequest(str(error), param="file_data", code="invalid_file") from error
         try:
@@ -146,12 +152,14 @@ class Page:
 class DocumentGeneration:
     """All chosen pages as one ``runtime.requests.Generation``. For one consumer thread; ``cancel`` may be another's.
 
+    admission : where the pixels of a page are taken from, between its drawing and its way into the engine.
+    is_gone : whether the client has hung up, which ends the drawing of a page.
     on_page : called with each page when it is over.
     """
 
     def __init__(
         self, model: TextModel, document: Document, indices: Sequence[int], prompt: str, settings: InferenceSettings,
-        raw: bool, on_page: Callable[[Page], None] = lambda page: None,
+        raw: bool, admission: Admission, is_gone: Stop = never, on_page: Callable[[Page], None] = lambda page: None,
     ) -> None:  # fmt: skip
         """Begin with the first page that can be read.
 
@@ -164,6 +172,7 @@ class DocumentGeneration:
         """
         self._model, self._document = model, document
         self._prompt, self._settings, self._raw, self._on_page = prompt, settings, raw, on_page
+        self._admission, self._is_gone = admission, is_gone
         self._started = time.monotonic()
         self._todo = deque(indices)
         self.pages: list[Page] = []  # begun, in order
@@ -173,11 +182,14 @@ class DocumentGeneration:
         self._over = self._cancelled = self._late = False
         self._not_before = 0.0  # when a full queue is tried again
         self._drawn: Image.Image | None = None  # the next page, when the queue was full
+        self._pixels: Held | None = None  # what that page takes of the house
         first: InvalidInput | None = None
         for _ in range(min(FIRST_TRIES, len(indices))):
             try:
                 self._begin_page()
                 return
+            except Stopped:
+                return  # the time is up, or nobody waits
             except InvalidInput as error:
                 first = first or error
         raise first or InvalidInput("no page of the document was chosen")
@@ -222,8 +234,7 @@ class DocumentGeneration:
 
         While anybody waits for the engine, the document has one page at work: it takes its turn like a single image.
         """
-        if self._settings.deadline_s is not None and time.monotonic() - self._started >= self._settings.deadline_s:
-            self._late = True
+        self._late = self._late or self._seconds_left() <= 0
         running = sum(not page.done for page in self.pages[self._current :])
         if not self._todo or self._cancelled or self._late or running > self._model.slots:
             return False
@@ -231,8 +242,10 @@ class DocumentGeneration:
             return False
         try:
             self._begin_page()
-        except QueueFull:
+        except (QueueFull, Unavailable):
             self._not_before = time.monotonic() + RETRY_SECONDS
+            return False
+        except Stopped:
             return False
         except InvalidInput:
             pass  # the page says so itself
@@ -242,11 +255,10 @@ class DocumentGeneration:
         """Draw the next page and hand it to the engine. A page that cannot be read is recorded, and raises."""
         page = Page(self._todo[0] + 1)
         settings = self._settings
-        if settings.deadline_s is not None:
-            left = settings.deadline_s - (time.monotonic() - self._started)
-            settings = replace(settings, deadline_s=max(0.0, left))
         try:
-            self._drawn = self._drawn or self._document.page(self._todo[0])
+            self._drawn = self._drawn or self._draw(self._todo[0])
+            if settings.deadline_s is not None:
+                settings = replace(settings, deadline_s=max(0.0, self._seconds_left()))
             page.size = self._drawn.size
             page.generation = self._model.submit(Request(self._prompt, [self._drawn], settings, self._raw))
         except InvalidInput as error:
@@ -257,9 +269,52 @@ class DocumentGeneration:
         if self._cancelled:  # meanwhile, by another thread that did not see this page
             page.generation.cancel()
 
+    def _draw(self, index: int) -> Image.Image:
+        """Draw a page, with the pixels that it takes; they are given back when the page has been taken.
+
+        Raises
+        ------
+        Unavailable
+            when other requests hold the pixels.
+        Stopped
+            when nobody wants the page any more: ``_late`` or ``_cancelled`` is set.
+        """
+        try:
+            width, height = self._document.size(index, self._is_over)
+            patience = 0.0 if self.pages else PATIENCE  # while pages are read, their text is passed on meanwhile
+            self._pixels = self._admission.take("pixels", width * height, wait=patience, is_gone=self._is_over)
+            return self._document.page(index, self._is_over)
+        except BaseException as error:
+            self._let_go()
+            if isinstance(error, Stopped | ClientGone):
+                self._late = self._seconds_left() <= 0
+                self._cancelled = self._cancelled or not self._late
+                raise Stopped from None
+            raise
+
+    def _is_over(self) -> bool:
+        return self._cancelled or self._seconds_left() <= 0 or self._is_gone()
+
+    def _seconds_left(self) -> float:
+        """Until the deadline."""
+        if self._settings.deadline_s is None:
+            return float("inf")
+        return self._settings.deadline_s - (time.monotonic() - self._started)
+
+    def _let_go(self) -> None:
+        """Of a page that was drawn."""
+        self._drawn = None
+        if self._pixels is not None:
+            self._pixels.release()
+            self._pixels = None
+
+    def close(self) -> None:
+        """Give back what a page holds that was drawn and has not begun. Idempotent."""
+        self._let_go()
+
     def _take(self, page: Page) -> None:
         """The next page has begun, or failed to."""
-        self._drawn = None
+        self._let_go()
         self._todo.popleft()
         self.pages.append(page)
 

@@ -17,14 +17,14 @@ from PIL import Image
 from models import precedence
 from models.config import Config
 from models.errors import InvalidInput
-from models.pixels import upright_size
 from models.registration import ModelEntry
 from models.registry import defaults_of
 from models.settings import InferenceSettings
-from runtime.documents import Document
+from runtime.documents import Document, Stop, Stopped
 from runtime.errors import EngineClosed
 from runtime.requests import Finished, Generation, Request, TextDelta, TextModel, Timings, Usage
 
+from .admission import Admission
 from .answers import engine_error
 from .documents import DocumentGeneration, DocumentReader, Page, describe_boxes
 from .errors import BadRequest, ClientGone, Unavailable
@@ -149,10 +149,11 @@ class Generator:
         pool: ModelPool[ModelKey],
         images: ImageReader,
         documents: DocumentReader,
+        admission: Admission,
     ) -> None:
         self._config, self._options = config, options
         self._source, self._exports, self._pool = source, exports, pool
-        self._images, self._documents = images, documents
+        self._images, self._documents, self._admission = images, documents, admission
         self._questions = Questions(options)
         self._changed = threading.Condition()  # guards all below
         self._jobs: set[Job] = set()
@@ -208,7 +209,26 @@ class Generator:
         ------
         ClientGone, ApiError, and what ``errors.translate`` knows.
         """
+        try:
+            return self._start(prompt, model_id, body, reading, record, is_gone, floor)
+        except (Stopped, ClientGone):
+            raise (_shutting_down() if self._expired else ClientGone()) from None
+
+    def _start(
+        self,
+        prompt: Prompt,
+        model_id: str,
+        body: Mapping[str, Any],
+        reading: Reading,
+        record: RequestRecord,
+        is_gone: Stop,
+        floor: Mapping[str, Any],
+    ) -> Job:
         started = time.monotonic()
+
+        def stop() -> bool:
+            return is_gone() or self._expired
+
         entry = self._source.entry(model_id)
         record.model = model_id
         inference = {**floor, **defaults_of(entry.family), **self._config.inference}
@@ -218,15 +238,12 @@ class Generator:
             return Job(_Notice(NO_IMAGE), record, is_gone, lambda job: self.leave())
         asked = self._questions.of(prompt, reading, entry)
         key = self._key(entry)
-        content = self._open(prompt, reading, record)
-        if not self._is_here(key):
-            # The request is known to be a good one; its pictures are no weight on the others while it waits.
-            content.close()
-            self._export(key, settings, is_gone)
-            content = self._open(prompt, reading, record)
+        content = self._open(prompt, reading, record, stop)
         prompt.let_go()
         try:
-            lease = self._acquire(key, settings, is_gone)
+            if not self._is_here(key):
+                self._exports.require(key, stop, settings.deadline_s)
+            lease = self._pool.acquire(key, stop, timeout=settings.deadline_s)
             try:
                 settings = _without_waited(settings, time.monotonic() - started)
                 generation = content.begin(lease.model, asked.prompt, settings)
@@ -252,8 +269,8 @@ class Generator:
             job.cancel()
         return job
 
-    def _open(self, prompt: Prompt, reading: Reading, record: RequestRecord) -> _Pictures | _Pages:
-        """Fetch and decode the images, or open the document, before a model is waited for."""
+    def _open(self, prompt: Prompt, reading: Reading, record: RequestRecord, stop: Stop) -> _Pictures | _Pages:
+        """Fetch the images and look at them, or open the document, before a model is waited for."""
         if not prompt.files:
             if reading.pages is not None:
                 raise BadRequest("pages are chosen from a document, and there is none", param="ocr.pages")
@@ -261,17 +278,17 @@ class Generator:
                 raise BadRequest(
                     f"boxes need one image, and there are {prompt.images}; send one at a time", param="ocr.boxes"
                 )
-            pictures = self._images.read(prompt.image_urls)
-            record.image_sizes = [image.size for image in pictures.images]
-            return _Pictures(pictures, reading)
+            pictures = self._images.open(prompt.image_urls, stop)
+            record.image_sizes = pictures.sizes
+            return _Pictures(pictures, reading, stop)
         if prompt.images > 1:
             raise BadRequest(
                 f"a document is read alone; the message has {len(prompt.files)} files and {len(prompt.image_urls)} "
                 "images", param="messages",
             )  # fmt: skip
-        document, indices = self._documents.open(prompt.files[0], reading.pages)
+        document, indices = self._documents.open(prompt.files[0], reading.pages, stop)
         record.pages = len(indices)
-        return _Pages(document, indices, reading, record)
+        return _Pages(document, indices, reading, record, self._admission, stop)
 
     def _key(self, entry: ModelEntry) -> ModelKey:
         key = self._source.key(entry)
@@ -293,22 +310,6 @@ class Generator:
             return False
         self._exports.require(key)
         return True
-
-    def _export(self, key: ModelKey, settings: InferenceSettings, is_gone: Callable[[], bool]) -> None:
-        try:
-            self._exports.require(key, lambda: is_gone() or self._expired, settings.deadline_s)
-        except ClientGone:
-            if self._expired:
-                raise _shutting_down() from None
-            raise
-
-    def _acquire(self, key: ModelKey, settings: InferenceSettings, is_gone: Callable[[], bool]) -> Lease[ModelKey]:
-        try:
-            return self._pool.acquire(key, lambda: is_gone() or self._expired, timeout=settings.deadline_s)
-        except ClientGone:
-            if self._expired:
-                raise _shutting_down() from None
-            raise
 
     def drain(self, timeout: float) -> bool:
         """Refuse new requests, wait for those in the house, end the rest early; True when none had to be."""
@@ -351,7 +352,7 @@ class Generator:
 
     def _end(self, job: Job, lease: Lease[ModelKey], content: _Pictures | _Pages) -> None:
         try:
-            lease.release()  # first: closing a document waits for the page of another one that is being drawn
+            lease.release()
             with self._changed:
                 self._jobs.discard(job)
         finally:
@@ -362,15 +363,13 @@ class Generator:
 class _Pictures:
     """The images of a request, which are read together."""
 
-    def __init__(self, pictures: Pictures, reading: Reading) -> None:
-        self._pictures, self._reading = pictures, reading
-        self._size = upright_size(pictures.images[0])
+    def __init__(self, pictures: Pictures, reading: Reading, stop: Stop) -> None:
+        self._pictures, self._reading, self._stop = pictures, reading, stop
+        self._size = pictures.sizes[0]
 
     def begin(self, model: TextModel, prompt: str, settings: InferenceSettings) -> Generation:
-        try:
-            return model.submit(Request(prompt, self._pictures.images, settings, self._reading.raw))
-        finally:
-            self._pictures.release()
+        with self._pictures.decoded(self._stop) as images:
+            return model.submit(Request(prompt, images, settings, self._reading.raw))
 
     def report(self, model: TextModel, text: str) -> dict[str, Any]:
         if not self._reading.boxes:
@@ -385,20 +384,25 @@ class _Pictures:
         return _no_page(number)
 
     def close(self) -> None:
-        self._pictures.release()
+        self._pictures.close()
 
 
 class _Pages:
     """The document of a request, which is read page by page."""
 
-    def __init__(self, document: Document, indices: list[int], reading: Reading, record: RequestRecord) -> None:
+    def __init__(
+        self, document: Document, indices: list[int], reading: Reading, record: RequestRecord, admission: Admission,
+        stop: Stop,
+    ) -> None:  # fmt: skip
         self._document, self._indices, self._reading, self._record = document, indices, reading, record
+        self._admission, self._stop = admission, stop
         self._generation: DocumentGeneration | None = None
 
     def begin(self, model: TextModel, prompt: str, settings: InferenceSettings) -> Generation:
         self._generation = DocumentGeneration(
-            model, self._document, self._indices, prompt, settings, self._reading.raw, self._count
-        )
+            model, self._document, self._indices, prompt, settings, self._reading.raw, self._admission,
+            self._stop, self._count,
+        )  # fmt: skip
         return self._generation
 
     def report(self, model: TextModel, text: str) -> dict[str, Any]:
@@ -406,9 +410,11 @@ class _Pages:
         return self._generation.report(self._reading.boxes)
 
     def draw(self, number: int) -> Image.Image:
-        return self._document.page(number - 1)
+        return self._document.page(number - 1, self._stop)
 
     def close(self) -> None:
+        if self._generation is not None:
+            self._generation.close()
         self._document.close()
 
     def _count(self, page: Page) -> None:

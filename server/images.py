@@ -1,77 +1,73 @@
-"""Images of a request: from data: URLs and addresses to decoded pictures, within limits that hold before decoding."""
+"""Images of a request: from data: URLs and addresses to decoded pictures, within limits that hold before decoding.
+
+Their files are looked at and decoded by worker processes, as documents are.
+"""
 
 from __future__ import annotations
 
 import base64
 import binascii
-import io
+import contextlib
 import logging
 import re
-import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from PIL import Image
 
-from .errors import ApiError, BadRequest, TooLarge, Unavailable
+from models.errors import InvalidInput
+from runtime.documents import Document, Stop, TooManyPixels, Workers, never, open_picture
+
+from .admission import PATIENCE, Admission
+from .errors import BadRequest, TooLarge
 from .fetch import Fetcher
 
 log = logging.getLogger(__name__)
 
-FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF")
 
 _DATA_URL = re.compile(r"data:(?P<mime>[\w.+-]+/[\w.+-]+)?(?P<params>(?:;[\w.+=-]+)*),", re.IGNORECASE)
 
 
-class PixelBudget:
-    """How many pixels all requests together may hold decoded: a small file can hold very many.
+class Pictures:
+    """The images of one request: their files and sizes. Their pixels are there inside ``decoded`` only."""
 
-    They are held from decoding until the engine has its own copies, which are no larger than the model's views.
-    """
+    def __init__(self, admission: Admission) -> None:
+        self.files: list[Document] = []
+        self.sizes: list[tuple[int, int]] = []  # width, height in pixels, upright
+        self._admission = admission
 
-    def __init__(self, pixels: int, patience: float = 10.0) -> None:
-        """patience : seconds that a request waits for others to give theirs back."""
-        self._free, self._patience = pixels, patience
-        self._changed = threading.Condition()
+    @property
+    def pixels(self) -> int:
+        """Of all of them."""
+        return sum(width * height for width, height in self.sizes)
 
-    def take(self, pixels: int) -> None:
-        """Hold so many pixels.
+    @contextlib.contextmanager
+    def decoded(self, stop: Stop) -> Iterator[list[Image.Image]]:
+        """The images, in order: upright, in RGB. Others' pixels are waited for where there is no room.
 
         Raises
         ------
+        BadRequest, TooLarge
+            for a file that turns out to be damaged, or to hold more than its header said.
         Unavailable
-            when the others have not given enough back in time.
+            when other requests hold too many pixels.
+        ClientGone, Stopped
+            when ``stop`` turned true.
         """
-        with self._changed:
-            if not self._changed.wait_for(lambda: pixels <= self._free, self._patience):
-                raise Unavailable("the images of other requests fill the memory; try again later", code="queue_full")
-            self._free -= pixels
+        with self._admission.take("pixels", self.pixels, wait=PATIENCE, is_gone=stop):
+            images: list[Image.Image] = []
+            for file in self.files:
+                with _explained():
+                    images.append(file.page(0, stop))
+            self.close()
+            yield images
 
-    def give_back(self, pixels: int) -> None:
-        """Let others have them."""
-        with self._changed:
-            self._free += pixels
-            self._changed.notify_all()
-
-
-class Pictures:
-    """The decoded images of one request, and what they take of the budget."""
-
-    def __init__(self, budget: PixelBudget) -> None:
-        self.images: list[Image.Image] = []
-        self._budget, self._held = budget, 0
-
-    def take(self, pixels: int) -> None:
-        """See ``PixelBudget.take``."""
-        self._budget.take(pixels)
-        self._held += pixels
-
-    def release(self) -> None:
-        """Let go of the images. Idempotent."""
-        self.images = []
-        held, self._held = self._held, 0
-        self._budget.give_back(held)
+    def close(self) -> None:
+        """Let go of the files. Idempotent."""
+        for file in self.files:
+            file.close()
+        self.files = []
 
 
 @dataclass(frozen=True)
@@ -79,13 +75,14 @@ class ImageReader:
     """Reads the images of requests."""
 
     fetcher: Fetcher
+    workers: Workers
     max_images: int = 10
     max_bytes: int = 20 << 20  # of one encoded image
     max_pixels: int = 50_000_000  # of one image; of all images of a request twice that
-    budget: PixelBudget = field(default_factory=lambda: PixelBudget(400_000_000))
+    admission: Admission = field(default_factory=Admission)
 
-    def read(self, urls: Sequence[str]) -> Pictures:
-        """Fetch and decode all images, in order. They are loaded, as stored: not rotated, not converted.
+    def open(self, urls: Sequence[str], stop: Stop = never) -> Pictures:
+        """Fetch all images, in order, and look at their headers.
 
         Raises
         ------
@@ -93,20 +90,32 @@ class ImageReader:
             for an address, an encoding or a format that cannot be read.
         TooLarge
             for too many images, bytes or pixels.
-        Unavailable
-            when other requests hold too many pixels.
+        Stopped
+            when ``stop`` turned true.
         """
         if len(urls) > self.max_images:
             raise TooLarge(f"{len(urls)} images in one request; the limit is {self.max_images}", code="too_many_images")
         deadline = time.monotonic() + self.fetcher.timeout
-        pictures = Pictures(self.budget)
+        pictures = Pictures(self.admission)
         try:
             for number, url in enumerate(urls, 1):
-                pictures.images.append(self._decode(self._bytes(url, deadline), number, pictures))
+                self._add(pictures, self._bytes(url, deadline), number, stop)
         except BaseException:
-            pictures.release()
+            pictures.close()
             raise
         return pictures
+
+    def _add(self, pictures: Pictures, data: bytes, number: int, stop: Stop) -> None:
+        with _explained():
+            name = f"image {number}"
+            file = open_picture(data, name=name, max_pixels=self.max_pixels, workers=self.workers, stop=stop)
+            pictures.files.append(file)
+            pictures.sizes.append(file.size(0, stop))
+        if pictures.pixels > 2 * self.max_pixels:
+            raise TooLarge(
+                f"the images of one request have more than {2 * self.max_pixels / 1e6:.0f} million pixels in all; "
+                "send fewer at a time, or scale them down", param="image_url", code="images_too_large",
+            )  # fmt: skip
 
     def _bytes(self, url: str, deadline: float) -> bytes:
         url = url.strip()
@@ -121,34 +130,16 @@ class ImageReader:
             code="invalid_image_url",
         )
 
-    def _decode(self, data: bytes, number: int, pictures: Pictures) -> Image.Image:
-        try:
-            image = Image.open(io.BytesIO(data), formats=FORMATS)  # reads the header only
-            width, height = image.size
-            if width * height > self.max_pixels:
-                raise _too_many_pixels(number, f"{width} x {height}", self.max_pixels)
-            if width * height + sum(one.width * one.height for one in pictures.images) > 2 * self.max_pixels:
-                raise TooLarge(
-                    f"the images of one request have more than {2 * self.max_pixels / 1e6:.0f} million pixels in all; "
-                    "send fewer at a time, or scale them down", param="image_url", code="images_too_large",
-                )  # fmt: skip
-            pictures.take(width * height)
-            image.seek(0)
-            image.load()
-            if image.width * image.height > self.max_pixels:  # a frame larger than its header said
-                raise _too_many_pixels(number, f"{image.width} x {image.height}", self.max_pixels)
-        except ApiError:
-            raise
-        except (Image.DecompressionBombError, MemoryError):
-            raise _too_many_pixels(number, "its size", self.max_pixels) from None
-        except Exception as error:
-            # Decoders of damaged files raise whatever they run into: SyntaxError, struct.error, IndexError ...
-            raise BadRequest(
-                f"image {number} cannot be read ({_reason(error)}); formats are {', '.join(FORMATS)}",
-                param="image_url",
-                code="invalid_image",
-            ) from error
-        return image
+
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    """What the worker says about an image, as the API says it."""
+    try:
+        yield
+    except TooManyPixels as error:
+        raise TooLarge(str(error), param="image_url", code="image_too_large") from error
+    except InvalidInput as error:
+        raise BadRequest(str(error), param="image_url", code="invalid_image") from error
 
 
 def decode_data_url(url: str, max_bytes: int, what: str = "image", param: str = "image_url") -> bytes:
@@ -176,18 +167,3 @@ def decode_data_url(url: str, max_bytes: int, what: str = "image", param: str = 
         return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
     except (binascii.Error, ValueError):
         raise BadRequest(f"the {what}'s data: URL holds no valid base64", param=param, code="invalid_base64") from None
-
-
-def _reason(error: Exception) -> str:
-    text = str(error)
-    if "cannot identify" in text:  # the message holds an object's address, which helps nobody
-        return "not a known image format, or damaged"
-    return text[:100] or type(error).__name__
-
-
-def _too_many_pixels(number: int, size: str, limit: int) -> TooLarge:
-    return TooLarge(
-        f"image {number}: {size} is more than {limit / 1e6:.0f} million pixels; scale it down",
-        param="image_url",
-        code="image_too_large",
-    )

@@ -30,6 +30,7 @@ class ServerOptions:
     max_images: int = 10
     max_image_mb: int = 20
     max_image_megapixels: int = 50
+    page_timeout: float = 20.0
     max_pages: int = 200
     max_files_mb: int = 200
     max_jobs: int = 16

@@ -79,3 +79,43 @@ def _saved(pdf: pdfium.PdfDocument) -> bytes:
     pdf.save(buffer)
     pdf.close()
     return buffer.getvalue()
+
+
+def nested_pdf(depth: int = 14, uses: int = 10, pages: int = 1) -> bytes:
+    """A few kB whose pages draw forms that draw forms, each of which is used so often: uses ** depth drawings."""
+    first = 3 + pages
+    kids = " ".join(f"{number} 0 R" for number in range(3, first))
+    objects = ["<< /Type /Catalog /Pages 2 0 R >>", f"<< /Type /Pages /Kids [{kids}] /Count {pages} >>"]
+    page = f"/MediaBox [0 0 200 200] /Resources << /XObject << /F {first + 1} 0 R >> >> /Contents {first} 0 R"
+    objects += [f"<< /Type /Page /Parent 2 0 R {page} >>"] * pages
+    objects.append("<< /Length 5 >>\nstream\n/F Do\nendstream")
+    for level in range(1, depth + 1):
+        content = "0 0 9 9 re f" if level == depth else "/F Do " * uses
+        inner = f"/Resources << /XObject << /F {first + level + 1} 0 R >> >>"
+        form = f"/Type /XObject /Subtype /Form /BBox [0 0 200 200] {inner} /Length {len(content)}"
+        objects.append(f"<< {form} >>\nstream\n{content}\nendstream")
+    return _written(objects)
+
+
+def field_bomb_pdf(depth: int = 40) -> bytes:
+    """2.5 kB whose form fields have 2 ** depth leaves, all of which pdfium visits before a page is drawn."""
+    objects = ["<< /Type /Catalog /Pages 2 0 R /AcroForm 4 0 R >>", "<< /Type /Pages /Kids [3 0 R] /Count 1 >>",
+               "<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] >>",
+               "<< /Fields [5 0 R] /NeedAppearances true >>"]  # fmt: skip
+    for number in range(5, 5 + depth):
+        parent = f" /Parent {number - 1} 0 R" if number > 5 else ""
+        objects.append(f"<< /Kids [{number + 1} 0 R {number + 1} 0 R]{parent} >>")
+    objects.append("<< /T (x) /FT /Tx /Type /Annot /Subtype /Widget /Rect [0 0 9 9] >>")
+    return _written(objects)
+
+
+def _written(objects: Sequence[str]) -> bytes:
+    """A file of numbered objects, the first of which is the catalogue."""
+    data, places = b"%PDF-1.4\n", []
+    for number, text in enumerate(objects, 1):
+        places.append(len(data))
+        data += f"{number} 0 obj\n{text}\nendobj\n".encode()
+    table = b"".join(b"%010d 00000 n \n" % place for place in places)
+    head = f"xref\n0 {len(objects) + 1}\n0000000000 65535 f \n".encode()
+    end = f"trailer << /Size {len(objects) + 1} /Root 1 0 R >>\nstartxref\n{len(data)}\n%%EOF\n".encode()
+    return data + head + table + end

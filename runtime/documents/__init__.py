@@ -27,7 +27,7 @@ from .workers import Workers
 
 __all__ = [
     "DEFAULT_DPI", "DEFAULT_MAX_PIXELS", "DPI_RANGE", "IMAGE_FORMATS", "Document", "Limits", "Stop", "Stopped",
-    "TooManyPixels", "Workers", "open_document", "open_picture", "page_ranges", "parse_pages",
+    "TooManyPixels", "Workers", "never", "open_document", "open_picture", "page_ranges", "parse_pages",
 ]  # fmt: skip
 
 

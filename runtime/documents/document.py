@@ -90,7 +90,7 @@ class Document:
 
     def _work(self, work: Callable[[Worker], T], failing: str, stop: Stop) -> T:
         """Have a worker do something with the document open. ``failing``: how the message begins when it was killed."""
-        if self._closed:
+        if self._is_closed():
             raise InvalidInput(f"{self.name} has been closed")
         most = self._workers.limits.most_killed
         if most is not None and self._killed >= most:
@@ -105,8 +105,11 @@ class Document:
         except Killed as error:
             self._killed += 1
             raise InvalidInput(
-                f"{failing}: {error}; leave this page out, or draw it with fewer dots per inch"
+                f"{failing}: {error}; leave it out, lower the dots per inch, or give it more time (page_timeout)"
             ) from error
         finally:
-            if self._closed:  # meanwhile, by another thread
+            if self._is_closed():  # meanwhile, by another thread
                 self._workers.forget(self._number)
+
+    def _is_closed(self) -> bool:
+        return self._closed

@@ -55,7 +55,8 @@ class PdfPages:
         except pdfium.PdfiumError as error:
             raise self._damaged(index, error) from error
         try:
-            scale = self._scale(*page.get_size(), index)
+            width, height = page.get_size()
+            scale = self._scale(width, height, index)
             bitmap = page.render(scale=scale, rev_byteorder=True, limit_image_cache=True)
             try:
                 image: Image.Image = bitmap.to_pil()

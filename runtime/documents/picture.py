@@ -26,7 +26,7 @@ class PicturePages:
     def __init__(self, source: Path | bytes, name: str, max_pixels: int, *, first_only: bool) -> None:
         self._name, self._max_pixels = name, max_pixels
         self._taken = ("formats are " if first_only else "documents are PDF, ") + ", ".join(IMAGE_FORMATS)
-        Image.MAX_IMAGE_PIXELS = max_pixels  # Pillow refuses twice as much by itself, before it allocates anything
+        Image.MAX_IMAGE_PIXELS = None  # every frame is checked here, before anything is decoded
         with self._understood():
             self._image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=IMAGE_FORMATS)
             self.count = 1 if first_only or self._image.format != "TIFF" else _count_frames(self._image, name)
@@ -66,10 +66,6 @@ class PicturePages:
             yield
         except (InvalidInput, MemoryError):
             raise
-        except Image.DecompressionBombError:
-            raise TooManyPixels(
-                f"{self._name} has more than {self._max_pixels / 1e6:g} million pixels; scale it down"
-            ) from None
         except Exception as error:  # decoders of damaged files raise whatever they run into
             raise InvalidInput(f"{self._name} cannot be read ({_reason(error)}); {self._taken}") from error
 

@@ -1,7 +1,7 @@
 """Worker processes that draw pages: a few that are kept, watched while they work, and replaced when they are killed.
 
-A page of a few kilobytes can draw for ever or take all memory, in a library that cannot be interrupted; a process can be.
-A worker is started as a program of its own (no fork, no pickling), with an environment that holds no secrets.
+A page of a few kilobytes can draw for ever or take all memory, in a library that cannot be interrupted; a process can
+be. A worker is started as a program of its own (no fork, no pickling), with an environment that holds no secrets.
 """
 
 from __future__ import annotations
@@ -104,8 +104,8 @@ class Worker:
         """Draw a page of the document that is open, in RGB. Raises as ``ask``."""
         answer = self.ask({"do": "draw", "page": page})
         width, height = int(answer["width"]), int(answer["height"])
-        if not (0 < width and 0 < height and width * height <= max_pixels):
-            raise TooManyPixels(f"the page came out with {width} x {height} pixels; {max_pixels} are the most")
+        if not (min(width, height) > 0 and width * height <= max_pixels):
+            raise WorkerDied  # it does not do what it is asked; its next bytes are not to be trusted
         self.tired = bool(answer["tired"])
         image = Image.new("RGB", (width, height))
         rows = rows_of_a_strip(width)

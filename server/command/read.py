@@ -24,7 +24,7 @@ from models.config import Config
 from models.errors import ConfigError, InvalidInput
 from models.family import IMAGE_SLOT
 from models.registry import defaults_of
-from runtime.documents import DEFAULT_DPI, DPI_RANGE, Document, Stopped, Workers, page_ranges, parse_pages
+from runtime.documents import DEFAULT_DPI, DPI_RANGE, Document, Limits, Stopped, Workers, page_ranges, parse_pages
 from runtime.errors import RuntimeUnavailable
 from server import flags, memory
 from server.options import ServerOptions, server_options
@@ -159,7 +159,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     flags.add_model_flags(parser.add_argument_group("model"), "model to read with; with --server one of its own")
     machine = parser.add_argument_group("machine")
-    flags.add_server_flags(machine, "slots", "threads", "max_image_megapixels", "stale_exports")
+    flags.add_server_flags(machine, "slots", "threads", "max_image_megapixels", "page_timeout", "stale_exports")
     flags.add_setting_flags(parser.add_argument_group("decoding"), READ_DEFAULTS)
 
 
@@ -219,7 +219,7 @@ class _Command:
         self._options = _options(self._config, given, self._settings_given)
         self._prompt = _prompt(given)
         self._stop = threading.Event()
-        self._workers = Workers(min(os.cpu_count() or 1, MOST_WORKERS))
+        self._workers = Workers(min(os.cpu_count() or 1, MOST_WORKERS), Limits(self._options.page_timeout))
 
     def run(self) -> int:
         """See ``run``."""

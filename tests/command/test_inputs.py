@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.errors import InvalidInput
+from runtime.documents import Workers
 from server.command.errors import UsageError
 from server.command.inputs import Source, find_sources, output_names
 from tests.command.conftest import page_of
@@ -82,10 +83,11 @@ def test_a_pipe_is_read_once_and_is_a_document(tree: Path) -> None:
     writer.join()
     assert (source.path, source.data) == (pipe, page)
     assert source.fingerprint == source.fingerprint
-    with source.open(144, 1000) as document:
-        assert document.page(0).size == (5, 4)
-    with pytest.raises(InvalidInput, match=f"{pipe} has 5 x 4 pixels"):
-        source.open(144, 10).page(0)
+    with Workers(1) as workers:
+        with source.open(144, 1000, workers, lambda: False) as document:
+            assert document.page(0).size == (5, 4)
+        with pytest.raises(InvalidInput, match=f"{pipe} has 5 x 4 pixels"):
+            source.open(144, 10, workers, lambda: False).page(0)
 
 
 @pytest.mark.parametrize(

@@ -694,9 +694,9 @@ def test_documents_are_closed_when_their_pages_are_done(ocr: Program, tmp_path: 
 
     real = Source.open
 
-    def watch(self: Source, dpi: int, max_pixels: int) -> Any:
+    def watch(self: Source, *how: Any) -> Any:
         nonlocal most
-        document = real(self, dpi, max_pixels)
+        document = real(self, *how)
         opened.append(self.name)
         most = max(most, len(opened))
         close = document.close

@@ -7,16 +7,27 @@ import contextlib
 import io
 import struct
 import zlib
+from collections.abc import Iterator
 
 import pytest
 from PIL import Image
 
+from runtime.documents import IMAGE_FORMATS as FORMATS
+from runtime.documents import Workers
+from server.admission import Admission, Capacity
 from server.errors import ApiError
 from server.fetch import Fetcher
-from server.images import FORMATS, ImageReader, PixelBudget
+from server.images import ImageReader
 from tests.server.conftest import MakeService, chat, data_url
 
-READER = ImageReader(Fetcher("off"), max_bytes=1 << 20, max_pixels=1_000_000)
+WORKERS = Workers(2)
+READER = ImageReader(Fetcher("off"), WORKERS, max_bytes=1 << 20, max_pixels=1_000_000)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _end_workers() -> Iterator[None]:
+    yield
+    WORKERS.close()
 
 
 def encode(data: bytes, mime: str = "image/png") -> str:
@@ -24,13 +35,13 @@ def encode(data: bytes, mime: str = "image/png") -> str:
 
 
 def read(url: str, reader: ImageReader = READER) -> Image.Image:
-    (image,) = reader.read([url]).images
-    return image
+    with reader.open([url]).decoded(lambda: False) as (image,):
+        return image
 
 
 def refused(url: str, status: int, reader: ImageReader = READER) -> str:
     with pytest.raises(ApiError) as caught:
-        reader.read([url])
+        read(url, reader)
     assert caught.value.status_code == status
     return caught.value.message
 
@@ -62,13 +73,18 @@ def test_the_first_frame_of_several_is_read(form: str) -> None:
     assert red > 200 > 50 > blue
 
 
-def test_the_orientation_stays_for_the_family_to_apply() -> None:
+def test_an_image_is_turned_upright_once() -> None:
     image = Image.new("RGB", (20, 10))
+    image.paste("white", (0, 0, 10, 10))  # the left half, which is the upper one of the picture turned by 90 degrees
     exif = image.getexif()
     exif[0x0112] = 6
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", exif=exif)
-    assert read(encode(buffer.getvalue())).getexif()[0x0112] == 6
+    url = encode(buffer.getvalue())
+    upright = read(url)
+    assert READER.open([url]).sizes == [upright.size] == [(10, 20)]
+    assert 0x0112 not in upright.getexif()
+    assert (upright.getpixel((5, 2)), upright.getpixel((5, 17))) == ((255, 255, 255), (0, 0, 0))
 
 
 def test_base64_is_read_as_clients_write_it() -> None:
@@ -118,7 +134,7 @@ def test_damaged_files_never_raise_anything_else() -> None:
             data = bytearray(buffer.getvalue())
             data[position] ^= 0xFF
             with contextlib.suppress(ApiError):
-                READER.read([encode(bytes(data))])
+                read(encode(bytes(data)))
 
 
 def test_other_formats_are_refused_even_where_pillow_reads_them() -> None:
@@ -128,9 +144,11 @@ def test_other_formats_are_refused_even_where_pillow_reads_them() -> None:
 
 
 @pytest.mark.parametrize("size", [(1001, 1000), (30_000, 30_000), (2**31 - 1, 2**31 - 1), (1, 1_000_001)])
-def test_too_many_pixels_are_refused_from_the_header(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded before the check"))
-    assert "pixels" in refused(encode(png_header(*size)), 413)
+def test_too_many_pixels_are_refused_from_the_header(size: tuple[int, int]) -> None:
+    with pytest.raises(ApiError) as caught:
+        READER.open([encode(png_header(*size))])  # which decodes nothing
+    assert caught.value.status_code == 413
+    assert "pixels" in caught.value.message
 
 
 def test_a_bomb_in_a_small_file_is_refused() -> None:
@@ -152,27 +170,40 @@ def test_remote_images_can_be_switched_off() -> None:
 
 def test_the_images_of_a_request_have_a_limit_together() -> None:
     url = data_url(Image.new("L", (1000, 900)))
-    assert len(READER.read([url, url]).images) == 2
+    with READER.open([url, url]).decoded(lambda: False) as images:
+        assert len(images) == 2
     with pytest.raises(ApiError) as caught:
-        READER.read([url, url, url])
+        READER.open([url, url, url])
     assert caught.value.status_code == 413
     assert "2 million pixels in all" in caught.value.message
 
 
-def test_requests_wait_for_each_others_pixels_and_give_them_back() -> None:
-    budget = PixelBudget(1_000_000, patience=0.05)
-    reader = ImageReader(Fetcher("off"), max_pixels=1_000_000, budget=budget)
+def test_requests_wait_for_each_others_pixels_and_give_them_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.images.PATIENCE", 0.05)
+    house = Admission(Capacity(pixels=1_000_000))
+    reader = ImageReader(Fetcher("off"), WORKERS, max_pixels=1_000_000, admission=house)
     url = data_url(Image.new("L", (800, 800)))
-    first = reader.read([url])
-    assert "try again later" in refused(url, 503, reader)
-    first.release()
-    first.release()  # once only
-    second = reader.read([url])
-    refused(url, 503, reader)
-    second.release()
-    with pytest.raises(ApiError):
-        reader.read([url, encode(b"no image")])  # what the first of them took comes back
-    budget.take(1_000_000)
+    with reader.open([url]).decoded(lambda: False):
+        assert house.held("pixels") == 640_000
+        assert "try again later" in refused(url, 503, reader)
+    with reader.open([url]).decoded(lambda: False):
+        refused(url, 503, reader)
+    half = io.BytesIO()
+    Image.effect_noise((800, 800), 50).save(half, "PNG")
+    refused(encode(half.getvalue()[:1000]), 400, reader)  # what it took comes back
+    assert house.held("pixels") == 0
+
+
+def test_pictures_that_wait_for_a_model_hold_no_pixels() -> None:
+    house = Admission(Capacity(pixels=1_000_000))
+    reader = ImageReader(Fetcher("off"), WORKERS, max_pixels=1_000_000, admission=house)
+    url = data_url(Image.new("L", (800, 800)))
+    waiting = [reader.open([url]) for _ in range(5)]
+    assert house.held("pixels") == 0
+    with waiting[0].decoded(lambda: False):
+        assert house.held("pixels") == 640_000
+    for pictures in waiting:
+        pictures.close()
 
 
 @pytest.mark.parametrize("form", ["PNG", "WEBP"])
