@@ -94,7 +94,7 @@ def nested_pdf(depth: int = 14, uses: int = 10, pages: int = 1) -> bytes:
         inner = f"/Resources << /XObject << /F {first + level + 1} 0 R >> >>"
         form = f"/Type /XObject /Subtype /Form /BBox [0 0 200 200] {inner} /Length {len(content)}"
         objects.append(f"<< {form} >>\nstream\n{content}\nendstream")
-    return _written(objects)
+    return _numbered(objects)
 
 
 def field_bomb_pdf(depth: int = 40) -> bytes:
@@ -106,10 +106,10 @@ def field_bomb_pdf(depth: int = 40) -> bytes:
         parent = f" /Parent {number - 1} 0 R" if number > 5 else ""
         objects.append(f"<< /Kids [{number + 1} 0 R {number + 1} 0 R]{parent} >>")
     objects.append("<< /T (x) /FT /Tx /Type /Annot /Subtype /Widget /Rect [0 0 9 9] >>")
-    return _written(objects)
+    return _numbered(objects)
 
 
-def _written(objects: Sequence[str]) -> bytes:
+def _numbered(objects: Sequence[str]) -> bytes:
     """A file of numbered objects, the first of which is the catalogue."""
     data, places = b"%PDF-1.4\n", []
     for number, text in enumerate(objects, 1):
