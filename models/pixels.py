@@ -1,12 +1,16 @@
-"""What every family and the documents need of a picture before anything else: upright, and in RGB.
+"""What every family and the documents need of a picture before anything else: upright, opaque and in RGB.
 
 Pillow does the work, as in the published code of the models.
 """
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 from PIL import ExifTags, Image
+
+Transparency = Literal["white", "black", "drop"]
 
 Turn = Image.Transpose
 # By EXIF orientation: what makes the picture upright.
@@ -17,10 +21,10 @@ _TURNS = {
 _LYING = (5, 6, 7, 8)  # orientations that exchange the sides
 
 
-def upright_rgb(image: Image.Image) -> Image.Image:
+def upright_rgb(image: Image.Image, transparency: Transparency = "white") -> Image.Image:
     """The picture turned as its EXIF data says, in RGB. An image that is so already comes back as a copy."""
     turn = _TURNS.get(orientation(image))
-    upright = to_rgb(image if turn is None else image.transpose(turn))
+    upright = to_rgb(image if turn is None else image.transpose(turn), transparency)
     upright.info = {}  # the orientation stands there in several places, and must not be followed twice
     return upright
 
@@ -40,11 +44,24 @@ def orientation(image: Image.Image) -> int:
     return found if found in _TURNS else 1
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert as the published code does, but for 16-bit greys: Pillow would clip those to white."""
+def to_rgb(image: Image.Image, transparency: Transparency = "white") -> Image.Image:
+    """Convert as the published code does, but for 16-bit greys, which Pillow would clip to white, and transparency.
+
+    transparency : what is laid under it. ``drop`` is the published code's: colours as they are stored where nobody sees
+    them, most often black, so that dark text on a transparent ground is black on black.
+    """
     if image.mode.startswith("I"):
-        image = Image.fromarray(np.clip(np.asarray(image) // 257, 0, 255).astype(np.uint8))
-    return image.convert("RGB")
+        greys = np.asarray(image)
+        eight = np.clip(greys // 257, 0, 255).astype(np.uint8)
+        if isinstance(clear := image.info.get("transparency"), int) and transparency != "drop":
+            eight[greys == clear] = 255 if transparency == "white" else 0
+        return Image.fromarray(eight).convert("RGB")
+    if transparency == "drop" or not image.has_transparency_data:
+        return image.convert("RGB")
+    if image.mode == "La":  # Pillow knows no direct way
+        image = image.convert("LA")
+    over = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", over.size, transparency), over).convert("RGB")
 
 
 def noise(side: int) -> Image.Image:

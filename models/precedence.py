@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 from .errors import InvalidInput
 from .settings import FAMILY_SETTINGS, InferenceSettings
 
-Kind = Literal["integer", "number", "boolean", "strings", "integers"]
+Kind = Literal["integer", "number", "boolean", "strings", "integers", "word"]
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,12 @@ def _of_family(name: str) -> Setting:
 
 
 _SHARED: tuple[Setting, ...] = (
+    Setting(
+        "transparency",
+        "word",
+        "what is laid under pictures with transparency: white, black, or drop for the colours that are stored there",
+        "--transparency",
+    ),
     Setting(
         "max_new_tokens",
         "integer",
@@ -117,6 +123,7 @@ _EXPECTED: dict[Kind, str] = {
     "boolean": "true or false",
     "strings": "a list of strings",
     "integers": "a list of integers",
+    "word": "a word",
 }
 
 
@@ -130,7 +137,8 @@ def check_value(setting: Setting, value: Any) -> Any:
     """
     integer = isinstance(value, int) and not isinstance(value, bool)
     converted: Any = None
-    if (setting.kind == "integer" and integer) or (setting.kind == "boolean" and isinstance(value, bool)):
+    types = {"boolean": bool, "word": str}
+    if (setting.kind == "integer" and integer) or isinstance(value, types.get(setting.kind, ())):
         converted = value
     elif setting.kind == "number" and (integer or isinstance(value, float)):
         converted = _as_float(value)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 from .errors import InvalidInput
 from .families import FAMILIES
 from .family_settings import FamilySettings
+from .pixels import Transparency
 
 # Stop strings are looked for after every token, by the thread that decodes for everybody.
 MAX_STOPS = 16
@@ -22,6 +23,9 @@ MAX_STOP_LENGTH = 200  # characters
 @dataclass(frozen=True, slots=True)
 class InferenceSettings:
     """Options of one request. ``None`` means the model's own value (its manifest), or "off" where so noted."""
+
+    # What is laid under a picture that is transparent in places; "drop" takes the colours that are stored there.
+    transparency: Transparency = "white"
 
     # Length of the answer.
     max_new_tokens: int = 512
@@ -54,6 +58,9 @@ class InferenceSettings:
             naming the setting, its value and the allowed range.
         """
         object.__setattr__(self, "family", _checked(self.family))
+        if self.transparency not in get_args(Transparency):
+            allowed = " or ".join(get_args(Transparency))
+            raise InvalidInput(f"transparency is {self.transparency!r:.40}; it must be {allowed}")
         for name, (low, high, meaning) in _RANGES.items():
             value = getattr(self, name)
             if value is not None and not low <= value <= high:

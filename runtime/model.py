@@ -22,6 +22,7 @@ from models.errors import InvalidInput, ManifestError
 from models.family import QUOTE_MARK, Verbatim
 from models.grounding import Box
 from models.manifest import Manifest
+from models.pixels import upright_rgb
 from models.precedence import BY_NAME
 from models.registration import ModelEntry
 from models.registry import default_task, family_of
@@ -137,9 +138,9 @@ class Model:
         """See ``TextModel.submit``."""
         started = time.monotonic()
         self._name_ignored(request.settings)
+        opaque = [upright_rgb(image, request.settings.transparency) for image in request.images]
         images = [
-            self._family.prepare_image(image, request.settings.family, request.prompt, len(request.images))
-            for image in request.images
+            self._family.prepare_image(image, request.settings.family, request.prompt, len(opaque)) for image in opaque
         ]
         prompt_ids = self._family.prompt_ids(request.prompt, [image.token_count for image in images], self._encode)
         limit = self.manifest.max_length

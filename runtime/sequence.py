@@ -8,6 +8,7 @@ from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from queue import Empty, SimpleQueue
 
 import numpy as np
@@ -115,7 +116,8 @@ class Sequence:
         self.chooser = Chooser(settings, vocabulary.forbidden)
         self._text = TextStream(vocabulary.tokenizer, settings.stop)
         self._output = output or Verbatim()
-        self._loop = LoopDetector() if settings.stop_on_loop else None
+        decode = partial(vocabulary.tokenizer.decode, skip_special_tokens=False)
+        self._loop = LoopDetector(decode=decode) if settings.stop_on_loop else None
         self._unannounced = 0  # tokens whose text is still held back
         self._events: SimpleQueue[TextDelta | Finished] = SimpleQueue()
         self._cancelled = False

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -65,15 +66,25 @@ class TextStream:
         return max((len(beginning) for beginning in beginnings if text.endswith(beginning)), default=0)
 
 
+MOST_BLANK = 2000  # tokens of empty cells in a row that a form may have: 40 rows of six columns have 560
+
+_CELL = r"(?:</?(?:table|thead|tbody|tr|td|th)\b[^<>]*>|<(?:[felux]cel|nl)>|[|\s])"
+_EMPTY_CELLS = re.compile(rf"(?:[^<>|]{{0,40}}>)?{_CELL}+(?:<[^<>|]{{0,40}})?")  # a tag may be cut at both ends
+
+
 class LoopDetector:
     """Notices an answer whose tail repeats one unit over and over.
 
     For every period up to ``longest`` it counts how many tokens in a row equal the one a period earlier. An answer is
-    in a loop when such a run is both ``minimum`` tokens and ``repeats`` periods long: short enough to save a budget,
-    long enough for a table with many empty cells.
+    in a loop when such a run is both ``minimum`` tokens and ``repeats`` periods long: short enough to save a budget.
+    Rows of empty cells, with nothing but a table's marks in them, are a blank form up to ``MOST_BLANK`` tokens.
     """
 
-    def __init__(self, longest: int = 128, minimum: int = 128, repeats: int = 8) -> None:
+    def __init__(
+        self, longest: int = 128, minimum: int = 128, repeats: int = 8, decode: Callable[[list[int]], str] | None = None
+    ) -> None:
+        """decode : the text of tokens, by which a blank form is known; None knows none."""
+        self._decode = decode
         self._recent = np.full(longest, -1, np.int64)  # most recent first
         self._runs = np.zeros(longest, np.int64)
         self._limits = np.maximum(minimum, repeats * np.arange(1, longest + 1))
@@ -83,4 +94,15 @@ class LoopDetector:
         self._runs = (self._runs + 1) * (self._recent == token)
         self._recent[1:] = self._recent[:-1]
         self._recent[0] = token
-        return bool((self._runs >= self._limits).any())
+        long_enough = np.flatnonzero(self._runs >= self._limits)
+        if not len(long_enough):
+            return False
+        shortest = int(long_enough[0])
+        return bool(self._runs[shortest] >= MOST_BLANK) or not self._is_blank(self._recent[shortest::-1].tolist())
+
+    def _is_blank(self, unit: list[int]) -> bool:
+        if self._decode is None:
+            return False
+        text = self._decode(unit * 3)
+        marked = "<" in text or ("|" in text and "\n" in text)
+        return marked and _EMPTY_CELLS.fullmatch(text) is not None

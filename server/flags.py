@@ -74,8 +74,8 @@ def _add_setting(group: argparse._ArgumentGroup, setting: Setting, default: Any)
             setting.flag or "", dest=setting.name, type=_boolean, nargs="?", const=True, metavar="true|false", help=text
         )
         return
-    convert = _integer_or_none(setting) if setting.kind == "integer" else float
-    metavar = "N" if setting.kind == "integer" else "X"
+    convert = {"integer": _integer_or_none(setting), "word": str}.get(setting.kind, float)
+    metavar = {"integer": "N", "word": "WORD"}.get(setting.kind, "X")
     group.add_argument(setting.flag or "", dest=setting.name, type=convert, metavar=metavar, help=text)
 
 

@@ -22,6 +22,7 @@ _TYPES: dict[precedence.Kind, Any] = {
     "boolean": bool | None,
     "strings": str | list[str] | None,
     "integers": list[int] | None,
+    "word": str | None,
 }
 
 

@@ -21,7 +21,11 @@ from .images import ImageRules, ImageSettings, Views, lay_out, make_views, norma
 from .output import DEFAULT_TASK, TASKS
 from .positions import view_inputs
 
-DEFAULTS: Mapping[str, Any] = MappingProxyType({})  # the built-in ones were made for this family
+# The size is the authors' and built in; window and whitelist (<td>, </td>) are those of their serving recipe: over the
+# whole page the guard forbids what tables and statements rightly repeat.
+DEFAULTS: Mapping[str, Any] = MappingProxyType(
+    {"no_repeat_ngram_window": 90, "no_repeat_ngram_whitelist": (128821, 128822)}
+)
 
 
 class DeepseekPrompts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import multiprocessing
 import re
@@ -265,6 +266,7 @@ LEVELS: dict[str, tuple[Any, Any, Any, Any]] = {
     "no_repeat_ngram_window": (50, 0, 70, 80),
     "no_repeat_ngram_whitelist": ([1], [2], [3], [4, 5]),
     "stop_on_loop": (False, True, False, True),
+    "transparency": ("black", "drop", "white", "black"),
 }
 
 
@@ -293,7 +295,7 @@ def test_body_beats_flags_beat_entry_beat_config_beat_builtin(name: str, tmp_pat
 
 
 def _toml(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value).replace("'", '"')
+    return json.dumps(value)  # which writes these alike
 
 
 def test_the_table_has_every_setting_once() -> None:

@@ -189,3 +189,47 @@ def test_a_table_with_many_empty_cells_is_no_loop() -> None:
     detector = LoopDetector()
     table = [token for row in range(60) for token in [1000 + row, *[7, 8] * 30]]
     assert not any(detector.add(token) for token in table)
+
+
+def with_text(tokenizer: Tokenizer) -> LoopDetector:
+    return LoopDetector(decode=lambda tokens: tokenizer.decode(tokens, skip_special_tokens=False))
+
+
+def ended_after(tokenizer: Tokenizer, text: str) -> int | None:
+    """Tokens until the text counts as a loop; None when it does not."""
+    detector = with_text(tokenizer)
+    tokens = tokenizer.encode(text, add_special_tokens=False).ids
+    return next((count for count, token in enumerate(tokens, 1) if detector.add(token)), None)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        "<tr>" + "<td></td>" * 6 + "</tr>\n",
+        "<tr>" + "<td></td>" * 6 + "</tr>",
+        "<tr>" + "<td> </td>" * 6 + "</tr>\n",
+        '<tr><td colspan="2"></td>' + "<td></td>" * 4 + "</tr>\n",
+        "|" + "  |" * 6 + "\n",
+    ],
+)
+@pytest.mark.parametrize("real_one", [True, False])
+def test_a_blank_form_of_40_rows_and_six_columns_is_no_loop(row: str, real_one: bool, real: Tokenizer) -> None:
+    tokenizer = real if real_one else SMALL  # which writes letter by letter
+    rows = 40 if real_one else 20  # of the small one's, so many are some 1000 tokens too
+    assert ended_after(tokenizer, "<table>" + row * rows) is None
+
+
+@pytest.mark.parametrize(
+    "unit",
+    ["the same words again. ", "<tr><td>x</td><td></td></tr>", "| 7 | |\n", "<br>", "x", "....", "\n \n", "| "],
+)
+def test_a_real_loop_ends_within_300_tokens(unit: str, real: Tokenizer) -> None:
+    for tokenizer in (real, SMALL):
+        detector = with_text(tokenizer)
+        tokens = tokenizer.encode(unit, add_special_tokens=False).ids
+        ended = next(count for count in range(1, 3000) if detector.add(tokens[count % len(tokens)]))
+        assert ended <= max(300, 9 * len(tokens)), ended
+
+
+def test_empty_cells_without_an_end_are_ended_too(real: Tokenizer) -> None:
+    assert 2000 <= (ended_after(real, "<td></td>" * 2000) or 0) <= 2300
