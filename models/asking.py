@@ -56,7 +56,7 @@ def knows(entry: ModelEntry, words: str) -> bool:
     """Whether the model was trained on this prompt, or follows any."""
     if takes_any_prompt(entry):
         return True
-    others = FAMILIES[entry.family].known_prompts if entry.tasks is None else None
+    others = FAMILIES[entry.family].known_prompts
     known = [_bare(prompt).split(TEXT_SLOT) for prompt in (*tasks_for(entry).values(), *(others or ()))]
     return any(re.fullmatch(".+".join(map(re.escape, texts)), _bare(words), re.DOTALL) for texts in known)
 

@@ -2,7 +2,8 @@
 
 DeepSeek-OCR writes ``<|ref|>label<|/ref|><|det|>[[x0, y0, x1, y1], ...]<|/det|>`` before what it read there, with
 coordinates from 0 to 999 on the page as it was sent. Asked to OCR or to locate, it writes references only, and their
-labels are the words that stand there. The text is parsed, never evaluated, in one pass whatever it
+labels are the words that stand there. Unlimited-OCR's own prompts give ``<|det|>label [x0, y0, x1, y1]<|/det|>``, and
+``<PAGE>`` between pages. The text is parsed, never evaluated, in one pass whatever it
 holds; what is not well formed is left alone. Families call this for their ``boxes``, the command line for its Markdown.
 """
 
@@ -18,6 +19,9 @@ _SCALE = 999  # coordinate of the right and the lower edge
 _TAG = re.compile(r"(<\|/?(?:ref|det)\|>)")
 _INNERMOST_LIST = re.compile(r"\[([^\[\]]*)\]")
 _NUMBER = re.compile(r"\s*[+-]?[0-9]+(?:\.[0-9]*)?\s*")
+_LABELLED = re.compile(r"\s*([^\s\[\]][^\[\]]*?)\s*(\[[^\[\]]*\])\s*")  # between det tags, where the label is inside
+LOCATION = re.compile(r"<\|LOC_([0-9]{1,4})\|>")  # see models.locations
+PAGE_BREAK = "<PAGE>"
 _OPERATORS = {"\\coloneqq": ":=", "\\eqqcolon": "=:"}  # as the published tool writes them
 
 Corners = tuple[float, float, float, float]
@@ -49,7 +53,11 @@ def parse_boxes(text: str, width: int, height: int) -> list[Box]:
     references = list(_references(text))
     ends = [*(reference.start for reference in references[1:]), *([len(text)] if references else [])]
     return [
-        Box(reference.label.strip(), text[reference.end : end].strip(), _pixels(corners, width, height))
+        Box(
+            reference.label.strip(),
+            text[reference.end : end].split(PAGE_BREAK)[0].strip(),
+            _pixels(corners, width, height),
+        )
         for reference, end in zip(references, ends, strict=True)
         for corners in reference.corners
     ]
@@ -83,7 +91,7 @@ def to_markdown(text: str, figure_link: Callable[[int], str] | None = None) -> s
             pieces.append(f"{reference.label.strip()}\n")
         if line_begins and text.startswith("\n", done):
             done += 1
-    markdown = "".join([*pieces, text[done:]])
+    markdown = LOCATION.sub("", "".join([*pieces, text[done:]]))
     for command, plain in _OPERATORS.items():
         markdown = markdown.replace(command, plain)
     return markdown.strip()
@@ -101,17 +109,24 @@ def _is_nothing_but(references: Sequence[_Reference], text: str) -> bool:
 
 
 def _references(text: str) -> Iterator[_Reference]:
-    """Every whole ref and det pair. The pieces between tags are looked at once, so the time is linear."""
+    """Every whole ref and det pair, and every det with a label of its own.
+
+    The pieces between tags are looked at once, so the time is linear.
+    """
     pieces = _TAG.split(text)  # plain, tag, plain, tag, ... plain
     starts = [0]
     for piece in pieces:
         starts.append(starts[-1] + len(piece))
     at = 1
-    while at + 6 < len(pieces):
+    while at + 2 < len(pieces):
         tags = pieces[at : at + 7 : 2]
         if tags == ["<|ref|>", "<|/ref|>", "<|det|>", "<|/det|>"] and not pieces[at + 3].strip():
             yield _Reference(pieces[at + 1], _corners(pieces[at + 5]), starts[at], starts[at + 7])
             at += 8
+        elif tags[:2] == ["<|det|>", "<|/det|>"] and (labelled := _LABELLED.fullmatch(pieces[at + 1])):
+            if corners := _corners(labelled[2]):
+                yield _Reference(labelled[1], corners, starts[at], starts[at + 3])
+            at += 4
         else:
             at += 2
 

@@ -10,14 +10,15 @@ import numpy as np
 from PIL import Image
 
 from models.chat_template import PromptRules, chat_prompt
-from models.family import Encode, Feeds, OutputFilter, Positions, PreparedImage
+from models.family import IMAGE_SLOT, Encode, Feeds, OutputFilter, Positions, PreparedImage
 from models.family_settings import FamilySettings
 from models.grounding import Box
+from models.locations import parse_locations
 from models.manifest import Manifest
 from models.pixels import noise
 
-from .images import ImageRules, ImageSettings, limited, normalise, resize
-from .output import DEFAULT_TASK, DEFAULTS, TASKS, output_filter
+from .images import ImageRules, ImageSettings, for_spotting, limited, normalise, resize
+from .output import DEFAULT_TASK, DEFAULTS, SPOTTING, TASKS, output_filter
 from .positions import page_inputs, token_positions
 
 
@@ -37,8 +38,12 @@ class PaddleOcrVl:
     def prepare_image(
         self, image: Image.Image, settings: Mapping[str, Any], prompt: str = "", images: int = 1
     ) -> PreparedImage:
-        """One vision pass for the whole image."""
-        pixels = resize(image, limited(self.rules, ImageSettings.of(settings)))
+        """One vision pass for the whole image; text is spotted in a larger one."""
+        own = ImageSettings.of(settings)
+        rules = limited(self.rules, own)
+        if prompt.replace(IMAGE_SLOT, "").strip() == SPOTTING.replace(IMAGE_SLOT, ""):
+            image, rules = for_spotting(image, rules, own)
+        pixels = resize(image, rules)
         rows, columns = (side // self.rules.factor for side in pixels.shape[:2])
         return PreparedImage(
             [partial(self._feeds, pixels)], rows * columns, lambda outputs: outputs[0]["features"], (rows, columns)
@@ -67,5 +72,5 @@ class PaddleOcrVl:
 
     @staticmethod
     def boxes(text: str, width: int, height: int) -> list[Box]:
-        """None: the model reads what it is shown, and says nothing of places."""
-        return []
+        """Of the lines that it spots; asked for anything else, the model says nothing of places."""
+        return parse_locations(text, width, height)

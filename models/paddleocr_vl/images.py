@@ -17,6 +17,9 @@ from models.family_settings import FamilySettings
 from models.pixels import upright_rgb
 
 LARGEST_ASPECT_RATIO = 200  # published code
+# PaddleX, pipelines/paddleocr_vl: a picture with both sides below this is doubled before text is spotted in it.
+_LARGE_TO_SPOT = 1500
+_PIXELS_TO_SPOT = 1_605_632
 
 
 class ImageSettings(FamilySettings):
@@ -68,6 +71,18 @@ def limited(rules: ImageRules, settings: ImageSettings) -> ImageRules:
         "max_pixels": high or max(rules.max_pixels, low or rules.max_pixels),
     }
     return rules.model_copy(update=limits)
+
+
+def for_spotting(image: Image.Image, rules: ImageRules, settings: ImageSettings) -> tuple[Image.Image, ImageRules]:
+    """The image twice as large, unless it is large, and rules that let it be: as PaddleX has it for this task.
+
+    A ``max_pixels`` that is set stays.
+    """
+    if max(image.size) < _LARGE_TO_SPOT and 0 not in image.size:
+        image = upright_rgb(image)
+        image = image.resize((2 * image.width, 2 * image.height), Image.Resampling.LANCZOS)
+    most = rules.max_pixels if settings.max_pixels else max(rules.max_pixels, _PIXELS_TO_SPOT)
+    return image, rules.model_copy(update={"max_pixels": most})
 
 
 def resized_size(width: int, height: int, rules: ImageRules) -> tuple[int, int]:

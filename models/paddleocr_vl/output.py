@@ -11,12 +11,15 @@ from models.filters import Chain, FormulaDelimiters, Strip
 from models.otsl import OtslTables
 from models.repetition import RepeatCut
 
+SPOTTING = f"{IMAGE_SLOT}Spotting:"
 TASKS: Mapping[str, str] = MappingProxyType(
     {
         "ocr": f"{IMAGE_SLOT}OCR:",
         "table": f"{IMAGE_SLOT}Table Recognition:",
         "formula": f"{IMAGE_SLOT}Formula Recognition:",
         "chart": f"{IMAGE_SLOT}Chart Recognition:",
+        "spotting": SPOTTING,  # these two since 1.5
+        "seal": f"{IMAGE_SLOT}Seal Recognition:",
     }
 )
 DEFAULT_TASK = "ocr"

@@ -12,6 +12,7 @@ import pytest
 from pydantic import Field
 
 from models import catalog
+from models.asking import knows, tasks_for
 from models.errors import InvalidInput
 from models.families import FAMILIES, by_architecture, gathered, unknown_architecture
 from models.family_settings import FamilySettings
@@ -136,3 +137,13 @@ def test_an_override_keeps_the_settings_of_families_that_were_set_before() -> No
     assert settings.family == {"base_size": 512, "max_pixels": 200_000}
     assert settings.seed == 1
     assert settings.override({"base_size": None}).family == {"max_pixels": 200_000}
+
+
+def test_revisions_of_a_model_have_entries_of_their_own_and_the_old_name_keeps_its_meaning() -> None:
+    assert catalog.CATALOG["paddleocr-vl"].source == "PaddlePaddle/PaddleOCR-VL"
+    assert catalog.CATALOG["paddleocr-vl-1.6"].source == "PaddlePaddle/PaddleOCR-VL-1.6"
+    assert list(tasks_for(catalog.CATALOG["paddleocr-vl"])) == ["ocr", "table", "formula", "chart"]
+    assert not knows(catalog.CATALOG["paddleocr-vl"], "What is this?")
+    for name in ("paddleocr-vl-1.5", "paddleocr-vl-1.6"):
+        assert list(tasks_for(catalog.CATALOG[name])) == ["ocr", "table", "formula", "chart", "spotting", "seal"]
+        assert knows(catalog.CATALOG[name], "Spotting:")

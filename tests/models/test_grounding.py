@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.grounding import Box, parse_boxes, to_markdown
+from models.locations import parse_locations
 
 TAGS = ["<|ref|>", "<|/ref|>", "<|det|>", "<|/det|>"]
 pieces = st.sampled_from(
@@ -109,3 +110,35 @@ def test_figures_are_left_out_where_there_are_no_pictures() -> None:
     text = "<|ref|>image<|/ref|><|det|>[[0, 0, 9, 9]]<|/det|>\nA caption"
     assert to_markdown(text) == "A caption"
     assert to_markdown(text, lambda number: "x.jpg") == "![](x.jpg)\n\nA caption"
+
+
+def test_boxes_with_their_label_inside_the_tag_are_read_beside_the_first_form() -> None:
+    """Unlimited-OCR's own prompts give these; DeepSeek-OCR's prompts give it the form with references."""
+    answer = (
+        "<|det|>title [0, 0, 999, 100]<|/det|># Report\n"
+        "<|det|>image [100, 200, 300, 400]<|/det|>\n"
+        "<|ref|>text<|/ref|><|det|>[[0, 500, 999, 999]]<|/det|>\nWords <PAGE>of the next page"
+    )
+    assert parse_boxes(answer, 1998, 999) == [
+        Box("title", "# Report", (0, 0, 1998, 100)),
+        Box("image", "", (200, 200, 600, 400)),
+        Box("text", "Words", (0, 500, 1998, 999)),
+    ]
+    assert to_markdown(answer, "images/{}.jpg".format) == "# Report\n![](images/0.jpg)\n\nWords <PAGE>of the next page"
+
+
+def test_a_det_tag_without_label_or_with_other_than_four_numbers_is_text() -> None:
+    for inside in ("[1, 2, 3, 4]", "text [1, 2, 3]", "text", "text [a, b, c, d]", "te[xt [1, 2, 3, 4]"):
+        answer = f"<|det|>{inside}<|/det|>left alone"
+        assert parse_boxes(answer, 100, 100) == []
+        assert to_markdown(answer) == answer
+
+
+def test_spotted_lines_stand_in_the_box_around_their_four_corners() -> None:
+    quad = "".join(f"<|LOC_{n}|>" for n in (100, 200, 500, 180, 510, 260, 105, 280))
+    answer = f"First line{quad}\nsecond{quad.removesuffix('<|LOC_280|>')}\nthird{quad.replace('510', '1001')}"
+    assert parse_locations(answer, 2000, 1000) == [
+        Box("text", "First line", (200, 180, 1020, 280)),
+        Box("text", "second\nthird", (200, 180, 2000, 280)),
+    ]
+    assert to_markdown(answer) == "First line\nsecond\nthird"

@@ -307,6 +307,8 @@ def test_tasks_have_the_published_prompts() -> None:
         "table": "Table Recognition:",
         "formula": "Formula Recognition:",
         "chart": "Chart Recognition:",
+        "spotting": "Spotting:",
+        "seal": "Seal Recognition:",
     }
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from models.errors import InvalidInput
-from models.paddleocr_vl.images import ImageRules, normalise, resize, resized_size
+from models.paddleocr_vl.images import ImageRules, ImageSettings, for_spotting, limited, normalise, resize, resized_size
 from models.paddleocr_vl.positions import page_inputs
 
 LIMITS = {"1.0": (147384, 2822400), "1.5": (112896, 1003520)}
@@ -136,3 +136,28 @@ def test_each_patch_is_turned_by_its_row_and_its_column() -> None:
             angles = np.concatenate([row * frequencies, column * frequencies])
             assert np.abs(cos[row, column] - np.cos(angles)).max() < 1e-6
             assert np.abs(sin[row, column] - np.sin(angles)).max() < 1e-6
+
+
+def test_limits_that_are_set_win_and_the_other_gives_way() -> None:
+    own = rules("1.5")
+    assert limited(own, ImageSettings()) == own
+    assert limited(own, ImageSettings(max_pixels=50_000)).min_pixels == 50_000
+    assert limited(own, ImageSettings(min_pixels=2_000_000)).max_pixels == 2_000_000
+    smaller = limited(own, ImageSettings(max_pixels=200_000))
+    assert math.prod(resized_size(1240, 1754, smaller)) <= 200_000 < math.prod(resized_size(1240, 1754, own))
+    with pytest.raises(InvalidInput, match="min_pixels is 3000 and max_pixels 2000"):
+        limited(own, ImageSettings(min_pixels=3000, max_pixels=2000))
+
+
+@pytest.mark.parametrize(
+    ("size", "doubled"), [((1000, 700), True), ((1499, 1499), True), ((1500, 200), False), ((300, 1600), False)]
+)
+def test_text_is_spotted_in_a_picture_of_twice_the_size(size: tuple[int, int], doubled: bool) -> None:
+    image = Image.effect_noise(size, 50).convert("RGB")
+    larger, more = for_spotting(image, rules("1.5"), ImageSettings())
+    assert larger.size == ((2 * size[0], 2 * size[1]) if doubled else size)
+    assert more.max_pixels == 1_605_632
+    assert for_spotting(image, rules("1.0"), ImageSettings())[1].max_pixels == 2_822_400
+    assert for_spotting(image, rules("1.5"), ImageSettings(max_pixels=300_000))[1] == rules("1.5")
+    if doubled:
+        assert np.array_equal(larger, image.resize(larger.size, Image.Resampling.LANCZOS))
