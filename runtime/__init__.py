@@ -2,7 +2,7 @@
 
 from runtime import Model
 
-with Model.open("~/.cache/deepseek-ocr/models/tiny-ocr/onnx/f32") as model:
+with Model.open("tiny-ocr") as model:
     print(model.read("page.png", "<image>\\nFree OCR.").text)
 """
 

@@ -32,6 +32,7 @@ from .decoder import Decoder
 from .engine import Engine
 from .errors import GenerationFailed
 from .kv_cache import position_bytes
+from .locate import exported_folder
 from .machine import available_memory
 from .providers import Device, find_device
 from .requests import Finished, Generation, Request, Result, TextDelta
@@ -93,16 +94,18 @@ class Model:
 
     @classmethod
     def open(
-        cls, folder: str | os.PathLike[str], *, device: str = "auto", threads: int | None = None,
-        slots: int | None = None, max_queue: int = 64, vision_cache_mb: float = DEFAULT_VISION_CACHE_MB,
-        max_context: int | None = None,
+        cls, model: str | os.PathLike[str], *, dtype: str | None = None, device: str = "auto",
+        threads: int | None = None, slots: int | None = None, max_queue: int = 64,
+        vision_cache_mb: float = DEFAULT_VISION_CACHE_MB, max_context: int | None = None,
     ) -> Self:  # fmt: skip
-        """Load an exported folder.
+        """Load an exported model.
 
         Parameters
         ----------
-        folder
-            what ``ocr-onnx export`` published, with its manifest.json.
+        model
+            the folder that ``ocr-onnx export`` published, or a model id, whose export is made first if there is none.
+        dtype
+            type of the weights, for an id; None takes config.toml's, or the default of the device and the size.
         device
             cpu, cuda, coreml (or metal), or auto for the best one that is there.
         threads
@@ -119,7 +122,7 @@ class Model:
         Raises
         ------
         ManifestError
-            when the folder holds no whole export that this version can read.
+            when the folder holds no whole export that this version can read, or a model's export cannot be made.
         RuntimeUnavailable
             when the device is not there, or the export has no graph for it.
         ValueError
@@ -127,10 +130,10 @@ class Model:
         """
         if max_context is not None and max_context < _LEAST_CONTEXT:
             raise ValueError(f"max_context is {max_context}; a page with its answer needs at least {_LEAST_CONTEXT}")
-        path = Path(folder).expanduser()
-        manifest = Manifest.load(path)
+        folder = exported_folder(model, dtype, device)
+        manifest = Manifest.load(folder)
         return cls(
-            path, manifest, device=device, threads=threads, slots=slots, max_queue=max_queue,
+            folder, manifest, device=device, threads=threads, slots=slots, max_queue=max_queue,
             vision_cache_mb=vision_cache_mb, max_context=max_context,
         )  # fmt: skip
 

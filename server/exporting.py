@@ -11,7 +11,6 @@ import logging
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -19,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import models
+from models.exporter import environment
 from runtime.requests import TextModel
 
 from .errors import ApiError, ClientGone, ModelUnavailable, Unavailable
@@ -51,7 +50,7 @@ class ExportProcess:
         """Wait for its end; returns the whole reason of a failure, None after success."""
         with subprocess.Popen(
             self._command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, text=True,
-            encoding="utf-8", errors="replace", env=_environment(),
+            encoding="utf-8", errors="replace", env=environment(),
         ) as process:  # fmt: skip
             self._process = process
             if self._ended.is_set():
@@ -343,16 +342,3 @@ def _stamp(key: ModelKey) -> int | None:
         return (key.folder / "manifest.json").stat().st_mtime_ns
     except OSError:
         return None
-
-
-def command(*arguments: str) -> list[str]:
-    """The exporter as a program."""
-    # -P: a file named export.py in the working directory is not the exporter.
-    return [sys.executable, "-P", "-m", "export", *arguments]
-
-
-def _environment() -> dict[str, str]:
-    """The child's environment: it finds the same packages as this process, checkout or installed."""
-    root = str(Path(models.__file__).resolve().parent.parent)
-    path = os.environ.get("PYTHONPATH")
-    return {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{path}" if path else root, "PYTHONUNBUFFERED": "1"}

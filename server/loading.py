@@ -11,6 +11,7 @@ from pathlib import Path
 from models.catalog import CATALOG, SUPPORTED_FAMILIES, require_computed, require_supported
 from models.config import Config, UnknownModel
 from models.errors import ConfigError, ManifestError
+from models.exporter import command
 from models.manifest import FILE_NAME, Manifest, restore_retired
 from models.nearest import did_you_mean
 from models.registration import ModelEntry
@@ -18,7 +19,7 @@ from models.source_files import difference
 from runtime.requests import TextModel
 
 from .errors import ModelUnavailable
-from .exporting import ExportProcess, command
+from .exporting import ExportProcess
 from .options import ServerOptions
 
 log = logging.getLogger(__name__)

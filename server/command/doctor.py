@@ -9,6 +9,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -16,21 +17,25 @@ from pathlib import Path
 from typing import Any, Literal
 
 import psutil
+from PIL import Image, ImageDraw, ImageFont
 
 from models.arguments import add_config_flags, read_config
 from models.config import Config
 from models.errors import ConfigError, ManifestError
+from models.exporter import environment
 from models.paths import CACHE_VARIABLE, cache_dir
 from server.loading import missing_for_export
 
 from .exports import find_exports, find_leftovers, gigabytes
 
 DESCRIPTION = (
-    "Check Python, packages, execution providers, GPU, memory, disk, config.toml and the exports in the cache."
+    "Check Python, packages, execution providers, GPU, memory, disk, config.toml and exports, and read "
+    "a line with tiny-ocr."
 )
 EXAMPLES = """\
 examples:
   ocr-onnx doctor
+  ocr-onnx doctor --quick       without reading a line with tiny-ocr, which exports it where it is not there
   ocr-onnx doctor --verify      read every file of every export and compare its hash
 
 exit code: 0 when nothing is broken, 1 when something is
@@ -41,6 +46,8 @@ State = Literal["ok", "note", "problem"]
 _PACKAGES = ("numpy", "Pillow", "pypdfium2", "tokenizers", "falcon", "waitress", "pydantic", "filelock", "tqdm")
 _LEAST_DISK = 1e9  # bytes; below this nothing can be exported
 _WANTED_DISK = 15e9  # the largest export, DeepSeek-OCR in float32
+_TRIED, _SAMPLE = "tiny-ocr", "Hello 2026"
+_TRIAL_SECONDS = 300  # for an export and a line of text on the slowest machine
 _LEAST_MEMORY = 3e9  # bytes; DeepSeek-OCR in 4 bits
 
 
@@ -56,6 +63,7 @@ class Check:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", default=False, help="write one JSON object")
+    parser.add_argument("--quick", action="store_true", default=False, help="do not try to read with tiny-ocr")
     parser.add_argument("--verify", action="store_true", default=False, help="compare the hashes of all exported files")
     add_config_flags(parser)
 
@@ -73,6 +81,8 @@ def run(given: Mapping[str, Any]) -> int:
         *_exporter(),
         *_exports(given["verify"], config, cache),
     ]
+    if not given["quick"] and not any(check.state == "problem" for check in checks):
+        checks.append(_reading(config))
     broken = any(check.state == "problem" for check in checks)
     if given["json"]:
         print(json.dumps({"ok": not broken, "checks": [asdict(check) for check in checks]}, indent=1))
@@ -180,6 +190,31 @@ def _exporter() -> Iterator[Check]:
         yield Check("exporter", "note", found, "pip install 'ocr-onnx[export]'")
     else:
         yield Check("exporter", "ok", "models can be exported here")
+
+
+def _reading(config: Config | None) -> Check:
+    """Read a drawn line with the built-in model, in a process of its own: what fails there may end it."""
+    with tempfile.TemporaryDirectory(prefix="ocr-onnx-doctor-") as folder:
+        picture = Path(folder) / "page.png"
+        page = Image.new("RGB", (256, 96), "white")
+        ImageDraw.Draw(page).text((12, 30), _SAMPLE, fill="black", font=ImageFont.load_default(28))
+        page.save(picture)
+        program = [sys.executable, "-P", "-m", "server.command", "read", str(picture), "--model", _TRIED]
+        try:
+            known = ["--config", str(config.path)] if config and config.path.is_file() else []
+            tried = subprocess.run(
+                [*program, *known, "--device", "cpu", "--format", "txt", "--max-new-tokens", "40", "--quiet"],
+                capture_output=True, text=True, errors="replace", env=environment(), timeout=_TRIAL_SECONDS,
+                check=False,
+            )  # fmt: skip
+        except (OSError, subprocess.TimeoutExpired) as error:
+            return Check("reading", "problem", f"{_TRIED} did not read a line: {error}", f"ocr-onnx export {_TRIED}")
+    text = " ".join(tried.stdout.split())
+    if tried.returncode or _SAMPLE.split()[0].lower() not in text.lower():
+        reason = (tried.stderr.strip().splitlines() or [f"the answer was {text!r}"])[-1]
+        remedy = f"ocr-onnx export {_TRIED} --force shows where it fails"
+        return Check("reading", "problem", f"{_TRIED} did not read a line: {reason.removeprefix('error: ')}", remedy)
+    return Check("reading", "ok", f"{_TRIED} read {text!r}")
 
 
 def _exports(verify: bool, config: Config | None, cache: Path) -> Iterator[Check]:

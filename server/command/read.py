@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import hashlib
 import os
+import re
 import signal
 import sys
 import threading
@@ -23,6 +24,7 @@ from models.asking import question
 from models.config import Config
 from models.errors import ConfigError, InvalidInput
 from models.family import IMAGE_SLOT
+from models.nearest import did_you_mean
 from models.registry import defaults_of
 from runtime.documents import DEFAULT_DPI, DPI_RANGE, Document, Limits, Stopped, Workers, page_ranges, parse_pages
 from runtime.errors import RuntimeUnavailable
@@ -66,6 +68,8 @@ SERVER_JOBS = 4
 MOST_WORKERS = 8  # processes that draw pages at once
 _MOST_SECONDS = 1_000_000  # more than any page takes, and less than what a socket cannot hold
 
+_LIKE_A_FORMAT = re.compile(r"[a-z][a-z0-9]{1,4}")  # the ending of a file, and hardly that of a folder
+
 _LOCAL_ONLY = (
     "device", "dtype", "model_config", "tokenizer", "weights", "adapter", "slots", "threads", "stale_exports",
 )  # fmt: skip
@@ -78,7 +82,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     output.add_argument(
         "-o",
         "--output",
-        type=Path,
         metavar="OUT",
         default=None,
         help="folder for the results; for a single document also a file that ends in .md, .json or .txt",
@@ -374,7 +377,8 @@ def _target(given: Mapping[str, Any]) -> _Target:
         if formats is not None and len(formats) > 1:
             raise UsageError("standard output takes one --format; name a folder for several with -o")
         return _Target(None, formats or ["md"])
-    out = Path(os.path.abspath(out.expanduser()))
+    meant_as_folder = out.endswith(("/", os.sep))
+    out = Path(os.path.abspath(Path(out).expanduser()))
     suffix = out.suffix.lower().removeprefix(".")
     if suffix in FORMATS and not out.is_dir():
         if formats not in (None, [suffix]):
@@ -382,6 +386,11 @@ def _target(given: Mapping[str, Any]) -> _Target:
         return _Target(out.parent, [suffix], out.name)
     if out.exists() and not out.is_dir():
         raise UsageError(f"-o {out} is a file; name a folder, or a file that ends in .md, .json or .txt")
+    if _LIKE_A_FORMAT.fullmatch(suffix) and not out.exists() and not meant_as_folder:
+        raise UsageError(
+            f"-o {out.name} ends in .{suffix}, which is no format; there are {', '.join(FORMATS)}"
+            f"{did_you_mean(suffix, FORMATS)} (a folder of that name: -o {out.name}/)"
+        )
     return _Target(out, formats or ["md"])
 
 
@@ -421,7 +430,8 @@ def _formats(text: str) -> list[str]:
     formats = list(dict.fromkeys(part.strip().lower() for part in text.split(",")))
     unknown = [form for form in formats if form not in FORMATS]
     if unknown:
-        raise argparse.ArgumentTypeError(f"expected {', '.join(FORMATS)}, found {unknown[0]!r}")
+        near = did_you_mean(unknown[0], FORMATS)
+        raise argparse.ArgumentTypeError(f"expected {', '.join(FORMATS)}, found {unknown[0]!r}{near}")
     return formats
 
 

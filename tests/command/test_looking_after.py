@@ -70,7 +70,7 @@ def test_a_config_toml_that_cannot_be_read_is_explained(ocr: Program, tmp_path: 
     for name in ("models", "prune"):
         assert ocr(name) == 1
         assert "config.toml: what: unknown key" in ocr.err
-    assert ocr("doctor") == 1
+    assert ocr("doctor") == 1  # and nothing is tried
     assert "!!    config.toml" in ocr.out
 
 
@@ -78,7 +78,7 @@ def test_a_config_toml_that_cannot_be_read_is_explained(ocr: Program, tmp_path: 
 
 
 def checks(ocr: Program, *more: str) -> dict[str, dict[str, Any]]:
-    code = ocr("doctor", "--json", *more)
+    code = ocr("doctor", "--json", "--quick", *more)
     report = json.loads(ocr.out)
     assert code == (0 if report["ok"] else 1)
     return {check["name"]: check for check in report["checks"]}
@@ -91,7 +91,7 @@ def test_the_doctor_names_versions_devices_and_disk(ocr: Program) -> None:
     assert found["--device cpu"]["state"] == "ok"
     assert "pypdfium2" in found["packages"]["found"]
     assert "free for the cache" in found["disk"]["found"]
-    assert ocr("doctor") == 0
+    assert ocr("doctor", "--quick") == 0
     assert "nothing is broken" in ocr.out
 
 
@@ -146,6 +146,18 @@ def test_the_doctor_names_commands_that_can_work(ocr: Program, cache: Callable[.
     again = "ocr-onnx export deepseek-ocr --dtype f32 --force, or ocr-onnx prune"
     assert found["deepseek-ocr f32"]["remedy"] == again
     assert found["forgotten f32"]["remedy"] == "ocr-onnx prune"  # nobody knows where it came from
+
+
+def test_the_doctor_reads_a_line_with_the_built_in_model(ocr: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxruntime")
+    assert ocr("doctor") == 0
+    assert "tiny-ocr read 'Hello 2026'" in ocr.out
+    assert ocr.out.endswith("nothing is broken\n")
+    monkeypatch.setattr(doctor, "_SAMPLE", "Farewell")  # drawn, and read; but the model is given another name
+    monkeypatch.setattr(doctor, "_TRIED", "no-such-model")
+    assert ocr("doctor") == 1
+    assert "no-such-model did not read a line: model 'no-such-model' is not known" in ocr.out
+    assert "nothing is broken" not in ocr.out
 
 
 # Prune.

@@ -851,3 +851,15 @@ def test_an_interrupted_run_leaves_no_temporary_files(ocr: Program, tmp_path: Pa
     assert not any("tmp" in name for name in left)
     assert sum(name.endswith("1.json") for name in left) == 1
     shutil.rmtree(tmp_path / "out")
+
+
+def test_an_output_file_of_no_format_is_refused_and_a_folder_may_have_such_a_name(ocr: Program, tmp_path: Path) -> None:
+    png(tmp_path / "a.png", 1)
+    assert ocr("read", "a.png", "-o", "x.html5") == 2
+    assert "-o x.html5 ends in .html5, which is no format; there are md, " in ocr.err
+    assert "(a folder of that name: -o x.html5/)" in ocr.err
+    assert ocr("read", "a.png", "-o", "x.mkd") == 2
+    assert "did you mean 'md'?" in ocr.err
+    assert ocr("read", "a.png", "-o", "x.html5/") == 0
+    assert ocr("read", "a.png", "-o", "x.html5", "--force") == 0  # a folder by now
+    assert (tmp_path / "x.html5" / "a.md").is_file()

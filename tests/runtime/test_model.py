@@ -327,6 +327,29 @@ def test_a_file_damaged_without_a_change_of_size_is_an_error_that_names_it(rando
         Model.open(folder, device="cpu")
 
 
+def test_a_model_is_opened_by_its_id_and_exported_when_it_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("OCR_ONNX_CACHE", "XDG_CONFIG_HOME"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    monkeypatch.chdir(tmp_path)
+    with Model.open("tiny-ocr", device="cpu") as opened:
+        assert (opened.manifest.id, opened.manifest.dtype) == ("tiny-ocr", "f32")
+    assert "has not been exported yet; exporting it to" in caplog.text
+    caplog.clear()
+    with Model.open("tiny-ocr-q8", device="cpu") as opened:
+        assert opened.manifest.dtype == "q8"
+    with Model.open("tiny-ocr", dtype="q8", device="cpu") as opened:
+        assert opened.manifest.dtype == "q8"
+    assert caplog.text.count("exporting it to") == 1
+    with pytest.raises(ManifestError, match=r"model 'tiny-orc' is not known; .*did you mean 'tiny-ocr'\?"):
+        Model.open("tiny-orc", device="cpu")
+    file = tmp_path / "XDG_CONFIG_HOME" / "deepseek-ocr" / "config.toml"
+    file.write_text(f"[models.entries.gone]\nsource = '{tmp_path}/nowhere'\n")
+    with pytest.raises(ManifestError, match=r"gone could not be exported: .*nowhere is no directory"):
+        Model.open("gone", device="cpu")
+
+
 def test_a_folder_without_an_export_says_how_to_make_one(tmp_path) -> None:
     with pytest.raises(ManifestError, match="ocr-onnx export"):
         Model.open(tmp_path)
