@@ -77,6 +77,13 @@ SERVER_KEYS: tuple[ServerKey, ...] = (
     ),
     ServerKey("max_queue", 64, _is_int(1), _COUNT, "requests that may wait; more get 503 and Retry-After"),
     ServerKey("queue_timeout", 600.0, _is_number, _SECONDS, "longest wait for a model to be loaded, in seconds"),
+    ServerKey(
+        "max_connections_per_address",
+        256,
+        _is_int(0),
+        "an integer, 0 for no limit",
+        "connections from one address; 0: no limit, for a server behind a proxy that opens many",
+    ),
     ServerKey("max_loaded_models", 1, _is_int(1), _COUNT, "models kept in memory"),
     ServerKey(
         "export_on_demand",

@@ -36,6 +36,8 @@ from .responses import Responses
 
 WORKERS = max(2, min(8, (os.cpu_count() or 1) // 2))  # processes each for images and for documents
 
+TOKENS_OF_A_PLACE = 32_768  # that a request may ask for; who asks for more takes them from the others
+
 
 @dataclass(frozen=True)
 class Application:
@@ -48,6 +50,8 @@ class Application:
     exports: Exports
     jobs: OcrJobs
     metrics: Metrics
+    keys: ApiKeys
+    admission: Admission
     workers: tuple[Workers, ...]  # of images and of documents: hard pages do not keep single images waiting
 
     def preload(self, model_id: str) -> None:
@@ -84,7 +88,15 @@ def build(
     pool = ModelPool[ModelKey](exports.load, max_loaded=options.max_loaded_models, timeout=options.queue_timeout)
     fetcher = fetcher or Fetcher(options.remote_images, options.max_image_mb << 20, options.remote_timeout)
     files = FileStore(options.max_files_mb << 20)
-    admission = Admission(Capacity(pixels=8 * options.max_image_megapixels * 1_000_000))
+    admission = Admission(
+        Capacity(
+            places=options.capacity,
+            documents=max(1, options.capacity // 2),  # the other places are for single images
+            bodies=max(1 << 30, 8 * (options.max_body_mb << 20)),
+            pixels=8 * options.max_image_megapixels * 1_000_000,
+            tokens=options.capacity * TOKENS_OF_A_PLACE,
+        )
+    )
     images = ImageReader(
         fetcher,
         Workers(WORKERS, Limits(options.page_timeout)),
@@ -107,9 +119,10 @@ def build(
     metrics.watch("ocr_requests_present", "Generation requests in the house", lambda: generator.present)
     metrics.watch("ocr_loaded_models", "Models in memory", lambda: len(pool.loaded_keys()))
 
+    keys = ApiKeys(options.api_keys, opens=lambda req: files.signed(req.path, req.query_string) is not None)
     middleware: list[Any] = [
         RequestLog(),
-        ApiKeys(options.api_keys, opens=lambda req: files.signed(req.path, req.query_string) is not None),
+        keys,
     ]
     if options.cors_origins:
         origins = "*" if "*" in options.cors_origins else list(options.cors_origins)
@@ -140,4 +153,6 @@ def build(
     app.add_route("/ready", Ready(generator, pool, exports))
     app.add_route("/metrics", MetricsResource(metrics))
     app.add_route("/openapi.json", OpenApi())
-    return Application(app, generator, pool, source, exports, jobs, metrics, (images.workers, documents.workers))
+    return Application(
+        app, generator, pool, source, exports, jobs, metrics, keys, admission, (images.workers, documents.workers)
+    )

@@ -40,24 +40,33 @@ class ApiKeys:
             return
         if self._opens(req):
             return
-        digest = _digest(_given(req))
+        if not self.knows(req.get_header("Authorization") or ""):
+            raise self.refusal()
+
+    def knows(self, authorization: str) -> bool:
+        """Whether the header holds a valid key; always, where no key is set."""
+        digest = _digest(_key(authorization))
         matches = [hmac.compare_digest(digest, known) for known in self._digests]  # all of them, found or not
-        if not any(matches):
-            raise ApiError(
-                401,
-                "a valid API key is needed, as the header Authorization: Bearer KEY",
-                code="invalid_api_key",
-                headers={"WWW-Authenticate": "Bearer"},
-            )
+        return not matches or any(matches)
+
+    @staticmethod
+    def refusal() -> ApiError:
+        """What is answered to a request without a valid key."""
+        return ApiError(
+            401,
+            "a valid API key is needed, as the header Authorization: Bearer KEY",
+            code="invalid_api_key",
+            headers={"WWW-Authenticate": "Bearer"},
+        )
 
 
 def owner_of(req: falcon.Request) -> str:
     """Who asks, as far as files and jobs are concerned: one for each key, and one for all who send none."""
-    return _digest(_given(req)).hex()
+    return _digest(_key(req.get_header("Authorization") or "")).hex()
 
 
-def _given(req: falcon.Request) -> str:
-    scheme, _, given = (req.get_header("Authorization") or "").partition(" ")
+def _key(authorization: str) -> str:
+    scheme, _, given = authorization.partition(" ")
     return given.strip() if scheme.lower() == "bearer" else ""
 
 

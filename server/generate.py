@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
@@ -24,7 +25,7 @@ from runtime.documents import Document, Stop, Stopped
 from runtime.errors import EngineClosed
 from runtime.requests import Finished, Generation, Request, TextDelta, TextModel, Timings, Usage
 
-from .admission import Admission
+from .admission import Admission, Held
 from .answers import engine_error
 from .documents import DocumentGeneration, DocumentReader, Page, describe_boxes
 from .errors import BadRequest, ClientGone, Unavailable
@@ -157,7 +158,7 @@ class Generator:
         self._questions = Questions(options)
         self._changed = threading.Condition()  # guards all below
         self._jobs: set[Job] = set()
-        self._present = 0  # requests between start and close, waiting ones included
+        self._places: list[Held] = []  # one for each request between start and close, waiting ones included
         self._untidy = False  # a job has run since memory was given back
         self._draining = False
         self._expired = False
@@ -173,17 +174,13 @@ class Generator:
         with self._changed:
             if self._draining:
                 raise _shutting_down()
-            if self._present >= self._options.capacity:
-                raise Unavailable(
-                    f"{self._present} requests are running or waiting; try again later", code="queue_full"
-                )
-            self._present += 1
+            self._places.append(self._admission.take("places"))
 
     def leave(self) -> None:
         """Free the place of a request that became no job."""
         with self._changed:
-            self._present -= 1
-            if not self._present and self._untidy:
+            self._places.pop().release()
+            if not self._places and self._untidy:
                 self._untidy = False
                 timer = threading.Timer(IDLE_SECONDS, self._tidy)
                 timer.daemon = True
@@ -238,9 +235,13 @@ class Generator:
             return Job(_Notice(NO_IMAGE), record, is_gone, lambda job: self.leave())
         asked = self._questions.of(prompt, reading, entry)
         key = self._key(entry)
-        content = self._open(prompt, reading, record, stop)
-        prompt.let_go()
-        try:
+        with ExitStack() as held:
+            held.enter_context(self._admission.take("tokens", settings.max_new_tokens))
+            if prompt.files:
+                held.enter_context(self._admission.take("documents"))
+            content = self._open(prompt, reading, record, stop)
+            held.callback(content.close)
+            prompt.let_go()
             if not self._is_here(key):
                 self._exports.require(key, stop, settings.deadline_s)
             lease = self._pool.acquire(key, stop, timeout=settings.deadline_s)
@@ -250,12 +251,10 @@ class Generator:
             except BaseException as error:
                 lease.release(broken=isinstance(error, EngineClosed))
                 raise
-        except BaseException:
-            content.close()
-            raise
+            held_by_job = held.pop_all()
         job = Job(
             generation, record, is_gone,
-            on_close=lambda job: self._end(job, lease, content),
+            on_close=lambda job: self._end(job, lease, held_by_job),
             report=lambda text: {
                 **({"prompt_ignored": True} if asked.ignored else {}), **content.report(lease.model, text),
             },
@@ -315,12 +314,12 @@ class Generator:
         """Refuse new requests, wait for those in the house, end the rest early; True when none had to be."""
         with self._changed:
             self._draining = True
-            self._changed.wait_for(lambda: not self._present or self._expired, timeout)
-            finished = not self._present
+            self._changed.wait_for(lambda: not self._places or self._expired, timeout)
+            finished = not self._places
         if not finished:
             self.expire()
             with self._changed:
-                self._changed.wait_for(lambda: not self._present, END_SECONDS)
+                self._changed.wait_for(lambda: not self._places, END_SECONDS)
         return finished
 
     def expire(self) -> None:
@@ -341,7 +340,7 @@ class Generator:
     def present(self) -> int:
         """Generation requests in the house: reading images, waiting for a model, queued or running."""
         with self._changed:
-            return self._present
+            return len(self._places)
 
     def _tidy(self) -> None:
         """Return what a busy time left behind, images and activations, once nobody waits for it."""
@@ -350,14 +349,14 @@ class Generator:
         else:
             self._untidy = True  # the last of those who are here now asks again
 
-    def _end(self, job: Job, lease: Lease[ModelKey], content: _Pictures | _Pages) -> None:
+    def _end(self, job: Job, lease: Lease[ModelKey], held: ExitStack) -> None:
         try:
             lease.release()
             with self._changed:
                 self._jobs.discard(job)
         finally:
+            held.close()
             self.leave()
-            content.close()
 
 
 class _Pictures:

@@ -21,6 +21,7 @@ class ServerOptions:
     vision_cache_mb: float = 64.0
     max_queue: int = 64
     queue_timeout: float = 600.0
+    max_connections_per_address: int = 256
     max_loaded_models: int = 1
     export_on_demand: Literal["on", "off"] = "on"
     export_wait: float = 0.0

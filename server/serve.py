@@ -2,45 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import signal
 import threading
+import time
 from types import FrameType
 from typing import Any
 
 from waitress import create_server, wasyncore
 from waitress.channel import HTTPChannel
-from waitress.task import ErrorTask
 
-from . import logs
 from .app import Application
-from .errors import error_body
+from .door import Dispatcher, Door, raise_file_limit
 from .options import ServerOptions
 
 log = logging.getLogger(__name__)
 
-SPARE_THREADS = 8  # beyond those that generation requests can hold: health, refusals, broken requests
+SPARE_THREADS = 8  # beyond those that generation requests can hold: refusals, broken requests, lists of models
+MORE_CONNECTIONS = 1000  # beyond the requests that are taken: idle ones, and those that are just being refused
+OTHER_FILES = 256  # that the process has open beside connections and the bodies of requests
+LOOK_SECONDS = 1.0  # how often the door looks for who is too slow
 FLUSH_SECONDS = 5.0  # for the last bytes of finished answers to reach their clients
 _LOOP_SECONDS = 0.2  # longest sleep of the socket loop
-
-
-class _JsonErrorTask(ErrorTask):  # type: ignore[misc]
-    """Errors that waitress finds before the application sees the request, in OpenAI's shape."""
-
-    def execute(self) -> None:
-        problem = self.request.error
-        logs.refused(problem.code, str(problem.body), str(self.channel.addr[0] if self.channel.addr else ""))
-        body = json.dumps(error_body(problem.code, str(problem.body), code=_snake(problem.reason))).encode()
-        self.status = f"{problem.code} {problem.reason}"
-        self.response_headers.append(("Content-Type", "application/json"))
-        self.set_close_on_finish()
-        self.content_length = len(body)
-        self.write(body)
-
-
-class _Channel(HTTPChannel):  # type: ignore[misc]
-    error_task_class = _JsonErrorTask
 
 
 class HttpServer:
@@ -49,24 +32,34 @@ class HttpServer:
     def __init__(self, application: Application, options: ServerOptions) -> None:
         self._application, self._options = application, options
         self._sockets: dict[int, Any] = {}
-        # The application refuses bodies beyond the limit with a readable answer; waitress cuts off what is far larger.
+        connections = options.capacity + MORE_CONNECTIONS
+        files = raise_file_limit(connections + options.capacity + OTHER_FILES)
+        door = Door(
+            application.keys,
+            application.admission,
+            max_body=options.max_body_mb << 20,
+            max_connections=max(options.capacity, min(connections, files - options.capacity - OTHER_FILES)),
+            max_per_address=options.max_connections_per_address,
+            origins=options.cors_origins,
+        )
+        self._door = door
         self._server = create_server(
             application.wsgi,
             map=self._sockets,
             host=options.host,
             port=options.port,
-            threads=options.capacity + SPARE_THREADS,
+            _dispatcher=Dispatcher(options.capacity + SPARE_THREADS),
             ident="ocr-onnx",
             channel_request_lookahead=1,  # with 0 a client that hangs up is not noticed while its request computes
-            connection_limit=options.capacity + 1000,
+            connection_limit=2 * connections,  # the door has its own, which lets the next one in
             asyncore_use_poll=True,  # select() knows no sockets beyond number 1023
             backlog=1024,
-            max_request_body_size=2 * (options.max_body_mb << 20),
+            max_request_body_size=(options.max_body_mb << 20) + 1,  # of those without a Content-Length
             clear_untrusted_proxy_headers=True,
         )
         listeners = [one for one in self._sockets.values() if hasattr(one, "channel_class")]
         for listener in listeners:
-            listener.channel_class = _Channel
+            listener.channel_class = door.channel
         self.addresses = [(str(one.effective_host), int(one.effective_port)) for one in listeners]
         self._finished = threading.Event()
         self._signals = 0
@@ -77,8 +70,12 @@ class HttpServer:
             signal.signal(number, self._on_signal)
         for host, port in self.addresses:
             log.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
+        looked = time.monotonic()
         while not self._finished.is_set():
             wasyncore.loop(timeout=_LOOP_SECONDS, use_poll=True, map=self._sockets, count=1)
+            if time.monotonic() > looked + LOOK_SECONDS:
+                looked = time.monotonic()
+                self._door.look()
         self._flush()
         self._application.close()
         self._server.task_dispatcher.shutdown(timeout=1)
@@ -114,7 +111,3 @@ class HttpServer:
             if not any(channel.requests or channel.total_outbufs_len for channel in channels):
                 return
             wasyncore.loop(timeout=_LOOP_SECONDS, use_poll=True, map=self._sockets, count=1)
-
-
-def _snake(text: str) -> str:
-    return text.lower().replace(" ", "_")

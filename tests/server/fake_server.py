@@ -7,12 +7,14 @@ The prompt decides what a model does. Words with a meaning: ``slow`` (40 pieces,
 from __future__ import annotations
 
 import itertools
+import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import runtime.model
+import server.door
 import server.generate
 from models.paths import cache_dir
 from runtime.requests import Request
@@ -50,6 +52,8 @@ if __name__ == "__main__":
     runtime.model.Model.open = open_model  # type: ignore[assignment, method-assign]
     ModelSource.check = lambda self, key: None  # type: ignore[method-assign]  # the folders below are empty
     server.generate.PING_SECONDS = 0.5
+    if "HASTY" in os.environ:  # for tests of slow clients
+        server.door.HEADER_SECONDS = server.door.GRACE_SECONDS = 1.0
     for model_id, dtype in (("deepseek-ocr", "q8"), ("tiny-ocr", "f32")):  # the defaults on a CPU
         folder = cache_dir() / "models" / model_id / "onnx" / dtype
         folder.mkdir(parents=True, exist_ok=True)
