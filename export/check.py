@@ -10,6 +10,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
+from models.family import taken
 from models.manifest import Checked, Manifest, Provider
 from models.registry import family_of
 from models.rotary import rotary_tables
@@ -100,7 +101,8 @@ def _forward(
     prepared = family.smallest_image()
     vision = session(folder / graph_file("vision", provider))
     names = [output.name for output in vision.get_outputs()]
-    outputs = [dict(zip(names, vision.run(names, dict(make())), strict=True)) for make in prepared.passes]
+    inputs = [given.name for given in vision.get_inputs()]
+    outputs = [dict(zip(names, vision.run(names, taken(make(), inputs)), strict=True)) for make in prepared.passes]
     del vision
     features = _finite("the vision graph", prepared.assemble(outputs))
     embed = session(folder / graph_file("embed", provider))

@@ -133,7 +133,7 @@ class DeepseekOcrExport(DeepseekExport):
         }
         rules |= {name: self._processor[name] for name in ("base_size", "image_size") if name in self._processor}
         return ImageRules(
-            patch_size=sam.patch, downsample=4, grid=sam.grid, clip_grid=self._vision.clip.grid,
+            patch_size=sam.patch, downsample=4, grid=sam.grid, window=sam.window, clip_grid=self._vision.clip.grid,
             **{name: value for name, value in rules.items() if value is not None},
         )  # fmt: skip
 

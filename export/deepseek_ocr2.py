@@ -71,7 +71,15 @@ class DeepseekOcr2Export(DeepseekExport):
         tile, whole = (round(rows**0.5) * 4 * sam.patch for _, rows in self._vision.encoder.queries)
         given = {"max_tiles": "max_tiles", "mean": "image_mean", "std": "image_std"}
         rules = {name: self._processor[key] for name, key in given.items() if self._processor.get(key) is not None}
-        return ImageRules(patch_size=sam.patch, downsample=4, grid=sam.grid, base_size=whole, image_size=tile, **rules)
+        return ImageRules(
+            patch_size=sam.patch,
+            downsample=4,
+            grid=sam.grid,
+            window=sam.window,
+            base_size=whole,
+            image_size=tile,
+            **rules,
+        )
 
 
 def query_spec(config: Mapping[str, Any], checkpoint: Checkpoint) -> QuerySpec:

@@ -14,6 +14,7 @@ import onnx_ir as ir
 from onnxscript import OpBuilder, nn
 
 from .layers import MICROSOFT, LayerNorm, Precision, Table, linear, new_graph
+from .sam_cuda import for_each
 from .sam_vision import Sam, SamSpec, ViewInputs, float_input, float_outputs, resample, view_inputs
 from .weights import Weight, copied
 
@@ -83,8 +84,11 @@ class Clip(nn.Module):
         width = self.spec.width
         table = self.position_embedding(op)  # [1 + grid * grid, C], the class token's first
         first = op.Add(self.precision.use(op, self.class_embedding), op.Slice(table, [0], [1], [0]))  # [1, C]
-        batch = op.Shape(patches, start=0, end=1)
-        first = op.Expand(op.Reshape(first, [1, 1, width]), op.Concat(batch, [1, width], axis=0))
+        first = op.Reshape(first, [1, 1, width])
+        if self.precision.provider == "cuda":
+            first = for_each(op, first, op.Slice(patches, [0], [1], [1]))
+        else:
+            first = op.Expand(first, op.Concat(op.Shape(patches, start=0, end=1), [1, width], axis=0))
         others = resample(op, op.Slice(table, [1], [2**31 - 1], [0]), rows, self.spec.grid, width)
         patches = op.Add(patches, op.Reshape(others, [1, -1, width]))
         x = self.pre_layrnorm(op, op.Concat(first, patches, axis=1))
@@ -117,7 +121,7 @@ def vision_graph(tower: VisionTower) -> ir.Graph:
     spec, compute, storage = tower.spec, tower.precision.compute, tower.precision.storage
     builder = new_graph("vision")
     op = builder.op
-    pixels, view = view_inputs(builder, spec.sam, compute)
+    pixels, view = view_inputs(builder, spec.sam, tower.precision)
     clip_rows = float_input(builder, "clip_rows", ["q", spec.clip.grid], compute)
     return float_outputs(
         builder,

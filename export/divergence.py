@@ -21,7 +21,7 @@ import onnxruntime as ort
 from PIL import Image, ImageDraw, ImageFont
 from tokenizers import Tokenizer
 
-from models.family import PreparedImage, task_prompt
+from models.family import PreparedImage, taken, task_prompt
 from models.manifest import Manifest, Provider, RotaryInfo
 from models.processor import session_entries
 from models.registry import family_of
@@ -148,9 +148,10 @@ class Divergence:
     def _features(self, session: ort.InferenceSession) -> list[np.ndarray]:
         """Features of each page's image, [image tokens, hidden]."""
         names = [output.name for output in session.get_outputs()]
+        inputs = [given.name for given in session.get_inputs()]
         return [
             page.image.assemble(
-                [dict(zip(names, session.run(names, dict(make())), strict=True)) for make in page.image.passes]
+                [dict(zip(names, session.run(names, taken(make(), inputs)), strict=True)) for make in page.image.passes]
             )
             for page in self.pages
         ]

@@ -16,6 +16,7 @@ from onnxscript import OpBuilder, nn
 from models.rotary import rotary_tables
 
 from .layers import INT64, MICROSOFT, GatedMlp, Precision, RmsNorm, Table, linear, new_graph
+from .sam_cuda import for_each
 from .sam_vision import Sam, SamSpec, ViewInputs, float_input, float_outputs, view_inputs
 from .weights import Weight, computed, copied
 
@@ -117,14 +118,21 @@ class QueryEncoder(nn.Module):
     def forward(self, op: OpBuilder, patches: ir.Value, rows: ir.Value, bias: ir.Value) -> ir.Value:
         """``rows`` [n] of the queries' table; ``bias`` [2 n, 2 n]: 0 where a row's token sees a column's."""
         table = op.Concat(*(table(op) for table in self.queries), axis=0)
-        shape = op.Concat(op.Shape(patches, start=0, end=1), [1, 1], axis=0)
-        queries = op.Tile(op.Unsqueeze(op.Gather(table, rows, axis=0), [0]), shape)
+        queries = op.Unsqueeze(op.Gather(table, rows, axis=0), [0])
+        on_gpu = self.precision.provider == "cuda"  # where shapes that are computed wait for the GPU
+        if on_gpu:
+            queries = for_each(op, queries, op.Slice(patches, [0], [1], [1]))
+        else:
+            queries = op.Tile(queries, op.Concat(op.Shape(patches, start=0, end=1), [1, 1], axis=0))
         x, residual = op.Concat(patches, queries, axis=1), None
         bias = op.Unsqueeze(bias, [0, 1])
         for layer in self.layers:
             x, residual = layer(op, x, residual, bias, (self.rope_cos, self.rope_sin))
-        count = op.Shape(patches, start=1, end=2)
-        x, residual = (op.Slice(branch, count, [2**31 - 1], [1]) for branch in (x, residual))
+        if on_gpu:
+            x, residual = (op.Split(branch, axis=1, num_outputs=2, _outputs=2)[1] for branch in (x, residual))
+        else:
+            count = op.Shape(patches, start=1, end=2)
+            x, residual = (op.Slice(branch, count, [2**31 - 1], [1]) for branch in (x, residual))
         return self.norm(op, x, residual)[0]
 
 
@@ -152,7 +160,7 @@ def query_vision_graph(tower: QueryTower) -> ir.Graph:
     spec, compute = tower.spec, tower.precision.compute
     builder = new_graph("vision")
     op = builder.op
-    pixels, view = view_inputs(builder, spec.sam, compute)
+    pixels, view = view_inputs(builder, spec.sam, tower.precision)
     rows = builder.input("query_rows", INT64, ["n"])
     bias = float_input(builder, "attention_bias", ["2n", "2n"], compute)
     return float_outputs(

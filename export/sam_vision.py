@@ -16,7 +16,9 @@ from onnxscript import GraphBuilder, OpBuilder, nn
 
 from models.deepseek_ocr.positions import places
 
+from . import sam_cuda
 from .layers import FLOAT, INT64, MICROSOFT, Conv, LayerNorm, Precision, linear
+from .sam_cuda import SquareShapes, WindowTables
 from .weights import Load, Recipe, Weight, as_float32, computed, copied
 
 
@@ -45,6 +47,8 @@ class ViewInputs:
     relative_rows: ir.Value  # [2 s - 1, 2 grid - 1]: resamples the relative tables of global layers
     relative_index: ir.Value  # [s, s]: row of that table for (query, key)
     places: ir.Value  # [s * s, 2 s] of 0 and 1: the row and the column of every patch
+    windows: WindowTables | None = None  # these two for CUDA only
+    shapes: SquareShapes | None = None
 
 
 class RelativeBias(nn.Module):
@@ -66,15 +70,21 @@ class RelativeBias(nn.Module):
         self.rel_pos_w = table(f"{at}.rel_pos_w")
 
     def forward(self, op: OpBuilder, q: ir.Value, view: ViewInputs) -> tuple[ir.Value, ir.Value]:
-        """q [B, s, s, C] -> (for each row of keys, for each column of keys), both [B, s, s, heads, s]."""
+        """q [B, s, s, C] -> (for each row of keys, for each column of keys), both [B, s, s, heads, s].
+
+        For CUDA the tables alone, [query, head_dim, key] each (see ``export.sam_cuda``).
+        """
+        for_rows, for_columns = self._table(op, self.rel_pos_h, view), self._table(op, self.rel_pos_w, view)
+        if view.shapes is not None:
+            return for_rows, for_columns
         heads = self.spec.heads
         side = op.Shape(q, start=1, end=2)
         split = op.Concat([0], side, side, [heads, -1], axis=0)
         together = op.Concat([0], side, [-1, self.spec.width // heads], axis=0)
         by_row = op.Reshape(q, together)  # [B, row, column * heads, head_dim]
         by_column = op.Reshape(op.Transpose(q, perm=[0, 2, 1, 3]), together)  # [B, column, row * heads, head_dim]
-        rows = op.Reshape(op.MatMul(by_row, self._table(op, self.rel_pos_h, view)), split)
-        columns = op.Reshape(op.MatMul(by_column, self._table(op, self.rel_pos_w, view)), split)
+        rows = op.Reshape(op.MatMul(by_row, for_rows), split)
+        columns = op.Reshape(op.MatMul(by_column, for_columns), split)
         return rows, op.Transpose(columns, perm=[0, 2, 1, 3, 4])
 
     def _table(self, op: OpBuilder, weight: Weight, view: ViewInputs) -> ir.Value:
@@ -97,12 +107,14 @@ class SamAttention(nn.Module):
 
     def __init__(self, at: str, side: int, spec: SamSpec, precision: Precision, *, windowed: bool) -> None:
         super().__init__()
-        self.spec = spec
+        self.spec, self.precision, self.windowed = spec, precision, windowed
         self.qkv = linear(f"{at}.qkv", spec.width, 3 * spec.width, precision, bias=True, normed=True)
         self.bias = RelativeBias(at, side, spec, precision, windowed=windowed)
         self.proj = linear(f"{at}.proj", spec.width, spec.width, precision, bias=True)
 
     def forward(self, op: OpBuilder, x: ir.Value, view: ViewInputs, places: ir.Value) -> ir.Value:
+        if view.shapes is not None:
+            return self._flat(op, x, view, places)
         heads = self.spec.heads
         scale = (self.spec.width // heads) ** -0.5
         q, k, v = op.Split(self.qkv(op, x), axis=-1, num_outputs=3, _outputs=3)
@@ -121,6 +133,25 @@ class SamAttention(nn.Module):
         )  # [B, S, C]  # fmt: skip
         return self.proj(op, op.Reshape(attended, op.Shape(x)))
 
+    def _flat(self, op: OpBuilder, x: ir.Value, view: ViewInputs, places: ir.Value) -> ir.Value:
+        """The same for CUDA, on tokens in one row: [B, S, C] -> [B, S, C]."""
+        head_dim, shapes = self.spec.width // self.spec.heads, view.shapes
+        bias = self.bias(op, x, view)
+        if self.windowed:
+            side = self.spec.window
+            keys = sam_cuda.keys_side(side, head_dim)
+            if spare := keys - side:
+                empty = [side, head_dim, spare], [side * side, spare]
+                bias = [sam_cuda.padded(op, table, empty[0], self.precision) for table in bias]
+                halves = op.Split(places, axis=-1, num_outputs=2, _outputs=2)
+                places = op.Concat(*(sam_cuda.padded(op, half, empty[1], self.precision) for half in halves), axis=-1)
+            shapes = SquareShapes.of(side, keys)
+        assert shapes is not None
+        qkv = op.Split(self.qkv(op, x), axis=-1, num_outputs=3, _outputs=3)
+        return self.proj(
+            op, sam_cuda.attention(op, qkv, bias, places, shapes, heads=self.spec.heads, head_dim=head_dim)
+        )
+
 
 class SamBlock(nn.Module):
     """Transformer block; attention within windows of ``spec.window`` patches, or over the whole view."""
@@ -137,13 +168,23 @@ class SamBlock(nn.Module):
 
     def forward(self, op: OpBuilder, x: ir.Value, view: ViewInputs, window_places: ir.Value) -> ir.Value:
         normed = self.norm1(op, x)
-        if self.windowed:
+        if view.windows is not None:
+            attended = self._flat(op, normed, view, window_places)
+        elif self.windowed:
             windows = partition(op, normed, self.spec.window)
             attended = unpartition(op, self.attn(op, windows, view, window_places), normed, self.spec.window)
         else:
             attended = self.attn(op, normed, view, view.places)
         x = op.Add(x, attended)
         return op.Add(x, self.mlp(op, self.norm2(op, x)))
+
+    def _flat(self, op: OpBuilder, x: ir.Value, view: ViewInputs, window_places: ir.Value) -> ir.Value:
+        """Attention for CUDA, [B, S, C] -> [B, S, C]."""
+        if not self.windowed:
+            return self.attn(op, x, view, view.places)
+        assert view.windows is not None
+        windows = sam_cuda.gathered(op, x, view.windows, self.spec.window, self.spec.width)
+        return sam_cuda.scattered(op, self.attn(op, windows, view, window_places), view.windows)
 
 
 class SamMlp(nn.Module):
@@ -195,22 +236,41 @@ class Sam(nn.Module):
         x = op.Transpose(self.patch_embed(op, pixels), perm=[0, 2, 3, 1])  # [B, s, s, C]
         table = self.precision.use(op, self.pos_embed)
         x = op.Add(x, resample(op, table, view.sam_rows, self.spec.grid, self.spec.width))
+        if view.shapes is not None:
+            x = op.Reshape(x, [0, -1, self.spec.width])
         for block in self.blocks:
             x = block(op, x, view, self.window_places)
+        if view.shapes is not None:
+            x = op.Reshape(x, view.shapes.square)
         return self.net_3(op, self.net_2(op, self.neck(op, x)))
 
 
-def view_inputs(builder: GraphBuilder, spec: SamSpec, compute: ir.DataType) -> tuple[ir.Value, ViewInputs]:
-    """Declare the pixels [views, 3, side, side] and what comes with them; floats are cast to ``compute``."""
-    shapes: dict[str, list[str | int]] = {
-        "pixel_values": ["views", 3, "side", "side"],
-        "sam_rows": ["s", spec.grid],
-        "relative_rows": ["2s_1", 2 * spec.grid - 1],
-        "places": ["s_s", "2s"],
-    }
-    inputs = {name: float_input(builder, name, shape, compute) for name, shape in shapes.items()}
-    index = builder.input("relative_index", INT64, ["s", "s"])
-    return inputs.pop("pixel_values"), ViewInputs(relative_index=index, **inputs)
+def view_inputs(builder: GraphBuilder, spec: SamSpec, precision: Precision) -> tuple[ir.Value, ViewInputs]:
+    """Declare the pixels [views, 3, side, side] and what comes with them; floats are cast to what is computed in."""
+    compute = precision.compute
+    pixels = float_input(builder, "pixel_values", ["views", 3, "side", "side"], compute)
+    windows, squares = None, None
+    if precision.provider == "cuda":
+        windows = WindowTables(
+            index=builder.input("window_index", INT64, ["places"]),
+            filled=float_input(builder, "window_filled", ["places", 1], compute),
+            inverse=builder.input("window_inverse", INT64, ["s_s"]),
+            flat_shape=builder.input("window_shape", INT64, [3]),
+        )
+        squares = SquareShapes(
+            square=builder.input("square_shape", INT64, [4]),
+            split=builder.input("split_shape", INT64, [5]),
+            join=builder.input("join_shape", INT64, [4]),
+        )
+    view = ViewInputs(
+        sam_rows=float_input(builder, "sam_rows", ["s", spec.grid], compute),
+        relative_rows=float_input(builder, "relative_rows", ["2s_1", 2 * spec.grid - 1], compute),
+        relative_index=builder.input("relative_index", INT64, ["s", "s"]),
+        places=float_input(builder, "places", ["s_s", "2s"], compute),
+        windows=windows,
+        shapes=squares,
+    )
+    return pixels, view
 
 
 def float_input(builder: GraphBuilder, name: str, shape: list[str | int], compute: ir.DataType) -> ir.Value:

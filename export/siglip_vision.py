@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 from onnxscript import OpBuilder, nn
 
-from .layers import FLOAT, MICROSOFT, Conv, LayerNorm, Precision, Table, linear, new_graph
+from .layers import FLOAT, INT64, MICROSOFT, Conv, LayerNorm, Precision, Table, linear, new_graph
 from .weights import copied
 
 
@@ -47,6 +47,7 @@ class PageInputs:
     position_columns: ir.Value  # [w, grid]: and across
     rotary_cos: ir.Value  # [h * w, head_dim / 2]
     rotary_sin: ir.Value
+    merge_shape: ir.Value | None = None  # (h / merge, merge, w / merge, merge, -1); for CUDA only
 
 
 class Embeddings(nn.Module):
@@ -123,10 +124,14 @@ class Projector(nn.Module):
         self.linear_1 = linear(f"{at}.linear_1", wide, wide, precision, bias=True, normed=True)
         self.linear_2 = linear(f"{at}.linear_2", wide, spec.hidden, precision, bias=True)
 
-    def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
+    def forward(self, op: OpBuilder, x: ir.Value, blocks: ir.Value | None = None) -> ir.Value:
+        """blocks : the shape that has a block's patches along axes 1 and 3, where it need not be computed here."""
         merge, width = self.spec.merge, self.spec.width
-        side = [op.Div(op.Shape(x, start=axis, end=axis + 1), [merge]) for axis in (1, 2)]
-        x = op.Reshape(self.pre_norm(op, x), op.Concat(side[0], [merge], side[1], [merge, width], axis=0))
+        x = self.pre_norm(op, x)
+        if blocks is None:
+            side = [op.Div(op.Shape(x, start=axis, end=axis + 1), [merge]) for axis in (1, 2)]
+            blocks = op.Concat(side[0], [merge], side[1], [merge, width], axis=0)
+        x = op.Reshape(x, blocks)
         x = op.Reshape(op.Transpose(x, perm=[0, 2, 1, 3, 4]), [-1, merge * merge * width])
         return self.linear_2(op, op.Gelu(self.linear_1(op, x)))
 
@@ -148,7 +153,10 @@ class Tower(nn.Module):
         first = op.Constant(value_ints=[0])  # the tables of angles begin with the first patch
         for layer in self.layers:
             x = layer(op, x, page, first)
-        return self.projector(op, op.Reshape(self.post_layernorm(op, x), op.Shape(patches)))
+        x = self.post_layernorm(op, x)
+        if page.merge_shape is not None:
+            return self.projector(op, x, page.merge_shape)
+        return self.projector(op, op.Reshape(x, op.Shape(patches)))
 
 
 def tower_graph(tower: Tower) -> ir.Graph:
@@ -166,6 +174,8 @@ def tower_graph(tower: Tower) -> ir.Graph:
     inputs = {name: builder.input(name, FLOAT, shape) for name, shape in shapes.items()}
     if compute != FLOAT:
         inputs = {name: op.Cast(value, to=compute) for name, value in inputs.items()}
+    if tower.precision.provider == "cuda":
+        inputs["merge_shape"] = builder.input("merge_shape", INT64, [5])
     features = tower(op, inputs.pop("pixel_values"), PageInputs(**inputs))
     result = features if compute == FLOAT else op.Cast(features, to=FLOAT)
     result.name, result.type, result.shape = "features", ir.TensorType(FLOAT), ir.Shape(["tokens", spec.hidden])

@@ -6,7 +6,7 @@ graph: arrays in, arrays out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -24,6 +24,11 @@ IMAGE_SLOT = "<image>"
 QUOTE_MARK = "\ufdd0"  # stands for nothing in Unicode
 QUOTED_SLOT = f"<image{QUOTE_MARK}>"  # the same letters as text: the runtime encodes what is before and after the mark
 TEXT_SLOT = "{text}"  # in the prompt of a task that is about words of the client's own
+
+
+def taken(feeds: Feeds, inputs: Iterable[str]) -> dict[str, np.ndarray]:
+    """Those of a pass's feeds that a graph takes: graphs for different devices are fed different things."""
+    return {name: feeds[name] for name in inputs}
 
 
 @dataclass(frozen=True)

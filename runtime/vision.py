@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from models.family import Feeds
+from models.family import Feeds, taken
 from models.manifest import Manifest
 
 from .providers import Device, ort
@@ -25,6 +25,7 @@ class VisionTower:
     def __init__(self, folder: Path, manifest: Manifest, device: Device, cache_mb: float = 0) -> None:
         self._device = device
         self._session = device.session(folder, manifest.vision, encoder=True)
+        self._inputs = [given.name for given in self._session.get_inputs()]
         self._outputs = [output.name for output in self._session.get_outputs()]
         self._cache = FeatureCache(int(cache_mb * 1e6))
 
@@ -39,8 +40,9 @@ class VisionTower:
             options = ort.RunOptions()
             # The buffers of a large page are used again and again within a pass, and go back to the system after it.
             options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+            fed = taken(feeds, self._inputs)
             with self._device.running():
-                outputs = self._session.run(self._outputs, dict(feeds), options if stop is None else stop.over(options))
+                outputs = self._session.run(self._outputs, fed, options if stop is None else stop.over(options))
             found = dict(zip(self._outputs, outputs, strict=True))
             self._cache.put(key, found)
         return found

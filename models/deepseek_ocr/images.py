@@ -43,6 +43,7 @@ class ViewRules(BaseModel):
     patch_size: int  # pixels
     downsample: int  # patches a side that one vision token covers
     grid: int  # side of SAM's position table, patches
+    window: int = 14  # side of an attention window of SAM, patches; exports from before CUDA wanted it do not say
     base_size: int  # side of the global view, pixels
     image_size: int  # side of a tile
     max_tiles: int

@@ -23,19 +23,43 @@ _CUBIC = -0.5  # Keys' parameter; PyTorch uses -0.5 with antialiasing (as Pillow
 def view_inputs(side: int, rules: ImageRules) -> Feeds:
     """What the vision graph needs beside the pixels, for views of ``side`` pixels (see export.deepseek_vision)."""
     return {
-        **sam_inputs(side // rules.patch_size, rules.grid),
+        **sam_inputs(side // rules.patch_size, rules.grid, rules.window),
         "clip_rows": bicubic_rows(rules.clip_grid, rules.tokens_per_side(side)),
     }
 
 
-def sam_inputs(side: int, grid: int) -> Feeds:
-    """What SAM needs of a view of ``side`` patches (see export.sam_vision); grid : side of its position table."""
+def sam_inputs(side: int, grid: int, window: int) -> Feeds:
+    """What SAM needs of a view of ``side`` patches (see export.sam_vision, and export.sam_cuda for windows and shapes).
+
+    grid : side of its position table. window : side of a window.
+    """
     index = np.arange(side)[:, None] - np.arange(side)[None, :] + side - 1
     return {
         "sam_rows": bicubic_rows(grid, side),
         "relative_rows": linear_rows(2 * grid - 1, 2 * side - 1),
         "relative_index": index.astype(np.int64),
         "places": places(side),
+        **window_inputs(side, window),
+        "square_shape": np.array([0, side, side, -1]),
+        "split_shape": np.array([0, side, side, -1, side]),
+        "join_shape": np.array([0, side * side, -1, side]),
+    }
+
+
+def window_inputs(side: int, window: int) -> Feeds:
+    """Which patch stands at which place of the windows that cover ``side`` x ``side`` patches, row by row."""
+    count = -(-side // window)
+    patch = np.full((count * window, count * window), -1)
+    patch[:side, :side] = np.arange(side * side).reshape(side, side)
+    places = patch.reshape(count, window, count, window).transpose(0, 2, 1, 3).ravel()
+    filled = places >= 0
+    inverse = np.empty(side * side, np.int64)
+    inverse[places[filled]] = np.flatnonzero(filled)
+    return {
+        "window_index": np.where(filled, places, 0),
+        "window_filled": filled.astype(np.float32)[:, None],
+        "window_inverse": inverse,
+        "window_shape": np.array([-1, len(places), 0]),
     }
 
 

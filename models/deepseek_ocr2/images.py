@@ -79,7 +79,7 @@ def view_inputs(side: int, rules: ImageRules) -> Feeds:
     """What the vision graph needs beside the pixels, for views of ``side`` pixels (see export.query_vision)."""
     start, count = rules.queries(side)
     return {
-        **sam_inputs(side // rules.patch_size, rules.grid),
+        **sam_inputs(side // rules.patch_size, rules.grid, rules.window),
         "query_rows": np.arange(start, start + count),
         "attention_bias": attention_bias(count),
     }

@@ -39,11 +39,13 @@ def token_positions(prompt_ids: Sequence[int], image_token: int, images: Sequenc
 def page_inputs(rows: int, columns: int, rules: ImageRules) -> Feeds:
     """What the vision graph needs beside the pixels, for a page of so many patches (see export.siglip_vision)."""
     cos, sin = _rotary(rows, columns, rules)
+    merge = rules.merge_size
     return {
         "position_rows": linear_rows(rules.grid, rows),
         "position_columns": linear_rows(rules.grid, columns),
         "rotary_cos": cos,
         "rotary_sin": sin,
+        "merge_shape": np.array([rows // merge, merge, columns // merge, merge, -1]),
     }
 
 
