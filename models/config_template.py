@@ -126,6 +126,13 @@ SERVER_KEYS: tuple[ServerKey, ...] = (
     ),
     ServerKey("jobs_mb", 500, _is_int(1), _COUNT, "size of all ended jobs in MiB; the oldest go first"),
     ServerKey(
+        "warm_up",
+        "auto",
+        _one_of("auto", "none", "quick", "full"),
+        "auto, none, quick or full",
+        "what is slow the first time is run before /ready; auto is quick on CUDA and none elsewhere",
+    ),
+    ServerKey(
         "stale_exports",
         "say",
         _one_of("say", "refuse", "export"),

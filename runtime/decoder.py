@@ -149,6 +149,10 @@ class Decoder:
             self._session.run_with_iobinding(step.decode, step.recording)
         return step
 
+    def recorded_rows(self) -> list[int]:
+        """The numbers of rows that steps are recorded for; none where nothing is recorded."""
+        return sorted({self._padded(rows + 1) for rows in range(len(self._filled))}) if self._device.replays else []
+
     def _padded(self, rows: int) -> int:
         """How many rows a step of so many has."""
         if not self._device.replays:
@@ -162,6 +166,11 @@ class Decoder:
         self._filled[target] = length
         with self._device.running():
             self._cache.move(source, target, length)
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of the KV cache at its present capacity."""
+        return self._cache.nbytes
 
     def make_room(self, length: int, rows: int) -> None:
         """Let every row have ``length`` tokens, and keep the content of the first ``rows``; with none, shrink as well.

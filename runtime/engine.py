@@ -21,6 +21,7 @@ from models.family import Feeds
 
 from .candidates import Scores, certain_tokens
 from .errors import EngineClosed, QueueFull
+from .gpu import is_out_of_memory
 from .scheduler import Chunk, State, Step, next_pass, next_turn
 from .sequence import Sequence
 from .stop import Stop
@@ -327,4 +328,12 @@ class Engine:
             # The message names no user data: exceptions here come from ONNX Runtime and NumPy, which know shapes only.
             logger.error("a request failed in the engine", exc_info=error)
         for sequence in failed:
-            sequence.finish("error", f"{type(error).__name__}: {error}")
+            sequence.finish("error", explained(error))
+
+
+def explained(error: Exception) -> str:
+    """An error of one request, with the remedy where a GPU has no memory left."""
+    text = f"{type(error).__name__}: {error}"
+    if is_out_of_memory(error):
+        return f"the GPU has no memory left for this request; set fewer --slots, or take --dtype q4 ({text})"
+    return text

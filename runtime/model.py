@@ -31,6 +31,7 @@ from models.settings import InferenceSettings
 from .decoder import Decoder
 from .engine import Engine
 from .errors import GenerationFailed
+from .gpu import free_memory
 from .kv_cache import position_bytes
 from .locate import exported_folder
 from .machine import available_memory
@@ -39,6 +40,8 @@ from .requests import Finished, Generation, Request, Result, TextDelta
 from .sequence import Sequence as EngineSequence
 from .sequence import Vocabulary
 from .vision import VisionTower
+from .warmup import WarmUp, default_warm_up
+from .warmup import warm_up as run_warm_up
 
 ImageLike = str | os.PathLike[str] | bytes | Image.Image
 
@@ -46,7 +49,8 @@ log = logging.getLogger(__name__)
 
 DEFAULT_VISION_CACHE_MB = 64.0
 
-_MOST_SLOTS = {"cpu": 8, "coreml": 8, "cuda": 32}  # decode gains little beyond
+_MOST_SLOTS = {"cpu": 8, "coreml": 8, "cuda": 64}  # decode gains little beyond
+_CARD_RESERVE = 2e9  # bytes of a GPU's free memory that activations take
 _LEAST_CONTEXT = 64  # tokens
 _TYPICAL_LENGTH = 2048  # tokens of a page with its answer
 
@@ -68,6 +72,7 @@ class Model:
         max_queue: int,
         vision_cache_mb: float,
         max_context: int | None,
+        warm_up: WarmUp | None,
     ) -> None:
         self.manifest = manifest = manifest.with_context(max_context)
         self.device = find_device(device, threads)
@@ -88,6 +93,11 @@ class Model:
         decoder = loading.result()
         self.slots = slots or default_slots(manifest, self.device)
         decoder.allocate(self.slots)
+        log.info(
+            "KV cache on %s: %d rows, %.1f GB at %d tokens each, and more as they grow",
+            self.device.name, self.slots, decoder.cache_bytes / 1e9, decoder.capacity,
+        )  # fmt: skip
+        run_warm_up(warm_up or default_warm_up(self.device), decoder, vision.result(), self._family, self.slots)
         self._engine = Engine(vision.result(), decoder, slots=self.slots, max_queue=max_queue)
         # Who forgets to close a model has its memory back all the same. No waiting: this may run in any thread.
         weakref.finalize(self, self._engine.close, wait=False).atexit = False
@@ -97,6 +107,7 @@ class Model:
         cls, model: str | os.PathLike[str], *, dtype: str | None = None, device: str = "auto",
         threads: int | None = None, slots: int | None = None, max_queue: int = 64,
         vision_cache_mb: float = DEFAULT_VISION_CACHE_MB, max_context: int | None = None,
+        warm_up: WarmUp | None = None,
     ) -> Self:  # fmt: skip
         """Load an exported model.
 
@@ -118,6 +129,9 @@ class Model:
             megabytes of image features to keep, for an image that is asked about again; 0 keeps none.
         max_context
             tokens of prompt and answer together that a request may have; None, and more than it, is the model's own.
+        warm_up
+            none, quick or full: how much of what is slow the first time is run before this returns; None is quick on
+            CUDA and none elsewhere.
 
         Raises
         ------
@@ -134,7 +148,7 @@ class Model:
         manifest = Manifest.load(folder)
         return cls(
             folder, manifest, device=device, threads=threads, slots=slots, max_queue=max_queue,
-            vision_cache_mb=vision_cache_mb, max_context=max_context,
+            vision_cache_mb=vision_cache_mb, max_context=max_context, warm_up=warm_up,
         )  # fmt: skip
 
     def submit(self, request: Request) -> Generation:
@@ -295,16 +309,18 @@ class Model:
 
 
 def default_slots(manifest: Manifest, device: Device) -> int:
-    """Rows of the KV cache that a quarter of the free memory holds at a page's typical length, within reason.
+    """Rows of the KV cache that the free memory holds at a page's typical length, within reason.
 
-    Called when the weights are loaded. The rest is for activations, and for rows that grow longer. On a GPU the memory
-    of the host says nothing, so only the bound by device counts.
+    Called when the weights are loaded. Of the host's memory it is a quarter: the rest is for activations, and for rows
+    that grow longer. Of a GPU's it is half of what activations leave, since a cache that grows exists twice for a
+    moment, one layer at a time; where nobody says what is free, only the bound by device counts.
     """
     most = _MOST_SLOTS[device.name]
-    if device.name == "cuda":
-        return most
     row = position_bytes(manifest.sizes, manifest.decoder.compute[device.graph])
     row *= min(_TYPICAL_LENGTH, manifest.max_length)
+    if device.name == "cuda":
+        free = free_memory(device.index)
+        return most if free is None else int(min(most, max(1, (free - _CARD_RESERVE) // 2 // row)))
     return int(min(most, max(1, available_memory() // 4 // row)))
 
 

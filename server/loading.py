@@ -160,6 +160,7 @@ class ModelSource:
                 threads=options.threads or None,
                 slots=options.slots or None,
                 vision_cache_mb=options.vision_cache_mb,
+                warm_up=None if options.warm_up == "auto" else options.warm_up,
                 max_queue=options.capacity,  # the server bounds the queue itself, before a request costs anything
             )
         except (ManifestError, RuntimeUnavailable) as error:

@@ -37,6 +37,7 @@ class ServerOptions:
     max_jobs: int = 16
     jobs_hours: float = 24.0
     jobs_mb: int = 500
+    warm_up: Literal["auto", "none", "quick", "full"] = "auto"
     stale_exports: Literal["say", "refuse", "export"] = "say"
     remote_images: Literal["off", "public", "any"] = "public"
     remote_timeout: float = 20.0
