@@ -5,10 +5,12 @@ Pillow does the work, as in the published code of the models.
 
 from __future__ import annotations
 
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Literal
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, features
 
 Transparency = Literal["white", "black", "drop"]
 
@@ -62,6 +64,17 @@ def to_rgb(image: Image.Image, transparency: Transparency = "white") -> Image.Im
         image = image.convert("LA")
     over = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", over.size, transparency), over).convert("RGB")
+
+
+def _more_formats() -> tuple[str, ...]:
+    """AVIF is in Pillow's own wheels. HEIF (HEIC) comes with the package pillow-heif, which is registered here."""
+    heif = find_spec("pillow_heif") is not None
+    if heif:
+        import_module("pillow_heif").register_heif_opener()
+    return tuple(name for name, there in (("AVIF", features.check("avif")), ("HEIF", heif)) if there)
+
+
+MORE_FORMATS = _more_formats()  # Pillow's names of those that it reads where somebody has installed what it takes
 
 
 def noise(side: int) -> Image.Image:

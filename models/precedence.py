@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
-from .errors import InvalidInput
+from .errors import InvalidInput, InvalidSetting
 from .settings import FAMILY_SETTINGS, InferenceSettings
 
 Kind = Literal["integer", "number", "boolean", "strings", "integers", "word"]
@@ -25,8 +25,9 @@ class Setting:
     kind: Kind
     help: str
     flag: str | None = None  # on the command line; None: not there
-    body: tuple[str, ...] = ()  # spellings in a request; () means the field's own name
+    body: tuple[str, ...] = ()  # spellings in a request, a dot before a field in a field; () means the field's own name
     off: tuple[Any, ...] = ()  # values that mean None ("no limit"), as other programs spell it
+    unset: tuple[Any, ...] = ()  # values in a request that set nothing, as other programs spell it
     default_text: str | None = None  # how help texts say a None default
     default: Any = None  # built-in
     example: Any = None  # of a value, where the default is None
@@ -65,6 +66,7 @@ _SHARED: tuple[Setting, ...] = (
         "longest answer in tokens",
         "--max-new-tokens",
         body=("max_completion_tokens", "max_output_tokens", "max_tokens", "max_new_tokens"),
+        unset=(-1,),
     ),
     Setting("stop", "strings", "the answer ends before the first of these strings"),
     Setting(
@@ -96,17 +98,24 @@ _SHARED: tuple[Setting, ...] = (
         "integer",
         "no sequence of this many tokens comes twice; 0 is off",
         "--no-repeat-ngram-size",
+        body=("no_repeat_ngram_size", "vllm_xargs.ngram_size"),
     ),
     Setting(
         "no_repeat_ngram_window",
         "integer",
         "look back this many tokens only; 0 for all",
         "--no-repeat-ngram-window",
+        body=("no_repeat_ngram_window", "vllm_xargs.window_size"),
         off=(0,),
         default_text="the whole sequence",
         example=90,
     ),
-    Setting("no_repeat_ngram_whitelist", "integers", "token ids that the n-gram rule never forbids"),
+    Setting(
+        "no_repeat_ngram_whitelist",
+        "integers",
+        "token ids that the n-gram rule never forbids",
+        body=("no_repeat_ngram_whitelist", "vllm_xargs.whitelist_token_ids"),
+    ),
     Setting("stop_on_loop", "boolean", "end an answer whose tail repeats itself", "--stop-on-loop"),
 )
 
@@ -167,19 +176,25 @@ def from_body(body: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises
     ------
-    InvalidInput
-        for a wrong type, or two spellings of one setting that disagree.
+    InvalidSetting
+        for a wrong type, a value out of its range, or two spellings of one setting that disagree.
     """
     values: dict[str, Any] = {}
     for setting in SETTINGS:
         given = {name: body[name] for name in setting.spellings if body.get(name) is not None}
         for name, value in given.items():
+            if value in setting.unset:
+                continue
             try:
                 checked = check_value(setting, value)
+                InferenceSettings().override({setting.name: checked})
             except InvalidInput as error:
-                raise InvalidInput(f"{name}: {error}") from None
+                words = str(error)
+                told = words.removeprefix(setting.name) if words.startswith(f"{setting.name} ") else f": {words}"
+                raise InvalidSetting(f"{name}{told}", name) from None
             if setting.name in values and values[setting.name] != checked:
-                raise InvalidInput(f"{' and '.join(given)} name the same limit but disagree; send one of them")
+                words = f"{' and '.join(given)} name the same limit but disagree; send one of them"
+                raise InvalidSetting(words, name)
             values[setting.name] = checked
     return values
 

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 
 from models.asking import question, tasks_for
 from models.catalog import CATALOG
-from models.errors import InvalidInput, ManifestError
+from models.errors import ContextExceeded, InvalidInput, ManifestError
 from models.family import QUOTE_MARK, Verbatim
 from models.grounding import Box
 from models.manifest import Manifest
@@ -162,7 +162,7 @@ class Model:
         prompt_ids = self._family.prompt_ids(request.prompt, [image.token_count for image in images], self._encode)
         limit = self.manifest.max_length
         if len(prompt_ids) >= limit:
-            raise InvalidInput(
+            raise ContextExceeded(
                 f"the prompt has {len(prompt_ids)} tokens ({sum(image.token_count for image in images)} of them for "
                 f"images); the model takes {limit} with its answer: send fewer or smaller images, or less text"
             )

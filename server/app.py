@@ -75,6 +75,13 @@ class Application:
             workers.close()
 
 
+def _route(app: falcon.App[Any, Any], path: str, resource: Any) -> None:
+    """Where GET is answered, HEAD is too: monitors ask so. Falcon leaves the body away."""
+    if hasattr(resource, "on_get") and not hasattr(resource, "on_head"):
+        resource.on_head = resource.on_get
+    app.add_route(path, resource)
+
+
 def build(
     config: Config, options: ServerOptions, source: ModelSource, *, fetcher: Fetcher | None = None
 ) -> Application:
@@ -136,23 +143,23 @@ def build(
     reader = OcrReader(generator, files, fetcher, max_file, options.model)
     kept = JobFiles(config.cache_dir / "jobs", options.jobs_mb << 20, options.jobs_hours * 3600)
     jobs = OcrJobs(generator, reader, metrics, kept, options.max_jobs)
-    app.add_route(ChatCompletions.path, ChatCompletions(generator, metrics, max_body))
-    app.add_route(Responses.path, Responses(generator, metrics, max_body))
-    app.add_route(Ocr.path, Ocr(generator, metrics, max_body, reader))
-    app.add_route(Jobs.path, Jobs(jobs, max_body))
-    app.add_route(f"{Jobs.path}/{{job_id}}", JobById(jobs))
-    app.add_route(f"{Jobs.path}/{{job_id}}/cancel", JobCancel(jobs))
-    app.add_route("/v1/files", Files(files, max_file))
-    app.add_route("/v1/files/{file_id}", File(files))
-    app.add_route("/v1/files/{file_id}/content", FileContent(files))
-    app.add_route("/v1/files/{file_id}/url", SignedUrl(files))
-    app.add_route("/v1/models", Models(source, pool))
-    app.add_route("/v1/models/{model_id}", Model(source, pool))
-    app.add_route("/health", Health())
-    app.add_route("/v1/health", Health())
-    app.add_route("/ready", Ready(generator, pool, exports))
-    app.add_route("/metrics", MetricsResource(metrics))
-    app.add_route("/openapi.json", OpenApi())
+    _route(app, ChatCompletions.path, ChatCompletions(generator, metrics, max_body))
+    _route(app, Responses.path, Responses(generator, metrics, max_body))
+    _route(app, Ocr.path, Ocr(generator, metrics, max_body, reader))
+    _route(app, Jobs.path, Jobs(jobs, max_body))
+    _route(app, f"{Jobs.path}/{{job_id}}", JobById(jobs))
+    _route(app, f"{Jobs.path}/{{job_id}}/cancel", JobCancel(jobs))
+    _route(app, "/v1/files", Files(files, max_file))
+    _route(app, "/v1/files/{file_id}", File(files))
+    _route(app, "/v1/files/{file_id}/content", FileContent(files))
+    _route(app, "/v1/files/{file_id}/url", SignedUrl(files))
+    _route(app, "/v1/models", Models(source, pool))
+    _route(app, "/v1/models/{model_id}", Model(source, pool))
+    _route(app, "/health", Health())
+    _route(app, "/v1/health", Health())
+    _route(app, "/ready", Ready(generator, pool, exports))
+    _route(app, "/metrics", MetricsResource(metrics))
+    _route(app, "/openapi.json", OpenApi())
     return Application(
         app, generator, pool, source, exports, jobs, metrics, keys, admission, (images.workers, documents.workers)
     )

@@ -40,12 +40,12 @@ class ApiKeys:
             return
         if self._opens(req):
             return
-        if not self.knows(req.get_header("Authorization") or ""):
+        if not self.knows(*_headers(req)):
             raise self.refusal()
 
-    def knows(self, authorization: str) -> bool:
-        """Whether the header holds a valid key; always, where no key is set."""
-        digest = _digest(_key(authorization))
+    def knows(self, authorization: str, x_api_key: str = "") -> bool:
+        """Whether one of the two headers holds a valid key; always, where no key is set."""
+        digest = _digest(_key(authorization, x_api_key))
         matches = [hmac.compare_digest(digest, known) for known in self._digests]  # all of them, found or not
         return not matches or any(matches)
 
@@ -54,7 +54,7 @@ class ApiKeys:
         """What is answered to a request without a valid key."""
         return ApiError(
             401,
-            "a valid API key is needed, as the header Authorization: Bearer KEY",
+            "a valid API key is needed, as the header Authorization: Bearer KEY or X-Api-Key: KEY",
             code="invalid_api_key",
             headers={"WWW-Authenticate": "Bearer"},
         )
@@ -62,12 +62,17 @@ class ApiKeys:
 
 def owner_of(req: falcon.Request) -> str:
     """Who asks, as far as files and jobs are concerned: one for each key, and one for all who send none."""
-    return _digest(_key(req.get_header("Authorization") or "")).hex()
+    return _digest(_key(*_headers(req))).hex()
 
 
-def _key(authorization: str) -> str:
+def _headers(req: falcon.Request) -> tuple[str, str]:
+    return req.get_header("Authorization") or "", req.get_header("X-Api-Key") or ""
+
+
+def _key(authorization: str, x_api_key: str) -> str:
     scheme, _, given = authorization.partition(" ")
-    return given.strip() if scheme.lower() == "bearer" else ""
+    bearer = given.strip() if scheme.lower() == "bearer" else ""
+    return bearer or x_api_key.strip()
 
 
 def extra_keys(file: Path | None) -> list[str]:

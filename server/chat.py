@@ -10,7 +10,7 @@ from runtime.requests import Finished, TextDelta
 from . import sse
 from .answers import engine_error, extension, is_truncated
 from .endpoint import GenerationEndpoint
-from .errors import ApiError, BadRequest, error_body
+from .errors import ApiError, error_body
 from .generate import Job
 from .logs import RequestRecord
 from .messages import Prompt, from_chat
@@ -27,8 +27,6 @@ class ChatCompletions(GenerationEndpoint):
     content = "messages"
 
     def prompt(self, body: Any) -> Prompt:
-        if body.n is not None and body.n != 1:
-            raise BadRequest(f"n is {body.n}; this server gives one answer to a request", param="n")
         return from_chat(body.messages)
 
     def answer(self, body: Any, job: Job, text: str, finished: Finished) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from typing import Any
 from PIL import Image
 
 from models.errors import InvalidInput
+from models.pixels import Transparency
 from models.settings import InferenceSettings
 from runtime.documents import Document, Stop, Stopped, Workers, never, open_document, parse_pages
 from runtime.errors import QueueFull
@@ -62,7 +63,9 @@ class DocumentReader:
     max_pixels: int = 50_000_000  # of one page
     max_pages: int = 200
 
-    def open(self, url: str, pages: str | None, stop: Stop = never) -> tuple[Document, list[int]]:
+    def open(
+        self, url: str, pages: str | None, stop: Stop = never, transparency: Transparency = "white"
+    ) -> tuple[Document, list[int]]:
         """The document in a data: URL and its chosen pages, counted from 0.
 
         Raises
@@ -85,8 +88,9 @@ class DocumentReader:
         content = decode_data_url(url, self.max_bytes, "file", "file_data")
         try:
             document = open_document(
-                content, name="the file", max_pixels=self.max_pixels, workers=self.workers, stop=stop
-            )
+                content, name="the file", max_pixels=self.max_pixels, workers=self.workers, stop=stop,
+                transparency=transparency,
+            )  # fmt: skip
         except InvalidInput as error:
             raise BadRequest(str(error), param="file_data", code="invalid_file") from error
         try:

@@ -80,7 +80,7 @@ class Door:
         """Why a request is not taken, from its headers alone."""
         if not request.has_body:
             return None  # the application says the same without cost
-        if not self._keys.knows(request.headers.get("AUTHORIZATION", "")):
+        if not self._keys.knows(request.headers.get("AUTHORIZATION", ""), request.headers.get("X_API_KEY", "")):
             small = not request.chunked and request.content_length <= SMALL_BODY
             if (request.path.rstrip("/") or "/") not in OPEN_PATHS and request.command != "OPTIONS":
                 return ApiKeys.refusal()

@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import threading
 import uuid
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import falcon
 
+from models.errors import ContextExceeded
 from runtime.requests import Finished
 
 from . import schema, sse
@@ -88,8 +90,10 @@ class GenerationEndpoint:
             record.stream, record.asked = bool(body.stream), body.model or ""
             is_gone = req.env.get("waitress.client_disconnected", lambda: False)
             body, job = self.start(req, body, record, is_gone)
-        except BaseException:
+        except BaseException as error:
             self._generator.leave()
+            if isinstance(error, ContextExceeded):
+                raise BadRequest(str(error), param=self.content, code="context_length_exceeded") from error
             raise
         if not record.stream:
             try:
@@ -136,10 +140,31 @@ def read_json(req: falcon.Request, limit: int) -> bytes:
             415, f"the Content-Type must be application/json, not {media_type[:80] or 'missing'}",
             code="unsupported_media_type",
         )  # fmt: skip
-    raw = req.bounded_stream.read()
+    raw = _unpacked(req.bounded_stream.read(), (req.get_header("Content-Encoding") or "").strip().lower(), limit)
     if not raw:
         raise BadRequest("the body is empty; it must be a JSON object", code="invalid_json")
     return raw
+
+
+def _unpacked(raw: bytes, encoding: str, limit: int) -> bytes:
+    """The body without its compression, which can make a small body very large: never more than ``limit`` bytes."""
+    if encoding in ("", "identity"):
+        return raw
+    if encoding not in ("gzip", "x-gzip", "deflate"):
+        raise ApiError(
+            415, f"the Content-Encoding {encoding[:40]!r} is not supported; send the body plain or as gzip",
+            code="unsupported_content_encoding", headers={"Accept-Encoding": "gzip, deflate"},
+        )  # fmt: skip
+    unpacker = zlib.decompressobj(zlib.MAX_WBITS | 32)  # gzip or zlib, as the header says
+    try:
+        unpacked = unpacker.decompress(raw, limit + 1)
+    except zlib.error as error:
+        raise BadRequest(f"the body is no valid {encoding}: {error}", code="invalid_encoding") from None
+    if len(unpacked) > limit:
+        raise TooLarge(f"the body has more than {limit} bytes unpacked; the limit is {limit >> 20} MiB (--max-body-mb)")
+    if not unpacker.eof:
+        raise BadRequest(f"the body's {encoding} ends too early; it is not whole", code="invalid_encoding")
+    return unpacked
 
 
 def _outcome(error: BaseException) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import falcon
 
 from models.config import UnknownModel
-from models.errors import ConfigError, InvalidInput, ManifestError
+from models.errors import ConfigError, ContextExceeded, InvalidInput, InvalidSetting, ManifestError
 from runtime.errors import EngineClosed, QueueFull
 
 from .reasons import without_paths
@@ -88,6 +88,10 @@ def translate(error: Exception) -> ApiError | None:
     match error:
         case ApiError():
             return error
+        case InvalidSetting():
+            return BadRequest(str(error), param=error.field)
+        case ContextExceeded():
+            return BadRequest(str(error), code="context_length_exceeded")
         case InvalidInput():
             return BadRequest(str(error))
         case UnknownModel():

@@ -18,6 +18,7 @@ from PIL import Image
 from models import precedence
 from models.config import Config
 from models.errors import InvalidInput
+from models.pixels import Transparency
 from models.registration import ModelEntry
 from models.registry import defaults_of
 from models.settings import InferenceSettings
@@ -239,7 +240,7 @@ class Generator:
             held.enter_context(self._admission.take("tokens", settings.max_new_tokens))
             if prompt.files:
                 held.enter_context(self._admission.take("documents"))
-            content = self._open(prompt, reading, record, stop)
+            content = self._open(prompt, reading, record, stop, settings.transparency)
             held.callback(content.close)
             prompt.let_go()
             if not self._is_here(key):
@@ -268,7 +269,9 @@ class Generator:
             job.cancel()
         return job
 
-    def _open(self, prompt: Prompt, reading: Reading, record: RequestRecord, stop: Stop) -> _Pictures | _Pages:
+    def _open(
+        self, prompt: Prompt, reading: Reading, record: RequestRecord, stop: Stop, transparency: Transparency
+    ) -> _Pictures | _Pages:
         """Fetch the images and look at them, or open the document, before a model is waited for."""
         if not prompt.files:
             if reading.pages is not None:
@@ -277,7 +280,7 @@ class Generator:
                 raise BadRequest(
                     f"boxes need one image, and there are {prompt.images}; send one at a time", param="ocr.boxes"
                 )
-            pictures = self._images.open(prompt.image_urls, stop)
+            pictures = self._images.open(prompt.image_urls, stop, transparency)
             record.image_sizes = pictures.sizes
             return _Pictures(pictures, reading, stop)
         if prompt.images > 1:
@@ -285,7 +288,7 @@ class Generator:
                 f"a document is read alone; the message has {len(prompt.files)} files and {len(prompt.image_urls)} "
                 "images", param="messages",
             )  # fmt: skip
-        document, indices = self._documents.open(prompt.files[0], reading.pages, stop)
+        document, indices = self._documents.open(prompt.files[0], reading.pages, stop, transparency)
         record.pages = len(indices)
         return _Pages(document, indices, reading, record, self._admission, stop)
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from PIL import Image
 
 from models.errors import InvalidInput
+from models.pixels import Transparency
 from runtime.documents import Document, Stop, TooManyPixels, Workers, never, open_picture
 
 from .admission import PATIENCE, Admission
@@ -26,7 +27,7 @@ from .fetch import Fetcher
 log = logging.getLogger(__name__)
 
 
-_DATA_URL = re.compile(r"data:(?P<mime>[\w.+-]+/[\w.+-]+)?(?P<params>(?:;[\w.+=-]+)*),", re.IGNORECASE)
+_DATA_URL = re.compile(r"data:(?P<mime>[\w.+-]+/[\w.+*-]+)?(?P<params>(?:;[\w.+=-]+)*),", re.IGNORECASE)
 
 
 class Pictures:
@@ -81,7 +82,7 @@ class ImageReader:
     max_pixels: int = 50_000_000  # of one image; of all images of a request twice that
     admission: Admission = field(default_factory=Admission)
 
-    def open(self, urls: Sequence[str], stop: Stop = never) -> Pictures:
+    def open(self, urls: Sequence[str], stop: Stop = never, transparency: Transparency = "white") -> Pictures:
         """Fetch all images, in order, and look at their headers.
 
         Raises
@@ -99,16 +100,18 @@ class ImageReader:
         pictures = Pictures(self.admission)
         try:
             for number, url in enumerate(urls, 1):
-                self._add(pictures, self._bytes(url, deadline), number, stop)
+                self._add(pictures, self._bytes(url, deadline), number, stop, transparency)
         except BaseException:
             pictures.close()
             raise
         return pictures
 
-    def _add(self, pictures: Pictures, data: bytes, number: int, stop: Stop) -> None:
+    def _add(self, pictures: Pictures, data: bytes, number: int, stop: Stop, transparency: Transparency) -> None:
         with _explained():
-            name = f"image {number}"
-            file = open_picture(data, name=name, max_pixels=self.max_pixels, workers=self.workers, stop=stop)
+            file = open_picture(
+                data, name=f"image {number}", max_pixels=self.max_pixels, workers=self.workers, stop=stop,
+                transparency=transparency,
+            )  # fmt: skip
             pictures.files.append(file)
             pictures.sizes.append(file.size(0, stop))
         if pictures.pixels > 2 * self.max_pixels:

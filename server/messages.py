@@ -6,6 +6,7 @@ Models are trained on a picture followed by its prompt, so the order of the part
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -20,6 +21,10 @@ from .wrappers import unwrapped
 NO_IMAGE = "There is no picture in this conversation yet. Attach a picture or a PDF, and I will read what is on it."
 
 MAX_TEXT = 1_000_000  # characters: far more than any model takes, and read into tokens within a second
+
+# What some clients send as an image: a data: URL of a PDF, by its type or by its first bytes.
+_PDF = re.compile(r"\s*data:(?:application/(?:x-)?pdf\b|[^,]{0,100};base64,\s*JVBERi0)", re.IGNORECASE)
+_BASE64 = re.compile(r"\s*[A-Za-z0-9+/_-]{64}[A-Za-z0-9+/_\s-]*={0,2}\s*")  # no path or name is so long
 
 _SYSTEM_ROLES = frozenset({"system", "developer"})
 
@@ -124,10 +129,15 @@ def _parts(contents: Iterable[Content]) -> list[ContentPart]:
 def _add_pictures(prompt: Prompt, parts: Iterable[ContentPart]) -> None:
     for part in parts:
         if isinstance(part, ImagePart):
-            url = part.image_url.url if isinstance(part.image_url, ImageUrl) else part.image_url
-            prompt.image_urls.append(url)
+            url = _data_url(part.image_url.url if isinstance(part.image_url, ImageUrl) else part.image_url)
+            (prompt.files if _PDF.match(url) else prompt.image_urls).append(url)
         elif isinstance(part, FilePart) and part.data is not None:
-            prompt.files.append(part.data)
+            prompt.files.append(_data_url(part.data))
+
+
+def _data_url(given: str) -> str:
+    """Bare base64, as some clients send it, in the form that it should have."""
+    return f"data:application/octet-stream;base64,{given.strip()}" if _BASE64.fullmatch(given) else given
 
 
 def _check(part: ContentPart) -> None:

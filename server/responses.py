@@ -10,7 +10,7 @@ from runtime.requests import Finished, TextDelta
 from . import sse
 from .answers import engine_error, extension, is_truncated
 from .endpoint import GenerationEndpoint
-from .errors import ApiError, BadRequest
+from .errors import ApiError
 from .generate import Job
 from .logs import RequestRecord
 from .messages import Prompt, from_responses
@@ -27,8 +27,6 @@ class Responses(GenerationEndpoint):
     content = "input"
 
     def prompt(self, body: Any) -> Prompt:
-        if body.background:
-            raise BadRequest("background responses are not supported; use stream", param="background")
         return from_responses(body.input, body.instructions)
 
     def answer(self, body: Any, job: Job, text: str, finished: Finished) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """What clients may send: the request bodies as pydantic models, from which /openapi.json is made too.
 
-Fields that OpenAI's clients send and that mean nothing here (``user``, ``tools``, ``frequency_penalty`` ...) are
-accepted and ignored.
+Fields that OpenAI's clients send and that mean nothing here (``user``, ``tools`` ...) are accepted and ignored; those
+that ask for what cannot be had are refused (see ``unsupported``).
 """
 
 from __future__ import annotations
@@ -9,11 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, create_model, model_validator
 from pydantic_core import from_json
 
 from models import precedence
 
+from . import unsupported
 from .errors import BadRequest, TooLarge
 
 _TYPES: dict[precedence.Kind, Any] = {
@@ -36,6 +37,7 @@ def setting_fields() -> dict[str, Any]:
         spelling: (_TYPES[setting.kind], Field(default=None, description=setting.help))
         for setting in precedence.SETTINGS
         for spelling in setting.spellings
+        if "." not in spelling
     }
 
 
@@ -150,23 +152,38 @@ class ResponseItem(_Lenient):
     output: Content | dict[str, JsonValue] = Field(default=None, description="what a tool gave; its images count")
 
 
+class VllmArguments(BaseModel):
+    """The n-gram guard as the recipe of DeepSeek-OCR's authors for vLLM spells it."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    ngram_size: int | None = None
+    window_size: int | None = None
+    whitelist_token_ids: list[int] | None = None
+
+
 class _Base(_Lenient):
     model: str = Field(description="id of a model; see /v1/models")
     stream: bool | None = Field(default=None, description="send server-sent events")
     task: str | None = _TASK
     ocr: OcrOptions | None = None
+    vllm_xargs: VllmArguments | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unsupported(cls, body: Any) -> Any:
+        unsupported.refuse(body)
+        return body
 
 
 class _ChatBase(_Base):
     messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
-    n: int | None = Field(default=None, description="only 1 is supported")
     stream_options: StreamOptions | None = None
 
 
 class _ResponsesBase(_Base):
     input: str | Annotated[list[ResponseItem], Field(max_length=MAX_MESSAGES)]
     instructions: str | None = None
-    background: bool | None = Field(default=None, description="only false is supported")
     metadata: dict[str, JsonValue] | None = None
 
 
@@ -179,10 +196,13 @@ def settings_of(body: BaseModel) -> dict[str, Any]:
 
     Raises
     ------
-    InvalidInput
-        for two spellings of one setting that disagree.
+    InvalidSetting
+        for a value out of its range, and for two spellings of one setting that disagree.
     """
-    return precedence.from_body({name: getattr(body, name) for name in setting_fields()})
+    values = {name: getattr(body, name) for name in setting_fields()}
+    if (arguments := getattr(body, "vllm_xargs", None)) is not None:
+        values |= {f"vllm_xargs.{name}": value for name, value in arguments}
+    return precedence.from_body(values)
 
 
 def reading_of(body: _Base) -> Reading:
@@ -229,7 +249,8 @@ def _explain(error: ValidationError) -> BadRequest:
     problem = max(problems, key=lambda one: len(_location(one["loc"])))
     where = ".".join(map(str, _location(problem["loc"])))
     message = "is required" if problem["type"] == "missing" else problem["msg"]
-    return BadRequest(f"{where}: {message}", param=where)
+    code = unsupported.CODE if problem["type"] == "extra_forbidden" else None
+    return BadRequest(f"{where}: {message}", param=where, code=code)
 
 
 _TYPE_NAMES = frozenset({"str", "int", "float", "bool", "dict", "list"})

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageOps
 from pydantic import BaseModel, ConfigDict, Field
 
-from models.errors import InvalidInput
+from models.errors import ContextExceeded, InvalidInput
 from models.family_settings import FamilySettings
 from models.pixels import upright_rgb
 
@@ -133,10 +133,10 @@ def crop(
 
 
 def refuse_if_too_long(tokens: int, grid: tuple[int, int], size: int, most_tokens: int | None) -> None:
-    """Raises InvalidInput for tiles that leave no place for an answer; most_tokens: None for no limit."""
+    """Raises ContextExceeded for tiles that leave no place for an answer; most_tokens: None for no limit."""
     if most_tokens is not None and tokens >= most_tokens:
         columns, rows = grid
-        raise InvalidInput(
+        raise ContextExceeded(
             f"{columns} x {rows} tiles of {size} pixels make {tokens} tokens; the model takes {most_tokens} with its "
             "answer: lower max_tiles or image_size"
         )

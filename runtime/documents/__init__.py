@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from models.errors import InvalidInput
+from models.pixels import Transparency
 
 from .document import Document
 from .limits import (
@@ -39,6 +40,7 @@ def open_document(
     max_pixels: int = DEFAULT_MAX_PIXELS,
     workers: Workers | None = None,
     stop: Stop = never,
+    transparency: Transparency = "white",
 ) -> Document:
     """Open a PDF or a picture. What it is, is decided by its content.
 
@@ -55,6 +57,8 @@ def open_document(
         has more is refused.
     workers
         the processes that open the file and draw its pages; by default one of the document's own, which ends with it.
+    transparency
+        what is laid under a picture that is transparent in places (see ``models.pixels.to_rgb``).
     stop
         asked about twenty times a second; when it turns true, opening is ended.
 
@@ -69,11 +73,14 @@ def open_document(
     if not DPI_RANGE[0] <= dpi <= DPI_RANGE[1]:
         raise InvalidInput(f"dpi is {dpi}; it must be between {DPI_RANGE[0]} and {DPI_RANGE[1]}")
     name = name or ("the document" if isinstance(source, bytes) else str(source))
-    return Document(source, name, max_pixels, workers, stop, {"dpi": dpi, "picture": False})
+    return Document(
+        source, name, max_pixels, workers, stop, {"dpi": dpi, "picture": False, "transparency": transparency}
+    )
 
 
 def open_picture(
-    source: bytes, *, name: str, max_pixels: int = DEFAULT_MAX_PIXELS, workers: Workers, stop: Stop = never
-) -> Document:
+    source: bytes, *, name: str, max_pixels: int = DEFAULT_MAX_PIXELS, workers: Workers, stop: Stop = never,
+    transparency: Transparency = "white",
+) -> Document:  # fmt: skip
     """Open a picture as a document of one page, its first frame. See ``open_document``."""
-    return Document(source, name, max_pixels, workers, stop, {"picture": True})
+    return Document(source, name, max_pixels, workers, stop, {"picture": True, "transparency": transparency})

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from models.errors import InvalidInput
+from models.pixels import MORE_FORMATS
 
 DEFAULT_DPI = 144
 DPI_RANGE = (18, 1200)
 DEFAULT_MAX_PIXELS = 50_000_000  # of one page; the server's default limit for an image
-IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF")
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", *MORE_FORMATS)
 
 Stop = Callable[[], bool]  # asked now and then whether the caller wants an end
 

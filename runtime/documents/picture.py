@@ -13,7 +13,7 @@ from pathlib import Path
 from PIL import Image
 
 from models.errors import InvalidInput
-from models.pixels import upright_rgb, upright_size
+from models.pixels import Transparency, upright_rgb, upright_size
 
 from .limits import IMAGE_FORMATS, TooManyPixels
 
@@ -23,8 +23,10 @@ _MOST_FRAMES = 2_000  # of a picture; a file of a few MB can claim a million, ea
 class PicturePages:
     """The frames of an opened picture. It stays open: Pillow knows the places of the frames that it has seen."""
 
-    def __init__(self, source: Path | bytes, name: str, max_pixels: int, *, first_only: bool) -> None:
-        self._name, self._max_pixels = name, max_pixels
+    def __init__(
+        self, source: Path | bytes, name: str, max_pixels: int, *, first_only: bool, transparency: Transparency
+    ) -> None:
+        self._name, self._max_pixels, self._transparency = name, max_pixels, transparency
         self._taken = ("formats are " if first_only else "documents are PDF, ") + ", ".join(IMAGE_FORMATS)
         Image.MAX_IMAGE_PIXELS = None  # every frame is checked here, before anything is decoded
         with self._understood():
@@ -45,7 +47,7 @@ class PicturePages:
             self._check()
             self._image.load()
             self._check()  # some frames are larger than their header says
-            return upright_rgb(self._image)
+            return upright_rgb(self._image, self._transparency)
 
     def _check(self) -> None:
         width, height = self._image.size

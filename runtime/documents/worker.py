@@ -157,7 +157,7 @@ def _opened(command: dict[str, Any], content: bytes) -> PdfPages | PicturePages:
         raise InvalidInput(f"{name} is empty; it has 0 bytes")
     if b"%PDF-" in start and not first_only:
         return PdfPages(source, name, command["dpi"], max_pixels)
-    return PicturePages(source, name, max_pixels, first_only=first_only)
+    return PicturePages(source, name, max_pixels, first_only=first_only, transparency=command["transparency"])
 
 
 def _first_bytes(source: Path | bytes, name: str) -> bytes:

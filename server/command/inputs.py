@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath, PurePosixPath
 
-from runtime.documents import Document, Stop, Workers, open_document
+from models.pixels import Transparency
+from runtime.documents import IMAGE_FORMATS, Document, Stop, Workers, open_document
 
 from .errors import UsageError
 from .formats import FORMATS
@@ -22,6 +23,10 @@ from .formats import FORMATS
 STANDARD_INPUT = "-"
 # What is taken from a folder. A file that is named itself may have any ending: its content decides.
 SUFFIXES = frozenset({".pdf", ".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif"})
+if "AVIF" in IMAGE_FORMATS:
+    SUFFIXES |= {".avif"}
+if "HEIF" in IMAGE_FORMATS:
+    SUFFIXES |= {".heic", ".heif"}
 _LONGEST_NAME = 200  # bytes; file systems take 255, and endings such as -p1000-10.jpg come behind
 
 
@@ -52,14 +57,19 @@ class Source:
         status = self.path.stat()
         return f"{status.st_size}-{status.st_mtime_ns}"
 
-    def open(self, dpi: int, max_pixels: int, workers: Workers, stop: Stop) -> Document:
+    def open(
+        self, dpi: int, max_pixels: int, workers: Workers, stop: Stop, transparency: Transparency = "white"
+    ) -> Document:
         """Open it; see ``runtime.documents.open_document``."""
         if self.path is None or self.data is not None:
             name = str(self.path or "standard input")
             return open_document(
-                self.data or b"", dpi=dpi, name=name, max_pixels=max_pixels, workers=workers, stop=stop
-            )
-        return open_document(self.path, dpi=dpi, max_pixels=max_pixels, workers=workers, stop=stop)
+                self.data or b"", dpi=dpi, name=name, max_pixels=max_pixels, workers=workers, stop=stop,
+                transparency=transparency,
+            )  # fmt: skip
+        return open_document(
+            self.path, dpi=dpi, max_pixels=max_pixels, workers=workers, stop=stop, transparency=transparency
+        )
 
 
 def find_sources(inputs: Sequence[str], out: Path | None, read_stdin: Callable[[], bytes]) -> list[Source]:

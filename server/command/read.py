@@ -25,6 +25,7 @@ from models.config import Config
 from models.errors import ConfigError, InvalidInput
 from models.family import IMAGE_SLOT
 from models.nearest import did_you_mean
+from models.pixels import Transparency
 from models.registry import defaults_of
 from runtime.documents import DEFAULT_DPI, DPI_RANGE, Document, Limits, Stopped, Workers, page_ranges, parse_pages
 from runtime.errors import RuntimeUnavailable
@@ -221,6 +222,7 @@ class _Command:
         self._config = read_config(given)
         self._options = _options(self._config, given, self._settings_given)
         self._prompt = _prompt(given)
+        self._transparency: Transparency = "white"  # of pictures, which are drawn before a reader gets them
         self._stop = threading.Event()
         self._workers = Workers(min(os.cpu_count() or 1, MOST_WORKERS), Limits(self._options.page_timeout))
 
@@ -324,14 +326,16 @@ class _Command:
 
     def _open(self, plan: DocumentPlan) -> Document:
         return plan.source.open(
-            self._given["dpi"], self._options.max_image_megapixels * 1_000_000, self._workers, self._stop.is_set
-        )
+            self._given["dpi"], self._options.max_image_megapixels * 1_000_000, self._workers, self._stop.is_set,
+            self._transparency,
+        )  # fmt: skip
 
     def _reader(self) -> Reader:
         task, prompt = self._given["task"], self._prompt
         if self._given["server"] is not None:
             from .remote import RemoteReader
 
+            self._transparency = self._settings_given.get("transparency", self._transparency)
             return RemoteReader(
                 self._given["server"], self._given.get("model"), task=task, prompt=prompt, raw=self._given["raw"],
                 settings={**READ_DEFAULTS, **self._settings_given}, api_key=self._given["api_key"],
@@ -343,6 +347,7 @@ class _Command:
             say(f"warning: {entry.id} knows only its own prompts; the pages are read with {asked.prompt!r}")
         inference = {**defaults_of(entry.family), **READ_DEFAULTS, **self._config.inference}
         settings = precedence.resolve(inference, entry.defaults, self._settings_given, {})
+        self._transparency = settings.transparency
         return LocalReader(self._config, self._options, asked.prompt, settings, self._stop, raw=self._given["raw"])
 
     def _summarise(self, plans: Sequence[DocumentPlan], total: int, seconds: float) -> None:
