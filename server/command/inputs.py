@@ -22,11 +22,11 @@ from .formats import FORMATS
 
 STANDARD_INPUT = "-"
 # What is taken from a folder. A file that is named itself may have any ending: its content decides.
-SUFFIXES = frozenset({".pdf", ".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif"})
-if "AVIF" in IMAGE_FORMATS:
-    SUFFIXES |= {".avif"}
-if "HEIF" in IMAGE_FORMATS:
-    SUFFIXES |= {".heic", ".heif"}
+_MORE = {"AVIF": (".avif",), "HEIF": (".heic", ".heif")}  # where what reads them is installed
+SUFFIXES = (
+    *(".bmp", ".gif", ".jpeg", ".jpg", ".pdf", ".png", ".tif", ".tiff", ".webp"),
+    *(suffix for form in IMAGE_FORMATS for suffix in _MORE.get(form, ())),
+)
 _LONGEST_NAME = 200  # bytes; file systems take 255, and endings such as -p1000-10.jpg come behind
 
 
@@ -84,7 +84,7 @@ def find_sources(inputs: Sequence[str], out: Path | None, read_stdin: Callable[[
     for text in inputs:
         found = list(_expand(text, out, read_stdin))
         if not found:
-            raise UsageError(f"{text}: no document here; documents end in {', '.join(sorted(SUFFIXES))}")
+            raise UsageError(f"{text}: no document here; documents end in {', '.join(SUFFIXES)}")
         for source in found:
             sources.setdefault(source.name, source)
     return list(sources.values())
