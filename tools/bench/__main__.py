@@ -6,6 +6,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -16,7 +17,7 @@ from tools.reference_family import registration_of
 from . import llama as llama_cpp
 from .exporting import Export
 from .ours import Ours
-from .plan import KINDS, PARTS, QUICK, Kind, Part, Plan
+from .plan import CUDA, KINDS, PARTS, QUICK, Kind, Part, Plan
 from .report import Results, compare, machine, merge, render, rivals, today, versions
 from .serving import Server
 from .turns import BenchError, Contender, groups_in_memory, measure
@@ -57,6 +58,12 @@ def build_parser() -> argparse.ArgumentParser:
         help="samples of each case; the server's, which has many pages in each, a third of them (default: 5)",
     )
     run.add_argument("--json", type=Path, metavar="OUT", help="write every sample; kept up to date after each part")
+    run.add_argument(
+        "--device",
+        choices=("cpu", "cuda"),
+        default="cpu",
+        help="where ours and transformers compute; cuda has cases of its own, of up to 64 rows and clients",
+    )
     run.add_argument("--quick", action="store_true", help="tiny cases: shows that all works, measures nothing")
 
     prepare = commands.add_parser("prepare", help="make the exports and peers' files that run would make first")
@@ -88,14 +95,14 @@ def _add_subjects(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--dtypes",
-        type=_list_of(("f32", "f16", "q8", "q4")),
+        type=_list_of(("f32", "f16", "bf16", "q8", "q4")),
         default=("q4", "q8"),
         metavar="LIST",
         help="exports of CHECKPOINT to measure (default: q4,q8)",
     )
     parser.add_argument(
         "--vision-dtype",
-        choices=("f32", "f16", "q8"),
+        choices=("f32", "f16", "bf16", "q8"),
         default="q8",
         help="vision tower of the q4 and q8 exports (default: q8)",
     )
@@ -164,6 +171,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(args: argparse.Namespace) -> Results:
     """Measure part by part; print and save what was found."""
     plan = QUICK if args.quick else Plan()
+    if args.device == "cuda":
+        plan = replace(QUICK, device="cuda") if args.quick else CUDA
     options = {name: _plain(value) for name, value in vars(args).items()}
     results = Results(machine(), versions(), today(), options)
     started = time.monotonic()

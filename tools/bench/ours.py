@@ -32,7 +32,7 @@ _GB = 10**9
 
 
 class Ours(WorkerContender):
-    """One exported folder on the CPU."""
+    """One exported folder on the plan's device."""
 
     module = __name__
 
@@ -70,10 +70,10 @@ class Ours(WorkerContender):
 
 def vision_dtype(folder: Path, manifest: Manifest) -> str:
     """How the vision tower's weights are stored: the manifest does not say, the graph does."""
-    graph = (folder / manifest.vision.files["cpu"]).read_bytes()
+    graph = (folder / "vision.onnx").read_bytes()
     if b"MatMulNBits" in graph or b"DynamicQuantizeMatMul" in graph:
         return "q8"
-    return "f32" if manifest.dtype == "f32" else "f16"
+    return manifest.dtype if manifest.dtype in ("f32", "bf16") else "f16"
 
 
 def endless_copy(folder: Path, target: Path) -> Path:
@@ -133,7 +133,7 @@ class _Vision:
 
         self._manifest = Manifest.load(folder)
         self._family: Any = family_of(self._manifest)
-        self._tower = VisionTower(folder, self._manifest, find_device("cpu", threads))
+        self._tower = VisionTower(folder, self._manifest, find_device(plan.device, threads))
 
     def prepare(self, part: str, side: int) -> None:
         self.sample(part, side)
@@ -155,7 +155,7 @@ class _Decoder:
         self._plan = plan
         self._manifest = Manifest.load(folder)
         self._slots = max(1, *plan.rows)
-        self._decoder = Decoder(folder, self._manifest, find_device("cpu", threads), self._slots)
+        self._decoder = Decoder(folder, self._manifest, find_device(plan.device, threads), self._slots)
         self._filled = [0] * self._slots  # tokens in each row's cache
         self._rng = np.random.default_rng(0)
 
@@ -191,7 +191,7 @@ class _Decoder:
         tokens = self._rng.integers(0, self._manifest.sizes.vocabulary, (steps, rows)).tolist()
         started = time.perf_counter()
         for step in range(steps):
-            self._decoder.step(tokens[step], [context + step] * rows)
+            self._decoder.score(tokens[step], [context + step] * rows)
         return time.perf_counter() - started
 
     def _prompt(self, tokens: int) -> np.ndarray:
@@ -208,7 +208,7 @@ class _Page:
         self._copy = tempfile.TemporaryDirectory(prefix=".bench-", dir=folder.parent)
         slots = max(1, *plan.busy_rows)
         self._model = Model.open(
-            endless_copy(folder, Path(self._copy.name)), device="cpu", threads=threads, slots=slots
+            endless_copy(folder, Path(self._copy.name)), device=plan.device, threads=threads, slots=slots
         )
         self._watch = StepWatch(self._model)
 
@@ -312,7 +312,7 @@ class _Timed:
 
 class _Load:
     def __init__(self, folder: Path, threads: int, plan: Plan) -> None:
-        self._folder, self._threads = folder, threads
+        self._folder, self._threads, self._device = folder, threads, plan.device
 
     def prepare(self, part: str, value: int) -> None:
         for file in self._folder.iterdir():  # into the page cache
@@ -324,7 +324,7 @@ class _Load:
         from runtime.model import Model
 
         started = time.perf_counter()
-        model = Model.open(self._folder, device="cpu", threads=self._threads)
+        model = Model.open(self._folder, device=self._device, threads=self._threads)
         seconds = time.perf_counter() - started
         gc.collect()
         memory = psutil.Process().memory_full_info()

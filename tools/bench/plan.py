@@ -23,8 +23,9 @@ KINDS: dict[Part, Kind] = {
 
 @dataclass(frozen=True)
 class Plan:
-    """Sizes of every case; the defaults are the published ones."""
+    """Sizes of every case, and where all is computed; the defaults are the published ones, of a CPU."""
 
+    device: str = "cpu"  # as the runtime names it
     views: tuple[int, ...] = (640, 1024)  # side of a view, pixels
     prefills: tuple[int, ...] = (512, 900)  # prompt tokens
     contexts: tuple[int, ...] = (128, 512, 2048)  # tokens in the cache when decoding starts
@@ -59,6 +60,12 @@ class Plan:
             case "server":
                 yield from (Case(part, n, f"{n} client{'s' * (n > 1)}, {page}") for n in self.clients)
 
+
+# A GPU has room for more rows and clients, and a page's answer in every one of them.
+CUDA = Plan(
+    device="cuda", prefills=(256, 900), rows=(1, 8, 32, 64), batch_context=512, busy_rows=(1, 64), clients=(1, 16, 64),
+    pages_per_client=1,
+)  # fmt: skip
 
 QUICK = Plan(
     views=(640,), prefills=(64,), contexts=(16, 64), rows=(1, 2), batch_context=32, busy_rows=(1, 2), steps=4,

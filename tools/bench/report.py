@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import subprocess
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -71,6 +72,7 @@ def machine() -> dict[str, Any]:
     """What the figures depend on."""
     return {
         "cpu": _cpu_model(),
+        "card": _card(),
         "cores": psutil.cpu_count(logical=False),
         "threads": os.cpu_count(),
         "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
@@ -94,6 +96,16 @@ def versions() -> dict[str, str]:
 def today() -> str:
     """UTC."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def _card() -> str | None:
+    """NVIDIA's card and its driver, where there is one."""
+    query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
+    try:
+        found = subprocess.run(query, capture_output=True, text=True, check=True, timeout=20).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.splitlines()[0] if found.strip() else None
 
 
 def _cpu_model() -> str:
@@ -218,7 +230,8 @@ def render(results: Results) -> str:
     """The whole report as Markdown."""
     machine_ = results.machine
     about = (
-        f"{machine_['cpu']}, {machine_['cores']} cores, {machine_['memory_gb']} GB; "
+        (f"{machine_['card']}; " if machine_.get("card") else "")
+        + f"{machine_['cpu']}, {machine_['cores']} cores, {machine_['memory_gb']} GB; "
         + ", ".join(f"{name} {version}" for name, version in results.versions.items())
         + f"; {results.date[:10]}"
     )

@@ -104,7 +104,8 @@ class Server:
         )
         command = [
             sys.executable, "-m", "server", "--config", str(config), "--model", _MODEL_ID, "--host", "127.0.0.1",
-            "--port", "0", "--threads", str(self._threads), "--slots", str(max(4, *self._plan.clients)),
+            "--port", "0", "--device", self._plan.device, "--threads", str(self._threads),
+            "--slots", str(max(4, *self._plan.clients)),
         ]  # fmt: skip
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("OCR_ONNX", "XDG_"))}
         environment |= {"XDG_CACHE_HOME": str(home / "cache"), "XDG_CONFIG_HOME": str(home / "config")}

@@ -36,7 +36,7 @@ class TransformersPeer(WorkerContender):
 
     def can(self, case: Case) -> bool:
         """See ``turns.Contender``."""
-        return case.part in ("vision", "prefill", "decode", "page")
+        return case.part in ("vision", "prefill", "decode", "batch", "page")
 
     def memory(self, kind: Kind) -> Memory:
         """See ``turns.Contender``: all is loaded, then what the kind does not need is dropped (1/8 is vision)."""
@@ -61,7 +61,9 @@ class _Transformers:
         torch.manual_seed(0)
         self._plan = plan_from(setup["plan"])
         self._family: ReferenceFamily = load_family(Path(setup["folder"]), getattr(torch, setup["dtype"]))
-        self._model = self._family.model
+        if self._plan.device != "cpu":
+            torch.set_default_device(self._plan.device)
+        self._model = self._family.model.to(self._plan.device)
         self._choices = ("sdpa", "eager") if setup["attention"] == "auto" else (setup["attention"],)
         self._chosen: dict[tuple[str, int], str] = {}
         if setup["kind"] == "vision":
@@ -69,7 +71,8 @@ class _Transformers:
         elif setup["kind"] == "decoder":
             setattr(self._model.model, self._family.vision_part, None)
         gc.collect()
-        self._caches: dict[int, Any] = {}  # by context: rounds go through all of them again and again
+        # By rows and context: rounds go through all of them again and again.
+        self._caches: dict[tuple[int, int], Any] = {}
 
     def prepare(self, part: str, value: int) -> None:
         """Warm up, and find the attention implementation that is the faster one for this case."""
@@ -84,8 +87,8 @@ class _Transformers:
         """Seconds of a short sample."""
         self._model.set_attn_implementation(attention)
         started = time.perf_counter()
-        if part == "decode":
-            return self._steps(value, 4)
+        if part in ("decode", "batch"):
+            return self._steps(*self._shape(part, value), 4)
         if part == "page":
             self._page(4)
         else:
@@ -98,22 +101,38 @@ class _Transformers:
 
     def _run(self, part: str, value: int) -> dict[str, float]:
         if part == "vision":
-            view = self._family.view(value)
-            started = time.perf_counter()
+            view = self._placed(self._family.view(value))
+            started = self._now()
             self._family.features(*view)
-            return {"s": time.perf_counter() - started}
+            return {"s": self._now() - started}
         if part == "prefill":
             prompt = self._prompt(value)
-            started = time.perf_counter()
+            started = self._now()
             self._prefill(prompt)
-            return {"tokens/s": value / (time.perf_counter() - started)}
-        if part == "decode":
-            return {"tokens/s": self._plan.steps / self._steps(value, self._plan.steps)}
+            return {"tokens/s": value / (self._now() - started)}
+        if part in ("decode", "batch"):
+            rows, context = self._shape(part, value)
+            return {"tokens/s": rows * self._plan.steps / self._steps(rows, context, self._plan.steps)}
         return self._page(self._plan.page_tokens)
 
-    def _prompt(self, tokens: int) -> Any:
+    def _shape(self, part: str, value: int) -> tuple[int, int]:
+        """(rows, tokens in the cache of each)"""
+        return (1, value) if part == "decode" else (value, self._plan.batch_context)
+
+    def _now(self) -> float:
+        """The time at which all that was asked of the device is done, seconds."""
+        if self._plan.device != "cpu":
+            self._torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def _placed(self, arguments: Any) -> list[Any]:
+        """What is made of pictures on the host, where the model is."""
+        is_tensor = self._torch.is_tensor
+        return [one.to(self._plan.device) if is_tensor(one) else one for one in arguments]
+
+    def _prompt(self, tokens: int, rows: int = 1) -> Any:
         table = self._model.get_input_embeddings()
-        return table(self._torch.randint(0, table.num_embeddings, (1, tokens)))
+        return table(self._torch.randint(0, table.num_embeddings, (rows, tokens)))
 
     def _prefill(self, embeddings: Any) -> Any:
         """embeddings : [1, tokens, hidden]. Returns the model's output with its cache and the last token's logits."""
@@ -125,29 +144,29 @@ class _Transformers:
         places = self._family.places(position, 1)
         return self._model(inputs_embeds=embedding, past_key_values=cache, use_cache=True, **places)
 
-    def _steps(self, context: int, steps: int) -> float:
+    def _steps(self, rows: int, context: int, steps: int) -> float:
         """Seconds of so many decode steps; the cache is cut back to its length afterwards."""
-        if context not in self._caches:
-            self._caches[context] = self._prefill(self._prompt(context)).past_key_values
-        cache = self._caches[context]
-        embeddings = [self._prompt(1) for _ in range(steps)]
-        started = time.perf_counter()
+        if (rows, context) not in self._caches:
+            self._caches[rows, context] = self._prefill(self._prompt(context, rows)).past_key_values
+        cache = self._caches[rows, context]
+        embeddings = [self._prompt(1, rows) for _ in range(steps)]
+        started = self._now()
         for i, embedding in enumerate(embeddings):
             self._step(embedding, cache, context + i)
-        seconds = time.perf_counter() - started
+        seconds = self._now() - started
         cache.crop(-steps)
         return seconds
 
     def _page(self, tokens: int) -> dict[str, float]:
         image = page_image(self._plan)
         started = time.perf_counter()
-        features = self._family.features(*self._family.page(image))
-        seen = time.perf_counter()
+        features = self._family.features(*self._placed(self._family.page(image)))
+        seen = self._now()
         text = self._model.get_input_embeddings()(self._torch.tensor([0, 10, 11, 12, 13, 14]))
         prompt = self._torch.cat([text[:1], features, text[1:]])[None]
         output = self._prefill(prompt)
         token = output.logits[0, -1].argmax()
-        filled = time.perf_counter()
+        filled = self._now()
         for i in range(tokens - 1):
             embedding = self._model.get_input_embeddings()(token[None, None])
             output = self._step(embedding, output.past_key_values, prompt.shape[1] + i)

@@ -1,0 +1,172 @@
+"""On a card: every dtype gives what float32 gives on the CPU, recorded or not, however rows and caches move.
+
+Marked ``gpu`` and skipped without one. Run with ``pytest -m gpu``; tools/docs/cuda.md has the rest of a session.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from models.manifest import Manifest
+from models.registry import family_of
+from models.settings import InferenceSettings
+from runtime import kv_cache
+from runtime import model as model_module
+from runtime.candidates import Chooser, certain_tokens
+from runtime.decoder import Decoder
+from runtime.errors import RuntimeUnavailable
+from runtime.model import Model
+from runtime.providers import Device, find_device
+from runtime.small_graphs import identity_graph
+from runtime.vision import VisionTower
+from tools.checkpoints import Sizes, write_random_checkpoint
+from tools.paddle_checkpoints import PaddleSizes, write_paddle_checkpoint
+
+pytestmark = pytest.mark.gpu
+
+PROMPTS = (37, 300, 1100, 3000)  # tokens
+STEPS = 12
+ROW_COUNTS = (1, 3, 8, 33, 64)
+DTYPES = ("f32", "f16", "bf16", "q8", "q4")
+
+# Large enough for the kernels that the full size takes: heads of 64, experts that are multiples of 128.
+SIZES = Sizes(hidden=256, heads=4, kv_heads=4, layers=3, experts=16, top_k=4, expert_mlp=128, dense_mlp=512,
+              max_positions=4096)  # fmt: skip
+PADDLE = PaddleSizes(hidden=256, heads=4, kv_heads=2, head_dim=64, sections=(8, 12, 12), mlp=512)
+
+
+@pytest.fixture(scope="module")
+def cuda() -> Device:
+    try:
+        device = find_device("cuda")
+    except RuntimeUnavailable as error:
+        pytest.skip(f"no CUDA: {error}")
+    if device.small_session(identity_graph()).get_providers()[0] != device.provider:
+        pytest.skip("onnxruntime-gpu finds no card")
+    return device
+
+
+@pytest.fixture(scope="module")
+def export_of(tmp_path_factory, export_checkpoint) -> Callable[[str, str], Path]:
+    made: dict[tuple[str, str], Path] = {}
+    checkpoints: dict[str, Path] = {}
+
+    def export(family: str, dtype: str) -> Path:
+        if family not in checkpoints:
+            target = tmp_path_factory.mktemp(family) / "checkpoint"
+            checkpoints[family] = (
+                write_paddle_checkpoint(target, PADDLE)
+                if family == "paddleocr-vl"
+                else write_random_checkpoint(target, SIZES)
+            )
+        if (family, dtype) not in made:
+            made[family, dtype] = export_checkpoint(checkpoints[family], dtype, family, family)
+        return made[family, dtype]
+
+    return export
+
+
+def logits(folder: Path, device: Device, rows: int = 4) -> np.ndarray:
+    """Of prompts of every length, of steps of rows of different lengths, and after a row has moved."""
+    manifest = Manifest.load(folder)
+    decoder = Decoder(folder, manifest, device, slots=rows)
+    random = np.random.default_rng(5)
+    prompts = [random.integers(10, 200, PROMPTS[row % 4] if rows <= 4 else 20 + row).tolist() for row in range(rows)]
+    lengths = [len(prompt) for prompt in prompts]
+    found = [decoder.prefill(row, decoder.embed(prompt)).copy() for row, prompt in enumerate(prompts)]
+    for _ in range(STEPS):
+        found.extend(decoder.step(random.integers(10, 200, rows).tolist(), lengths).copy())
+        lengths = [length + 1 for length in lengths]
+    decoder.move(rows - 1, 0, lengths[-1])
+    found.append(decoder.step([77], [lengths[-1]])[0].copy())
+    return np.stack(found)
+
+
+def compare(ours: np.ndarray, reference: np.ndarray, bound: float) -> None:
+    assert np.isfinite(ours).all()
+    errors = np.linalg.norm(ours - reference, axis=1) / np.linalg.norm(reference, axis=1)
+    same = (ours.argmax(1) == reference.argmax(1)).mean()
+    print(f"mean relative error {errors.mean():.4f}, largest {errors.max():.4f}, first choice the same {same:.1%}")
+    assert errors.mean() < bound
+    assert same >= 0.95
+
+
+@pytest.fixture(scope="module")
+def reference(export_of) -> Callable[[str, str, int], np.ndarray]:
+    """float32's logits on the CPU; of quantised exports their own there."""
+    made: dict[tuple[str, str, int], np.ndarray] = {}
+
+    def find(family: str, dtype: str, rows: int) -> np.ndarray:
+        kind = dtype if dtype in ("q8", "q4") else "f32"
+        if (family, kind, rows) not in made:
+            made[family, kind, rows] = logits(export_of(family, kind), Device("cpu", 0), rows)
+        return made[family, kind, rows]
+
+    return find
+
+
+@pytest.mark.parametrize("replays", [False, True], ids=["plain", "recorded"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("family", ["deepseek-ocr", "paddleocr-vl"])
+def test_every_dtype_gives_what_the_cpu_gives(cuda, export_of, reference, family, dtype, replays) -> None:
+    # The CPU's 8-bit products are the larger part of the distance of quantised exports.
+    bound = {"f32": 1e-3, "f16": 1e-2, "bf16": 1e-2}.get(dtype, 5e-2)
+    found = logits(export_of(family, dtype), replace(cuda, replays=replays))
+    compare(found, reference(family, dtype, 4), bound)
+
+
+@pytest.mark.parametrize("rows", ROW_COUNTS)
+def test_rows_of_different_lengths_give_what_the_cpu_gives(cuda, export_of, reference, rows) -> None:
+    compare(logits(export_of("deepseek-ocr", "f16"), cuda, rows), reference("deepseek-ocr", "f32", rows), 1e-2)
+
+
+@pytest.mark.parametrize("dtype", ["f16", "q4"])
+def test_a_cache_that_grows_while_rows_are_replayed_changes_nothing(cuda, export_of, monkeypatch, dtype) -> None:
+    roomy = logits(export_of("deepseek-ocr", dtype), cuda)
+    monkeypatch.setattr(kv_cache, "FIRST_CAPACITY", 64)
+    compare(logits(export_of("deepseek-ocr", dtype), cuda), roomy, 1e-3)
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
+@pytest.mark.parametrize("family", ["deepseek-ocr", "paddleocr-vl"])
+def test_vision_features_point_where_the_cpus_point(cuda, export_of, picture, family, dtype) -> None:
+    found = []
+    for folder, device in ((export_of(family, "f32"), Device("cpu", 0)), (export_of(family, dtype), cuda)):
+        manifest = Manifest.load(folder)
+        tower = VisionTower(folder, manifest, device)
+        prepared = family_of(manifest).prepare_image(picture(1240, 900), {})
+        found.append(prepared.assemble([tower.encode(make()) for make in prepared.passes]).astype(np.float64))
+    cosine = (found[0] * found[1]).sum() / np.linalg.norm(found[0]) / np.linalg.norm(found[1])
+    assert cosine > {"f32": 0.99999, "f16": 0.9999, "bf16": 0.999}[dtype]
+
+
+def test_candidates_are_those_of_the_whole_rows(cuda, export_of) -> None:
+    folder = export_of("deepseek-ocr", "f16")
+    decoder = Decoder(folder, Manifest.load(folder), cuda, slots=5)
+    for row in range(5):
+        decoder.prefill(row, decoder.embed([0, *range(3, 20 + row)]))
+    choosers = [Chooser(InferenceSettings(), np.array([3, 5])) for _ in range(5)]
+    for step in range(6):
+        scores = decoder.score([5 + row for row in range(5)], [18 + row + step for row in range(5)])
+        assert scores.candidates is not None
+        whole = np.stack([scores.whole(row) for row in range(5)])
+        exact = whole.astype(np.float64)
+        sums = exact.max(1) + np.log(np.exp(exact - exact.max(1, keepdims=True)).sum(1))
+        np.testing.assert_allclose(scores.candidates.log_sum_exp, sums, rtol=1e-4)
+        whole[:, [3, 5]] = -np.inf
+        assert certain_tokens(choosers, scores.candidates) == whole.argmax(1).tolist()
+
+
+def test_a_page_reads_alike_with_recordings_and_candidates_and_without(cuda, export_of, monkeypatch, picture) -> None:
+    answers = []
+    for device in (cuda, replace(cuda, replays=False, picks=False)):
+        monkeypatch.setattr(model_module, "find_device", lambda name, threads, device=device: device)
+        with Model.open(export_of("deepseek-ocr", "f16"), slots=4, warm_up="quick") as model:
+            answers.append(model.read(picture(1240, 900), max_new_tokens=40, stop_on_loop=False).tokens)
+    same = sum(ours == theirs for ours, theirs in zip(*answers, strict=True))
+    assert same >= 38
