@@ -107,6 +107,7 @@ SERVER_KEYS: tuple[ServerKey, ...] = (
         "on or off",
         "keep running when the model to start with cannot be loaded, instead of ending with status 1: on or off",
     ),
+    ServerKey("web", "on", _one_of(*ON_OFF), "on or off", "serve a page for people at / (extra web): on or off"),
     ServerKey("max_body_mb", 50, _is_int(1), _COUNT, "largest request body in MiB"),
     ServerKey("max_images", 10, _is_int(1), _COUNT, "images in one request"),
     ServerKey("max_image_mb", 20, _is_int(1), _COUNT, "largest image or document file in MiB"),

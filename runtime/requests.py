@@ -21,6 +21,10 @@ FinishDetail = Literal[
 ]
 
 
+# Where a request stands: it waits, its images are being encoded, or its prompt is fed and its answer written.
+Stage = Literal["queued", "seeing", "reading"]
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """One prompt with its images. ``prompt`` holds one ``<image>`` slot for each image, in order."""
@@ -86,6 +90,10 @@ class Generation(Protocol):
 
     def next_event(self, timeout: float | None = None) -> TextDelta | Finished | None:
         """Wait up to ``timeout`` seconds (None: for ever) for the next event; None when nothing came."""
+
+    @property
+    def stage(self) -> Stage:
+        """Where the request stands now."""
 
     def cancel(self) -> None:
         """End the request; a ``Finished`` with reason ``cancelled`` follows at once. Idempotent."""

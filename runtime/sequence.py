@@ -18,7 +18,7 @@ from models.family import Feeds, OutputFilter, Positions, PreparedImage, Verbati
 from models.settings import InferenceSettings
 
 from .candidates import Chooser
-from .requests import FinishDetail, Finished, FinishReason, TextDelta, Timings, Usage
+from .requests import FinishDetail, Finished, FinishReason, Stage, TextDelta, Timings, Usage
 from .stop import Stop
 from .text import LoopDetector, TextStream
 
@@ -132,6 +132,13 @@ class Sequence:
             return self._events.get(timeout=timeout)
         except Empty:
             return None
+
+    @property
+    def stage(self) -> Stage:
+        """See ``Generation``."""
+        if self.clock.taken_up is None:
+            return "queued"
+        return "reading" if self.encoded else "seeing"
 
     def cancel(self) -> None:
         """See ``Generation``."""

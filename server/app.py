@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import falcon
@@ -11,7 +12,7 @@ import falcon
 from models.config import Config
 from runtime.documents import Limits, Workers
 
-from . import errors
+from . import errors, web
 from .admission import Admission, Capacity
 from .auth import ApiKeys
 from .chat import ChatCompletions
@@ -160,6 +161,8 @@ def build(
     _route(app, "/ready", Ready(generator, pool, exports))
     _route(app, "/metrics", MetricsResource(metrics))
     _route(app, "/openapi.json", OpenApi())
+    if options.web == "on":
+        web.install(partial(_route, app), config, options, source, generator, documents.workers, admission)
     return Application(
         app, generator, pool, source, exports, jobs, metrics, keys, admission, (images.workers, documents.workers)
     )

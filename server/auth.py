@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from .errors import ApiError
 
 ENVIRONMENT = "OCR_ONNX_API_KEY"  # one key, or several with commas between
 OPEN_PATHS = frozenset({"/health", "/v1/health", "/ready"})
+OPEN_FILES = re.compile(r"/web/[a-z-]+\.(?:js|css|svg)")  # of the page, where a browser's user types the key
 
 
 class ApiKeys:
@@ -36,7 +38,7 @@ class ApiKeys:
             with status 401.
         """
         # A browser asks with OPTIONS before it may send the key.
-        if not self._digests or req.method == "OPTIONS" or (req.path.rstrip("/") or "/") in OPEN_PATHS:
+        if not self._digests or req.method == "OPTIONS" or _is_open(req.path):
             return
         if self._opens(req):
             return
@@ -73,6 +75,10 @@ def _key(authorization: str, x_api_key: str) -> str:
     scheme, _, given = authorization.partition(" ")
     bearer = given.strip() if scheme.lower() == "bearer" else ""
     return bearer or x_api_key.strip()
+
+
+def _is_open(path: str) -> bool:
+    return path == "/" or path.rstrip("/") in OPEN_PATHS or OPEN_FILES.fullmatch(path) is not None
 
 
 def extra_keys(file: Path | None) -> list[str]:

@@ -51,6 +51,8 @@ class ChatCompletions(GenerationEndpoint):
         for event in job.events():
             if event is None:
                 yield sse.PING
+            elif isinstance(event, str):
+                yield sse.event({**head, "choices": [], "ocr": {"stage": event}})
             elif isinstance(event, TextDelta):
                 yield chunk({"content": event.text})
             elif event.detail == "error":

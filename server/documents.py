@@ -26,6 +26,7 @@ from runtime.requests import (
     FinishReason,
     Generation,
     Request,
+    Stage,
     TextDelta,
     TextModel,
     Timings,
@@ -212,6 +213,12 @@ class DocumentGeneration:
             if not begun:
                 self._wait(min(left, 0.1))
         return self._events.popleft() if self._events else None
+
+    @property
+    def stage(self) -> Stage:
+        """See ``Generation``: of the page whose text is passed on."""
+        page = self.pages[self._current] if self._current < len(self.pages) else None
+        return "queued" if page is None or page.generation is None else page.generation.stage
 
     def cancel(self) -> None:
         """See ``Generation``."""

@@ -24,7 +24,7 @@ from models.registry import defaults_of
 from models.settings import InferenceSettings
 from runtime.documents import Document, Stop, Stopped
 from runtime.errors import EngineClosed
-from runtime.requests import Finished, Generation, Request, TextDelta, TextModel, Timings, Usage
+from runtime.requests import Finished, Generation, Request, Stage, TextDelta, TextModel, Timings, Usage
 
 from .admission import Admission, Held
 from .answers import engine_error
@@ -62,13 +62,18 @@ class Job:
         on_close: Callable[[Job], None],
         report: Callable[[str], dict[str, Any]] = lambda text: {},
         draw: Callable[[int], Image.Image] = _no_page,
+        progress: bool = False,
     ) -> None:
         """``report``: what the answer's ``ocr`` field says beside the usual, from the whole text. ``draw``: a page of
-        the document by its number, from 1, until the job is closed."""
+        the document by its number, from 1, until the job is closed.
+
+        progress : its stages are events too, for a stream that was asked for them.
+        """
         self.record = record
         self._generation, self._is_gone, self._on_close = generation, is_gone, on_close
         self._report = report
         self.draw = draw
+        self._progress = progress
         self._pieces: list[str] = []
         self._closed = False
 
@@ -81,7 +86,7 @@ class Job:
         """Boxes and pages, where the request asked for them. Call it after the last event."""
         return self._report(self.text)
 
-    def events(self) -> Iterator[TextDelta | Finished | None]:
+    def events(self) -> Iterator[TextDelta | Finished | Stage | None]:
         """The events up to and including ``Finished``; None where a stream should send a ping.
 
         Raises
@@ -90,10 +95,13 @@ class Job:
             as soon as the client has hung up.
         """
         last = time.monotonic()
+        stage: Stage | None = None
         while True:
             event = self._generation.next_event(timeout=POLL_SECONDS)
             if self._is_gone():
                 raise ClientGone
+            if self._progress and stage != (stage := self._generation.stage):
+                yield stage
             if event is not None:
                 last = time.monotonic()
                 if isinstance(event, Finished):
@@ -259,7 +267,7 @@ class Generator:
             report=lambda text: {
                 **({"prompt_ignored": True} if asked.ignored else {}), **content.report(lease.model, text),
             },
-            draw=content.draw,
+            draw=content.draw, progress=reading.progress,
         )  # fmt: skip
         with self._changed:
             self._jobs.add(job)
@@ -436,6 +444,11 @@ class _Notice:
 
     def next_event(self, timeout: float | None = None) -> TextDelta | Finished | None:
         return self._events.pop() if self._events else None
+
+    @property
+    def stage(self) -> Stage:
+        """See ``Generation``."""
+        return "reading"
 
     def cancel(self) -> None:
         """Nothing runs."""

@@ -27,6 +27,7 @@ class ServerOptions:
     export_wait: float = 0.0
     switch_models: Literal["on", "off"] = "on"
     wait_for_model: Literal["on", "off"] = "off"
+    web: Literal["on", "off"] = "on"
     max_body_mb: int = 50
     max_images: int = 10
     max_image_mb: int = 20

@@ -46,6 +46,8 @@ class Responses(GenerationEndpoint):
         for step in job.events():
             if step is None:
                 yield sse.PING
+            elif isinstance(step, str):
+                yield event("response.ocr.stage", stage=step)
             elif isinstance(step, TextDelta):
                 yield event("response.output_text.delta", **place, delta=step.text, logprobs=[])
             elif step.detail == "error":

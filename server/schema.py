@@ -128,6 +128,9 @@ class OcrOptions(BaseModel):
     task: str | None = _TASK
     raw: bool | None = Field(default=None, description="the text as the model writes it: tables as OTSL ...")
     boxes: bool | None = Field(default=None, description="add ocr.boxes to the answer: what stands where on the page")
+    progress: bool | None = Field(
+        default=None, description="a stream tells when the page is queued, seen and read, as chunks without choices"
+    )
     pages: str | None = Field(
         default=None, max_length=1000, description="pages of the document to read, such as 1-5,9 or 12-; default: all"
     )
@@ -141,6 +144,7 @@ class Reading:
     raw: bool = False
     boxes: bool = False
     pages: str | None = None
+    progress: bool = False
 
 
 class ResponseItem(_Lenient):
@@ -216,7 +220,9 @@ def reading_of(body: _Base) -> Reading:
     options = body.ocr or OcrOptions()
     if body.task is not None and options.task is not None and body.task != options.task:
         raise BadRequest("task and ocr.task disagree; send one of them", param="task")
-    return Reading(body.task or options.task, bool(options.raw), bool(options.boxes), options.pages)
+    return Reading(
+        body.task or options.task, bool(options.raw), bool(options.boxes), options.pages, bool(options.progress)
+    )
 
 
 def parse(raw: bytes, model: type[BaseModel]) -> Any:

@@ -19,6 +19,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+import webbrowser
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -56,17 +57,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.demo", description=__doc__)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--random", action="store_true", help="use random weights even where the built-in model is")
+    parser.add_argument("--web", action="store_true", help="then open the page in a browser, until Ctrl-C")
     args = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="ocr-onnx-demo-"))
     try:
-        run(folder, args.device, use_random=args.random or not TINY_OCR.is_file())
+        run(folder, args.device, use_random=args.random or not TINY_OCR.is_file(), web=args.web)
     except (DemoError, subprocess.CalledProcessError) as error:
         print(f"\nDEMO FAILED: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def run(folder: Path, device: str, *, use_random: bool) -> None:
+def run(folder: Path, device: str, *, use_random: bool, web: bool = False) -> None:
     """Go through all steps.
 
     Raises
@@ -92,6 +94,8 @@ def run(folder: Path, device: str, *, use_random: bool) -> None:
         client = OpenAI(base_url=f"{url}/v1", api_key="none needed", timeout=600, max_retries=0)
         plain = read_plain(client, model, picture)
         streamed = read_streamed(client, model, picture)
+        if web:
+            show_page(url, picture)
     say("the server stopped cleanly")
 
     if plain != streamed:
@@ -112,6 +116,17 @@ def draw_page(path: Path) -> Path:
 def built_in_model(folder: Path) -> DemoModel:
     """tiny-ocr, exported into the user's own cache."""
     return DemoModel("tiny-ocr", True, dict(os.environ), write_config(folder, ""))
+
+
+def show_page(url: str, picture: Path) -> None:
+    """Open the server's page, and keep the server until Ctrl-C."""
+    opened = webbrowser.open(url)
+    say(f"\n{'opened' if opened else 'open'} {url} in a browser; a page to drop there: {picture}\nCtrl-C ends the demo")
+    try:
+        while True:
+            time.sleep(3600)
+    except KeyboardInterrupt:
+        say("")
 
 
 def random_model(folder: Path) -> DemoModel:

@@ -14,7 +14,7 @@ from models.errors import InvalidInput
 from models.grounding import Box, parse_boxes
 from models.settings import InferenceSettings
 from runtime.errors import EngineClosed, QueueFull
-from runtime.requests import FinishDetail, Finished, FinishReason, Request, TextDelta, Timings, Usage
+from runtime.requests import FinishDetail, Finished, FinishReason, Request, Stage, TextDelta, Timings, Usage
 
 # A step: text to say, seconds to be silent, or how it ends.
 Step = str | float | tuple[FinishReason, FinishDetail]
@@ -40,6 +40,10 @@ class FakeGeneration:
             return self._events.get(timeout=timeout)
         except queue.Empty:
             return None
+
+    @property
+    def stage(self) -> Stage:
+        return "reading"
 
     def cancel(self) -> None:
         self.cancelled.set()

@@ -1,0 +1,222 @@
+"""A document's pages as a Word file: headings, lists, tables with merged cells, figures, formulas that can be edited.
+
+Takes the clean HTML of ``render`` and walks it; formulas go from MathML to Word's own markup by ``mathml2omml``. Needs
+the extra ``web``.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import docx
+import lxml.etree
+import lxml.html
+import mathml2omml
+from docx.document import Document
+from docx.enum.text import WD_BREAK
+from docx.oxml import parse_xml
+from docx.shared import Emu
+from docx.text.paragraph import Paragraph
+
+_OMML = 'xmlns:m="http://schemas.openxmlformats.org/officeDocument/2006/math"'
+_HEADINGS = {f"h{level}": level for level in range(1, 7)}
+_LISTS = {"ul": "List Bullet", "ol": "List Number"}
+_CONTAINERS = {"section", "div", "figure", "blockquote", "tbody", "thead", "tfoot", "body"}
+_BLOCKS = _CONTAINERS | set(_HEADINGS) | set(_LISTS) | {"p", "table", "pre", "hr"}
+_MOST_CELLS = 20_000  # of one table; a span of a million columns is no table
+_PIXELS_PER_INCH = 144  # of the page images that figures are cut from
+_EMU_PER_INCH = 914_400
+
+
+@dataclass(frozen=True)
+class _Style:
+    """How a run of characters looks."""
+
+    bold: bool = False
+    italic: bool = False
+    underline: bool = False
+    strike: bool = False
+    raised: bool = False
+    lowered: bool = False
+    code: bool = False
+
+
+_STYLES = {
+    "b": {"bold": True}, "strong": {"bold": True}, "i": {"italic": True}, "em": {"italic": True},
+    "u": {"underline": True}, "s": {"strike": True}, "del": {"strike": True}, "sup": {"raised": True},
+    "sub": {"lowered": True}, "code": {"code": True},
+}  # fmt: skip
+
+
+def word_file(pages: Iterable[tuple[str, Sequence[bytes]]]) -> bytes:
+    """The file's content.
+
+    pages : of each its clean HTML, and its figures as PNG or JPEG in the order in which the HTML numbers them.
+    """
+    document = docx.Document()
+    for index, (markup, figures) in enumerate(pages):
+        if index:
+            document.add_paragraph().add_run().add_break(WD_BREAK.PAGE)
+        body = lxml.html.fragment_fromstring(markup, create_parent="body")
+        _Writer(document, figures).blocks(body)
+    stream = io.BytesIO()
+    document.save(stream)
+    return stream.getvalue()
+
+
+class _Writer:
+    """Writes one page's elements."""
+
+    def __init__(self, document: Document, figures: Sequence[bytes]) -> None:
+        self._document, self._figures = document, figures
+        section = document.sections[0]
+        self._width = (section.page_width or 0) - (section.left_margin or 0) - (section.right_margin or 0)
+
+    def blocks(self, parent: Any) -> None:
+        """Paragraphs, headings, lists, tables of ``parent``; loose words between them become paragraphs."""
+        loose: list[Any] = []
+        for node in _nodes(parent):
+            if isinstance(node, str) or _tag(node) not in _BLOCKS:
+                loose.append(node)
+                continue
+            self._loose(loose)
+            loose = []
+            self._block(node)
+        self._loose(loose)
+
+    def _loose(self, nodes: Sequence[Any]) -> None:
+        if any(not isinstance(node, str) or node.strip() for node in nodes):
+            self._inline(self._document.add_paragraph(), nodes, _Style())
+
+    def _block(self, element: Any) -> None:
+        tag = _tag(element)
+        if tag in _CONTAINERS:
+            self.blocks(element)
+        elif tag in _HEADINGS:
+            self._inline(self._document.add_heading(level=_HEADINGS[tag]), _nodes(element), _Style())
+        elif tag in _LISTS:
+            for item in element:
+                self._item(item, _LISTS[tag])
+        elif tag == "table":
+            self._table(element)
+        elif tag == "pre":
+            self._inline(self._document.add_paragraph(), [element.text_content().rstrip("\n")], _Style(code=True))
+        elif tag == "p":
+            self._inline(self._document.add_paragraph(), _nodes(element), _Style())
+
+    def _item(self, item: Any, style: str) -> None:
+        inline = [node for node in _nodes(item) if isinstance(node, str) or _tag(node) not in _LISTS]
+        self._inline(self._document.add_paragraph(style=style), inline, _Style())
+        for nested in item:
+            if _tag(nested) in _LISTS:
+                for inner in nested:
+                    self._item(inner, f"{_LISTS[_tag(nested)]} 2")
+
+    def _inline(self, paragraph: Paragraph, nodes: Iterable[Any], style: _Style) -> None:
+        for node in nodes:
+            if isinstance(node, str):
+                _run(paragraph, node, style)
+            elif _tag(node) == "math":
+                _formula(paragraph, node)
+            elif _tag(node) == "img":
+                self._figure(paragraph, node)
+            elif _tag(node) == "br":
+                paragraph.add_run().add_break()
+            else:
+                self._inline(paragraph, _nodes(node), replace(style, **_STYLES.get(_tag(node), {})))
+
+    def _figure(self, paragraph: Paragraph, image: Any) -> None:
+        number = image.get("data-figure", "")
+        if number.isdigit() and int(number) < len(self._figures):
+            picture = paragraph.add_run().add_picture(io.BytesIO(self._figures[int(number)]))
+            natural = picture.width * 72 // _PIXELS_PER_INCH  # the library counts 72 pixels an inch
+            width = min(natural, self._width)
+            picture.height, picture.width = Emu(picture.height * width // picture.width), Emu(width)
+
+    def _table(self, table: Any) -> None:
+        cells, rows, columns = _grid(table)
+        if not cells:
+            return
+        written = self._document.add_table(rows, columns, style="Table Grid")
+        for row, column, height, width, element in cells:
+            cell = written.cell(row, column)
+            if height > 1 or width > 1:
+                cell = cell.merge(written.cell(row + height - 1, column + width - 1))
+            bold = _tag(element) == "th"
+            self._inline(cell.paragraphs[0], _nodes(element), _Style(bold=bold))
+
+
+def _grid(table: Any) -> tuple[list[tuple[int, int, int, int, Any]], int, int]:
+    """Where each cell of an HTML table stands: (row, column, height, width, element), then the size of the whole."""
+    taken: set[tuple[int, int]] = set()
+    cells = []
+    rows = list(table.iter("tr"))
+    for row, element in enumerate(rows):
+        column = 0
+        for cell in element:
+            if _tag(cell) not in ("td", "th"):
+                continue
+            while (row, column) in taken:
+                column += 1
+            height = min(_span(cell, "rowspan"), len(rows) - row)
+            width = _span(cell, "colspan")
+            if len(taken) + height * width > _MOST_CELLS:
+                width = height = 1
+            free = {(row + y, column + x) for y in range(height) for x in range(width)}
+            if free & taken:  # spans that overlap: the later cell keeps its corner only
+                height = width = 1
+                free = {(row, column)}
+            taken |= free
+            cells.append((row, column, height, width, cell))
+            column += width
+    return cells, len(rows), 1 + max((column for _, column in taken), default=0)
+
+
+def _span(cell: Any, name: str) -> int:
+    value = cell.get(name, "1").strip()
+    return max(1, min(int(value), 1_000)) if value.isascii() and value.isdigit() else 1
+
+
+def _formula(paragraph: Paragraph, element: Any) -> None:
+    """Append a formula; where it cannot be converted, its plain characters."""
+    element.tail = None
+    source = lxml.etree.tostring(element, encoding="unicode")
+    try:
+        converted = mathml2omml.convert(source)
+        node = parse_xml(converted.replace("<m:oMath>", f"<m:oMath {_OMML}>", 1))
+    except Exception:  # the converter's own errors, or markup that Word's schema does not have
+        _run(paragraph, element.text_content(), _Style(italic=True))
+    else:
+        paragraph._p.append(node)
+
+
+def _run(paragraph: Paragraph, text: str, style: _Style) -> None:
+    # XML has no place for control characters.
+    run = paragraph.add_run("".join(letter for letter in text if letter.isprintable() or letter in "\n\t"))
+    run.bold, run.italic, run.underline = style.bold or None, style.italic or None, style.underline or None
+    run.font.strike = style.strike or None
+    run.font.superscript, run.font.subscript = style.raised or None, style.lowered or None
+    if style.code:
+        run.font.name = "Courier New"
+
+
+def _nodes(parent: Any) -> Iterator[Any]:
+    """Texts and elements of ``parent`` in order. White space of the markup is one blank."""
+    if parent.text:
+        yield _folded(parent.text) if _tag(parent) != "pre" else parent.text
+    for child in parent:
+        yield child
+        if child.tail:
+            yield _folded(child.tail)
+
+
+def _folded(text: str) -> str:
+    return re.sub(r"\s+", " ", text)
+
+
+def _tag(element: Any) -> str:
+    return element.tag if isinstance(element.tag, str) else ""

@@ -1,0 +1,461 @@
+"""The page in a real browser against the real server: what its users do, in headless Chromium."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from PIL import Image, ImageDraw, ImageFont
+
+from tests.pdfs import scanned_pdf, text_pdf
+from tests.server.conftest import ServerProcess, data_url
+from tests.server.test_process import metric, until
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed (extra dev)")
+
+_NAMES = ("chromium", "chromium-browser", "google-chrome")
+CHROMIUM = next((found for name in _NAMES if (found := shutil.which(name))), None)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: apt-get install chromium")
+
+WAIT = 60_000  # ms
+_QUIET = (
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(_QUIET))
+        yield browser
+        browser.close()
+
+
+Open = Callable[..., Any]
+
+
+@pytest.fixture
+def visit(browser: Any) -> Iterator[Open]:
+    """Open the page of a server in a tab of its own; what the browser complains about fails the test."""
+    contexts, complaints = [], []
+
+    def visit(server: ServerProcess, **options: Any) -> Any:
+        context = browser.new_context(viewport={"width": 1280, "height": 800}, accept_downloads=True, **options)
+        context.grant_permissions(["clipboard-read", "clipboard-write"])
+        contexts.append(context)
+        tab = context.new_page()
+        tab.set_default_timeout(WAIT)
+        tab.on("pageerror", lambda error: complaints.append(str(error)))
+        tab.on("console", lambda said: complaints.append(said.text) if "Content Security Policy" in said.text else None)
+        tab.goto(server.url)
+        return tab
+
+    yield visit
+    for context in contexts:
+        context.close()
+    assert not complaints
+
+
+@pytest.fixture(scope="module")
+def scripted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    server = ServerProcess(["--slots", "2"], tmp_path_factory.mktemp("web"), "tests.web.web_server")
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., ServerProcess]]:
+    servers = []
+
+    def start(*arguments: str) -> ServerProcess:
+        servers.append(ServerProcess(list(arguments), tmp_path, "tests.web.web_server"))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.kill()
+
+
+LINES = ("Invoice 2041", "Paper bags 120", "Boxes of apples 14", "Total due 48.50")
+
+
+def printed(lines: tuple[str, ...] = LINES) -> Image.Image:
+    page = Image.new("RGB", (620, 380), "white")
+    draw, font = ImageDraw.Draw(page), ImageFont.load_default(26)
+    for number, line in enumerate(lines):
+        draw.text((40, 50 + number * 70), line, fill="black", font=font)
+    return page
+
+
+def png(page: Image.Image) -> dict[str, Any]:
+    buffer = io.BytesIO()
+    page.save(buffer, "PNG")
+    return {"name": "page.png", "mimeType": "image/png", "buffer": buffer.getvalue()}
+
+
+def pdf(pages: int) -> dict[str, Any]:
+    content = text_pdf([f"page {number + 1}" for number in range(pages)], size=(300, 200))
+    return {"name": "three.pdf", "mimeType": "application/pdf", "buffer": content}
+
+
+def drop(tab: Any, file: dict[str, Any]) -> None:
+    """Let a file fall onto the page as a mouse does."""
+    carried = tab.evaluate_handle(
+        """([name, type, bytes]) => {
+            const data = new DataTransfer();
+            data.items.add(new File([new Uint8Array(bytes)], name, { type }));
+            return data;
+        }""",
+        [file["name"], file["mimeType"], list(file["buffer"])],
+    )
+    tab.dispatch_event("#drop", "dragover", {"dataTransfer": carried})
+    tab.dispatch_event("#drop", "drop", {"dataTransfer": carried})
+
+
+def choose(tab: Any, task: str, *files: dict[str, Any]) -> None:
+    tab.select_option("#task", task)
+    tab.set_input_files("#files", list(files))
+
+
+def wait_for_pages(tab: Any, state: str, count: int = 1) -> None:
+    marks = "([state, count]) => document.querySelectorAll(`.mark.${state}`).length >= count"
+    tab.wait_for_function(marks, arg=[state, count])
+
+
+def wait_for_text(tab: Any, words: str) -> None:
+    tab.wait_for_function("(words) => document.querySelector('#rendered').innerText.trim() === words", arg=words)
+
+
+def text_of(tab: Any) -> str:
+    tab.wait_for_function("() => document.querySelector('#rendered').innerText.trim()")
+    words: str = tab.inner_text("#rendered")
+    return words.strip()
+
+
+@pytest.fixture(scope="module")
+def reading(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """A server with the built-in model."""
+    server = ServerProcess(["--model", "tiny-ocr", "--slots", "2"], tmp_path_factory.mktemp("tiny"))
+    until(lambda: httpx.get(f"{server.url}/ready").status_code == 200, 120)
+    yield server
+    server.kill()
+
+
+def test_a_dropped_picture_and_a_pdf_of_three_pages_are_read(visit: Open, reading: ServerProcess) -> None:
+    tab = visit(reading)
+    tab.wait_for_selector("#task option", state="attached")
+    assert "demonstration" in tab.inner_text("#notice")
+    drop(tab, png(printed()))
+    wait_for_pages(tab, "done")
+    part = {"type": "image_url", "image_url": {"url": data_url(printed())}}
+    body = {"model": "tiny-ocr", "messages": [{"role": "user", "content": [part]}]}
+    answer = httpx.post(f"{reading.url}/v1/chat/completions", json=body, timeout=60).json()
+    said = answer["choices"][0]["message"]["content"]
+    assert text_of(tab).split() == said.split()
+    assert said.split()[:2] == ["Invoice", "2041"]
+    content = scanned_pdf([printed((line,)) for line in LINES[:3]])
+    scan = {"name": "scan.pdf", "mimeType": "application/pdf", "buffer": content}
+    drop(tab, scan)
+    wait_for_pages(tab, "done", 4)
+    for number, line in enumerate(LINES[:3], 1):
+        tab.click(f"[aria-label^='scan.pdf, page {number}:']")
+        shown = "(word) => document.querySelector('#rendered').innerText.includes(word)"
+        tab.wait_for_function(shown, arg=line.split()[0])
+    assert tab.inner_text("#where") == "3 / 3"
+
+
+def test_blocks_boxes_and_figures_belong_together(visit: Open, scripted: ServerProcess) -> None:
+    tab = visit(scripted)
+    choose(tab, "markdown", png(printed()))
+    wait_for_pages(tab, "done")
+    tab.wait_for_selector("#rendered h1")
+    assert tab.locator(".place").count() == 4
+    place, sheet = tab.locator(".place").first.bounding_box(), tab.locator("#picture").bounding_box()
+    assert place["x"] - sheet["x"] == pytest.approx(sheet["width"] * 100 / 999, abs=2)
+    tab.hover(".place[data-box='3']")
+    assert tab.locator("#rendered section.lit table").count() == 1
+    tab.hover("#rendered h1")
+    assert tab.locator(".place.lit").get_attribute("data-box") == "0"
+    tab.wait_for_function("() => document.querySelector('#rendered img').naturalWidth > 0")
+    assert tab.locator("#rendered math msup").count() == 1
+    tab.click("#tab-source")
+    tab.hover("#source [data-boxes='0']")
+    assert tab.locator(".place.lit").get_attribute("data-box") == "0"
+
+
+def test_a_hostile_page_runs_nothing(visit: Open, scripted: ServerProcess) -> None:
+    tab = visit(scripted)
+    asked = []
+    tab.on("request", lambda request: asked.append(request.url))
+    choose(tab, "figure", png(printed()))
+    wait_for_pages(tab, "done")
+    assert "bold" in text_of(tab)
+    tab.click("#tab-source")
+    tab.click("#tab-rendered")
+    tab.hover("#rendered b")
+    tab.click("#rendered b")
+    assert tab.evaluate("window.broken") is None
+    assert tab.locator("#rendered :is(script, style, svg, iframe, form, button, [onclick], [style])").count() == 0
+    assert all(url.startswith((scripted.url, "blob:", "data:")) for url in asked)
+
+
+def test_the_policy_stops_even_what_came_through_the_cleaning(browser: Any, scripted: ServerProcess) -> None:
+    tab = browser.new_page()
+    tab.goto(scripted.url)
+    worse = "<img src=/none onerror='window.broken = 1'>"
+    with tab.expect_console_message(lambda said: "Content Security Policy" in said.text):
+        tab.evaluate("(html) => document.body.insertAdjacentHTML('beforeend', html)", worse)
+    assert tab.evaluate("window.broken") is None
+    tab.close()
+
+
+def test_blank_and_failed_pages_say_so(visit: Open, scripted: ServerProcess) -> None:
+    tab = visit(scripted)
+    choose(tab, "ocr", png(printed()))
+    wait_for_pages(tab, "blank")
+    assert "no text found" in tab.inner_text("#progress")
+    choose(tab, "free", {"name": "broken.pdf", "mimeType": "application/pdf", "buffer": b"%PDF-1.4 nothing"})
+    tab.wait_for_function("() => document.querySelector('#list').innerText.includes('damaged')")
+
+
+def test_cancel_frees_the_slot(visit: Open, scripted: ServerProcess) -> None:
+    tab = visit(scripted)
+    choose(tab, "describe", png(printed()))
+    wait_for_pages(tab, "reading")
+    until(lambda: metric(scripted, "ocr_active_requests") == 1, 20)
+    tab.click("#cancel")
+    wait_for_pages(tab, "cancelled")
+    until(lambda: metric(scripted, "ocr_requests_present") == 0, 20)
+
+
+def test_a_reload_in_mid_stream_frees_the_slot(visit: Open, scripted: ServerProcess) -> None:
+    tab = visit(scripted)
+    choose(tab, "describe", png(printed()))
+    wait_for_pages(tab, "reading")
+    tab.on("dialog", lambda dialog: dialog.accept())
+    tab.reload()
+    until(lambda: metric(scripted, "ocr_requests_present") == 0, 20)
+    choose(tab, "free", png(printed()))
+    wait_for_text(tab, "Hello, page.")
+
+
+def test_documents_queue_and_are_cancelled_one_by_one(visit: Open, scripted: ServerProcess) -> None:
+    tab = visit(scripted)
+    choose(tab, "describe", {**png(printed()), "name": "first.png"}, {**png(printed()), "name": "second.png"})
+    wait_for_pages(tab, "reading")
+    assert tab.locator(".mark.waiting").count() == 1
+    tab.click("[aria-label='Cancel first.png']")
+    tab.wait_for_selector(".entry:nth-child(1) .mark.cancelled")
+    tab.wait_for_selector(".entry:nth-child(2) .mark.reading")
+    tab.click("[aria-label='Cancel second.png']")
+    wait_for_pages(tab, "cancelled", 2)
+
+
+def test_a_wrong_key_asks_for_another(visit: Open, start: Callable[..., ServerProcess]) -> None:
+    server = start("--api-key", "secret")
+    tab = visit(server)
+    tab.wait_for_selector("#drawer[open]")
+    assert "needs a key" in tab.inner_text("#notice")
+    tab.fill("#key", "wrong")
+    tab.click("#drawer .primary")
+    tab.wait_for_function("() => document.querySelector('#notice').innerText.includes('not one of')")
+    tab.fill("#key", "secret")
+    tab.click("#drawer .primary")
+    choose(tab, "free", png(printed()))
+    wait_for_text(tab, "Hello, page.")
+    assert tab.evaluate("Object.values(sessionStorage)") == ["secret"]
+    assert tab.evaluate("[document.cookie, localStorage.length]") == ["", 0]
+
+
+def test_a_full_queue_is_waited_for_and_the_wait_is_shown(visit: Open, start: Callable[..., ServerProcess]) -> None:
+    server = start("--slots", "1", "--max-queue", "1")
+    first = visit(server)
+    choose(first, "describe", {**png(printed()), "name": "a.png"})
+    wait_for_pages(first, "reading")
+    other = visit(server)
+    choose(other, "describe", {**png(printed()), "name": "b.png"})
+    until(lambda: metric(server, "ocr_requests_present") == 2, 20)
+    tab = visit(server)
+    choose(tab, "free", png(printed()))
+    tab.wait_for_function("() => /Next try in \\d+ s/.test(document.querySelector('#progress').innerText)")
+    other.click("#cancel")
+    first.click("#cancel")
+    wait_for_text(tab, "Hello, page.")
+
+
+def test_a_server_that_goes_away_and_comes_back_is_tried_again(
+    visit: Open, start: Callable[..., ServerProcess], tmp_path: Path
+) -> None:
+    server = start()
+    tab = visit(server)
+    choose(tab, "describe", png(printed()))
+    wait_for_pages(tab, "reading")
+    server.kill()
+    tab.wait_for_function("() => document.querySelector('#progress').innerText.includes('Next try')")
+    tab.select_option("#task", "free")
+    start("--port", str(server.port))
+    wait_for_pages(tab, "done")
+    wait_for_text(tab, "Hello, page.")
+
+
+def test_an_answer_that_was_cut_names_the_setting(visit: Open, scripted: ServerProcess) -> None:
+    tab = visit(scripted)
+    tab.click("#settings")
+    tab.locator("#fields label", has_text="max new tokens").locator("input").fill("1")
+    tab.click("#drawer .primary")
+    choose(tab, "free", png(printed()))
+    wait_for_pages(tab, "cut")
+    assert "raise max_tokens" in tab.inner_text("#progress")
+
+
+def test_a_rotated_page_is_read_again(visit: Open, scripted: ServerProcess) -> None:
+    tab = visit(scripted)
+    choose(tab, "free", png(printed()))
+    wait_for_pages(tab, "done")
+    tab.click("#rotate")
+    turned = "() => { const { naturalHeight: h, naturalWidth: w } = document.querySelector('#picture'); return h > w }"
+    tab.wait_for_function(turned)
+    wait_for_pages(tab, "done")
+    scripted.wait_for_line(r"images=380x620")
+
+
+def test_what_was_read_is_copied_and_downloaded(visit: Open, scripted: ServerProcess, tmp_path: Path) -> None:
+    tab = visit(scripted)
+    choose(tab, "markdown", png(printed()))
+    wait_for_pages(tab, "done")
+    tab.click("#copy")
+    assert tab.evaluate("navigator.clipboard.readText()").startswith("<|ref|>title")
+    files = {}
+    for form in ("md", "json", "html", "docx", "zip"):
+        with tab.expect_download() as download:
+            tab.select_option("#download", form)
+        assert download.value.suggested_filename == f"page.{form}"
+        files[form] = Path(download.value.path()).read_bytes()
+    assert json.loads(files["json"])["pages"][0]["boxes"][0]["label"] == "title"
+    assert b"<h1>Annual report</h1>" in files["html"]
+    with zipfile.ZipFile(io.BytesIO(files["zip"])) as parts:
+        figure = Image.open(io.BytesIO(parts.read("images/page-p1-0.png")))
+        assert figure.size == (pytest.approx(620 * 400 / 999, abs=2), pytest.approx(380 * 200 / 999, abs=2))
+    assert zipfile.ZipFile(io.BytesIO(files["docx"])).testzip() is None
+
+
+def test_the_code_that_is_shown_gives_the_same_text(visit: Open, scripted: ServerProcess, tmp_path: Path) -> None:
+    tab = visit(scripted)
+    file = png(printed())
+    (tmp_path / "page.png").write_bytes(file["buffer"])
+    choose(tab, "free", file)
+    wait_for_pages(tab, "done")
+    tab.click("#code")
+    curl, python = tab.inner_text("#curl"), tab.inner_text("#python")
+    env = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
+
+    def run(*command: str) -> str:
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True, env=env).stdout
+
+    assert json.loads(run("bash", "-c", curl))["choices"][0]["message"]["content"] == "Hello, page."
+    assert run(sys.executable, "-c", python).strip() == "Hello, page."
+
+
+def test_everything_can_be_done_from_the_keyboard(visit: Open, scripted: ServerProcess) -> None:
+    tab = visit(scripted)
+    tab.wait_for_selector("#task option", state="attached")
+    with tab.expect_file_chooser() as chooser:
+        for _ in range(12):
+            tab.keyboard.press("Tab")
+            if tab.evaluate("document.activeElement.id") == "choose":
+                break
+        tab.keyboard.press("Enter")
+    chooser.value.set_files([pdf(3)])
+    wait_for_pages(tab, "done", 3)
+    tab.keyboard.press("ArrowRight")
+    assert tab.inner_text("#where") == "2 / 3"
+    seen = set()
+    for _ in range(60):
+        tab.keyboard.press("Tab")
+        seen.add(tab.evaluate("document.activeElement.id || document.activeElement.className"))
+    page_bar = {"previous", "next", "in", "out", "fit", "rotate", "boxes"}
+    assert page_bar | {"tab-rendered", "again", "copy", "download", "code"} <= seen
+    tab.focus("#tab-rendered")
+    tab.keyboard.press("ArrowRight")
+    assert tab.get_attribute("#tab-source", "aria-selected") == "true"
+    tab.focus("#settings")
+    tab.keyboard.press("Enter")
+    tab.wait_for_selector("#drawer[open]")
+    tab.keyboard.press("Escape")
+    tab.wait_for_selector("#drawer:not([open])", state="attached")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_axe_finds_nothing(visit: Open, scripted: ServerProcess, scheme: str, width: int) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-core is not installed (extra dev)")
+    tab = visit(scripted, color_scheme=scheme, bypass_csp=True, reduced_motion="reduce")  # axe injects itself
+    tab.set_viewport_size({"width": width, "height": 800})
+
+    def violations() -> list[str]:
+        found = axe.Axe().run(tab).response["violations"]
+        return [f"{one['id']}: {[node['html'][:150] for node in one['nodes']]}" for one in found]
+
+    tab.wait_for_selector("#task option", state="attached")
+    assert violations() == []
+    choose(tab, "markdown", png(printed()), pdf(3))
+    wait_for_pages(tab, "done", 4)
+    tab.wait_for_selector("#rendered h1")
+    assert violations() == []
+    tab.click("#settings")
+    assert violations() == []
+
+
+def test_a_phone_needs_no_sideways_scrolling(visit: Open, scripted: ServerProcess) -> None:
+    tab = visit(scripted)
+    tab.set_viewport_size({"width": 390, "height": 800})
+    choose(tab, "markdown", png(printed()), pdf(3))
+    wait_for_pages(tab, "done", 4)
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_300_pages_stay_usable(visit: Open, scripted: ServerProcess) -> None:
+    tab = visit(scripted)
+    choose(tab, "free", {**pdf(300), "name": "long.pdf"})
+    wait_for_pages(tab, "done", 20)
+    tab.click("[aria-label^='long.pdf, page 300:']")
+    assert tab.inner_text("#where") == "300 / 300"
+    tab.click("[aria-label='Cancel long.pdf']")
+    wait_for_pages(tab, "cancelled", 200)
+    until(lambda: metric(scripted, "ocr_requests_present") == 0, 20)
+
+
+def test_the_task_about_something_asks_what(visit: Open, scripted: ServerProcess) -> None:
+    tab = visit(scripted)
+    tab.wait_for_selector("#task option", state="attached")
+    assert tab.is_hidden("#words")
+    tab.select_option("#task", "locate")
+    tab.fill("#words", "the total")
+    tab.set_input_files("#files", [png(printed())])
+    wait_for_text(tab, "Hello, page.")
+
+
+@pytest.mark.skipif(
+    "OCR_ONNX_SCREENSHOTS" not in os.environ, reason="set OCR_ONNX_SCREENSHOTS to a folder to make them"
+)
+def test_screenshots_for_the_docs(visit: Open, scripted: ServerProcess) -> None:
+    folder = Path(os.environ["OCR_ONNX_SCREENSHOTS"])
+    for name, scheme, width in (("light", "light", 1280), ("dark", "dark", 1280), ("phone", "light", 390)):
+        tab = visit(scripted, color_scheme=scheme)
+        tab.set_viewport_size({"width": width, "height": 800})
+        choose(tab, "markdown", png(printed()), pdf(3))
+        wait_for_pages(tab, "done", 4)
+        tab.wait_for_selector("#rendered h1")
+        tab.hover(".place[data-box='3']")
+        tab.screenshot(path=folder / f"web-{name}.png")
