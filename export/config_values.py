@@ -6,7 +6,7 @@ never passed over.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,61 @@ def check_architecture(config: Mapping[str, Any], family: Registration) -> None:
         f"config.json: architecture {name!r} is of the family {other.id!r}, and {family.id!r} was asked for; set "
         f'kind = "{other.id}" in the model\'s entry of config.toml, or export {other.models[0].id} with this --source'
     )
+
+
+# What fine-tunes and relatives of a decoder may ask for in any family's config, and none here computes. The values that
+# ask for nothing are listed; a family that does compute one leaves its key out of the check.
+_NOTHING = (None, False, 0, 0.0)
+_ONE = (None, 1, 1.0)
+_UNCOMPUTED: Mapping[str, tuple[Any, ...]] = {
+    **dict.fromkeys(("sliding_window", "sliding_window_size", "use_sliding_window", "attention_chunk_size"), _NOTHING),
+    **dict.fromkeys(("use_qk_norm", "qk_norm", "qk_layernorm", "post_norm", "sandwich_norm"), _NOTHING),
+    **dict.fromkeys(("attention_bias", "mlp_bias", "use_bias", "qkv_bias", "lm_head_bias"), _NOTHING),
+    **dict.fromkeys(("attn_logit_softcapping", "final_logit_softcapping", "query_pre_attn_scalar"), _NOTHING),
+    **dict.fromkeys(("logits_scaling", "logit_scale", "embedding_multiplier", "residual_multiplier"), _ONE),
+    **dict.fromkeys(("partial_rotary_factor", "rotary_pct", "attention_multiplier"), _ONE),
+    "use_mla": _NOTHING,
+    "norm_type": (None, "rmsnorm", "rms_norm", "RMSNorm"),
+    "position_embedding_type": (None, "rope", "rotary", "absolute"),
+}
+_ROPES = ("rope_scaling", "rope_parameters")
+
+
+def check_decoder(
+    config: Mapping[str, Any], *, rope_types: tuple[str, ...] = ("default",), computed: Collection[str] = ()
+) -> None:
+    """Refuse what would change a decoder's arithmetic without changing a tensor: windows, norms, biases, scaling.
+
+    Parameters
+    ----------
+    config
+        the decoder's values, wherever in config.json they stand.
+    rope_types
+        kinds of rotary positions that the family computes, in the old spelling or the new one.
+    computed
+        keys that the family looks at by itself.
+
+    Raises
+    ------
+    ExportError
+        naming the key and its value.
+    """
+    switched_off = config.get("use_sliding_window") is False  # Qwen's configs have a window all the same
+    for key, values in _UNCOMPUTED.items():
+        off = key == "sliding_window" and switched_off
+        if key not in computed and not off and config.get(key) not in values:
+            raise ExportError(f"config.json: {key} is {config[key]!r}, which this exporter does not compute")
+    layers = config.get("layer_types") or ()
+    if "layer_types" not in computed and any(layer != "full_attention" for layer in layers):
+        raise ExportError(f"config.json: layer_types is {layers!r:.200}; this exporter knows 'full_attention' only")
+    activation = config.get("hidden_activation")
+    if activation not in (None, config.get("hidden_act", "silu")):
+        raise ExportError(f"config.json: hidden_activation is {activation!r}; this exporter knows 'silu' only")
+    for key in _ROPES:
+        rope = config.get(key) or {}
+        kind = rope.get("rope_type", rope.get("type", "default"))
+        if kind not in rope_types or rope.get("partial_rotary_factor") not in _ONE or "full_attention" in rope:
+            raise ExportError(f"config.json: {key} is {rope!r}; this exporter knows {', '.join(rope_types)} only")
 
 
 def check_values(config: Mapping[str, Any], accepted: Mapping[str, tuple[Any, ...]], where: str) -> None:

@@ -17,7 +17,7 @@ from models.deepseek_ocr.images import ImageRules
 from models.manifest import DecoderInfo, TokenIds
 
 from .checkpoint import Checkpoint
-from .config_values import check_values, required, size
+from .config_values import check_decoder, check_values, required, rope_values, size
 from .decoder import Decoder, DecoderSpec, Embedding, MoeSpec, decoder_graph, embedding_graph
 from .deepseek_vision import ClipSpec, VisionSpec, VisionTower, vision_graph
 from .errors import ExportError
@@ -36,8 +36,6 @@ _REQUIRED: Mapping[str, tuple[Any, ...]] = {
     "scoring_func": ("softmax",),
     "hidden_act": ("silu",),
     "moe_layer_freq": (1,),
-    "attention_bias": (False,),
-    "rope_scaling": (None,),
     "tie_word_embeddings": (False,),
 }
 
@@ -159,6 +157,7 @@ def decoder_spec(config: Mapping[str, Any]) -> DecoderSpec:
         when a key is missing or has a value that the graphs do not implement.
     """
     check_values(config, _REQUIRED, "config.json")
+    check_decoder(config)
     hidden, heads = size(config, "hidden_size"), size(config, "num_attention_heads")
     layers, dense = size(config, "num_hidden_layers"), config.get("first_k_dense_replace", 0)
     moe = None
@@ -185,7 +184,7 @@ def decoder_spec(config: Mapping[str, Any]) -> DecoderSpec:
         moe=moe,
         vocabulary=size(config, "vocab_size"),
         max_length=size(config, "max_position_embeddings"),
-        rope_theta=float(config.get("rope_theta", 10_000.0)),
+        rope_theta=float(rope_values(config).get("rope_theta") or config.get("rope_theta", 10_000.0)),
         rms_epsilon=float(config.get("rms_norm_eps", 1e-6)),
     )
 
@@ -231,5 +230,5 @@ def sam_spec(config: Mapping[str, Any], checkpoint: Checkpoint) -> SamSpec:
 
 
 def decoder_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The decoder's values: ``language_config`` over the copies at the top level."""
-    return {**config, **config.get("language_config", {})}
+    """The decoder's values: ``language_config`` over the top level, which may say more."""
+    return {**config, **{key: value for key, value in config.get("language_config", {}).items() if value is not None}}

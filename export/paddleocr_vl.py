@@ -17,7 +17,7 @@ from models.manifest import DecoderInfo, RotaryInfo, TokenIds
 from models.paddleocr_vl.images import ImageRules
 
 from .checkpoint import Checkpoint
-from .config_values import check_values, first, optional_json, required, rope_values, size
+from .config_values import check_decoder, check_values, first, optional_json, required, rope_values, size
 from .decoder import Decoder, DecoderSpec, Embedding, decoder_graph, embedding_graph
 from .errors import ExportError
 from .family import Part, Parts
@@ -35,8 +35,6 @@ UNUSED = (f"{VISION}.head.", f"{VISION}.embeddings.packing_position_embedding.")
 # What the graphs implement; another value would change the arithmetic. The first one stands where the config is silent.
 _REQUIRED: Mapping[str, tuple[Any, ...]] = {
     "hidden_act": ("silu",),
-    "use_bias": (False,),
-    "sliding_window": (None,),
     "use_3d_rope": (True,),
     "rope_is_neox_style": (True,),
 }
@@ -151,11 +149,10 @@ def decoder_spec(config: Mapping[str, Any]) -> DecoderSpec:
         when a key is missing or has a value that the graphs do not implement.
     """
     check_values(config, _REQUIRED, "config.json")
+    check_decoder(config, rope_types=("default", "mrope"))
     hidden, heads = size(config, "hidden_size"), size(config, "num_attention_heads")
     head_dim = config.get("head_dim") or hidden // heads
     rope = rope_values(config)
-    if rope.get("rope_type", "default") != "default":
-        raise ExportError(f"config.json: rope_type is {rope['rope_type']!r}; this exporter knows 'default' only")
     sections = tuple(rope.get("mrope_section") or _MROPE_SECTIONS)
     if len(sections) != 3 or sum(sections) != head_dim // 2:
         raise ExportError(f"config.json: mrope_section is {list(sections)}; expected three that sum to {head_dim // 2}")

@@ -33,6 +33,7 @@ from .json_files import read_json
 from .layers import BFLOAT16, FLOAT, FLOAT16, Precision
 from .quantize import Blocks, ErrorMeter
 from .source import Source
+from .tokenizer_probe import check_tokenizer
 
 Dtype = Literal["f32", "f16", "bf16", "q8", "q4"]
 VisionDtype = Literal["f32", "f16", "bf16", "q8"]
@@ -99,6 +100,7 @@ def export_model(job: Job, report: Callable[[str], None]) -> Manifest:
         meter = ErrorMeter() if job.report else None
         precisions = _precisions(job, meter)
         tokenizer = _tokenizer(tokenizer_file)
+        check_tokenizer(tokenizer, tokenizer_file, registration.prompts, registration.models[0].source)
         vocabulary = tokenizer.get_vocab(with_added_tokens=True)
         special = [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special]
         try:
@@ -309,9 +311,13 @@ def _tokenizer_file(job: Job) -> Path:
 
 def _tokenizer(tokenizer_file: Path) -> Tokenizer:
     try:
-        return Tokenizer.from_file(str(tokenizer_file))
+        tokenizer = Tokenizer.from_file(str(tokenizer_file))
     except Exception as error:  # tokenizers raises plain Exception
         raise ExportError(f"{tokenizer_file} is no tokenizer.json: {error}; download it again") from error
+    # As the runtime does: a training run may have left these in the file.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
 
 
 def _file_info(path: Path, sha256: str | None) -> FileInfo:

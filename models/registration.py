@@ -60,6 +60,7 @@ class Registration:
     one: it means the family that is registered first, but for an entry whose id names the other.
     architectures : what config.json of its checkpoints says there.
     known_prompts : beside those of its tasks, where its models know no others; None: they follow any prompt.
+    prompts : texts with the ids that the published tokenizer gives them: a rewritten one is told by them.
     rules : None for a family that is known by name only.
     exporter : class with the members of ``export.family.FamilyExport``.
     reference : class with the members of ``tools.reference_family.ReferenceFamily``; None: nothing to compare with.
@@ -69,6 +70,7 @@ class Registration:
     models: tuple[ModelEntry, ...]
     architectures: tuple[str, ...]
     kinds: tuple[str, ...] = ()
+    prompts: Mapping[str, tuple[int, ...]] = field(default_factory=lambda: MappingProxyType({}))
     known_prompts: tuple[str, ...] | None = None
     rules: FamilyClass | None = None
     exporter: str | None = None

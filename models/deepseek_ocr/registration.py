@@ -11,6 +11,15 @@ from .family import DeepseekOcr
 
 _TINY_OCR = Path(__file__).parents[1] / "tiny_ocr"  # packaged beside this folder
 
+# By the published tokenizer.json, which DeepSeek-OCR-2 shares.
+PROMPTS = MappingProxyType(
+    {
+        "\nFree OCR.": (201, 21431, 126041, 16),
+        "\n<|grounding|>Convert the document to markdown.": (201, 128820, 21842, 270, 4940, 304, 2121, 7919, 16),
+        "\n<|grounding|>OCR this image.": (201, 128820, 119316, 566, 4609, 16),
+    }
+)
+
 DEEPSEEK_OCR = Registration(
     "deepseek-ocr",
     (
@@ -32,6 +41,7 @@ DEEPSEEK_OCR = Registration(
     ),
     ("DeepseekOCRForCausalLM",),
     kinds=("deepseek",),
+    prompts=PROMPTS,
     rules=DeepseekOcr,
     exporter="export.deepseek_ocr:DeepseekOcrExport",
     reference="tools.reference_family:DeepseekReference",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from models.deepseek_ocr.registration import PROMPTS
 from models.registration import ModelEntry, Registration
 
 from .family import DeepseekOcr2
@@ -18,6 +19,7 @@ DEEPSEEK_OCR_2 = Registration(
     ),
     ("DeepseekOCR2ForCausalLM",),
     kinds=("deepseek-ocr2", "deepseek"),
+    prompts=PROMPTS,
     rules=DeepseekOcr2,
     exporter="export.deepseek_ocr2:DeepseekOcr2Export",
     reference="tools.reference_family:Deepseek2Reference",

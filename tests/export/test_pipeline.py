@@ -303,12 +303,41 @@ def test_a_missing_vision_value_is_named(checkpoint, target, part, key) -> None:
         ("use_mla", True), ("topk_method", "noaux_tc"), ("topk_method", "group_limited_greedy"),
         ("scoring_func", "sigmoid"), ("hidden_act", "gelu"), ("attention_bias", True), ("tie_word_embeddings", True),
         ("rope_scaling", {"type": "yarn", "factor": 40}), ("moe_layer_freq", 2),
+        ("rope_parameters", {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}),
+        ("rope_parameters", {"rope_type": "default", "partial_rotary_factor": 0.5}),
+        ("rope_parameters", {"full_attention": {"rope_type": "default"}}),
+        ("sliding_window", 128), ("sliding_window_size", 128), ("layer_types", ["sliding_attention"]),
+        ("hidden_activation", "gelu_pytorch_tanh"), ("mlp_bias", True), ("use_qk_norm", True),
+        ("norm_type", "layernorm"),
+        ("final_logit_softcapping", 30.0), ("partial_rotary_factor", 0.25), ("logits_scaling", 8.0),
     ],
 )  # fmt: skip
 def test_a_config_value_that_the_graphs_do_not_implement_is_named(checkpoint, target, key, value) -> None:
     edit_json(checkpoint / "config.json", lambda config: config["language_config"].update({key: value}))
     error = refused(checkpoint, target)
     assert f"{key} is {value!r}" in error
+
+
+def test_what_only_the_top_level_says_of_the_decoder_is_heeded_too(checkpoint, target) -> None:
+    """As in Unlimited-OCR's config, whose tensors are DeepSeek-OCR's."""
+
+    def window(config: dict[str, Any]) -> None:
+        config["sliding_window"] = 128
+        config["language_config"]["sliding_window"] = None
+
+    edit_json(checkpoint / "config.json", window)
+    assert "sliding_window is 128, which this exporter does not compute" in refused(checkpoint, target)
+
+
+def test_the_new_spelling_of_the_rotary_base_is_the_old_one(checkpoint, target) -> None:
+    def spelt(**values: Any) -> bytes:
+        edit_json(checkpoint / "config.json", lambda config: config["language_config"].update(values))
+        export(checkpoint, target, force=True)
+        return (target / "decoder.onnx").read_bytes() + (target / "decoder.onnx.data").read_bytes()
+
+    old = spelt(rope_theta=7777.0)
+    assert spelt(rope_theta=10_000.0, rope_parameters={"rope_type": "default", "rope_theta": 7777.0}) == old
+    assert spelt(rope_parameters=None) != old
 
 
 @pytest.mark.parametrize("value", ["many", -2, {}, 1.5])
