@@ -91,8 +91,13 @@ def check_decoder(
     for key in _ROPES:
         rope = config.get(key) or {}
         kind = rope.get("rope_type", rope.get("type", "default"))
-        if kind not in rope_types or rope.get("partial_rotary_factor") not in _ONE or "full_attention" in rope:
-            raise ExportError(f"config.json: {key} is {rope!r}; this exporter knows {', '.join(rope_types)} only")
+        if kind not in rope_types:
+            known = ", ".join(map(repr, rope_types))
+            raise ExportError(
+                f"config.json: {key} is {rope!r}: rope_type is {kind!r}; this exporter knows {known} only"
+            )
+        if rope.get("partial_rotary_factor") not in _ONE or "full_attention" in rope:
+            raise ExportError(f"config.json: {key} is {rope!r}, which this exporter does not compute")
 
 
 def check_values(config: Mapping[str, Any], accepted: Mapping[str, tuple[Any, ...]], where: str) -> None:
