@@ -22,7 +22,7 @@ from models.family import Feeds
 from .candidates import Scores, certain_tokens
 from .errors import EngineClosed, QueueFull
 from .gpu import is_out_of_memory
-from .scheduler import Chunk, State, Step, next_pass, next_turn
+from .scheduler import Chunk, State, Step, next_pass, next_turn, upcoming_pass
 from .sequence import Sequence
 from .stop import Stop
 
@@ -30,7 +30,6 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-PREFILL_CHUNK = 1024  # tokens; what a model's device does in about a second, where nobody knows better
 _LONGEST_WAIT = 3600.0  # seconds; a condition takes no infinity
 
 
@@ -59,7 +58,7 @@ class Engine:
     """Continuous batching over ``slots`` rows, with a bounded queue before them. chunk : see ``scheduler.State``."""
 
     def __init__(
-        self, encoder: Encoder, decoder: DecoderRunner, *, slots: int, max_queue: int, chunk: int = PREFILL_CHUNK
+        self, encoder: Encoder, decoder: DecoderRunner, *, slots: int, max_queue: int, chunk: int = 1024
     ) -> None:
         self._encoder, self._decoder = encoder, decoder
         self._max_queue = max_queue
@@ -256,7 +255,7 @@ class Engine:
     def _make_ahead(self) -> None:
         """One view at a time: those further ahead would only cost memory."""
         with self._changed:
-            upcoming = next_pass(self._state)
+            upcoming = upcoming_pass(self._state)
             if upcoming is None or (self._made_ahead is not None and self._made_ahead.is_ahead):
                 return
             self._made_ahead = upcoming
@@ -273,6 +272,8 @@ class Engine:
             logits = self._decoder.prefill_chunk(row, start, embeddings, sequence.prompt_positions, sequence.stop)
             sequence.clock.prefill += time.monotonic() - started
             sequence.add_chunk(tokens)
+            with self._changed:
+                self._changed.notify_all()  # a pass may have waited for it
             if not sequence.prompt_left:
                 sequence.accept(logits)
         except Exception as error:  # one request's failure must not stop the others

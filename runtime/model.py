@@ -31,11 +31,9 @@ from models.settings import InferenceSettings
 from .decoder import Decoder
 from .engine import Engine
 from .errors import GenerationFailed
-from .gpu import free_memory
-from .kv_cache import position_bytes
 from .locate import exported_folder
-from .machine import available_memory
-from .providers import Device, find_device
+from .planning import default_slots, prefill_chunk
+from .providers import find_device
 from .requests import Finished, Generation, Request, Result, TextDelta
 from .sequence import Sequence as EngineSequence
 from .sequence import Vocabulary
@@ -49,10 +47,7 @@ log = logging.getLogger(__name__)
 
 DEFAULT_VISION_CACHE_MB = 64.0
 
-_MOST_SLOTS = {"cpu": 8, "coreml": 8, "cuda": 64}  # decode gains little beyond
-_CARD_RESERVE = 2e9  # bytes of a GPU's free memory that activations take
 _LEAST_CONTEXT = 64  # tokens
-_TYPICAL_LENGTH = 2048  # tokens of a page with its answer
 
 
 class Model:
@@ -98,7 +93,9 @@ class Model:
             self.device.name, self.slots, decoder.cache_bytes / 1e9, decoder.capacity,
         )  # fmt: skip
         run_warm_up(warm_up or default_warm_up(self.device), decoder, vision.result(), self._family, self.slots)
-        self._engine = Engine(vision.result(), decoder, slots=self.slots, max_queue=max_queue)
+        self._engine = Engine(
+            vision.result(), decoder, slots=self.slots, max_queue=max_queue, chunk=prefill_chunk(manifest, self.device)
+        )
         # Who forgets to close a model has its memory back all the same. No waiting: this may run in any thread.
         weakref.finalize(self, self._engine.close, wait=False).atexit = False
 
@@ -306,22 +303,6 @@ class Model:
         # A quoted slot in one piece would be the token of an image.
         pieces = text.split(QUOTE_MARK)
         return [token for piece in pieces for token in self._tokenizer.encode(piece, add_special_tokens=False).ids]
-
-
-def default_slots(manifest: Manifest, device: Device) -> int:
-    """Rows of the KV cache that the free memory holds at a page's typical length, within reason.
-
-    Called when the weights are loaded. Of the host's memory it is a quarter: the rest is for activations, and for rows
-    that grow longer. Of a GPU's it is half of what activations leave, since a cache that grows exists twice for a
-    moment, one layer at a time; where nobody says what is free, only the bound by device counts.
-    """
-    most = _MOST_SLOTS[device.name]
-    row = position_bytes(manifest.sizes, manifest.decoder.compute[device.graph])
-    row *= min(_TYPICAL_LENGTH, manifest.max_length)
-    if device.name == "cuda":
-        free = free_memory(device.index)
-        return most if free is None else int(min(most, max(1, (free - _CARD_RESERVE) // 2 // row)))
-    return int(min(most, max(1, available_memory() // 4 // row)))
 
 
 def _raise_failure(finished: Finished) -> None:

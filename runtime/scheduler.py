@@ -7,6 +7,9 @@ somebody else's whole page.
 Among those who wait for a lane, the client that was served longest ago comes first, and of its requests the one with
 the least left, so that a small picture is not behind a large document. The one that came first is passed over
 ``PATIENCE`` times in a row and no more often, so that the large document is read however many small pictures come.
+
+Passes and prompts share the machine, and a request is nearer to its first token with its prompt: a pass does not begin
+while a prompt is being fed, for ``PATIENCE`` chunks and no more.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
-PATIENCE = 3  # turns in a row that may go to requests with less left than the one that came first
+PATIENCE = 3  # turns in a row that may go to others
 
 
 class Job(Protocol):
@@ -74,6 +77,7 @@ class State(Generic[J]):
     passes: Lane = field(default_factory=Lane)
     chunks: Lane = field(default_factory=Lane)
     chunk_is_due: bool = True  # the last turn of prefill and decode was a step
+    chunks_since_pass: int = 0
 
     def add(self, job: J) -> None:
         """A request has come."""
@@ -83,12 +87,14 @@ class State(Generic[J]):
 
     def begin_pass(self, job: J) -> None:
         """Note that the turn which ``next_pass`` gave is taken. Called before the job's ``passes_left`` changes."""
+        self.chunks_since_pass = 0
         self._serve(self.passes, job, _wanting_passes(self))
 
     def begin_turn(self, turn: Chunk[J] | Step) -> None:
         """Note that the turn which ``next_turn`` gave is taken, with a row of the cache where it needs one."""
         self.chunk_is_due = isinstance(turn, Step)
         if isinstance(turn, Chunk):
+            self.chunks_since_pass += 1
             self._serve(self.chunks, turn.job, _wanting_chunks(self))
             if turn.job in self.waiting:
                 self.waiting.remove(turn.job)
@@ -105,7 +111,13 @@ class State(Generic[J]):
 
 
 def next_pass(state: State[J]) -> J | None:
-    """Whose vision pass is next. Any request may begin before it has a row: features take less room than pictures."""
+    """Whose vision pass begins now."""
+    waits = state.chunks_since_pass < PATIENCE and _wanting_chunks(state)
+    return None if waits else upcoming_pass(state)
+
+
+def upcoming_pass(state: State[J]) -> J | None:
+    """Whose pass is next. Any request may begin before it has a row: features take less room than pictures."""
     return _choose(_wanting_passes(state), state.passes, lambda job: job.passes_left)
 
 

@@ -9,6 +9,9 @@ import numpy as np
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
+_LONGEST_CHARACTER = 4  # bytes in UTF-8, and so the most tokens
+_MOST_INCOMPLETE = 16  # tokens without a whole character, after which they are none
+
 
 class TextStream:
     """Turns tokens into pieces of clean text as they come.
@@ -30,17 +33,36 @@ class TextStream:
     def add(self, token: int) -> str:
         """The text that is certain now, perhaps empty."""
         piece = self._stream.step(self._tokenizer, token)
-        if piece is None:
-            self._incomplete.append(token)
-            return ""
-        self._incomplete.clear()
-        return self._release(piece)
+        if piece is not None:
+            self._incomplete.clear()
+            return self._release(piece)
+        self._incomplete.append(token)
+        return self._release(self._broken()) if len(self._incomplete) > _MOST_INCOMPLETE else ""
+
+    def _broken(self) -> str:
+        """The text of bytes that are no character and never will be; the stream would go through all of them anew with
+        every token that follows. The last ones are left, as they may begin a character: nothing is cut in two.
+        """
+        whole = self._decode(self._incomplete)
+        for left in range(_LONGEST_CHARACTER, 0, -1):
+            broken, rest = self._incomplete[:-left], self._incomplete[-left:]
+            if (certain := self._decode(broken)) + self._decode(rest) == whole:
+                self._stream = DecodeStream(skip_special_tokens=False)
+                self._incomplete = rest
+                for token in rest:
+                    self._stream.step(self._tokenizer, token)
+                return certain
+        return ""
 
     def finish(self) -> str:
         """What was held back for a stop string that never came, or for a character that stayed incomplete."""
-        certain = self._release(self._tokenizer.decode(self._incomplete, skip_special_tokens=False))
+        certain = self._release(self._decode(self._incomplete))
         rest, self._held = self._held.rstrip(), ""
         return certain + rest
+
+    def _decode(self, tokens: list[int]) -> str:
+        text: str = self._tokenizer.decode(tokens, skip_special_tokens=False)
+        return text
 
     def _release(self, piece: str) -> str:
         if self.stopped:
@@ -62,8 +84,15 @@ class TextStream:
 
     def _beginning_of_stop(self, text: str) -> int:
         """Length of the longest end of the text with which a stop string begins."""
-        beginnings = (stop[:size] for stop in self._stops for size in range(1, min(len(stop), len(text) + 1)))
-        return max((len(beginning) for beginning in beginnings if text.endswith(beginning)), default=0)
+        return max((_overlap(text, stop) for stop in self._stops), default=0)
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of ``text`` that is a beginning of ``stop``, and not all of it."""
+    at = text.find(stop[0], max(0, len(text) - len(stop) + 1))
+    while at >= 0 and not stop.startswith(text[at:]):
+        at = text.find(stop[0], at + 1)
+    return len(text) - at if at >= 0 else 0
 
 
 MOST_BLANK = 2000  # tokens of empty cells in a row that a form may have: 40 rows of six columns have 560

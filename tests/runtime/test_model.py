@@ -496,7 +496,7 @@ def test_slots_are_planned_from_what_is_free_beside_the_weights(random_model_fol
     sizes = Manifest.load(random_model_folder).sizes
     row = 2 * sizes.layers * sizes.kv_heads * sizes.head_dim * 4 * min(2048, sizes.max_length)
     loaded: list[object] = []
-    monkeypatch.setattr("runtime.model.available_memory", lambda: 4 * row * (5 if len(loaded) == 2 else 1))
+    monkeypatch.setattr("runtime.planning.available_memory", lambda: 4 * row * (5 if len(loaded) == 2 else 1))
 
     def noting(kind: type) -> Callable[..., object]:
         return lambda *arguments: loaded.append(made := kind(*arguments)) or made

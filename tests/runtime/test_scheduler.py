@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.scheduler import PATIENCE, Chunk, State, Step, next_pass, next_turn
+from runtime.scheduler import PATIENCE, Chunk, State, Step, next_pass, next_turn, upcoming_pass
 
 
 @dataclass(eq=False)
@@ -46,6 +46,7 @@ def turn(state: State[Page]) -> Chunk[Page] | Step | None:
 
 
 def state_of(*pages: Page, slots: int = 4, chunk: int = 100) -> State[Page]:
+    """slots : 0 for tests of passes alone, which then wait for no prompt."""
     state: State[Page] = State(slots, chunk)
     for page in pages:
         state.add(page)
@@ -60,7 +61,8 @@ def test_nothing_to_do_is_no_turn() -> None:
 
 def test_asking_changes_nothing() -> None:
     state = state_of(Page(3), Page(1), Page())
-    assert {id(next_pass(state)) for _ in range(5)} == {id(state.waiting[1])}
+    assert [upcoming_pass(state) for _ in range(5)] == [state.waiting[1]] * 5
+    assert [next_pass(state) for _ in range(5)] == [None] * 5
     assert [next_turn(state) for _ in range(5)] == [Chunk(state.waiting[2], 100)] * 5
     assert (len(state.waiting), len(state.rows), state.turns) == (3, 0, 0)
 
@@ -79,7 +81,7 @@ def test_a_small_picture_overtakes_a_large_document_at_the_next_pass(slots) -> N
 
 def test_a_large_document_gets_every_fourth_pass_however_many_small_pictures_come() -> None:
     document = Page(80)
-    state = state_of(document, Page(1))
+    state = state_of(document, Page(1), slots=0)
     taken = []
     for _ in range(40):
         taken.append(encode(state))
@@ -89,12 +91,12 @@ def test_a_large_document_gets_every_fourth_pass_however_many_small_pictures_com
 
 def test_documents_of_one_client_are_read_in_the_order_in_which_they_came() -> None:
     documents = [Page(20), Page(20), Page(20)]
-    state = state_of(*documents)
+    state = state_of(*documents, slots=0)
     assert [encode(state) for _ in range(61)] == [page for page in documents for _ in range(20)] + [None]
 
 
 def test_clients_share_the_passes_whatever_each_of_them_asks_for() -> None:
-    state = state_of(*[Page(1, client="many") for _ in range(60)], Page(30, client="one"))
+    state = state_of(*[Page(1, client="many") for _ in range(60)], Page(30, client="one"), slots=0)
     assert {encode(state).client for _ in range(2)} == {"many", "one"}  # type: ignore[union-attr]
     taken = [encode(state) for _ in range(40)]
     assert [page.client for page in taken if page].count("one") == 20
@@ -103,7 +105,7 @@ def test_clients_share_the_passes_whatever_each_of_them_asks_for() -> None:
 
 
 def test_a_client_that_was_away_has_saved_nothing_up() -> None:
-    state = state_of(*[Page(40, client=name) for name in "ab"])
+    state = state_of(*[Page(40, client=name) for name in "ab"], slots=0)
     for _ in range(20):
         encode(state)
     state.add(Page(40, client="c"))
@@ -151,6 +153,27 @@ def test_a_long_prompt_goes_on_however_many_short_ones_come() -> None:
     assert [one.job is long for one in chunks].count(True) == 40 // (PATIENCE + 1)
 
 
+def test_a_pass_waits_for_three_chunks_of_a_prompt_and_no_longer() -> None:
+    document = Page(80)
+    state = state_of(document)
+    encode(state)
+    state.add(Page(prompt_left=1000))
+    for _ in range(3):
+        for _ in range(PATIENCE):
+            assert encode(state) is None
+            assert isinstance(turn(state), Chunk)
+        assert encode(state) is document
+    state.rows.clear()
+    assert [encode(state) for _ in range(5)] == [document] * 5
+
+
+def test_a_pass_waits_for_no_prompt_that_has_no_row_to_go_to() -> None:
+    document = Page(80)
+    state = state_of(Page(), document, Page(), slots=1)
+    turn(state)
+    assert [encode(state) for _ in range(5)] == [document] * 5
+
+
 def test_the_next_free_row_is_for_the_client_with_the_fewest_rows() -> None:
     state = state_of(*[Page(client="many") for _ in range(6)], slots=4)
     while len(state.rows) < 3:
@@ -163,9 +186,11 @@ def test_the_next_free_row_is_for_the_client_with_the_fewest_rows() -> None:
 
 def test_nobody_gets_a_row_beyond_the_slots_or_before_all_views_are_encoded() -> None:
     page = Page(1)
-    state = state_of(page, Page(), Page(), slots=1)
+    state = state_of(page, slots=1)
     encode(state)
     page.running = 1
+    state.add(Page())
+    state.add(Page())
     for _ in range(6):
         turn(state)
     assert len(state.rows) == 1
@@ -200,7 +225,7 @@ def test_every_request_is_encoded_and_fed_to_its_end(pages, slots, chunk) -> Non
     coming = sorted(pages, key=lambda page: page[3])
     state: State[Page] = State(slots, chunk)
     left = sum(page[0] + page[1] for page in pages)
-    for now in range(40 + left + 1):
+    for now in range(40 + 2 * left + 1):
         while coming and coming[0][3] <= now:
             passes, prompt, client, _ = coming.pop(0)
             state.add(Page(passes, prompt, client))

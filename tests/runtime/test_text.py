@@ -66,6 +66,27 @@ def test_text_of_any_script_comes_back_byte_by_byte(text) -> None:
     assert "".join(pieces) == text.strip()
 
 
+JUNK = [*TRICKY[:8], *encoded("文🙂\N{REPLACEMENT CHARACTER}")]  # bytes of characters that are rarely whole
+
+
+@given(st.lists(st.sampled_from(JUNK), max_size=200), st.integers(0, 3), st.sampled_from([[], encoded(" a文")]))
+@settings(max_examples=300)
+def test_bytes_that_are_no_characters_come_as_the_whole_text_has_them_however_many_there_are(unit, times, end) -> None:
+    tokens = unit * times + end
+    pieces, stream = pieces_of(SMALL, tokens)
+    assert "".join(pieces) == SMALL.decode(tokens, skip_special_tokens=False).strip()
+    assert len(stream._incomplete) <= 16 + 4
+
+
+@pytest.mark.parametrize("unit", ["ð", "ä", "¸", "ðŁ", "ä¸", "ðŁĺ", "ä¸¸"])
+def test_incomplete_bytes_are_not_gone_through_again_and_again(unit) -> None:
+    tokens = [SMALL.token_to_id(character) for character in unit] * 500
+    stream = TextStream(SMALL)
+    text = "".join(stream.add(token) for token in tokens)
+    assert len(text) >= 480, "they are held until the answer ends"
+    assert text + stream.finish() == SMALL.decode(tokens)
+
+
 def test_a_character_comes_in_one_piece_when_its_last_byte_does() -> None:
     pieces, _ = pieces_of(SMALL, encoded("a文🙂b"))
     assert pieces == ["a", "", "", "文", "", "", "", "🙂", "b", ""]

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-import psutil
 import pytest
 
 from models.manifest import Manifest
 from models.registry import family_of
 from runtime import Model
-from runtime.model import default_slots
 from runtime.providers import find_device
 from runtime.vision import FeatureCache, VisionTower
 
@@ -66,13 +64,3 @@ def test_the_second_reading_of_a_page_gives_the_same_text(random_model_folder, p
     with Model.open(random_model_folder, device="cpu", slots=2) as model:
         first, second = (model.read(picture(300, 800), max_new_tokens=16) for _ in range(2))
     assert first.tokens == second.tokens
-
-
-def test_slots_are_chosen_from_the_free_memory(random_model_folder, monkeypatch) -> None:
-    manifest = Manifest.load(random_model_folder)
-    sizes = manifest.sizes
-    row = 2 * sizes.layers * sizes.kv_heads * sizes.head_dim * 4 * min(2048, sizes.max_length)
-    for available, expected in [(0, 1), (12 * row, 3), (10**15, 8)]:
-        memory = type("Memory", (), {"available": available})
-        monkeypatch.setattr(psutil, "virtual_memory", lambda memory=memory: memory)
-        assert default_slots(manifest, find_device("cpu")) == expected

@@ -9,6 +9,7 @@ import pytest
 from models.manifest import Manifest
 from models.registry import family_of
 from runtime import model as model_module
+from runtime import planning
 from runtime.decoder import PREFILL_CHUNK, Decoder
 from runtime.engine import explained
 from runtime.model import Model, default_slots
@@ -91,7 +92,7 @@ def test_slots_on_a_gpu_come_from_its_free_memory(random_model_folder, monkeypat
     )
     found = []
     for free in (None, 1e9, 8e9, 80e9):
-        monkeypatch.setattr(model_module, "free_memory", lambda index, free=free: free)
+        monkeypatch.setattr(planning, "free_memory", lambda index, free=free: free)
         found.append(default_slots(manifest, Device("cuda", 0)))
     assert found == [64, 1, 23, 64]  # a row of 2,048 tokens has 126 MB
 

@@ -119,8 +119,12 @@ def peak_memory() -> float:
 
 def subject(setup: Mapping[str, Any]) -> Subject:
     """What measures in the worker."""
+    from .sharing import Sharing
+
     folder, threads, plan = Path(setup["folder"]), int(setup["threads"]), plan_from(setup["plan"])
-    made: dict[str, Any] = {"vision": _Vision, "decoder": _Decoder, "page": _Page, "load": _Load}
+    made: dict[str, Any] = {
+        "vision": _Vision, "decoder": _Decoder, "page": _Page, "sharing": Sharing, "load": _Load,
+    }  # fmt: skip
     result: Subject = made[setup["kind"]](folder, threads, plan)
     return result
 

@@ -6,9 +6,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-Part = Literal["export", "load", "vision", "prefill", "decode", "batch", "overhead", "page", "server"]
-Kind = Literal["load", "vision", "decoder", "page"]  # what a worker process has in memory
-PARTS: tuple[Part, ...] = ("export", "load", "vision", "prefill", "decode", "batch", "overhead", "page", "server")
+Part = Literal["export", "load", "vision", "prefill", "decode", "batch", "overhead", "page", "sharing", "server"]
+Kind = Literal["load", "vision", "decoder", "page", "sharing"]  # what a worker process has in memory
+PARTS: tuple[Part, ...] = (
+    "export",
+    "load",
+    "vision",
+    "prefill",
+    "decode",
+    "batch",
+    "overhead",
+    "page",
+    "sharing",
+    "server",
+)
 
 KINDS: dict[Part, Kind] = {
     "load": "load",
@@ -18,6 +29,7 @@ KINDS: dict[Part, Kind] = {
     "batch": "decoder",
     "overhead": "page",
     "page": "page",
+    "sharing": "sharing",
 }
 
 
@@ -57,6 +69,9 @@ class Plan:
                 yield from (Case(part, rows, f"{rows} row{'s' * (rows > 1)}") for rows in self.busy_rows)
             case "page":
                 yield Case(part, 0, page)
+            case "sharing":
+                labels = ("a stream beside ten views", "ends at any moment", "a picture beside 80 passes")
+                yield from (Case(part, i, label) for i, label in enumerate(labels))
             case "server":
                 yield from (Case(part, n, f"{n} client{'s' * (n > 1)}, {page}") for n in self.clients)
 
@@ -94,5 +109,6 @@ MAIN_METRIC: dict[Part, str] = {
     "batch": "tokens/s",
     "overhead": "% outside ONNX Runtime",
     "page": "s",
+    "sharing": "% of its pace lost",
     "server": "pages/min",
 }

@@ -163,6 +163,10 @@ LIMITS = (
     Limit("load", "ours q4", "s", 8.0),
     Limit("load", "ours q4", "GB resident", 3.5),
     Limit("overhead", "", "% outside ONNX Runtime", 5.0),
+    Limit("sharing", "", "% of its pace lost", 65.0),
+    Limit("sharing", "", "s to cancel", 0.5),
+    Limit("sharing", "", "s to the deadline's end", 0.5),
+    Limit("sharing", "", "passes of the other", 3.0),
 )
 BATCH_BAR = ("ours q4", 8, 1.8)  # all tokens of 8 rows against 1 row's
 
