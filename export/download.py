@@ -198,6 +198,8 @@ def _append(file: RemoteFile, partial: Path, client: httpx2.Client, bar: tqdm[No
                 out.write(chunk)
                 out.flush()  # what has arrived survives a kill
                 bar.update(len(chunk))
+                if out.tell() > file.size:  # more than was announced, perhaps without end; its size shows it
+                    return
 
 
 def is_temporary(status: int) -> bool:

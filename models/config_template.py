@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .precedence import SETTINGS
+from .settings import LEAST_CONTEXT
 
 DEFAULT_ACTIVE = "deepseek-ocr"
 ON_OFF = ("on", "off")
@@ -55,6 +56,7 @@ def _one_of(*choices: str) -> Callable[[Any], bool]:
 
 
 _COUNT = "an integer of at least 1"
+_COUNT_OR_NONE = "an integer, 0 for no limit"
 _SECONDS = "a number of seconds, 0 or more"
 
 SERVER_KEYS: tuple[ServerKey, ...] = (
@@ -112,6 +114,30 @@ SERVER_KEYS: tuple[ServerKey, ...] = (
     ServerKey("max_images", 10, _is_int(1), _COUNT, "images in one request"),
     ServerKey("max_image_mb", 20, _is_int(1), _COUNT, "largest image or document file in MiB"),
     ServerKey("max_image_megapixels", 50, _is_int(1), _COUNT, "largest image in millions of pixels"),
+    ServerKey(
+        "max_tiles", 0, _is_int(0), _COUNT_OR_NONE, "most tiles of one image that a request may ask for; 0: no limit"
+    ),
+    ServerKey(
+        "max_new_tokens_limit",
+        0,
+        _is_int(0),
+        _COUNT_OR_NONE,
+        "longest answer in tokens, whatever a request asks for: more is cut to it, with a note; 0: no limit",
+    ),
+    ServerKey(
+        "max_context",
+        0,
+        lambda v: v == 0 or _is_int(LEAST_CONTEXT)(v),
+        f"an integer of at least {LEAST_CONTEXT}, 0 for no limit",
+        "tokens of prompt, images and answer together; 0: as many as the model takes",
+    ),
+    ServerKey(
+        "max_deadline",
+        0.0,
+        _is_number,
+        "a number of seconds, 0 for no limit",
+        "longest deadline in seconds, also of requests that set none; 0: no limit",
+    ),
     ServerKey(
         "page_timeout",
         20.0,

@@ -40,6 +40,13 @@ def defaults_of(family: str) -> Mapping[str, Any]:
     return MappingProxyType({}) if rules is None else rules.defaults
 
 
+def usual(family: str, setting: str) -> Any:
+    """What the published models of a family take where nobody sets one of its own settings; None for no such one."""
+    rules = _rules(family)
+    declared = None if rules is None else rules.settings.model_fields.get(setting)
+    return None if declared is None else (declared.examples or [None])[0]
+
+
 def default_task(entry: ModelEntry) -> str:
     """The task of an image that comes without a prompt: the entry's own, else its first, else its family's.
 

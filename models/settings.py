@@ -18,6 +18,7 @@ from .pixels import Transparency
 # Stop strings are looked for after every token, by the thread that decodes for everybody.
 MAX_STOPS = 16
 MAX_STOP_LENGTH = 200  # characters
+LEAST_CONTEXT = 64  # tokens that a page with its answer needs
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,15 +122,14 @@ for _settings in dict.fromkeys(family.rules.settings for family in FAMILIES.valu
 _FIELDS = frozenset(one.name for one in fields(InferenceSettings)) - {"family"}
 SETTING_NAMES = _FIELDS | FAMILY_SETTINGS.keys()
 
-_INF = float("inf")
 _RANGES: dict[str, tuple[float, float, str]] = {
-    "max_new_tokens": (1, _INF, "at least 1"),
-    "deadline_s": (0, _INF, "0 seconds or more"),
+    "max_new_tokens": (1, 10_000_000, "at least 1, and at most 10,000,000"),
+    "deadline_s": (0, 31_536_000, "0 seconds or more, and at most a year (31,536,000)"),
     "temperature": (0, 100, "between 0 and 100"),
     "top_p": (0, 1, "between 0 and 1"),
-    "top_k": (1, _INF, "at least 1, or left out for all tokens"),
+    "top_k": (1, 10_000_000, "at least 1 and at most 10,000,000, or left out for all tokens"),
     "seed": (0, 2**64 - 1, "between 0 and 2**64 - 1"),
     "repetition_penalty": (1e-3, 1e3, "between 0.001 and 1000"),
     "no_repeat_ngram_size": (0, 256, "between 0 (off) and 256"),
-    "no_repeat_ngram_window": (1, _INF, "at least 1, or left out for the whole sequence"),
+    "no_repeat_ngram_window": (1, 10_000_000, "at least 1 and at most 10,000,000, or left out for the whole sequence"),
 }

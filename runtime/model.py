@@ -26,7 +26,7 @@ from models.pixels import upright_rgb
 from models.precedence import BY_NAME
 from models.registration import ModelEntry
 from models.registry import default_task, family_of
-from models.settings import InferenceSettings
+from models.settings import LEAST_CONTEXT, InferenceSettings
 
 from .decoder import Decoder
 from .engine import Engine
@@ -46,8 +46,6 @@ ImageLike = str | os.PathLike[str] | bytes | Image.Image
 log = logging.getLogger(__name__)
 
 DEFAULT_VISION_CACHE_MB = 64.0
-
-_LEAST_CONTEXT = 64  # tokens
 
 
 class Model:
@@ -139,8 +137,8 @@ class Model:
         ValueError
             for a ``max_context`` that no request fits into.
         """
-        if max_context is not None and max_context < _LEAST_CONTEXT:
-            raise ValueError(f"max_context is {max_context}; a page with its answer needs at least {_LEAST_CONTEXT}")
+        if max_context is not None and max_context < LEAST_CONTEXT:
+            raise ValueError(f"max_context is {max_context}; a page with its answer needs at least {LEAST_CONTEXT}")
         folder = exported_folder(model, dtype, device)
         manifest = Manifest.load(folder)
         return cls(

@@ -6,12 +6,25 @@ import ipaddress
 
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
+# IANA's registries of special-purpose addresses (iana.org/assignments/iana-ipv4-special-registry and -ipv6-, as of
+# 2025): what is not reachable from everywhere, or serves no host of its own. Python's own list is that of its release:
+# 3.11 takes some of these for public. Parts of 192.0.0.0/24 and 2001::/23 that are public anycast are refused as well.
+_SPECIAL_4 = tuple(
+    ipaddress.IPv4Network(network)
+    for network in (
+        "0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.0.0.0/24",
+        "192.0.2.0/24", "192.88.99.0/24", "192.168.0.0/16", "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24",
+        "224.0.0.0/4", "240.0.0.0/4",
+    )
+)  # fmt: skip
+_GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")  # all that is assigned to hosts of the internet
+_SPECIAL_6 = tuple(
+    ipaddress.IPv6Network(network) for network in ("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20")
+)
+
 # IPv6 ranges that carry an IPv4 address which a gateway would reach: RFC 6052 (NAT64), RFC 4291 (compatible, mapped).
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
-_NAT64_LOCAL = ipaddress.IPv6Network("64:ff9b:1::/48")
 _COMPATIBLE = ipaddress.IPv6Network("::/96")
-# Translated (RFC 2765) and the old site-local range, which Python counts neither as private nor as reserved everywhere.
-_REFUSED = (_NAT64_LOCAL, ipaddress.IPv6Network("::ffff:0:0:0/96"), ipaddress.IPv6Network("fec0::/10"))
 
 
 def is_public(text: str) -> bool:
@@ -21,7 +34,7 @@ def is_public(text: str) -> bool:
     except ValueError:
         return False
     if isinstance(address, ipaddress.IPv6Address):
-        if address.scope_id is not None or any(address in network for network in _REFUSED):
+        if address.scope_id is not None:
             return False
         embedded = _embedded(address)
         if embedded:
@@ -30,15 +43,9 @@ def is_public(text: str) -> bool:
 
 
 def _is_global(address: IPAddress) -> bool:
-    # is_global alone is true for multicast, and for some reserved ranges on older patch releases.
-    return address.is_global and not (
-        address.is_multicast
-        or address.is_reserved
-        or address.is_unspecified
-        or address.is_loopback
-        or address.is_link_local
-        or address.is_private
-    )
+    if isinstance(address, ipaddress.IPv4Address):
+        return not any(address in network for network in _SPECIAL_4)
+    return address in _GLOBAL_UNICAST and not any(address in network for network in _SPECIAL_6)
 
 
 def _embedded(address: ipaddress.IPv6Address) -> list[ipaddress.IPv4Address]:

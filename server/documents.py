@@ -34,7 +34,7 @@ from runtime.requests import (
 )
 
 from .admission import PATIENCE, Admission, Held
-from .errors import BadRequest, ClientGone, TooLarge, Unavailable
+from .errors import BadRequest, ClientGone, Unavailable
 from .images import decode_data_url
 
 log = logging.getLogger(__name__)
@@ -72,9 +72,9 @@ class DocumentReader:
         Raises
         ------
         BadRequest, InvalidInput
-            for what is no document, is damaged or encrypted, and for pages that it does not have.
+            for what is no document, is damaged or encrypted, and for pages that it does not have or that are too many.
         TooLarge
-            for too many bytes or pages.
+            for too many bytes.
         Stopped
             when ``stop`` turned true.
         """
@@ -106,7 +106,7 @@ class DocumentReader:
         except InvalidInput as error:
             raise BadRequest(str(error), param="ocr.pages", code="invalid_pages") from error
         if len(chosen) > self.max_pages:
-            raise TooLarge(
+            raise BadRequest(
                 f"{len(chosen)} pages in one request; the limit is {self.max_pages} (--max-pages); choose some with "
                 f'"ocr": {{"pages": "1-{self.max_pages}"}}',
                 param="ocr.pages",

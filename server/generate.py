@@ -20,7 +20,7 @@ from models.config import Config
 from models.errors import InvalidInput
 from models.pixels import Transparency
 from models.registration import ModelEntry
-from models.registry import defaults_of
+from models.registry import defaults_of, usual
 from models.settings import InferenceSettings
 from runtime.documents import Document, Stop, Stopped
 from runtime.errors import EngineClosed
@@ -28,6 +28,7 @@ from runtime.requests import Finished, Generation, Request, Stage, TextDelta, Te
 
 from .admission import Admission, Held
 from .answers import engine_error
+from .ceilings import Ceilings
 from .documents import DocumentGeneration, DocumentReader, Page, describe_boxes
 from .errors import BadRequest, ClientGone, Unavailable
 from .exporting import Exports, refuse_switch
@@ -164,7 +165,7 @@ class Generator:
         self._config, self._options = config, options
         self._source, self._exports, self._pool = source, exports, pool
         self._images, self._documents, self._admission = images, documents, admission
-        self._questions = Questions(options)
+        self._questions, self._ceilings = Questions(options), Ceilings.of(options)
         self._changed = threading.Condition()  # guards all below
         self._jobs: set[Job] = set()
         self._places: list[Held] = []  # one for each request between start and close, waiting ones included
@@ -239,11 +240,14 @@ class Generator:
         record.model = model_id
         inference = {**floor, **defaults_of(entry.family), **self._config.inference}
         settings = precedence.resolve(inference, entry.defaults, self._options.inference_flags, body)
+        self._ceilings.check(body)
+        settings = self._ceilings.hold(settings, usual(entry.family, "max_tiles"))
         check_task(reading, entry)
         if not prompt.images:
             return Job(_Notice(NO_IMAGE), record, is_gone, lambda job: self.leave())
         asked = self._questions.of(prompt, reading, entry)
         key = self._key(entry)
+        note = self._ceilings.note(body)
         with ExitStack() as held:
             held.enter_context(self._admission.take("tokens", settings.max_new_tokens))
             if prompt.files:
@@ -265,7 +269,9 @@ class Generator:
             generation, record, is_gone,
             on_close=lambda job: self._end(job, lease, held_by_job),
             report=lambda text: {
-                **({"prompt_ignored": True} if asked.ignored else {}), **content.report(lease.model, text),
+                **({"prompt_ignored": True} if asked.ignored else {}),
+                **({} if note is None else {"note": note}),
+                **content.report(lease.model, text),
             },
             draw=content.draw, progress=reading.progress,
         )  # fmt: skip

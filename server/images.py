@@ -88,14 +88,17 @@ class ImageReader:
         Raises
         ------
         BadRequest
-            for an address, an encoding or a format that cannot be read.
+            for too many images, and an address, an encoding or a format that cannot be read.
         TooLarge
-            for too many images, bytes or pixels.
+            for too many bytes or pixels.
         Stopped
             when ``stop`` turned true.
         """
         if len(urls) > self.max_images:
-            raise TooLarge(f"{len(urls)} images in one request; the limit is {self.max_images}", code="too_many_images")
+            raise BadRequest(
+                f"{len(urls)} images in one request; the limit is {self.max_images} (--max-images)",
+                param="image_url", code="too_many_images",
+            )  # fmt: skip
         deadline = time.monotonic() + self.fetcher.timeout
         pictures = Pictures(self.admission)
         try:

@@ -32,6 +32,10 @@ class ServerOptions:
     max_images: int = 10
     max_image_mb: int = 20
     max_image_megapixels: int = 50
+    max_tiles: int = 0
+    max_new_tokens_limit: int = 0
+    max_context: int = 0
+    max_deadline: float = 0.0
     page_timeout: float = 20.0
     max_pages: int = 200
     max_files_mb: int = 200

@@ -51,6 +51,8 @@ class FakeHubs:
     stall_after: int | None = None  # bytes of a body after which nothing more comes, until `released`
     released: threading.Event = field(default_factory=threading.Event)
     damage: int = 0  # how many bodies of large files arrive with a byte changed
+    surplus: int = 0  # bytes that follow those of a large file
+    hung_up: int = 0  # clients that did not take all of them
     asked: list[Asked] = field(default_factory=list)
 
     def __enter__(self) -> FakeHubs:
@@ -209,6 +211,13 @@ class _Handler(BaseHTTPRequestHandler):
             if hubs.damage:
                 hubs.damage -= 1
                 body = body[:-1] + bytes([body[-1] ^ 1])
+            if hubs.surplus:
+                try:
+                    return self._send(status, body + bytes(hubs.surplus), headers)
+                except OSError:
+                    hubs.hung_up += 1
+                    self.close_connection = True
+                    return None
             if hubs.stall_after is not None:
                 return self._send(status, body, headers, cut=hubs.stall_after, stall=True)
             if hubs.cut_after is not None and hubs.cuts > 0 and len(body) > hubs.cut_after:

@@ -241,6 +241,14 @@ def test_a_damaged_body_is_fetched_once_more(fetch: Runner) -> None:
     assert any("arrived damaged" in line and sha256(WEIGHTS) in line for line in answer["said"])
 
 
+def test_a_body_that_goes_on_beyond_its_announced_size_is_not_taken_to_its_end(fetch: Runner) -> None:
+    fetch.hubs.surplus = 60_000_000
+    answer = fetch()
+    assert f"{SHARD} arrived damaged twice: " in answer["error"]
+    assert fetch.hubs.hung_up == 2
+    assert not list(fetch.blob("x").parent.glob(f"{sha256(WEIGHTS)}*"))
+
+
 def test_a_body_damaged_twice_is_an_error_and_leaves_nothing_behind(fetch: Runner) -> None:
     fetch.hubs.damage = 2
     answer = fetch()

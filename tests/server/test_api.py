@@ -544,4 +544,4 @@ def test_too_many_images_are_refused(make_service: MakeService) -> None:
     service = make_service(max_images=2)
     content = [image_part()] * 3
     result = service.post({"model": "deepseek-ocr", "messages": [{"role": "user", "content": content}]})
-    assert (result.status_code, result.json["error"]["code"]) == (413, "too_many_images")
+    assert (result.status_code, result.json["error"]["code"]) == (400, "too_many_images")

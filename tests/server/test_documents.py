@@ -197,7 +197,7 @@ def with_part(*parts: dict[str, Any], **more: Any) -> dict[str, Any]:
         (ask(numbered(3), ocr={"pages": "2-4"}), 400, "ocr.pages", "there are 3 pages"),
         (ask(numbered(3), ocr={"pages": "x"}), 400, "ocr.pages", "1-5,9"),
         (ask(numbered(3), ocr={"pages": "1," * 600}), 400, "ocr.pages", "at most"),
-        (ask(numbered(6)), 413, "ocr.pages", '"1-5"'),
+        (ask(numbered(6)), 400, "ocr.pages", '"1-5"'),
         (chat(ocr={"pages": "1"}), 400, "ocr.pages", "there is none"),
         (with_part(file_part(b"x" * ((1 << 20) + 9))), 413, "file_data", "1 MiB"),
     ],

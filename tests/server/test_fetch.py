@@ -57,6 +57,9 @@ PRIVATE = [
     "::ffff:127.0.0.1", "::ffff:10.0.0.1", "::ffff:169.254.169.254", "::ffff:0:127.0.0.1", "::127.0.0.1", "::10.0.0.1",
     "2002:7f00:1::", "2002:a00:1::1", "2002:c0a8:101::", "64:ff9b::7f00:1", "64:ff9b::a9fe:a9fe", "64:ff9b:1::1",
     "2001:0:0:0:0:0:f5ff:fffe",
+    # Of IANA's registries, some of which Python 3.11 takes for public.
+    "192.0.0.192", "192.0.0.170", "192.88.99.1", "3fff::1", "3fff:fff::1", "5f00::1", "100:0:0:1::1", "2001:2::1",
+    "2001:10::1", "2001:1::1", "4000::1", "::ffff:192.0.0.192", "64:ff9b::c000:c0", "2002:c000:c0::1",
 ]  # fmt: skip
 
 
@@ -67,7 +70,9 @@ def test_a_name_for_an_address_that_is_not_public_is_refused(address: str, no_co
     assert "not on the public internet" in refused(fetcher, "http://innocent.example/a.png")
 
 
-@pytest.mark.parametrize("address", [PUBLIC, "1.1.1.1", "2606:4700::1111", "::ffff:1.1.1.1", "64:ff9b::101:101"])
+@pytest.mark.parametrize(
+    "address", [PUBLIC, "1.1.1.1", "2606:4700::1111", "::ffff:1.1.1.1", "64:ff9b::101:101", "2a00:1450::1"]
+)
 def test_public_addresses_pass(address: str) -> None:
     assert is_public(address)
 
