@@ -24,6 +24,12 @@ class ServerKey:
     accepts: Callable[[Any], bool]
     expected: str
     help: str
+    flag: str | None = None  # the flag's name, where it is another one: a setting of requests has the key's
+
+    @property
+    def flag_name(self) -> str:
+        """As the parsed flags have it."""
+        return self.flag or self.name
 
     @property
     def is_switch(self) -> bool:
@@ -115,7 +121,12 @@ SERVER_KEYS: tuple[ServerKey, ...] = (
     ServerKey("max_image_mb", 20, _is_int(1), _COUNT, "largest image or document file in MiB"),
     ServerKey("max_image_megapixels", 50, _is_int(1), _COUNT, "largest image in millions of pixels"),
     ServerKey(
-        "max_tiles", 0, _is_int(0), _COUNT_OR_NONE, "most tiles of one image that a request may ask for; 0: no limit"
+        "max_tiles",
+        0,
+        _is_int(0),
+        _COUNT_OR_NONE,
+        "most tiles of one image, whatever a request asks for; 0: no limit",
+        flag="max_tiles_limit",
     ),
     ServerKey(
         "max_new_tokens_limit",

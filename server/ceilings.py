@@ -40,7 +40,7 @@ class Ceilings:
         BadRequest
             naming both numbers.
         """
-        ceilings = {"deadline_s": (self.deadline, "max_deadline"), "max_tiles": (self.tiles, "max_tiles")}
+        ceilings = {"deadline_s": (self.deadline, "max_deadline"), "max_tiles": (self.tiles, "max_tiles_limit")}
         for name, (limit, key) in ceilings.items():
             asked = body.get(name)
             if limit and asked is not None and asked > limit:

@@ -96,14 +96,14 @@ def _add_key(group: argparse._ArgumentGroup, key: ServerKey) -> None:
         text = f"{key.help}; may be repeated"
         group.add_argument(flag, dest=key.name, action="append", type=convert, metavar="TEXT", help=text)
         return
-    flag = "--" + key.name.replace("_", "-")
+    flag = "--" + key.flag_name.replace("_", "-")
     if key.is_switch:  # --wait-for-model alone means on
         text = f"{key.help} (default: {key.default})"
         group.add_argument(flag, type=convert, nargs="?", const="on", metavar="on|off", help=text)
         if key.default == "on":
             group.add_argument(f"--no-{flag[2:]}", dest=key.name, action="store_const", const="off", help=f"{flag} off")
         return
-    group.add_argument(flag, type=convert, metavar=key.name.upper(), help=f"{key.help} (default: {key.default})")
+    group.add_argument(flag, type=convert, metavar=key.flag_name.upper(), help=f"{key.help} (default: {key.default})")
 
 
 def _boolean(text: str) -> bool:

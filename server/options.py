@@ -76,8 +76,8 @@ def server_options(config: Mapping[str, Any], flags: Mapping[str, Any], **others
     for key in SERVER_KEYS:
         if isinstance(key.default, list):
             values[key.name] = tuple(dict.fromkeys([*config.get(key.name, []), *(flags.get(key.name) or [])]))
-        elif flags.get(key.name) is not None:
-            values[key.name] = flags[key.name]
+        elif flags.get(key.flag_name) is not None:
+            values[key.name] = flags[key.flag_name]
         else:
             values[key.name] = config.get(key.name, key.default)
     return ServerOptions(**values, **others)

@@ -17,7 +17,7 @@ def settings_of(service: Service) -> Any:
     ("body", "param", "words"),
     [
         ({"deadline_s": 61}, "deadline_s", ("61", "60", "--max-deadline")),
-        ({"max_tiles": 7}, "max_tiles", ("7", "4", "--max-tiles")),
+        ({"max_tiles": 7}, "max_tiles", ("7", "4", "--max-tiles-limit")),
         ({"max_tokens": 10**30}, None, (str(10**30), "10,000,000")),
         ({"deadline_s": 1e308}, None, ("e+308", "31,536,000")),
         ({"max_tiles": 10**30}, None, ("max_tiles", "64")),

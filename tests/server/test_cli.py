@@ -13,7 +13,7 @@ import pytest
 from models.config import load_config
 from models.config_template import SERVER_KEYS
 from models.errors import ConfigError
-from server import cli
+from server import cli, flags
 from server.errors import ModelUnavailable
 from server.loading import ModelSource
 from server.options import ServerOptions, server_options
@@ -217,3 +217,10 @@ def test_a_file_without_a_supported_model_still_lists_the_catalogue(tmp_path: Pa
     ]  # fmt: skip
     with pytest.raises(ConfigError, match="does not support"):
         models.entry("other")
+
+
+def test_the_ceiling_of_tiles_and_their_default_are_two_flags() -> None:
+    given = vars(cli.build_parser().parse_args(["--max-tiles", "3", "--max-tiles-limit", "5"]))
+    assert server_options({}, given).max_tiles == 5
+    assert server_options({"max_tiles": 7}, {"max_tiles": 3}).max_tiles == 7
+    assert flags.given_settings(given)["max_tiles"] == 3
