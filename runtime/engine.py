@@ -20,6 +20,7 @@ import numpy as np
 from models.family import Feeds
 
 from .candidates import Scores, certain_tokens
+from .confidence import Distribution
 from .errors import EngineClosed, QueueFull
 from .gpu import is_out_of_memory
 from .scheduler import Chunk, State, Step, next_pass, next_turn, upcoming_pass
@@ -319,7 +320,8 @@ class Engine:
             if token is None:
                 sequence.accept(scores.whole(row))
             else:
-                sequence.accept_token(token)
+                assert scores.candidates is not None  # the token is one of them
+                sequence.accept_token(token, Distribution.of_candidates(scores.candidates, row))
         except Exception as error:  # a filter or sampler of this row only
             self._fail([sequence], error)
 

@@ -164,7 +164,7 @@ class Model:
         output = Verbatim() if request.raw else self._family.output(request.prompt)
         sequence = EngineSequence(
             prompt_ids, images, request.settings, self._vocabulary, limit, time.monotonic() - started, output,
-            self._family.positions(prompt_ids, images), request.client,
+            self._family.positions(prompt_ids, images), request.client, request.alternatives,
         )  # fmt: skip
         self._engine.submit(sequence)
         return sequence

@@ -11,6 +11,8 @@ from PIL import Image
 from models.grounding import Box
 from models.settings import InferenceSettings
 
+from .confidence import Confidence, TokenLogprob
+
 FinishReason = Literal["stop", "length", "cancelled"]
 
 # Why exactly a generation ended, finer than the finish reason.
@@ -34,6 +36,7 @@ class Request:
     settings: InferenceSettings = InferenceSettings()
     raw: bool = False  # the text as the model writes it, not as its family presents it
     client: str = ""  # whose request it is: turns are shared out evenly among clients
+    alternatives: int | None = None  # told of each token with its log-probability, at most 20; None: neither is told
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +66,7 @@ class TextDelta:
 
     text: str
     token_count: int = 1  # tokens behind this piece
+    logprobs: tuple[TokenLogprob, ...] = ()  # of those tokens, where they were asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +78,7 @@ class Finished:
     usage: Usage
     timings: Timings
     error: str | None = None  # set when detail is "error"
+    confidence: Confidence | None = None  # None: nothing was generated
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from models.family import Feeds, OutputFilter, Positions, PreparedImage, Verbati
 from models.settings import InferenceSettings
 
 from .candidates import Chooser
+from .confidence import Distribution, Tally, TokenLogprob, described
 from .requests import FinishDetail, Finished, FinishReason, Stage, TextDelta, Timings, Usage
 from .stop import Stop
 from .text import LoopDetector, TextStream
@@ -89,7 +90,7 @@ class Sequence:
     def __init__(
         self, prompt_ids: list[int], images: SequenceOf[PreparedImage], settings: InferenceSettings,
         vocabulary: Vocabulary, max_length: int, prepare_seconds: float = 0.0, output: OutputFilter | None = None,
-        positions: Positions | None = None, client: str = "",
+        positions: Positions | None = None, client: str = "", alternatives: int | None = None,
     ) -> None:  # fmt: skip
         self.prompt_ids = prompt_ids
         self._positions = positions or counted(len(prompt_ids))
@@ -119,6 +120,9 @@ class Sequence:
         decode = partial(vocabulary.tokenizer.decode, skip_special_tokens=False)
         self._loop = LoopDetector(decode=decode) if settings.stop_on_loop else None
         self._unannounced = 0  # tokens whose text is still held back
+        self._alternatives = alternatives
+        self._logprobs: list[TokenLogprob] = []  # of those tokens
+        self._tally = Tally()
         self._events: SimpleQueue[TextDelta | Finished] = SimpleQueue()
         self._cancelled = False
         for token in prompt_ids:
@@ -257,20 +261,25 @@ class Sequence:
         """Choose the next token from logits [vocabulary], which are changed, and send what text it completes."""
         with self._lock:
             if not self.finished:
-                self._add(self.chooser.choose(logits))
+                distribution = Distribution.of_row(logits)
+                self._add(self.chooser.choose(logits), distribution)
 
-    def accept_token(self, token: int) -> None:
+    def accept_token(self, token: int, distribution: Distribution) -> None:
         """Take the next token, which its ``chooser`` has chosen, and send what text it completes."""
         with self._lock:
             if not self.finished:
-                self._add(token)
+                self._add(token, distribution)
 
-    def _add(self, token: int) -> None:
+    def _add(self, token: int, distribution: Distribution) -> None:
         if self.clock.first_token is None:
             self.clock.first_token = time.monotonic()
         if token in self._vocabulary.eos:
+            self._tally.end(distribution.log_probability(token))
             self.finish("eos")
             return
+        self._tally.add(distribution.log_probability(token))
+        if self._alternatives is not None:
+            self._logprobs.append(described(self._vocabulary.tokenizer, token, distribution, self._alternatives))
         self.tokens.append(token)
         self.chooser.observe(token)
         self._unannounced += 1
@@ -294,14 +303,18 @@ class Sequence:
                 self._send(self._output.push(self._text.finish()) + self._output.finish())
             except Exception as failure:  # the caller must hear of the end, whatever detokenizer and filter say
                 detail, error = "error", error or f"{type(failure).__name__}: {failure}"
+            if self._logprobs:  # of blanks at the end, and of a stop string
+                self._send("", always=True)
             usage = Usage(len(self.prompt_ids), len(self.tokens), self._image_tokens)
-            self._events.put(Finished(_REASONS[detail], detail, usage, self.clock.timings(), error))
+            timings, confidence = self.clock.timings(), self._tally.confidence()
+            self._events.put(Finished(_REASONS[detail], detail, usage, timings, error, confidence))
             self._images, self._passes, self._outputs, self._features = [], [], [], []
             self._ahead = self._prompt = None
         self.on_cancel = lambda: None  # a caller that keeps this keeps no engine
         self.stop.request()
 
-    def _send(self, text: str) -> None:
-        if text:
-            self._events.put(TextDelta(text, self._unannounced))
+    def _send(self, text: str, *, always: bool = False) -> None:
+        if text or always:
+            self._events.put(TextDelta(text, self._unannounced, tuple(self._logprobs)))
             self._unannounced = 0
+            self._logprobs.clear()

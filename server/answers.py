@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
+from runtime.confidence import TokenLogprob
 from runtime.requests import Finished
 
 from .errors import ApiError
 from .metrics import decode_rate
 
 log = logging.getLogger(__name__)
+
+_LEAST = -9999.0  # what OpenAI says for a token without any probability; JSON has no infinity
 
 
 def is_truncated(finished: Finished) -> bool:
@@ -39,10 +43,21 @@ def extension(finished: Finished, request_id: str, budget_field: str, report: Ma
         "tokens_per_second": rate,
         **report,
     }
+    if finished.confidence is not None:
+        fields["confidence"] = asdict(finished.confidence)
     if (warning := _warnings(finished, budget_field, report)) is not None:
         fields["warning"] = warning
         log.warning("request %s: %s", request_id, warning)
     return fields
+
+
+def logprobs_of(tokens: Sequence[TokenLogprob]) -> list[dict[str, Any]]:
+    """OpenAI's description of tokens, in Chat Completions and in Responses alike."""
+    return [{**_token(one), "top_logprobs": [_token(other) for other in one.best]} for one in tokens]
+
+
+def _token(one: TokenLogprob) -> dict[str, Any]:
+    return {"token": one.text, "logprob": max(one.logprob, _LEAST), "bytes": list(one.data)}
 
 
 def engine_error(finished: Finished) -> ApiError:

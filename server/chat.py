@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from runtime.confidence import TokenLogprob
 from runtime.requests import Finished, TextDelta
 
 from . import sse
-from .answers import engine_error, extension, is_truncated
+from .answers import engine_error, extension, is_truncated, logprobs_of
 from .endpoint import GenerationEndpoint
 from .errors import ApiError, error_body
 from .generate import Job
@@ -33,7 +34,7 @@ class ChatCompletions(GenerationEndpoint):
         message = {"role": "assistant", "content": text, "refusal": None}
         return {
             **_head(job.record, body.model, "chat.completion"),
-            "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": _reason(finished)}],
+            "choices": [_choice(body, job.logprobs, message=message, finish_reason=_reason(finished))],
             "usage": _usage(finished),
             "ocr": extension(finished, job.record.id, _BUDGET, job.report()),
         }
@@ -42,8 +43,10 @@ class ChatCompletions(GenerationEndpoint):
         head = _head(job.record, body.model, "chat.completion.chunk")
         with_usage = bool(body.stream_options and body.stream_options.include_usage)
 
-        def chunk(delta: dict[str, Any], finish_reason: str | None = None, **more: Any) -> bytes:
-            choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+        def chunk(
+            delta: dict[str, Any], finish_reason: str | None = None, tokens: Sequence[TokenLogprob] = (), **more: Any
+        ) -> bytes:
+            choice = _choice(body if tokens else None, tokens, delta=delta, finish_reason=finish_reason)
             # With include_usage every chunk but the last has a null there.
             return sse.event({**head, "choices": [choice], **({"usage": None} if with_usage else {}), **more})
 
@@ -54,7 +57,7 @@ class ChatCompletions(GenerationEndpoint):
             elif isinstance(event, str):
                 yield sse.event({**head, "choices": [], "ocr": {"stage": event}})
             elif isinstance(event, TextDelta):
-                yield chunk({"content": event.text})
+                yield chunk({"content": event.text}, tokens=event.logprobs)
             elif event.detail == "error":
                 raise engine_error(event)
             else:
@@ -65,6 +68,11 @@ class ChatCompletions(GenerationEndpoint):
 
     def failure(self, body: Any, record: RequestRecord, error: ApiError) -> bytes:
         return sse.event(error_body(error.status_code, error.message, code=error.error_code)) + sse.DONE
+
+
+def _choice(body: Any, tokens: Sequence[TokenLogprob], **fields: Any) -> dict[str, Any]:
+    told = {"content": logprobs_of(tokens), "refusal": None} if body is not None and body.logprobs else None
+    return {"index": 0, **fields, "logprobs": told}
 
 
 def _head(record: RequestRecord, model: str, kind: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from PIL import Image
@@ -18,6 +18,7 @@ from PIL import Image
 from models.errors import InvalidInput
 from models.pixels import Transparency
 from models.settings import InferenceSettings
+from runtime.confidence import Confidence, TokenLogprob
 from runtime.documents import Document, Stop, Stopped, Workers, never, open_document, parse_pages
 from runtime.errors import QueueFull
 from runtime.requests import (
@@ -36,6 +37,7 @@ from runtime.requests import (
 from .admission import PATIENCE, Admission, Held
 from .errors import BadRequest, ClientGone, Unavailable
 from .images import decode_data_url
+from .schema import Reading
 
 log = logging.getLogger(__name__)
 
@@ -123,6 +125,7 @@ class Page:
     size: tuple[int, int] = (0, 0)  # width, height in pixels as the model saw it; 0 when it could not be drawn
     generation: Generation | None = None
     pieces: list[str] = field(default_factory=list)
+    logprobs: list[tuple[TokenLogprob, ...]] = field(default_factory=list)  # of each piece
     finished: Finished | None = None
     error: str | None = None  # what the client is told
     start: int = 0  # of its text in the whole answer, characters
@@ -145,6 +148,7 @@ class Page:
                 return
             if isinstance(event, TextDelta):
                 self.pieces.append(event.text)
+                self.logprobs.append(event.logprobs)
                 timeout = 0.0
             else:
                 self.finished = event
@@ -164,7 +168,8 @@ class DocumentGeneration:
 
     def __init__(
         self, model: TextModel, document: Document, indices: Sequence[int], prompt: str, settings: InferenceSettings,
-        raw: bool, admission: Admission, is_gone: Stop = never, on_page: Callable[[Page], None] = lambda page: None,
+        reading: Reading, admission: Admission, is_gone: Stop = never,
+        on_page: Callable[[Page], None] = lambda page: None,
     ) -> None:  # fmt: skip
         """Begin with the first page that can be read.
 
@@ -176,7 +181,7 @@ class DocumentGeneration:
             see ``TextModel.submit``.
         """
         self._model, self._document = model, document
-        self._prompt, self._settings, self._raw, self._on_page = prompt, settings, raw, on_page
+        self._prompt, self._settings, self._reading, self._on_page = prompt, settings, reading, on_page
         self._admission, self._is_gone = admission, is_gone
         self._started = time.monotonic()
         self._todo = deque(indices)
@@ -271,7 +276,10 @@ class DocumentGeneration:
             if settings.deadline_s is not None:
                 settings = replace(settings, deadline_s=max(0.0, self._seconds_left()))
             page.size = self._drawn.size
-            page.generation = self._model.submit(Request(self._prompt, [self._drawn], settings, self._raw))
+            request = Request(
+                self._prompt, [self._drawn], settings, self._reading.raw, alternatives=self._reading.alternatives
+            )
+            page.generation = self._model.submit(request)
         except InvalidInput as error:
             page.error = str(error)
             self._take(page)
@@ -333,12 +341,12 @@ class DocumentGeneration:
         """Move the current page's text to the events; go on with the next one when it is over."""
         while self._current < len(self.pages):
             page = self.pages[self._current]
-            for piece in page.pieces[page.sent :]:
+            for piece, logprobs in zip(page.pieces[page.sent :], page.logprobs[page.sent :], strict=True):
                 if page.sent == 0:
                     piece = self._begin_text(page, piece)
                 page.sent += 1
                 self._length += len(piece)
-                self._events.append(TextDelta(piece))
+                self._events.append(TextDelta(piece, logprobs=logprobs))
             if not page.done:
                 return
             if not page.pieces:
@@ -382,7 +390,16 @@ class DocumentGeneration:
         if not details:
             return Finished("cancelled", "error", usage, timings, "every page failed")
         detail = next(one for one in _WORST_FIRST if one in details)
-        return Finished(_REASONS.get(detail, "stop"), detail, usage, timings)
+        return Finished(_REASONS.get(detail, "stop"), detail, usage, timings, confidence=_over_all(ends))
+
+
+def _over_all(ends: Sequence[Finished]) -> Confidence | None:
+    """Mean over the tokens of all pages, and the lowest of all; an empty page counts as one token."""
+    told = [(end.confidence, max(1, end.usage.completion_tokens)) for end in ends if end.confidence is not None]
+    if not told:
+        return None
+    mean = sum(one.mean * tokens for one, tokens in told) / sum(tokens for _, tokens in told)
+    return Confidence(mean, min(one.lowest for one, _ in told))
 
 
 def describe_boxes(model: TextModel, text: str, size: tuple[int, int], page: int) -> list[dict[str, Any]]:
@@ -399,6 +416,8 @@ def _describe(page: Page) -> dict[str, Any]:
     if page.finished is not None:
         described["finish_detail"] = page.finished.detail
         described["completion_tokens"] = page.finished.usage.completion_tokens
+        if page.finished.confidence is not None:
+            described["confidence"] = asdict(page.finished.confidence)
     if page.error is not None:
         described["error"] = page.error
     return described

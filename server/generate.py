@@ -22,6 +22,7 @@ from models.pixels import Transparency
 from models.registration import ModelEntry
 from models.registry import defaults_of, usual
 from models.settings import InferenceSettings
+from runtime.confidence import TokenLogprob
 from runtime.documents import Document, Stop, Stopped
 from runtime.errors import EngineClosed
 from runtime.requests import Finished, Generation, Request, Stage, TextDelta, TextModel, Timings, Usage
@@ -76,6 +77,7 @@ class Job:
         self.draw = draw
         self._progress = progress
         self._pieces: list[str] = []
+        self.logprobs: list[TokenLogprob] = []  # of the answer so far, where they were asked for
         self._closed = False
 
     @property
@@ -109,6 +111,7 @@ class Job:
                     self.record.result = event
                 else:
                     self._pieces.append(event.text)
+                    self.logprobs += event.logprobs
                 yield event
                 if isinstance(event, Finished):
                     return
@@ -385,7 +388,9 @@ class _Pictures:
 
     def begin(self, model: TextModel, prompt: str, settings: InferenceSettings) -> Generation:
         with self._pictures.decoded(self._stop) as images:
-            return model.submit(Request(prompt, images, settings, self._reading.raw))
+            return model.submit(
+                Request(prompt, images, settings, self._reading.raw, alternatives=self._reading.alternatives)
+            )
 
     def report(self, model: TextModel, text: str) -> dict[str, Any]:
         if not self._reading.boxes:
@@ -416,7 +421,7 @@ class _Pages:
 
     def begin(self, model: TextModel, prompt: str, settings: InferenceSettings) -> Generation:
         self._generation = DocumentGeneration(
-            model, self._document, self._indices, prompt, settings, self._reading.raw, self._admission,
+            model, self._document, self._indices, prompt, settings, self._reading, self._admission,
             self._stop, self._count,
         )  # fmt: skip
         return self._generation

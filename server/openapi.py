@@ -142,6 +142,11 @@ _ANSWER = {
 }
 
 _INTEGER = {"type": "integer"}
+_CONFIDENCE = {
+    "type": "object",
+    "description": "probabilities that the model itself gave the tokens of the text",
+    "properties": {"mean": {"type": "number"}, "lowest": {"type": "number"}},
+}
 _PAGE = {
     "type": "object",
     "required": ["page", "width", "height"],
@@ -153,6 +158,7 @@ _PAGE = {
         "end": _INTEGER,
         "finish_detail": {"type": "string"},
         "completion_tokens": _INTEGER,
+        "confidence": _CONFIDENCE,
         "error": {"type": "string", "description": "why the page could not be read"},
     },
 }
@@ -187,6 +193,7 @@ _OCR = {
         },
         "tokens_per_second": {"type": ["number", "null"], "description": "of decoding, one page's row"},
         "warning": {"type": "string", "description": "what was cut off, and the setting to raise"},
+        "confidence": _CONFIDENCE,
         "prompt_ignored": {
             "type": "boolean",
             "description": "the model knows only its own prompts, and got one of those",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from runtime.confidence import TokenLogprob
 from runtime.requests import Finished, TextDelta
 
 from . import sse
-from .answers import engine_error, extension, is_truncated
+from .answers import engine_error, extension, is_truncated, logprobs_of
 from .endpoint import GenerationEndpoint
 from .errors import ApiError
 from .generate import Job
@@ -49,14 +50,14 @@ class Responses(GenerationEndpoint):
             elif isinstance(step, str):
                 yield event("response.ocr.stage", stage=step)
             elif isinstance(step, TextDelta):
-                yield event("response.output_text.delta", **place, delta=step.text, logprobs=[])
+                yield event("response.output_text.delta", **place, delta=step.text, logprobs=logprobs_of(step.logprobs))
             elif step.detail == "error":
                 raise engine_error(step)
             else:
                 text = job.text
                 final = _finished(response, job, text, step)
-                yield event("response.output_text.done", **place, text=text, logprobs=[])
-                yield event("response.content_part.done", **place, part=_part(text))
+                yield event("response.output_text.done", **place, text=text, logprobs=logprobs_of(job.logprobs))
+                yield event("response.content_part.done", **place, part=_part(text, job.logprobs))
                 yield event("response.output_item.done", output_index=0, item=final["output"][0])
                 yield event(f"response.{final['status']}", response=final)
 
@@ -94,6 +95,7 @@ def _response(body: Any, record: RequestRecord) -> dict[str, Any]:
         "text": {"format": {"type": "text"}},
         "tool_choice": "none",
         "tools": [],
+        "top_logprobs": body.top_logprobs or 0,
         "top_p": body.top_p,
         "truncation": "disabled",
         "usage": None,
@@ -110,7 +112,7 @@ def _finished(response: dict[str, Any], job: Job, text: str, finished: Finished)
         "incomplete_details": None
         if status == "completed"
         else {"reason": reasons.get(finished.detail, finished.detail)},
-        "output": [_item(job.record.id, status, [_part(text)])],
+        "output": [_item(job.record.id, status, [_part(text, job.logprobs)])],
         "usage": {
             "input_tokens": usage.prompt_tokens,
             "input_tokens_details": {"cached_tokens": 0, "image_tokens": usage.image_tokens},
@@ -126,5 +128,5 @@ def _item(request_id: str, status: str, content: list[dict[str, Any]]) -> dict[s
     return {"id": f"msg_{request_id}", "type": "message", "role": "assistant", "status": status, "content": content}
 
 
-def _part(text: str) -> dict[str, Any]:
-    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+def _part(text: str, tokens: Sequence[TokenLogprob] = ()) -> dict[str, Any]:
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": logprobs_of(tokens)}

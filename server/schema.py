@@ -145,6 +145,7 @@ class Reading:
     boxes: bool = False
     pages: str | None = None
     progress: bool = False
+    alternatives: int | None = None  # told of each token with its log-probability; None: neither is told
 
 
 class ResponseItem(_Lenient):
@@ -166,12 +167,26 @@ class VllmArguments(BaseModel):
     whitelist_token_ids: list[int] | None = None
 
 
+LOGPROBS = "message.output_text.logprobs"  # in ``include`` of a Responses request
+
+
 class _Base(_Lenient):
     model: str = Field(description="id of a model; see /v1/models")
     stream: bool | None = Field(default=None, description="send server-sent events")
     task: str | None = _TASK
     ocr: OcrOptions | None = None
     vllm_xargs: VllmArguments | None = None
+    top_logprobs: int | None = Field(default=None, description="most probable tokens in each place, at most 20")
+
+    def alternatives(self) -> int | None:
+        """How many alternatives are told of each token; None where log-probabilities are not asked for.
+
+        Raises
+        ------
+        BadRequest
+            for alternatives without them.
+        """
+        return None
 
     @model_validator(mode="before")
     @classmethod
@@ -183,12 +198,24 @@ class _Base(_Lenient):
 class _ChatBase(_Base):
     messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
     stream_options: StreamOptions | None = None
+    logprobs: bool | None = Field(default=None, description="log-probabilities of the answer's tokens")
+
+    def alternatives(self) -> int | None:
+        if not self.logprobs and self.top_logprobs:
+            raise BadRequest("top_logprobs needs logprobs: true beside it", param="top_logprobs")
+        return (self.top_logprobs or 0) if self.logprobs else None
 
 
 class _ResponsesBase(_Base):
     input: str | Annotated[list[ResponseItem], Field(max_length=MAX_MESSAGES)]
     instructions: str | None = None
     metadata: dict[str, JsonValue] | None = None
+    include: list[str] | None = Field(default=None, description=f"{LOGPROBS}, for log-probabilities of the tokens")
+
+    def alternatives(self) -> int | None:
+        if self.top_logprobs is None and LOGPROBS not in (self.include or ()):
+            return None
+        return self.top_logprobs or 0
 
 
 ChatRequest = create_model("ChatRequest", __base__=_ChatBase, __doc__="A chat completion.", **setting_fields())
@@ -221,8 +248,9 @@ def reading_of(body: _Base) -> Reading:
     if body.task is not None and options.task is not None and body.task != options.task:
         raise BadRequest("task and ocr.task disagree; send one of them", param="task")
     return Reading(
-        body.task or options.task, bool(options.raw), bool(options.boxes), options.pages, bool(options.progress)
-    )
+        body.task or options.task, bool(options.raw), bool(options.boxes), options.pages, bool(options.progress),
+        body.alternatives(),
+    )  # fmt: skip
 
 
 def parse(raw: bytes, model: type[BaseModel]) -> Any:

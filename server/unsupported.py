@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from runtime.confidence import MOST_ALTERNATIVES
+
 from .errors import BadRequest
 
 CODE = "unsupported_parameter"
@@ -34,6 +36,11 @@ def _free_choice(value: Any) -> bool:
     return isinstance(allowed, dict) and (allowed.get("mode") or allowed.get("type")) in ("auto", "none")
 
 
+def _few(value: Any) -> bool:
+    """Whether it is a number of alternatives that can be told; what is no number is the schema's to refuse."""
+    return not isinstance(value, int) or 0 <= value <= MOST_ALTERNATIVES
+
+
 _TEXT_ONLY = "answers are text as it stands on the page; leave it out"
 _NOTHING_KEPT = "nothing is kept between requests; send the conversation itself"
 _BY_TEXT = "answers are not steered by it; leave it out"
@@ -57,6 +64,7 @@ _FIELDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "min_p": (_none_of(0), "use top_p or top_k, or leave it out"),
     "min_tokens": (_none_of(0), _BY_TEXT),
     "ignore_eos": (_none_of(False), _BY_TEXT),
+    "top_logprobs": (_few, f"at most {MOST_ALTERNATIVES} tokens are told in each place"),
     "structured_outputs": (_absent, _TEXT_ONLY),
     **{f"guided_{kind}": (_absent, _TEXT_ONLY) for kind in ("json", "regex", "choice", "grammar")},
 }

@@ -20,7 +20,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self, TextIO
@@ -190,6 +190,8 @@ class OutputFolder:
             "page", document=plan.source.name, output=plan.output, page=result.page, state=result.state,
             seconds=round(result.seconds, 3), prompt_tokens=result.prompt_tokens,
             completion_tokens=result.completion_tokens, finish_detail=result.finish_detail, error=result.error,
+            **({"confidence": asdict(result.confidence)} if result.confidence else {}),
+            **({"doubtful": True} if result.doubtful else {}),
         )  # fmt: skip
 
     def finish(self, plan: DocumentPlan, head: Mapping[str, Any]) -> None:

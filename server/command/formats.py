@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol, Self, TextIO
 from urllib.parse import quote
 
 from models.grounding import FIGURE_LABEL, Box, to_markdown
+from runtime.confidence import Confidence
 
 FORMATS = ("md", "json", "txt")
 
@@ -39,6 +40,8 @@ class PageResult:
     completion_tokens: int = 0
     seconds: float = 0.0
     timings: Mapping[str, float] = field(default_factory=dict)
+    confidence: Confidence | None = None  # None: the server or the earlier run did not say
+    doubtful: bool = False  # its mean is below --min-confidence
 
     def markdown(self) -> str:
         """The text with figures as links, or without them where there are no pictures."""
@@ -69,6 +72,8 @@ class PageResult:
             "usage": {"prompt_tokens": self.prompt_tokens, "completion_tokens": self.completion_tokens},
             "seconds": round(self.seconds, 3),
             "timings": dict(self.timings),
+            **({"confidence": asdict(self.confidence)} if self.confidence else {}),
+            **({"doubtful": True} if self.doubtful else {}),
         }
 
     @classmethod
@@ -99,6 +104,8 @@ class PageResult:
             completion_tokens=int(entry["usage"]["completion_tokens"]),
             seconds=float(entry["seconds"]),
             timings=dict(entry["timings"]),
+            confidence=Confidence(**entry["confidence"]) if "confidence" in entry else None,
+            doubtful=bool(entry.get("doubtful")),
         )
 
 
@@ -144,6 +151,8 @@ class MarkdownWriter:
             self._file.write(f"{separator}<!-- page {result.page} could not be read: {reason} -->\n")
         else:
             text = result.markdown()
+            if result.doubtful and result.confidence is not None:
+                comment += f"<!-- page {result.page} is doubtful: confidence {result.confidence.mean:.3f} -->\n\n"
             self._file.write(f"{separator}{comment}{text}\n" if text else f"{separator}{comment}".rstrip("\n") + "\n")
 
     def end(self) -> None:

@@ -95,6 +95,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     output.add_argument(
         "--force", action="store_true", default=False, help="replace result files that this program has not made"
     )
+    output.add_argument(
+        "--min-confidence",
+        type=_probability,
+        metavar="P",
+        default=0.0,
+        help="mark pages whose tokens have a lower mean probability, from 0 to 1, as doubtful (default: 0, none)",
+    )
     output.add_argument("--quiet", action="store_true", default=False, help="no progress bar, no summary; errors only")
     what = parser.add_argument_group("what to read")
     what.add_argument("--pages", metavar="LIST", default=None, help="pages of each document, such as 1-5,9 or 12-")
@@ -290,7 +297,8 @@ class _Command:
         progress = Progress(total, quiet=self._given["quiet"])
         started = time.monotonic()
         try:
-            Run(reader, sink, self._open, head, progress, self._stop).read_all(plans, jobs)
+            doubt = self._given["min_confidence"]
+            Run(reader, sink, self._open, head, progress, self._stop, doubt).read_all(plans, jobs)
         finally:
             progress.close()
             if isinstance(sink, Printer):
@@ -451,6 +459,16 @@ def _count_or_none(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"expected an integer, 0 or more, found {text!r}")
     return int(text)
+
+
+def _probability(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, found {text!r}")
+    return value
 
 
 def _seconds(text: str) -> float:

@@ -14,6 +14,7 @@ from models.config import Config
 from models.grounding import Box
 from models.manifest import FILE_NAME
 from models.settings import InferenceSettings
+from runtime.confidence import Confidence
 from runtime.errors import EngineClosed, QueueFull
 from runtime.requests import Finished, Generation, Request, TextModel
 from server.errors import ModelUnavailable
@@ -36,6 +37,7 @@ class Reading:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     timings: dict[str, float] = field(default_factory=dict)
+    confidence: Confidence | None = None
 
 
 class Reader(Protocol):
@@ -153,6 +155,7 @@ class LocalReader:
             event.usage.prompt_tokens,
             event.usage.completion_tokens,
             {stage: round(seconds, 4) for stage, seconds in asdict(event.timings).items()},
+            event.confidence,
         )
 
     def _submit(self, request: Request) -> Generation:

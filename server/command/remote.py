@@ -28,6 +28,7 @@ from PIL import Image
 
 from models.grounding import Box
 from models.precedence import BY_NAME
+from runtime.confidence import Confidence
 from server.auth import ENVIRONMENT
 
 from .errors import CommandFailed, Interrupted, PageFailed, UsageError
@@ -180,6 +181,7 @@ class RemoteReader:
             int(usage.get("prompt_tokens", 0)),
             int(usage.get("completion_tokens", 0)),
             {str(stage): float(seconds) for stage, seconds in extension.get("timings", {}).items()},
+            Confidence(float(sure["mean"]), float(sure["lowest"])) if (sure := extension.get("confidence")) else None,
         )
 
     def _get_json(self, path: str) -> Any:

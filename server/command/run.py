@@ -67,9 +67,11 @@ class Run:
         head: Callable[[DocumentPlan], Mapping[str, Any]],
         progress: Progress,
         stop: threading.Event,
+        min_confidence: float = 0.0,
     ) -> None:
+        """min_confidence : mean probability of a page's tokens below which the page is marked as doubtful."""
         self._reader, self._sink, self._open_source, self._head = reader, sink, open_source, head
-        self._progress, self._stop = progress, stop
+        self._progress, self._stop, self._min_confidence = progress, stop, min_confidence
         self._broken: Exception | None = None
         self._opened: list[_Open] = []
         self._settled = 0
@@ -138,11 +140,13 @@ class Run:
                 raise Interrupted
             page = opened.document.page(index, self._stop.is_set)
             reading = self._reader.read(page)
+            sure = reading.confidence
             result = PageResult(
                 page=index + 1, state="done", width=page.width, height=page.height, text=reading.text,
                 boxes=reading.boxes, finish_detail=reading.finish_detail, prompt_tokens=reading.prompt_tokens,
                 completion_tokens=reading.completion_tokens, seconds=time.monotonic() - started,
-                timings=reading.timings,
+                timings=reading.timings, confidence=sure,
+                doubtful=sure is not None and sure.mean < self._min_confidence,
             )  # fmt: skip
         except (InvalidInput, PageFailed) as error:
             page = None
@@ -194,6 +198,8 @@ class Run:
             memory.give_memory_back()
         if result.state == "failed":
             say(f"failed: {plan.source.name}, page {result.page}: {result.error}")
+        elif result.doubtful and result.confidence is not None:
+            say(f"doubtful: {plan.source.name}, page {result.page}: confidence {result.confidence.mean:.3f}")
         if not opened.unsettled:
             opened.document.close()
             self._opened.remove(opened)
