@@ -141,6 +141,24 @@ class Manifest(_Part):
             when the manifest is missing, damaged or of another format, or a file is missing or of another size.
         """
         restore_retired(folder)
+        manifest = cls.peek(folder)
+        for name, info in manifest.files.items():
+            file = folder / name
+            size = file.stat().st_size if file.is_file() else None
+            if size != info.size:
+                found = "missing" if size is None else f"{size} bytes"
+                raise ManifestError(f"{file} is {found}, expected {info.size} bytes; export again with --force")
+        return manifest
+
+    @classmethod
+    def peek(cls, folder: Path) -> Self:
+        """Read a folder's manifest alone.
+
+        Raises
+        ------
+        ManifestError
+            when it is missing, damaged or of another format.
+        """
         path = folder / FILE_NAME
         try:
             text = path.read_bytes()
@@ -152,18 +170,11 @@ class Manifest(_Part):
             format_ = _Format.model_validate_json(text).format  # first: another format may differ in everything else
             if format_ != FORMAT:
                 raise ManifestError(f"{path} has format {format_}, this version reads {FORMAT}; export the model again")
-            manifest = cls.model_validate_json(text)
+            return cls.model_validate_json(text)
         except ValidationError as error:
             problem = error.errors()[0]
             where = ".".join(map(str, problem["loc"])) or "the file"
             raise ManifestError(f"{path}: {where}: {problem['msg']}; export the model again with --force") from error
-        for name, info in manifest.files.items():
-            file = folder / name
-            size = file.stat().st_size if file.is_file() else None
-            if size != info.size:
-                found = "missing" if size is None else f"{size} bytes"
-                raise ManifestError(f"{file} is {found}, expected {info.size} bytes; export again with --force")
-        return manifest
 
     def save(self, folder: Path) -> None:
         """Write manifest.json into the folder."""

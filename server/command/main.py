@@ -57,6 +57,8 @@ COMMANDS: Mapping[str, _Command] = {
     "models": _Command("server.command.models", "list the models: known, exported, where, how large"),
     "export": _Command("export.cli", "convert a published checkpoint into graphs; the same as ocr-onnx-export"),
     "doctor": _Command("server.command.doctor", "check this machine, and say how to mend what is missing"),
+    "pack": _Command("server.command.pack", "put an export into one file, for a machine that only serves"),
+    "unpack": _Command("server.command.unpack", "put such a file's export into the cache"),
     "prune": _Command("server.command.prune", "remove exports that nobody needs any more"),
 }
 
