@@ -27,6 +27,7 @@ from models.processor import session_entries
 from models.registry import family_of
 from models.rotary import rotary_tables
 
+from .activations import Watched
 from .check import mapped_session
 from .checkpoint import Checkpoint
 from .decoder import Decoder
@@ -74,6 +75,7 @@ class Divergence:
         self._tokenizer.no_truncation()  # as the runtime does
         self._tokenizer.no_padding()
         self.pages = [self._page(text) for text in _PAGES]
+        self.largest: dict[str, Mapping[str, float]] = {}  # absolute activations of float32's side, by part and layer
 
     def measure(self, *, tower: Precision | None, logits: bool) -> dict[str, dict[str, float]]:
         """The report's entries.
@@ -87,7 +89,9 @@ class Divergence:
         load = self._checkpoint.load
         ours = self._features(served_session(self._folder / graph_file("vision", "cpu")))
         with self.reference("vision", load) as file:
-            theirs = self._features(mapped_session(file))
+            watched = Watched(file)
+            theirs = self._features(watched)
+        self.largest["vision tower"] = watched.largest
         vision = {"cosine": cosine(ours, theirs)}
         if tower is not None:
             vision["cosine_with_outliers"] = self._cosine_with_outliers(tower)
@@ -105,7 +109,8 @@ class Divergence:
         with self.reference("embed", load) as file:
             inputs = self._embeddings(mapped_session(file), features)
         with self.reference("decoder", load) as file:
-            session = mapped_session(file)
+            session = Watched(file)
+            self.largest["decoder"] = session.largest
             return [
                 self._run(session, page).feed(rows)[-len(page.answer_ids) - 1 :]
                 for page, rows in zip(self.pages, inputs, strict=True)
@@ -124,7 +129,7 @@ class Divergence:
     def _encode(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
-    def _run(self, session: ort.InferenceSession, page: Page) -> DecoderRun:
+    def _run(self, session: ort.InferenceSession | Watched, page: Page) -> DecoderRun:
         return DecoderRun(session, page.positions, self._manifest.sizes.rotary)
 
     def _stepped(self, features: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -145,7 +150,7 @@ class Divergence:
         with self._written("vision", load, tower) as file:
             return cosine(self._features(served_session(file)), theirs)
 
-    def _features(self, session: ort.InferenceSession) -> list[np.ndarray]:
+    def _features(self, session: ort.InferenceSession | Watched) -> list[np.ndarray]:
         """Features of each page's image, [image tokens, hidden]."""
         names = [output.name for output in session.get_outputs()]
         inputs = [given.name for given in session.get_inputs()]
@@ -192,7 +197,9 @@ class Divergence:
 class DecoderRun:
     """One sequence on its way through a decoder graph."""
 
-    def __init__(self, session: ort.InferenceSession, positions: np.ndarray, rotary: RotaryInfo | None) -> None:
+    def __init__(
+        self, session: ort.InferenceSession | Watched, positions: np.ndarray, rotary: RotaryInfo | None
+    ) -> None:
         """positions : of all tokens that will be fed, [axes, tokens]. rotary : for graphs that are fed the angles."""
         self._session = session
         self._length, capacity = 0, positions.shape[1]

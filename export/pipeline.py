@@ -22,6 +22,7 @@ from models.registration import Registration
 from models.source_files import describe_files
 
 from . import publish
+from .activations import warnings_of
 from .check import check_graphs
 from .checkpoint import Checkpoint
 from .config_values import check_architecture
@@ -241,10 +242,11 @@ def _measured(
     report("measuring the distance from float32")
     tower = precision[0] if job.vision_dtype == "q8" else None
     with publish.scratch(job.target) as scratch:
-        measured = Divergence(folder, manifest, family, checkpoint, scratch).measure(tower=tower, logits=True)
-    for line in lines_of(measured):
+        compared = Divergence(folder, manifest, family, checkpoint, scratch)
+        measured = compared.measure(tower=tower, logits=True)
+    for line in (*lines_of(measured), *warnings_of(compared.largest)):
         report(line)
-    return found | measured
+    return found | measured | {"largest_activations": compared.largest}
 
 
 def _present(job: Job, fingerprint: str) -> Manifest | None:
