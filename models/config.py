@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -31,6 +32,13 @@ from .settings import InferenceSettings
 log = logging.getLogger(__name__)
 
 DEVICES = ("cpu", "cuda", "coreml", "metal", "auto")
+_CARDS = re.compile(r"cuda:(\d+|all)")
+
+
+def is_device(name: str) -> bool:
+    """Whether a name is one of a device: those above, one of several GPUs (``cuda:1``), or all (``cuda:all``)."""
+    return name in DEVICES or _CARDS.fullmatch(name) is not None
+
 
 # deepseek-ocr.rs's names of quantised snapshots.
 _SNAPSHOT_DTYPES = {"q4_k": "q4", "q6_k": "q8", "q8_0": "q8"}
@@ -191,7 +199,7 @@ class _Reader:
         self._known(models, "models", {"active", "cache", "entries"})
         cache = self._typed(models, "models", "cache", str, "a folder")
         inference = self._table(document, "inference")
-        device = self._choice(inference, "inference", "device", DEVICES)
+        device = self._device(inference)
         dtype = self._choice(inference, "inference", "precision", DTYPES)
         if "dtype" in inference:
             dtype = self._choice(inference, "inference", "dtype", DTYPES)
@@ -325,6 +333,14 @@ class _Reader:
             near = did_you_mean(str(value), choices)
             self._fail(where, key, f"one of {', '.join(choices)}", value, near)
         return str(value).lower()
+
+    def _device(self, table: Mapping[str, Any]) -> str | None:
+        value = table.get("device")
+        return (
+            value
+            if isinstance(value, str) and is_device(value)
+            else self._choice(table, "inference", "device", DEVICES)
+        )
 
     def _known(self, table: Mapping[str, Any], where: str, keys: set[str]) -> None:
         for key in table:

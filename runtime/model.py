@@ -30,10 +30,11 @@ from models.settings import LEAST_CONTEXT, InferenceSettings
 
 from .decoder import Decoder
 from .engine import Engine
+from .engines import EngineGroup
 from .errors import GenerationFailed
 from .locate import exported_folder
 from .planning import default_slots, prefill_chunk
-from .providers import find_device
+from .providers import Device, each_card, find_device
 from .requests import Finished, Generation, Request, Result, TextDelta
 from .sequence import Sequence as EngineSequence
 from .sequence import Vocabulary
@@ -68,7 +69,8 @@ class Model:
         warm_up: WarmUp | None,
     ) -> None:
         self.manifest = manifest = manifest.with_context(max_context)
-        self.device = find_device(device, threads)
+        devices = [find_device(name, threads) for name in each_card(device)]
+        self.device = devices[0]
         self.device.require(folder, manifest)
         self._family = family_of(manifest)
         self._ignored: frozenset[str] = frozenset()  # settings that the log has said are ignored
@@ -79,23 +81,33 @@ class Model:
             manifest.tokens.image,
             _rows_without_token(self._tokenizer, manifest.sizes.vocabulary),
         )
-        # A session packs its weights in one thread, so two at once take half the time; a GPU gets copies, in turn.
-        with ThreadPoolExecutor(2 if self.device.name == "cpu" else 1, thread_name_prefix="load") as pool:
-            loading = pool.submit(Decoder, folder, manifest, self.device)
-            vision = pool.submit(VisionTower, folder, manifest, self.device, vision_cache_mb)
-        decoder = loading.result()
-        self.slots = slots or default_slots(manifest, self.device)
-        decoder.allocate(self.slots)
-        log.info(
-            "KV cache on %s: %d rows, %.1f GB at %d tokens each, and more as they grow",
-            self.device.name, self.slots, decoder.cache_bytes / 1e9, decoder.capacity,
-        )  # fmt: skip
-        run_warm_up(warm_up or default_warm_up(self.device), decoder, vision.result(), self._family, self.slots)
-        self._engine = Engine(
-            vision.result(), decoder, slots=self.slots, max_queue=max_queue, chunk=prefill_chunk(manifest, self.device)
-        )
+        self.slots = 0  # of all devices together
+        engines = [self._engine_on(one, folder, slots, max_queue, vision_cache_mb, warm_up) for one in devices]
+        self._engine: Engine | EngineGroup = engines[0] if len(engines) == 1 else EngineGroup(engines)
         # Who forgets to close a model has its memory back all the same. No waiting: this may run in any thread.
         weakref.finalize(self, self._engine.close, wait=False).atexit = False
+
+    def _engine_on(
+        self, device: Device, folder: Path, slots: int | None, max_queue: int, vision_cache_mb: float,
+        warm_up: WarmUp | None,
+    ) -> Engine:  # fmt: skip
+        """Load the model to one device."""
+        manifest = self.manifest
+        # A session packs its weights in one thread, so two at once take half the time; a GPU gets copies, in turn.
+        with ThreadPoolExecutor(2 if device.name == "cpu" else 1, thread_name_prefix="load") as pool:
+            loading = pool.submit(Decoder, folder, manifest, device)
+            vision = pool.submit(VisionTower, folder, manifest, device, vision_cache_mb)
+        decoder = loading.result()
+        rows = slots or default_slots(manifest, device)
+        decoder.allocate(rows)
+        log.info(
+            "KV cache on %s: %d rows, %.1f GB at %d tokens each, and more as they grow",
+            device.label, rows, decoder.cache_bytes / 1e9, decoder.capacity,
+        )  # fmt: skip
+        run_warm_up(warm_up or default_warm_up(device), decoder, vision.result(), self._family, rows)
+        self.slots += rows
+        chunk = prefill_chunk(manifest, device)
+        return Engine(vision.result(), decoder, slots=rows, max_queue=max_queue, chunk=chunk)
 
     @classmethod
     def open(
@@ -113,7 +125,8 @@ class Model:
         dtype
             type of the weights, for an id; None takes config.toml's, or the default of the device and the size.
         device
-            cpu, cuda, coreml (or metal), or auto for the best one that is there.
+            cpu, cuda, coreml (or metal), or auto for the best one that is there. cuda:1 is the second card, cuda:all
+            an engine on each, with so many slots each.
         threads
             CPU threads of one operator; None takes one for each physical core, or as many as a container may use.
         slots

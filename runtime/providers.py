@@ -18,6 +18,7 @@ from models.manifest import Graph, Manifest, Provider
 from models.processor import session_entries
 
 from .errors import RuntimeUnavailable
+from .gpu import card_count
 from .machine import default_threads
 from .recording import RECORDING
 
@@ -69,6 +70,11 @@ class Device:
     @property
     def graph(self) -> Provider:
         return "cuda" if self.name == "cuda" else "cpu"
+
+    @property
+    def label(self) -> str:
+        """For the log."""
+        return f"cuda:{self.index}" if self.name == "cuda" else self.name
 
     @property
     def provider(self) -> str:
@@ -175,8 +181,9 @@ def find_device(name: str = "auto", threads: int | None = None) -> Device:
     ValueError
         for a name that is no device.
     """
-    if name not in DEVICE_NAMES:
-        raise ValueError(f"device {name!r} is unknown; use one of {', '.join(DEVICE_NAMES)}")
+    whole, (name, _, card) = name, name.partition(":")
+    if name not in DEVICE_NAMES or (card and (name != "cuda" or not (card.isdigit() or card == "all"))):
+        raise ValueError(f"device {whole!r} is unknown; use one of {', '.join(DEVICE_NAMES)}, cuda:1, cuda:all")
     if name in ("cuda", "auto"):
         _load_cuda_libraries()
     available = ort.get_available_providers()
@@ -193,7 +200,21 @@ def find_device(name: str = "auto", threads: int | None = None) -> Device:
     threads = threads or default_threads()
     if chosen != "cuda":
         return Device(chosen, threads)
-    return Device(chosen, threads, replays=os.environ.get(CUDA_GRAPHS) != "0", picks=True)
+    index, cards = int(card) if card.isdigit() else 0, card_count()
+    if index >= cards:
+        raise RuntimeUnavailable(
+            f"--device {whole} asks for card {index}, and this machine has {cards}, which count from 0 (see nvidia-smi "
+            "and CUDA_VISIBLE_DEVICES)"
+        )
+    return Device(chosen, threads, replays=os.environ.get(CUDA_GRAPHS) != "0", picks=True, index=index)
+
+
+def each_card(name: str) -> list[str]:
+    """The names of the devices that a name means: of ``cuda:all`` each card, of all others the one."""
+    if name != "cuda:all":
+        return [name]
+    _load_cuda_libraries()
+    return [f"cuda:{index}" for index in range(card_count())]
 
 
 def _load_cuda_libraries() -> None:

@@ -13,8 +13,9 @@ from typing import Any
 from models import precedence
 from models.arguments import add_config_flags
 from models.catalog import DTYPES
-from models.config import DEVICES
+from models.config import DEVICES, is_device
 from models.config_template import DEFAULT_ACTIVE, SERVER_KEYS, ServerKey
+from models.nearest import did_you_mean
 from models.precedence import Setting
 from models.settings import InferenceSettings
 
@@ -29,13 +30,24 @@ def add_model_flags(group: argparse._ArgumentGroup, model: str) -> None:
         "--weights", type=Path, metavar="PATH", help="safetensors file or folder, instead of the model's"
     )
     group.add_argument("--adapter", type=Path, metavar="DIR", help="LoRA adapter to merge when the model is exported")
-    group.add_argument("--device", choices=DEVICES, help="where to compute; metal is coreml (default: cpu)")
+    group.add_argument(
+        "--device",
+        type=_device,
+        metavar="{" + ",".join((*DEVICES, "cuda:N", "cuda:all")) + "}",
+        help="where to compute; metal is coreml, cuda:1 the second of several GPUs, cuda:all every one (default: cpu)",
+    )
     group.add_argument(
         "--dtype",
         choices=DTYPES,
         help="type of the weights (default: f16 on cuda and coreml; on the CPU q8, or f32 for models under 100 M "
         "parameters)",
     )
+
+
+def _device(text: str) -> str:
+    if not is_device(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(DEVICES)}{did_you_mean(text, DEVICES)}")
+    return text
 
 
 def add_setting_flags(group: argparse._ArgumentGroup, defaults: Mapping[str, Any] | None = None) -> None:

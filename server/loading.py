@@ -156,7 +156,7 @@ class ModelSource:
         try:
             return Model.open(
                 key.folder,
-                device=self._device,
+                device=options.device if ":" in options.device else self._device,  # which of several cards
                 threads=options.threads or None,
                 slots=options.slots or None,
                 vision_cache_mb=options.vision_cache_mb,
