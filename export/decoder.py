@@ -79,9 +79,11 @@ class DecoderSpec:
         ExportError
             naming the rule.
         """
-        for name in ("qk_norm", "post_norms", "window"):
+        for name in ("qk_norm", "post_norms"):
             if getattr(self, name):
                 raise ExportError(f"the model's decoder has {name}, which this exporter does not build yet")
+        if self.window is not None and self.rotary_sections is None:
+            raise ExportError("a window needs positions from the host (rotary_sections): tokens leave the cache")
 
 
 @dataclass(frozen=True)

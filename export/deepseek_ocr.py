@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from models.deepseek_ocr.images import ImageRules
-from models.manifest import DecoderInfo, TokenIds
+from models.manifest import DecoderInfo, RotaryInfo, TokenIds
 
 from .checkpoint import Checkpoint
 from .config_values import check_decoder, check_values, required, rope_values, size
@@ -71,7 +71,8 @@ class DeepseekExport(ABC):
         spec = self._decoder
         return DecoderInfo(
             layers=spec.layers, hidden_size=spec.hidden, kv_heads=spec.kv_heads, head_dim=spec.head_dim,
-            vocabulary=spec.vocabulary, max_length=spec.max_length,
+            vocabulary=spec.vocabulary, max_length=spec.max_length, window=spec.window,
+            rotary=RotaryInfo(theta=spec.rope_theta, sections=spec.rotary_sections) if spec.rotary_sections else None,
         )  # fmt: skip
 
     def tokens(self, token_id: Mapping[str, int]) -> TokenIds:

@@ -12,6 +12,7 @@ from .deepseek_ocr.registration import DEEPSEEK_OCR
 from .deepseek_ocr2.registration import DEEPSEEK_OCR_2
 from .paddleocr_vl.registration import PADDLEOCR_VL
 from .registration import ModelEntry, Registration
+from .unlimited_ocr.registration import UNLIMITED_OCR
 
 log = logging.getLogger(__name__)
 
@@ -57,9 +58,8 @@ def gathered(own: Iterable[Registration], others: Iterable[Registration]) -> Map
     return MappingProxyType(families)
 
 
-FAMILIES: Mapping[str, Registration] = gathered(
-    (DEEPSEEK_OCR, DEEPSEEK_OCR_2, PADDLEOCR_VL, *_KNOWN_BY_NAME), _others()
-)
+_OWN = (DEEPSEEK_OCR, DEEPSEEK_OCR_2, UNLIMITED_OCR, PADDLEOCR_VL, *_KNOWN_BY_NAME)
+FAMILIES: Mapping[str, Registration] = gathered(_OWN, _others())
 
 
 def by_architecture(name: str) -> Registration | None:

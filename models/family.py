@@ -96,6 +96,8 @@ class Family(Protocol):
     tasks: Mapping[str, str]
     default_task: str
     defaults: Mapping[str, Any]  # inference settings for whoever sets none: config.toml and everything above it win
+    defaults_for_several: ClassVar[Mapping[str, Any]]  # over those, for a request with several images
+    joint_tasks: ClassVar[frozenset[str]]  # those that read all pages of a document in one generation
     settings: ClassVar[type[FamilySettings]]  # what it can be told beside what every model can
 
     def prepare_image(
@@ -135,6 +137,9 @@ class Family(Protocol):
 
     def positions(self, prompt_ids: Sequence[int], images: Sequence[PreparedImage]) -> Positions:
         """Where each token of the prompt stands, none further than its index, and where the answer goes on."""
+
+    def window(self, settings: Mapping[str, Any]) -> int | None:
+        """How many tokens of its answer a token of it sees, itself among them, beside the prompt; None: all."""
 
     @staticmethod
     def output(prompt: str) -> OutputFilter:

@@ -82,6 +82,7 @@ class DecoderInfo(_Part):
     vocabulary: int
     max_length: int  # prompt and answer together, tokens
     rotary: RotaryInfo | None = None  # None: the graph counts tokens and turns them itself
+    window: int | None = None  # a token of an answer sees the prompt and this many of the answer, itself among them
 
 
 class TokenIds(_Part):

@@ -46,6 +46,8 @@ class FamilyClass(Protocol):
     tasks: Mapping[str, str]
     default_task: str
     defaults: Mapping[str, Any]
+    defaults_for_several: Mapping[str, Any]
+    joint_tasks: frozenset[str]
     settings: type[FamilySettings]
 
     def __call__(self, manifest: Manifest) -> Family: ...

@@ -8,7 +8,7 @@ from typing import Any
 
 from .errors import ManifestError
 from .families import FAMILIES
-from .family import Family
+from .family import IMAGE_SLOT, Family
 from .manifest import Manifest
 from .registration import FamilyClass, ModelEntry
 
@@ -34,10 +34,22 @@ def tasks_of(family: str) -> Mapping[str, str]:
     return MappingProxyType({}) if rules is None else rules.tasks
 
 
-def defaults_of(family: str) -> Mapping[str, Any]:
-    """Inference settings that a family is at its best with, below those of config.toml; none for an unknown one."""
+def defaults_of(family: str, images: int = 1) -> Mapping[str, Any]:
+    """Inference settings that a family is at its best with, below those of config.toml; none for an unknown one.
+
+    images : of the request.
+    """
     rules = _rules(family)
-    return MappingProxyType({}) if rules is None else rules.defaults
+    if rules is None:
+        return MappingProxyType({})
+    return {**rules.defaults, **rules.defaults_for_several} if images > 1 else rules.defaults
+
+
+def reads_jointly(family: str, prompt: str) -> bool:
+    """Whether a prompt is that of a task which reads all pages of a document in one generation."""
+    rules = _rules(family)
+    joint = [] if rules is None else [_words(rules.tasks[task]) for task in rules.joint_tasks]
+    return _words(prompt) in joint
 
 
 def usual(family: str, setting: str) -> Any:
@@ -59,6 +71,10 @@ def default_task(entry: ModelEntry) -> str:
     rules = _rules(entry.family)
     assert rules is not None, f"{entry.family} is known by name only"
     return rules.default_task
+
+
+def _words(prompt: str) -> str:
+    return prompt.replace(IMAGE_SLOT, "").strip()
 
 
 def _rules(family: str) -> FamilyClass | None:

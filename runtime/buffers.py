@@ -80,6 +80,17 @@ class Buffer:
                 self.address(target) + head * self.shape[2] * position,
             )
 
+    def copy_position(self, row: int, source: int, target: int) -> None:
+        """Copy one place along the third axis of a row to another place there."""
+        if self._memory == "cpu":
+            self._array[row, :, target] = self._array[row, :, source]
+            return
+        copy = device_copy(self._device)
+        position = int(np.prod(self.shape[3:])) * self.dtype.itemsize  # bytes
+        for head in range(self.shape[1]):
+            start = self.address(row) + head * self.shape[2] * position
+            copy(position, start + source * position, start + target * position)
+
     def bind_input(self, binding: ort.IOBinding, name: str, rows: int, *, first: int = 0) -> None:
         """Let a session read ``rows`` rows from row ``first`` on."""
         binding.bind_input(name, self._memory, self._index, self._element, (rows, *self.shape[1:]), self.address(first))

@@ -12,7 +12,7 @@ from models.manifest import Manifest
 
 from .buffers import Buffer
 from .candidates import HostScores, Scores
-from .kv_cache import KvCache
+from .kv_cache import KvCache, Window
 from .picker import DeviceScores, Picker
 from .providers import Device, ort
 from .rotary import rotary_feeds
@@ -69,7 +69,9 @@ class Decoder:
         """Tokens that a row's cache has room for now."""
         return self._cache.capacity
 
-    def prefill(self, row: int, embeddings: np.ndarray, positions: np.ndarray | None = None) -> np.ndarray:
+    def prefill(
+        self, row: int, embeddings: np.ndarray, positions: np.ndarray | None = None, window: int | None = None
+    ) -> np.ndarray:
         """Fill a row's cache with a whole prompt.
 
         embeddings : [tokens, hidden]. positions : of the tokens, [axes, tokens]; None: one after the other.
@@ -79,19 +81,23 @@ class Decoder:
         self.make_room(len(embeddings) + 1, rows=row)
         positions = np.arange(len(embeddings))[None] if positions is None else positions
         for start in range(0, len(embeddings), PREFILL_CHUNK):
-            logits = self.prefill_chunk(row, start, embeddings[start : start + PREFILL_CHUNK], positions)
+            logits = self.prefill_chunk(row, start, embeddings[start : start + PREFILL_CHUNK], positions, window=window)
         return logits
 
     def prefill_chunk(
-        self, row: int, start: int, embeddings: np.ndarray, positions: np.ndarray, stop: Stop | None = None
-    ) -> np.ndarray:
+        self, row: int, start: int, embeddings: np.ndarray, positions: np.ndarray, stop: Stop | None = None,
+        window: int | None = None,
+    ) -> np.ndarray:  # fmt: skip
         """Add tokens of a prompt to a row's cache, for which ``make_room`` has made room.
 
         start : tokens of the prompt that are in the cache already. embeddings : of those that follow, [tokens, hidden].
         positions : of the whole prompt, [axes, tokens]. stop : ends the run, which then raises ONNX Runtime's error.
+        window : how many tokens of the answer one of them sees, itself among them; None: all.
         Returns the logits after the last of the tokens, [vocabulary].
         """
         end = start + len(embeddings)
+        if not start:
+            self._cache.begin(row, None if window is None else Window(positions.shape[1], window))
         self._rotary.take_prompt(positions)
         logits = np.empty((1, self._sizes.vocabulary), np.float32)
         binding = self._session.io_binding()
@@ -113,7 +119,8 @@ class Decoder:
     ) -> np.ndarray:
         """Feed one token to each of the first rows.
 
-        token_ids : the rows' newest tokens. lengths : tokens in each row's cache before this step.
+        token_ids : the rows' newest tokens. lengths : tokens in each row's cache before this step; where an answer has
+        a window, they stay those of the prompt and one less than the window when that is full.
         positions : of those tokens; None: their numbers in the cache.
         Returns logits [rows, vocabulary]: memory that the next step overwrites.
         """
@@ -147,6 +154,7 @@ class Decoder:
             step = step or self._bind(len(lengths))
             self._embed.run_with_iobinding(step.embed)
             self._session.run_with_iobinding(step.decode, step.recording)
+            self._cache.close_ring(lengths[:rows])
         return step
 
     def recorded_rows(self) -> list[int]:
@@ -183,7 +191,8 @@ class Decoder:
         finally:
             if moved:
                 self._forget_steps()
-        self._rotary.fit(self._cache.capacity)
+        # Where tokens leave the cache, positions go on.
+        self._rotary.fit(self._cache.capacity if self._sizes.window is None else self._sizes.max_length)
 
     def _forget_steps(self) -> None:
         """Bindings and recordings hold addresses, and these have changed."""

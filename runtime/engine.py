@@ -48,7 +48,7 @@ class DecoderRunner(Protocol):
     def capacity(self) -> int: ...
     def embed(self, token_ids: list[int]) -> np.ndarray: ...
     def prefill_chunk(
-        self, row: int, start: int, embeddings: np.ndarray, positions: np.ndarray, stop: Stop
+        self, row: int, start: int, embeddings: np.ndarray, positions: np.ndarray, stop: Stop, window: int | None
     ) -> np.ndarray: ...
     def score(self, token_ids: list[int], lengths: list[int], positions: list[int]) -> Scores: ...
     def make_room(self, length: int, rows: int) -> None: ...
@@ -270,7 +270,9 @@ class Engine:
             if not start:
                 self._decoder.make_room(len(sequence.prompt_ids) + 1, rows=row)
             embeddings = sequence.prompt(self._decoder.embed)[start : start + tokens]
-            logits = self._decoder.prefill_chunk(row, start, embeddings, sequence.prompt_positions, sequence.stop)
+            logits = self._decoder.prefill_chunk(
+                row, start, embeddings, sequence.prompt_positions, sequence.stop, sequence.window
+            )
             sequence.clock.prefill += time.monotonic() - started
             sequence.add_chunk(tokens)
             with self._changed:

@@ -6,6 +6,9 @@ up to the model's maximum: 8,192 positions would cost a gigabyte a row where 1,0
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 import onnxruntime as ort
 
@@ -27,6 +30,33 @@ def position_bytes(sizes: DecoderInfo, compute: str) -> int:
     return 2 * sizes.layers * sizes.kv_heads * sizes.head_dim * width
 
 
+@dataclass
+class Window:
+    """Of an answer that sees its prompt and its own last ``size`` tokens: which of them leaves the cache next.
+
+    Keys are turned to their positions before they are kept, and attention does not ask for an order: so a row keeps the
+    ``prompt``, behind it a ring of ``size - 1`` tokens, and behind that one place for the newest, where the kernel
+    writes it. When the ring is full, the newest then takes the place of its oldest.
+    """
+
+    prompt: int  # tokens
+    size: int
+    oldest: int = 0  # its place in the ring
+
+    @property
+    def full(self) -> int:
+        """Tokens in the row when the ring is."""
+        return self.prompt + self.size - 1
+
+    def replace(self) -> int | None:
+        """The place that the newest token takes; None where the ring has none."""
+        if self.size == 1:
+            return None
+        place = self.prompt + self.oldest
+        self.oldest = (self.oldest + 1) % (self.size - 1)
+        return place
+
+
 class KvCache:
     """Keys and values of all running requests, one row each, in the type that the decoder computes in."""
 
@@ -37,6 +67,7 @@ class KvCache:
         self._position_bytes = position_bytes(sizes, compute)
         self.capacity = 0
         self._buffers: dict[str, Buffer] = {}
+        self._windows: list[Window | None] = [None] * slots
         self._allocate(self._step_for(1), rows=0)
 
     def fit(self, length: int, rows: int) -> bool:
@@ -72,8 +103,24 @@ class KvCache:
             buffer.bind_input(binding, f"past_key_values.{name}", rows, first=first)
             buffer.bind_output(binding, f"present.{name}", rows, first=first)
 
+    def begin(self, row: int, window: Window | None) -> None:
+        """A prompt goes into a row. window : of its answer; None: it sees all."""
+        self._windows[row] = window
+
+    def close_ring(self, lengths: Sequence[int]) -> None:
+        """After a step: in rows whose ring was full the newest token takes the place of the oldest.
+
+        lengths : tokens in each of the first rows before the step.
+        """
+        for row, (window, length) in enumerate(zip(self._windows, lengths, strict=False)):
+            if window is None or length < window.full or (place := window.replace()) is None:
+                continue
+            for buffer in self._buffers.values():
+                buffer.copy_position(row, length, place)
+
     def move(self, source: int, target: int, length: int) -> None:
         """Copy the first ``length`` positions of a row into another row."""
+        self._windows[target] = self._windows[source]
         for buffer in self._buffers.values():
             buffer.copy_row(buffer, source, target, length)
 

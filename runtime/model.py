@@ -25,7 +25,7 @@ from models.manifest import Manifest
 from models.pixels import upright_rgb
 from models.precedence import BY_NAME
 from models.registration import ModelEntry
-from models.registry import default_task, family_of
+from models.registry import default_task, defaults_of, family_of
 from models.settings import LEAST_CONTEXT, InferenceSettings
 
 from .decoder import Decoder
@@ -178,6 +178,7 @@ class Model:
         sequence = EngineSequence(
             prompt_ids, images, request.settings, self._vocabulary, limit, time.monotonic() - started, output,
             self._family.positions(prompt_ids, images), request.client, request.alternatives,
+            self._family.window(request.settings.family),
         )  # fmt: skip
         self._engine.submit(sequence)
         return sequence
@@ -296,7 +297,7 @@ class Model:
         images = [image] if isinstance(image, (str, os.PathLike, bytes, Image.Image)) else list(image)
         if task is not None or prompt is None:
             prompt = question(self._entry, task, prompt or "", len(images)).prompt
-        values = InferenceSettings().override({**self._family.defaults, **settings})
+        values = InferenceSettings().override({**defaults_of(self.manifest.family, len(images)), **settings})
         request = Request(prompt, [_open_image(one) for one in images], values, raw)
         sequence = self.submit(request)
         assert isinstance(sequence, EngineSequence)

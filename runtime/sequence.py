@@ -91,13 +91,16 @@ class Sequence:
         self, prompt_ids: list[int], images: SequenceOf[PreparedImage], settings: InferenceSettings,
         vocabulary: Vocabulary, max_length: int, prepare_seconds: float = 0.0, output: OutputFilter | None = None,
         positions: Positions | None = None, client: str = "", alternatives: int | None = None,
+        window: int | None = None,
     ) -> None:  # fmt: skip
+        """window : how many of its own tokens the answer sees, the newest among them; None: all."""
         self.prompt_ids = prompt_ids
         self._positions = positions or counted(len(prompt_ids))
         self.settings = settings
         self.tokens: list[int] = []  # generated so far, the end token not among them
         self.finished = False
         self.client = client
+        self.window = window
         self.arrival = 0  # see ``scheduler.Job``
         self.prefilled = 0  # tokens of the prompt that are in the KV cache
         self.stop = Stop()  # of what runs for this request alone
@@ -168,8 +171,9 @@ class Sequence:
 
     @property
     def length(self) -> int:
-        """Tokens in the KV cache: the newest token is not yet among them."""
-        return self.prefilled + max(0, len(self.tokens) - 1)
+        """Tokens in the KV cache: the newest token is not yet among them, and those that left its window no more."""
+        answered = max(0, len(self.tokens) - 1)
+        return self.prefilled + (answered if self.window is None else min(answered, self.window - 1))
 
     @property
     def newest(self) -> int:
@@ -290,7 +294,7 @@ class Sequence:
             self.finish("loop")
         elif len(self.tokens) >= self.settings.max_new_tokens:
             self.finish("max_tokens")
-        elif self.length >= self._max_length:
+        elif len(self.prompt_ids) + len(self.tokens) > self._max_length:
             self.finish("context")
 
     def finish(self, detail: FinishDetail, error: str | None = None) -> None:

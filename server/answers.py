@@ -67,8 +67,8 @@ def engine_error(finished: Finished) -> ApiError:
 
 
 def _warnings(finished: Finished, budget_field: str, report: Mapping[str, Any]) -> str | None:
-    """For a document, what there is to say about each of its pages."""
-    pages = [page for page in report.get("pages", ()) if "start" in page]
+    """For a document whose pages are answers of their own, what there is to say about each."""
+    pages = [page for page in report.get("pages", ()) if "error" in page or "finish_detail" in page]
     if not pages:
         return _warning(finished.detail, finished.usage.completion_tokens, budget_field)
     numbers: dict[str, list[int]] = {}

@@ -20,7 +20,7 @@ from models.config import Config
 from models.errors import InvalidInput
 from models.pixels import Transparency
 from models.registration import ModelEntry
-from models.registry import defaults_of, usual
+from models.registry import defaults_of, reads_jointly, usual
 from models.settings import InferenceSettings
 from runtime.confidence import TokenLogprob
 from runtime.documents import Document, Stop, Stopped
@@ -34,6 +34,7 @@ from .documents import DocumentGeneration, DocumentReader, Page, describe_boxes
 from .errors import BadRequest, ClientGone, Unavailable
 from .exporting import Exports, refuse_switch
 from .images import ImageReader, Pictures
+from .joint_pages import JointPages
 from .loading import ModelKey, ModelSource
 from .logs import RequestRecord
 from .memory import give_memory_back
@@ -241,22 +242,23 @@ class Generator:
 
         entry = self._source.entry(model_id)
         record.model = model_id
-        inference = {**floor, **defaults_of(entry.family), **self._config.inference}
-        settings = precedence.resolve(inference, entry.defaults, self._options.inference_flags, body)
         self._ceilings.check(body)
-        settings = self._ceilings.hold(settings, usual(entry.family, "max_tiles"))
+        settings = self._settings(entry, floor, body, prompt.images)
         check_task(reading, entry)
         if not prompt.images:
             return Job(_Notice(NO_IMAGE), record, is_gone, lambda job: self.leave())
         asked = self._questions.of(prompt, reading, entry)
         key = self._key(entry)
         note = self._ceilings.note(body)
+        joint = bool(prompt.files) and reads_jointly(entry.family, asked.prompt)
         with ExitStack() as held:
             held.enter_context(self._admission.take("tokens", settings.max_new_tokens))
             if prompt.files:
                 held.enter_context(self._admission.take("documents"))
-            content = self._open(prompt, reading, record, stop, settings.transparency)
+            content = self._open(prompt, reading, record, stop, settings.transparency, joint)
             held.callback(content.close)
+            if isinstance(content, JointPages):
+                settings = self._settings(entry, floor, body, content.count)
             prompt.let_go()
             if not self._is_here(key):
                 self._exports.require(key, stop, settings.deadline_s)
@@ -286,10 +288,22 @@ class Generator:
             job.cancel()
         return job
 
+    def _settings(
+        self, entry: ModelEntry, floor: Mapping[str, Any], body: Mapping[str, Any], images: int
+    ) -> InferenceSettings:
+        """Of a request with so many images that are read together."""
+        inference = {**floor, **defaults_of(entry.family, images), **self._config.inference}
+        settings = precedence.resolve(inference, entry.defaults, self._options.inference_flags, body)
+        return self._ceilings.hold(settings, usual(entry.family, "max_tiles"))
+
     def _open(
-        self, prompt: Prompt, reading: Reading, record: RequestRecord, stop: Stop, transparency: Transparency
-    ) -> _Pictures | _Pages:
-        """Fetch the images and look at them, or open the document, before a model is waited for."""
+        self, prompt: Prompt, reading: Reading, record: RequestRecord, stop: Stop, transparency: Transparency,
+        joint: bool,
+    ) -> _Pictures | _Pages | JointPages:  # fmt: skip
+        """Fetch the images and look at them, or open the document, before a model is waited for.
+
+        joint : whether the pages of a document are read together.
+        """
         if not prompt.files:
             if reading.pages is not None:
                 raise BadRequest("pages are chosen from a document, and there is none", param="ocr.pages")
@@ -307,6 +321,8 @@ class Generator:
             )  # fmt: skip
         document, indices = self._documents.open(prompt.files[0], reading.pages, stop, transparency)
         record.pages = len(indices)
+        if joint:
+            return JointPages(document, indices, reading, self._admission, stop)
         return _Pages(document, indices, reading, record, self._admission, stop)
 
     def _key(self, entry: ModelEntry) -> ModelKey:

@@ -24,9 +24,12 @@ def reference_config(folder: Path) -> UnlimitedOcrConfig:
     vision = published["vision_config"]
     clip = vision["width"]["clip-l-14-224"]
     shapes = shapes_of(folder)
+    window = decoder.get("sliding_window_size")
+    kind = "full_attention" if window is None else "reference_sliding_attention"
+    attention = {"layer_types": [kind] * decoder["num_hidden_layers"]} | ({"sliding_window": window} if window else {})
     return UnlimitedOcrConfig(
         image_token_id=0,  # the reference is always fed embeddings
-        text_config={**text_config(decoder), "layer_types": ["full_attention"] * decoder["num_hidden_layers"]},
+        text_config={**text_config(decoder), **attention},
         vision_config={
             "sam_config": sam_config(vision, shapes),
             "encoder_config": {
@@ -124,9 +127,10 @@ def greedy_logits(
     output = model(inputs_embeds=torch.from_numpy(embeddings)[None], use_cache=True)
     logits = [output.logits[0, -1]]
     tokens = [int(logits[-1][:vocabulary].argmax())]
-    for _ in range(steps):
+    for step in range(steps):
         output = model(
             inputs_embeds=model.get_input_embeddings()(torch.tensor([[tokens[-1]]])),
+            position_ids=torch.tensor([[len(embeddings) + step]]),
             past_key_values=output.past_key_values,
             use_cache=True,
         )

@@ -133,6 +133,10 @@ class DeepseekReference:
         tiles = None if views.tiles is None else self._tensor(normalise(views.tiles, rules))
         return self._tensor(normalise(views.whole, rules)), tiles, views.grid
 
+    def inputs(self, image: Image.Image, images: int, rules: Any) -> tuple[Any, ...]:
+        """What ``features`` takes for one of so many images in a prompt."""
+        return self.views(image, rules)
+
     def rules(self, manifest: Manifest) -> Any:
         from models.deepseek_ocr.images import ImageRules
 
@@ -155,7 +159,8 @@ class DeepseekReference:
         from tools.reference import embed, greedy_logits
 
         with torch.no_grad():
-            features = [self.features(*self.views(image, self.rules(manifest))).numpy() for image in images]
+            rules = self.rules(manifest)
+            features = [self.features(*self.inputs(image, len(images), rules)).numpy() for image in images]
         ids = prompt_ids([len(one) for one in features])
         embeddings = embed(self.model, ids).copy()
         embeddings[np.array(ids) == manifest.tokens.image] = np.concatenate(features)
@@ -166,6 +171,30 @@ class DeepseekReference:
         import torch
 
         return torch.from_numpy(array).to(self._dtype)
+
+
+class UnlimitedReference(DeepseekReference):
+    """See ``ReferenceFamily``; several images are global views alone."""
+
+    def page_views(self, image: Image.Image, rules: Any) -> tuple[Any, ...]:
+        """What ``features`` takes for one of several pages."""
+        from models.deepseek_ocr.images import ImageSettings, global_view, normalise
+
+        return self._tensor(normalise(global_view(image, ImageSettings(), rules).whole, rules)), None, (1, 1)
+
+    def inputs(self, image: Image.Image, images: int, rules: Any) -> tuple[Any, ...]:
+        return self.page_views(image, rules) if images > 1 else self.views(image, rules)
+
+    def page(self, image: Image.Image) -> tuple[Any, ...]:
+        from models.deepseek_ocr.images import ImageRules
+
+        config = self.model.config.vision_config
+        sam, clip = config.sam_config, config.encoder_config
+        rules = ImageRules(
+            patch_size=sam.patch_size, downsample=4, grid=sam.image_size // sam.patch_size,
+            clip_grid=clip.image_size // clip.patch_size, max_tiles=32,
+        )  # fmt: skip
+        return self.views(image, rules)
 
 
 class Deepseek2Reference(DeepseekReference):

@@ -34,6 +34,8 @@ class DeepseekPrompts:
     tasks = TASKS
     default_task = DEFAULT_TASK
     defaults = DEFAULTS
+    defaults_for_several: ClassVar[Mapping[str, Any]] = MappingProxyType({})
+    joint_tasks: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, manifest: Manifest) -> None:
         self.tokens = manifest.tokens
@@ -57,6 +59,10 @@ class DeepseekPrompts:
     def positions(self, prompt_ids: Sequence[int], images: Sequence[PreparedImage]) -> Positions:
         """Token after token: features of images count as words do."""
         return counted(len(prompt_ids))
+
+    def window(self, settings: Mapping[str, Any]) -> int | None:
+        """None: attention is full."""
+        return None
 
     @staticmethod
     def output(prompt: str) -> OutputFilter:
@@ -92,7 +98,10 @@ class DeepseekOcr(DeepseekPrompts):
         self, image: Image.Image, settings: Mapping[str, Any], prompt: str = "", images: int = 1
     ) -> PreparedImage:
         """Tiles as one grid and the global view, in the passes of ``passes_of``."""
-        views = make_views(image, ImageSettings.of(settings), self.rules, self.most_tokens)
+        return self.prepared(make_views(image, ImageSettings.of(settings), self.rules, self.most_tokens))
+
+    def prepared(self, views: Views) -> PreparedImage:
+        """An image that has been cut."""
 
         def assemble(outputs: Sequence[Feeds]) -> np.ndarray:
             *tiles, whole = outputs
@@ -109,7 +118,8 @@ class DeepseekOcr(DeepseekPrompts):
     def smallest_image(self, settings: Mapping[str, Any] | None = None) -> PreparedImage:
         """Without settings a single view of as few patches as one vision token has; with them an image with tiles."""
         if settings is None:
-            side = self.rules.patch_size * self.rules.downsample
+            cell = self.rules.patch_size * self.rules.downsample  # pixels of one vision token, a side
+            side = cell * max(1, 32 // cell)  # 32 is the least that may be set
             return self.prepare_image(noise(side), {"crop_mode": False, "image_size": side})
         largest = self.rules.largest_side
         side = min(ImageSettings.of(settings).image_size or largest, largest) + 1  # is cut, but into few

@@ -109,6 +109,18 @@ def make_views(image: Image.Image, settings: ImageSettings, rules: ImageRules, m
     return crop(image, base, size, settings.max_tiles or rules.max_tiles, rules, check)
 
 
+def global_view(image: Image.Image, settings: ImageSettings, rules: ImageRules) -> Views:
+    """The padded view alone, whatever the image's size: the "base" mode.
+
+    Raises
+    ------
+    InvalidInput
+        for an empty image, or a view size that the model cannot take.
+    """
+    base = _checked_side("base_size", settings.base_size or rules.base_size, rules)
+    return Views(_stack([_padded(upright(image), base, rules)]), None, (1, 1))
+
+
 def crop(
     image: Image.Image, base: int, size: int, max_tiles: int, rules: ViewRules, check: Callable[[tuple[int, int]], None]
 ) -> Views:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -28,6 +29,8 @@ class PaddleOcrVl:
     tasks = TASKS
     default_task = DEFAULT_TASK
     defaults = DEFAULTS
+    defaults_for_several: ClassVar[Mapping[str, Any]] = MappingProxyType({})
+    joint_tasks: ClassVar[frozenset[str]] = frozenset()
     settings: ClassVar[type[FamilySettings]] = ImageSettings
 
     def __init__(self, manifest: Manifest) -> None:
@@ -64,6 +67,10 @@ class PaddleOcrVl:
     def positions(self, prompt_ids: Sequence[int], images: Sequence[PreparedImage]) -> Positions:
         """Time, row and column of each token."""
         return token_positions(prompt_ids, self.tokens.image, images)
+
+    def window(self, settings: Mapping[str, Any]) -> int | None:
+        """None: attention is full."""
+        return None
 
     @staticmethod
     def output(prompt: str) -> OutputFilter:

@@ -31,6 +31,7 @@ class Proof:
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self.known = self.tokenizer.get_vocab_size(with_added_tokens=True)
         self.reference: ReferenceFamily = load_family(checkpoint)
+        self.settings: dict[str, Any] = {}  # of the family
 
     def prompt_ids(self, prompt: str, image_tokens: Sequence[int]) -> list[int]:
         encode = lambda text: self.tokenizer.encode(text, add_special_tokens=False).ids
@@ -54,9 +55,11 @@ class Proof:
         decoder = Decoder(folder, Manifest.load(folder), find_device("cpu"), slots=1)
         embeddings = decoder.embed(ids).copy()
         embeddings[np.array(ids) == self.manifest.tokens.image] = np.concatenate(features)
-        rows = [decoder.prefill(0, embeddings)]
+        window = self.family.window(self.settings)
+        rows = [decoder.prefill(0, embeddings, window=window)]
         for i, token in enumerate(reference.tokens[:-1]):
-            rows.append(decoder.step([token], [len(ids) + i])[0].copy())
+            kept = len(ids) + (i if window is None else min(i, window - 1))
+            rows.append(decoder.step([token], [kept], [len(ids) + i])[0].copy())
         return np.stack(rows)
 
     def text_of(self, reference: Reference) -> str:
@@ -76,7 +79,9 @@ class Proof:
         for step, (mine, theirs) in enumerate(zip(logits, reference.logits, strict=True)):
             assert relative_error(mine, theirs) < 1e-4, f"step {step}"
         with Model.open(self.folder, device="cpu", slots=1) as model:
-            assert model.read(images, prompt, max_new_tokens=steps, raw=True, **GREEDY).text == self.text_of(reference)
+            assert model.read(
+                images, prompt, max_new_tokens=steps, raw=True, **GREEDY, **self.settings
+            ).text == self.text_of(reference)
         return reference
 
 

@@ -196,3 +196,17 @@ def test_an_orientation_is_followed_once(tmp_path) -> None:
     upright = upright_rgb(Image.open(tmp_path / "photo.jpg"))
     assert upright.size == (20, 30)
     assert np.array_equal(np.asarray(upright_rgb(upright)), np.asarray(upright))
+
+
+@pytest.mark.parametrize(
+    ("size", "grid", "tokens"),
+    [
+        ((1654, 2339), (2, 3), 903), ((2480, 3508), (4, 6), 2733), ((2550, 3300), (3, 4), 1513),
+        ((800, 600), (4, 3), 1503), ((600, 2000), (3, 10), 3373),
+    ],
+)  # fmt: skip
+def test_unlimited_ocr_takes_up_to_32_tiles(size, grid, tokens) -> None:
+    """The examples of its facts, which were worked out with the published rule."""
+    views = make_views(Image.new("RGB", size), ImageSettings(), RULES.model_copy(update={"max_tiles": 32}))
+    assert views.grid == grid
+    assert token_count(views, RULES) == tokens

@@ -114,7 +114,7 @@ class FakeModel:
         return np.array(token_ids, np.float64)[:, None]
 
     def prefill_chunk(
-        self, row: int, start: int, embeddings: np.ndarray, positions: np.ndarray, stop: Stop
+        self, row: int, start: int, embeddings: np.ndarray, positions: np.ndarray, stop: Stop, window: int | None = None
     ) -> np.ndarray:
         self._begin("prefill", row, len(embeddings))
         assert start == 0 or len(self.cache[row]) >= start, "the row has lost the beginning of its prompt"
@@ -447,7 +447,13 @@ def test_a_pass_that_runs_is_ended_and_the_others_notice_nothing(start, how) -> 
 def test_a_chunk_that_runs_is_ended(start) -> None:
     class SlowPrefill(FakeModel):
         def prefill_chunk(
-            self, row: int, start: int, embeddings: np.ndarray, positions: np.ndarray, stop: Stop
+            self,
+            row: int,
+            start: int,
+            embeddings: np.ndarray,
+            positions: np.ndarray,
+            stop: Stop,
+            window: int | None = None,
         ) -> np.ndarray:
             logits = super().prefill_chunk(row, start, embeddings, positions, stop)
             waited = time.monotonic() + PATIENCE

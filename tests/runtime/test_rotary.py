@@ -29,7 +29,7 @@ class PositionedModel(FakeModel):
         self.steps: list[tuple[list[int], list[int]]] = []  # positions and lengths
 
     def prefill_chunk(
-        self, row: int, start: int, embeddings: np.ndarray, positions: np.ndarray, stop: Stop
+        self, row: int, start: int, embeddings: np.ndarray, positions: np.ndarray, stop: Stop, window: int | None = None
     ) -> np.ndarray:
         self.prompts.append(positions.tolist())
         return super().prefill_chunk(row, start, embeddings, positions, stop)

@@ -413,3 +413,33 @@ def test_a_page_that_waits_for_the_queue_is_drawn_once(
     model.submit = submit  # type: ignore[method-assign]
     assert content(service.post(ask(numbered(3))).json) == PAGE_BREAK.join(f"Page {n} ends." for n in (1, 2, 3))
     assert drawn == [0, 1, 2]
+
+
+def test_a_joint_task_reads_all_pages_in_one_generation_and_parts_the_answer(make_service: MakeService) -> None:
+    """Unlimited-OCR's pages: one request with a slot for each, ``<PAGE>`` in its answer."""
+    answer = [
+        "<|det|>title [0, 0, 999, 999]<|/det|>One",
+        "<PAGE>",
+        "<|det|>text [0, 0, 999, 500]<|/det|>Two<PAGE>",
+    ]
+    service = make_service(script=lambda request: answer, slots=2)
+    asked = {"model": "unlimited-ocr", "task": "pages", "ocr": {"boxes": True, "pages": "2-4"}}
+    found = service.post({**ask(numbered(5), ""), **asked}).json
+    (request,) = service.source.models["unlimited-ocr"].requests
+    assert request.prompt == "<image>\n<image>\n<image>Multi page parsing."
+    assert [image.width for image in request.images] == [102, 103, 104]
+    assert request.settings.no_repeat_ngram_size == 35
+    assert request.settings.no_repeat_ngram_window == 1024
+    pages = found["ocr"]["pages"]
+    assert [(page["page"], page["width"]) for page in pages] == [(2, 102), (3, 103), (4, 104)]
+    assert [content(found)[page["start"] : page["end"]] for page in pages] == [
+        answer[0], answer[2].removesuffix("<PAGE>"), "",
+    ]  # fmt: skip
+    assert found["ocr"]["boxes"] == [
+        {"label": "title", "text": "One", "box": [0, 0, 102, 50], "page": 2},
+        {"label": "text", "text": "Two", "box": [0, 0, 103, 25], "page": 3},
+    ]
+    service.post({**ask(numbered(2), ""), "model": "unlimited-ocr"})
+    requests = service.source.models["unlimited-ocr"].requests[1:]
+    assert [request.prompt for request in requests] == ["<image>document parsing."] * 2
+    assert {request.settings.no_repeat_ngram_window for request in requests} == {128}
