@@ -251,6 +251,7 @@ LEVELS: dict[str, tuple[Any, Any, Any, Any]] = {
     "image_size": (128, 192, 512, 640),
     "crop_mode": (False, True, False, True),
     "max_tiles": (2, 4, 6, 9),
+    "full_attention": (True, False, True, False),
     "min_pixels": (1000, 2000, 3000, 4000),
     "max_pixels": (100_000, 200_000, 300_000, 400_000),
     "max_new_tokens": (10, 20, 30, 40),
