@@ -213,7 +213,8 @@ def test_without_the_export_extra_the_commands_are_named(tmp_path: Path, monkeyp
 def test_a_file_without_a_supported_model_still_lists_the_catalogue(tmp_path: Path) -> None:
     models = source(tmp_path, "[models.entries.other]\nkind = 'glm_ocr'\n")
     assert models.model_ids() == [
-        "deepseek-ocr", "deepseek-ocr-2", "paddleocr-vl", "paddleocr-vl-1.5", "paddleocr-vl-1.6", "tiny-ocr", "unlimited-ocr",
+        "deepseek-ocr", "deepseek-ocr-2", "paddleocr-vl", "paddleocr-vl-1.5", "paddleocr-vl-1.6", "tiny-ocr",
+        "unlimited-ocr",
     ]  # fmt: skip
     with pytest.raises(ConfigError, match="does not support"):
         models.entry("other")
