@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tools.clients.__main__ import PAGES, PROBES, Outcome, judge, render, try_client
+from tools.clients.__main__ import MARK, PAGES, PROBES, Outcome, judge, render, try_client, write_table
 from tools.clients.catalogue import CASES, CLIENTS, Client
 from tools.clients.environments import Environment
 
@@ -45,6 +45,15 @@ def test_the_table_has_a_row_for_each_client_and_a_cell_for_each_case() -> None:
     outcome = Outcome(CLIENTS[0], "1.2", dict.fromkeys(CASES, "a | b"))
     row = render([outcome]).splitlines()[-1]
     assert row == "| openai | 1.2 | a \\| b | a \\| b | a \\| b | a \\| b |"
+
+
+def test_the_table_takes_the_place_of_the_last_one_and_nothing_else(tmp_path: Path) -> None:
+    page = tmp_path / "clients.md"
+    write_table(page, "alone\n")
+    assert page.read_text() == "alone\n"
+    page.write_text(f"By a person.\n\n{MARK}\n\nold\n")
+    write_table(page, "new\n")
+    assert page.read_text() == f"By a person.\n\n{MARK}\n\nnew\n"
 
 
 def test_a_client_that_cannot_be_installed_is_no_failure_and_says_so(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from .environments import CannotInstall, Environment
 
 PROBES = Path(__file__).parent / "probes"
 PROBE_SECONDS = 900
+MARK = "<!-- written by tools.clients -->"
 MOST_WRONG = 0.05  # of the characters
 # The built-in model reads both without an error when it is asked as it was trained to be.
 PAGES = ("Invoice 4711\nTotal due 128.50 EUR", "Delivery note 31\nTwo boxes of pens")
@@ -67,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     table = render(outcomes)
     print(table)
     if args.table:
-        args.table.write_text(table, encoding="utf-8")
+        write_table(args.table, table)
     return int(any(outcome.failed for outcome in outcomes))
 
 
@@ -124,7 +125,7 @@ def render(outcomes: Sequence[Outcome]) -> str:
     """The page of the docs."""
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
     lines = [
-        "# Clients that were tried",
+        "## Tried",
         "",
         f"{datetime.now(UTC):%Y-%m-%d}, `python -m tools.clients`, the server with `tiny-ocr`, Python {python}.",
         f"ok: what the client shows is the text of the page, at most {MOST_WRONG:.0%} of its characters wrong.",
@@ -138,6 +139,12 @@ def render(outcomes: Sequence[Outcome]) -> str:
         cells = [outcome.cells[case].replace("|", "\\|").replace("\n", " ") for case in CASES]
         lines.append(f"| {outcome.client.name} | {outcome.version} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def write_table(page: Path, table: str) -> None:
+    """Put the table where the last one stood; what a person wrote above it stays."""
+    head, found, _ = page.read_text(encoding="utf-8").partition(MARK) if page.is_file() else ("", "", "")
+    page.write_text(f"{head}{found}\n\n{table}" if found else table, encoding="utf-8")
 
 
 def _pages(folder: Path) -> dict[str, str]:

@@ -1,6 +1,8 @@
 """LiteLLM's proxy between OpenAI's client and the server, started and stopped here."""
 
 import json
+import os
+import secrets
 import socket
 import subprocess
 import tempfile
@@ -21,23 +23,27 @@ entry = {
 }
 (folder / "config.yaml").write_text(json.dumps({"model_list": [entry]}))
 log = (folder / "log").open("w")
+key = f"sk-{secrets.token_hex(24)}"  # without one it does not start
 proxy = subprocess.Popen(
     ["litellm", "--config", str(folder / "config.yaml"), "--host", "127.0.0.1", "--port", str(port)],
+    env={**os.environ, "LITELLM_MASTER_KEY": key},
     stdout=log, stderr=log,
 )  # fmt: skip
 
 
 def wait() -> None:
-    for _ in range(240):
+    for _ in range(480):
         try:
             urllib.request.urlopen(f"http://127.0.0.1:{port}/health/liveliness", timeout=5)
             return
-        except OSError:
+        except OSError as error:
+            if proxy.poll() is not None:
+                raise RuntimeError(f"the proxy ended: {(folder / 'log').read_text()[-300:]}") from error
             time.sleep(0.5)
-    raise TimeoutError(f"the proxy did not come up: {(folder / 'log').read_text()[-300:]}")
+    raise TimeoutError("the proxy did not come up")
 
 
-client = OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none")
+client = OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key=key)
 
 
 def ask(*messages: dict) -> str:
