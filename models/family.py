@@ -31,6 +31,13 @@ def taken(feeds: Feeds, inputs: Iterable[str]) -> dict[str, np.ndarray]:
     return {name: feeds[name] for name in inputs}
 
 
+def kept(feeds: Feeds) -> Feeds:
+    """Arrays that come with every view of a size, made once: read-only, so that a device may keep copies of them."""
+    for array in feeds.values():
+        array.flags.writeable = False
+    return feeds
+
+
 @dataclass(frozen=True)
 class PreparedImage:
     """One image, cut and scaled, ready for the vision graph.

@@ -11,7 +11,7 @@ import atexit
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, TypeVar
 
@@ -37,8 +37,13 @@ _LONGEST_WAIT = 3600.0  # seconds; a condition takes no infinity
 class Encoder(Protocol):
     """The vision tower, as the engine uses it. It knows nothing of requests."""
 
+    batch: int  # most passes that are worth being run together
+
     def encode(self, feeds: Feeds, stop: Stop) -> Feeds:
         """Run one vision pass; ``stop`` ends it with an error."""
+
+    def encode_all(self, passes: list[Feeds]) -> list[Feeds]:
+        """Run several together."""
 
 
 class DecoderRunner(Protocol):
@@ -241,17 +246,57 @@ class Engine:
     def _run_pass(self, sequence: Sequence) -> None:
         """One vision pass, while the view of the next one is made."""
         started = time.monotonic()
-        try:
-            feeds = sequence.next_pass()
-            self._make_ahead()
-            if feeds is not None:
-                sequence.add_pass(self._encoder.encode(feeds, sequence.stop))
-        except Exception as error:  # one request's failure must not stop the others
-            self._fail([sequence], error)
-        sequence.clock.vision += time.monotonic() - started
+        passes = self._gather(sequence)
+        for one, outputs in self._encoded(passes):
+            try:
+                if isinstance(outputs, Exception):
+                    raise outputs
+                one.add_pass(outputs)
+            except Exception as error:  # one request's failure must not stop the others
+                self._fail([one], error)
+        for one in {id(one): one for one, _ in passes}.values():
+            one.clock.vision += time.monotonic() - started
         with self._changed:
             self._encoding = False
             self._changed.notify_all()
+
+    def _gather(self, first: Sequence) -> list[tuple[Sequence, Feeds]]:
+        """The pass of a request and, where the device takes several at once, those that would be next."""
+        passes: list[tuple[Sequence, Feeds]] = []
+        sequence: Sequence | None = first
+        while sequence is not None:
+            try:
+                feeds = sequence.next_pass()
+                if feeds is not None:
+                    passes.append((sequence, feeds))
+            except Exception as error:  # a picture that cannot be prepared
+                self._fail([sequence], error)
+            sequence = self._another_pass() if len(passes) < self._encoder.batch else None
+        self._make_ahead()
+        return passes
+
+    def _another_pass(self) -> Sequence | None:
+        with self._changed:
+            sequence = upcoming_pass(self._state)
+            if sequence is not None:
+                self._state.begin_pass(sequence)
+                sequence.clock.take_up()
+            return sequence
+
+    def _encoded(self, passes: list[tuple[Sequence, Feeds]]) -> Iterator[tuple[Sequence, Feeds | Exception]]:
+        """What each pass gives, or its error. Of several that fail together each is tried alone."""
+        if len(passes) > 1:
+            try:
+                together = self._encoder.encode_all([feeds for _, feeds in passes])
+                yield from zip((sequence for sequence, _ in passes), together, strict=True)
+                return
+            except Exception as error:
+                logger.warning("vision passes together: %s; each alone", error)
+        for sequence, feeds in passes:
+            try:
+                yield sequence, self._encoder.encode(feeds, sequence.stop)
+            except Exception as error:
+                yield sequence, error
 
     def _make_ahead(self) -> None:
         """One view at a time: those further ahead would only cost memory."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +15,21 @@ from models.manifest import Manifest
 from .providers import Device, ort
 from .stop import Stop
 
+# Views that go through a GPU together: of two 640-pixel ones each takes 7 ms, of six 5, alone 10. Few numbers, since
+# each is slow the first time.
+_TOGETHER = (8, 4, 2, 1)
+_MOST_PIXELS = 4 * 1024**2  # of them together: activations have to fit beside the KV cache
+
+_KEPT_ARRAYS = 64  # on the device; a size of view has a dozen
+
 
 class VisionTower:
     """The vision graph of one exported model. Used by one thread.
 
     cache_mb : megabytes of outputs to keep, so that an image asked about twice is encoded once; 0 keeps none. A view of
     1024 pixels has 1.3 MB of features in DeepSeek-OCR, and takes seconds on a CPU.
+
+    batch : most passes that are worth being given together; 1 where views go one by one.
     """
 
     def __init__(self, folder: Path, manifest: Manifest, device: Device, cache_mb: float = 0) -> None:
@@ -27,6 +37,12 @@ class VisionTower:
         self._session = device.session(folder, manifest.vision, encoder=True)
         self._inputs = [given.name for given in self._session.get_inputs()]
         self._outputs = [output.name for output in self._session.get_outputs()]
+        self._many_in, self._many_out = (
+            {value.name for value in values if value.shape and value.shape[0] == "views"}
+            for values in (self._session.get_inputs(), self._session.get_outputs())
+        )
+        self.batch = _TOGETHER[0] if device.picks and self._many_in else 1
+        self._constants = Constants(device) if device.memory != "cpu" else None
         self._cache = FeatureCache(int(cache_mb * 1e6))
 
     def encode(self, feeds: Feeds, stop: Stop | None = None) -> Feeds:
@@ -37,15 +53,94 @@ class VisionTower:
         key = self._cache.key(feeds)
         found = self._cache.get(key)
         if found is None:
-            options = ort.RunOptions()
-            # The buffers of a large page are used again and again within a pass, and go back to the system after it.
-            options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
-            fed = taken(feeds, self._inputs)
-            with self._device.running():
-                outputs = self._session.run(self._outputs, fed, options if stop is None else stop.over(options))
-            found = dict(zip(self._outputs, outputs, strict=True))
+            found = self._run(taken(feeds, self._inputs), stop)
             self._cache.put(key, found)
         return found
+
+    def encode_all(self, passes: Sequence[Feeds]) -> list[Feeds]:
+        """Several passes, of one page or of several; views of one size go through the graph together."""
+        keys = [self._cache.key(feeds) for feeds in passes]
+        found: list[Feeds | None] = [self._cache.get(key) for key in keys]
+        waiting: defaultdict[tuple[object, ...], list[int]] = defaultdict(list)
+        for index, feeds in enumerate(passes):
+            if found[index] is None:
+                waiting[self._alike(feeds)].append(index)
+        for alike in waiting.values():
+            for indices in self._portions(alike, passes):
+                for index, outputs in zip(indices, self._run_together([passes[i] for i in indices]), strict=True):
+                    self._cache.put(keys[index], outputs)
+                    found[index] = outputs
+        return [outputs for outputs in found if outputs is not None]
+
+    def warm(self, feeds: Feeds) -> None:
+        """Run a pass, and as many like it as may come together, so that none is the first of its shape."""
+        for size in _TOGETHER if self.batch > 1 else (1,):
+            if size == 1 or self._fits(size, feeds):
+                self._run_together([feeds] * size)
+
+    def _fits(self, size: int, feeds: Feeds) -> bool:
+        pixels = max(int(np.prod(feeds[name].shape[-2:])) for name in self._many_in)
+        return size * pixels <= _MOST_PIXELS
+
+    def _alike(self, feeds: Feeds) -> tuple[object, ...]:
+        """What passes that can go together have in common: the sizes of views, and the very arrays of that size."""
+        return tuple(
+            feeds[name].shape[1:] if name in self._many_in else (name, id(feeds[name])) for name in self._inputs
+        )
+
+    def _portions(self, indices: list[int], passes: Sequence[Feeds]) -> Iterator[list[int]]:
+        """Cut into numbers that go together."""
+        first = passes[indices[0]]
+        while indices:
+            size = next(size for size in _TOGETHER if size == 1 or (size <= len(indices) and self._fits(size, first)))
+            yield indices[:size]
+            indices = indices[size:]
+
+    def _run_together(self, passes: Sequence[Feeds]) -> list[Feeds]:
+        if len(passes) == 1:
+            return [self._run(taken(passes[0], self._inputs), None)]
+        fed = taken(passes[0], self._inputs)
+        for name in self._many_in:
+            fed[name] = np.concatenate([feeds[name] for feeds in passes])
+        outputs = self._run(fed, None)
+        return [
+            {name: array[i : i + 1] if name in self._many_out else array for name, array in outputs.items()}
+            for i in range(len(passes))
+        ]
+
+    def _run(self, fed: dict[str, np.ndarray], stop: Stop | None) -> Feeds:
+        options = ort.RunOptions()
+        # The buffers of a large page are used again and again within a pass, and go back to the system after it.
+        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        options = options if stop is None else stop.over(options)
+        with self._device.running():
+            if self._constants is None:
+                outputs = self._session.run(self._outputs, fed, options)
+            else:
+                values = {name: self._constants.value(name, array) for name, array in fed.items()}
+                outputs = [value.numpy() for value in self._session.run_with_ort_values(self._outputs, values, options)]
+        return dict(zip(self._outputs, outputs, strict=True))
+
+
+class Constants:
+    """Copies, on the device, of arrays that come with every view of a size: a family makes those once, read-only."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._values: OrderedDict[int, tuple[np.ndarray, ort.OrtValue]] = OrderedDict()  # by the array's identity
+
+    def value(self, name: str, array: np.ndarray) -> ort.OrtValue:
+        """For a graph's input. Shapes are read by the host, whatever computes."""
+        if array.flags.writeable or name.endswith("_shape"):
+            return ort.OrtValue.ortvalue_from_numpy(array)
+        found = self._values.get(id(array))
+        if found is None:
+            found = array, ort.OrtValue.ortvalue_from_numpy(array, self._device.memory, self._device.index)
+            self._values[id(array)] = found
+            if len(self._values) > _KEPT_ARRAYS:
+                self._values.popitem(last=False)
+        self._values.move_to_end(id(array))
+        return found[1]
 
 
 class FeatureCache:

@@ -42,7 +42,7 @@ def warm_up(how: WarmUp, decoder: Decoder, vision: VisionTower, family: Family, 
         return
     started = time.monotonic()
     for feeds in _views(family, _PAGES if how == "quick" else (*_PAGES, *_MORE_PAGES)):
-        vision.encode(feeds)
+        vision.warm(feeds)
     for tokens in token_buckets(slots):
         _prefill(decoder, tokens)
     for rows in decoder.recorded_rows():

@@ -11,7 +11,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from models.family import Feeds
+from models.family import Feeds, kept
 from models.resampling import linear_rows
 
 from .images import ImageRules
@@ -22,10 +22,12 @@ _CUBIC = -0.5  # Keys' parameter; PyTorch uses -0.5 with antialiasing (as Pillow
 @lru_cache(maxsize=8)
 def view_inputs(side: int, rules: ImageRules) -> Feeds:
     """What the vision graph needs beside the pixels, for views of ``side`` pixels (see export.deepseek_vision)."""
-    return {
-        **sam_inputs(side // rules.patch_size, rules.grid, rules.window),
-        "clip_rows": bicubic_rows(rules.clip_grid, rules.tokens_per_side(side)),
-    }
+    return kept(
+        {
+            **sam_inputs(side // rules.patch_size, rules.grid, rules.window),
+            "clip_rows": bicubic_rows(rules.clip_grid, rules.tokens_per_side(side)),
+        }
+    )
 
 
 def sam_inputs(side: int, grid: int, window: int) -> Feeds:

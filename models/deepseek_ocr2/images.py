@@ -14,7 +14,7 @@ from pydantic import Field
 
 from models.deepseek_ocr.images import ViewRules, Views, crop, refuse_if_too_long, upright
 from models.deepseek_ocr.positions import sam_inputs
-from models.family import Feeds
+from models.family import Feeds, kept
 from models.family_settings import FamilySettings
 
 # What a token must not see. Added to products in float16, too, where nothing lower is a number.
@@ -78,11 +78,13 @@ def lay_out(whole: np.ndarray, tiles: list[np.ndarray], separator: np.ndarray) -
 def view_inputs(side: int, rules: ImageRules) -> Feeds:
     """What the vision graph needs beside the pixels, for views of ``side`` pixels (see export.query_vision)."""
     start, count = rules.queries(side)
-    return {
-        **sam_inputs(side // rules.patch_size, rules.grid, rules.window),
-        "query_rows": np.arange(start, start + count),
-        "attention_bias": attention_bias(count),
-    }
+    return kept(
+        {
+            **sam_inputs(side // rules.patch_size, rules.grid, rules.window),
+            "query_rows": np.arange(start, start + count),
+            "attention_bias": attention_bias(count),
+        }
+    )
 
 
 def attention_bias(count: int) -> np.ndarray:

@@ -7,7 +7,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from models.family import Feeds, Positions, PreparedImage
+from models.family import Feeds, Positions, PreparedImage, kept
 from models.resampling import linear_rows
 
 from .images import ImageRules
@@ -40,13 +40,15 @@ def page_inputs(rows: int, columns: int, rules: ImageRules) -> Feeds:
     """What the vision graph needs beside the pixels, for a page of so many patches (see export.siglip_vision)."""
     cos, sin = _rotary(rows, columns, rules)
     merge = rules.merge_size
-    return {
-        "position_rows": linear_rows(rules.grid, rows),
-        "position_columns": linear_rows(rules.grid, columns),
-        "rotary_cos": cos,
-        "rotary_sin": sin,
-        "merge_shape": np.array([rows // merge, merge, columns // merge, merge, -1]),
-    }
+    return kept(
+        {
+            "position_rows": linear_rows(rules.grid, rows),
+            "position_columns": linear_rows(rules.grid, columns),
+            "rotary_cos": cos,
+            "rotary_sin": sin,
+            "merge_shape": np.array([rows // merge, merge, columns // merge, merge, -1]),
+        }
+    )
 
 
 def _rotary(rows: int, columns: int, rules: ImageRules) -> tuple[np.ndarray, np.ndarray]:

@@ -102,6 +102,10 @@ class FakeModel:
     # Encoder and decoder, as the engine sees them.
 
     capacity = 1 << 30
+    batch = 1
+
+    def encode_all(self, passes: list[Feeds]) -> list[Feeds]:
+        raise AssertionError("a device that takes one pass at a time was given several")
 
     def make_room(self, length: int, rows: int) -> None:
         pass
@@ -865,3 +869,67 @@ def test_timings_add_up_along_the_way_of_a_request(start) -> None:
     assert timings.prepare == 0.25
     assert min(timings.queued, timings.vision, timings.prefill, timings.decode) >= 0
     assert timings.first_token >= timings.queued + timings.vision + timings.prefill
+
+
+class Together(FakeModel):
+    """Takes up to four passes at once; fails where a pass of some picture is among them."""
+
+    batch = 4
+
+    def __init__(self, bad: int | None = None) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+        self.bad = bad
+
+    def encode_all(self, passes: list[Feeds]) -> list[Feeds]:
+        self.sizes.append(len(passes))
+        if self.bad in [int(feeds["pixels"][0]) for feeds in passes]:
+            raise RuntimeError("no memory for all of them")
+        return [super(Together, self).encode(feeds, Stop()) for feeds in passes]
+
+    def encode(self, feeds: Feeds, stop: Stop) -> Feeds:
+        if int(feeds["pixels"][0]) == self.bad:
+            raise RuntimeError("no memory for this one")
+        return super().encode(feeds, stop)
+
+
+def test_passes_of_one_page_go_together_where_the_device_takes_several(start) -> None:
+    model = Together()
+    request = sequence([0, *[IMAGE] * 6, 5], images=[image(1000, 6)])
+    start(model).submit(request)
+    outcome(request)
+    assert model.sizes == [4, 2]
+    assert request.tokens == expected_tokens([0, *range(1000, 1006), 5], 5)
+
+
+def test_passes_of_different_requests_go_together_and_each_gets_its_own(start) -> None:
+    model = Together()
+    model.hold()
+    engine = start(model)
+    first = sequence([0, IMAGE], images=[image(1000)])
+    engine.submit(first)
+    model.wait_for(1)  # its pass runs, alone; the others come meanwhile
+    others = [sequence([0, IMAGE, IMAGE], images=[image(2000 + 10 * i, 2)]) for i in range(2)]
+    for request in others:
+        engine.submit(request)
+    model.let_go()
+    for request in (first, *others):
+        outcome(request)
+    assert sum(model.sizes) == 4
+    assert first.tokens == expected_tokens([0, 1000], 5)
+    assert [request.tokens for request in others] == [
+        expected_tokens([0, 2000, 2001], 5), expected_tokens([0, 2010, 2011], 5)
+    ]  # fmt: skip
+
+
+def test_of_passes_that_fail_together_only_the_one_that_fails_alone_ends_its_request(start) -> None:
+    model = Together(bad=2000)
+    model.hold()
+    engine = start(model)
+    requests = [sequence([0, IMAGE], images=[image(first)]) for first in (1000, 2000, 3000)]
+    for request in requests:
+        engine.submit(request)
+    model.let_go()
+    found = [outcome(request)[1] for request in requests]
+    assert [finished.detail for finished in found] == ["max_tokens", "error", "max_tokens"]
+    assert "no memory for this one" in str(found[1].error)

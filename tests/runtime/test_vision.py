@@ -8,8 +8,9 @@ import pytest
 from models.manifest import Manifest
 from models.registry import family_of
 from runtime import Model
-from runtime.providers import find_device
-from runtime.vision import FeatureCache, VisionTower
+from runtime.providers import Device, find_device
+from runtime.vision import Constants, FeatureCache, VisionTower
+from tools.paddle_checkpoints import write_paddle_checkpoint
 
 
 def outputs(value: float, floats: int = 10) -> dict[str, np.ndarray]:
@@ -64,3 +65,49 @@ def test_the_second_reading_of_a_page_gives_the_same_text(random_model_folder, p
     with Model.open(random_model_folder, device="cpu", slots=2) as model:
         first, second = (model.read(picture(300, 800), max_new_tokens=16) for _ in range(2))
     assert first.tokens == second.tokens
+
+
+def test_passes_of_one_size_go_together_and_give_what_each_gives_alone(random_model_folder, picture) -> None:
+    manifest = Manifest.load(random_model_folder)
+    family = family_of(manifest)
+    passes = [
+        make() for size in ((1300, 900), (200, 100), (900, 900))
+        for make in family.prepare_image(picture(*size), {}).passes
+    ]  # fmt: skip
+    alone = VisionTower(random_model_folder, manifest, Device("cpu", 1))
+    together = VisionTower(random_model_folder, manifest, Device("cpu", 1, picks=True), cache_mb=64)
+    assert (alone.batch, together.batch) == (1, 8)
+    runs: list[int] = []
+    run = together._run
+    together._run = lambda fed, stop: runs.append(len(fed["pixel_values"])) or run(fed, stop)  # type: ignore[method-assign]
+    found = together.encode_all(passes)
+    assert sum(runs) == len(passes)
+    assert len(runs) < len(passes)
+    for feeds, outputs in zip(passes, found, strict=True):
+        for name, value in alone.encode(feeds).items():
+            assert outputs[name].shape == value.shape
+            assert np.abs(outputs[name] - value).max() <= 1e-5 * np.abs(value).max()
+    runs.clear()
+    assert together.encode_all(passes[:3])[0]["features"] is found[0]["features"]
+    assert runs == []
+
+
+def test_a_graph_that_takes_one_page_at_a_time_is_given_one(tmp_path_factory, export_checkpoint) -> None:
+    checkpoint = write_paddle_checkpoint(tmp_path_factory.mktemp("paddle") / "checkpoint")
+    folder = export_checkpoint(checkpoint, "f32", "paddleocr-vl", "paddleocr-vl")
+    assert VisionTower(folder, Manifest.load(folder), Device("cpu", 1, picks=True)).batch == 1
+
+
+def test_what_comes_with_every_view_of_a_size_is_copied_to_the_device_once() -> None:
+    constants = Constants(Device("cpu", 1))
+    table, shape, pixels = np.ones(3), np.array([1, 2]), np.ones(4)
+    for array in (table, shape):
+        array.flags.writeable = False
+    assert constants.value("sam_rows", table) is constants.value("sam_rows", table)
+    assert constants.value("square_shape", shape) is not constants.value("square_shape", shape)
+    assert constants.value("pixel_values", pixels) is not constants.value("pixel_values", pixels)
+    for _ in range(100):
+        other = np.ones(2)
+        other.flags.writeable = False
+        constants.value("places", other)
+    assert len(constants._values) == 64
