@@ -7,9 +7,9 @@ of other sizes needs no code.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import BaseModel
 
@@ -47,9 +47,11 @@ class NoPromptRules(BaseModel):
 class DeepseekExport(ABC):
     """What the generations share: decoder, tokens and the places of files. Each brings its vision tower."""
 
+    computed: ClassVar[Collection[str]] = ()  # keys of the decoder's config that a family looks at by itself
+
     def __init__(self, checkpoint: Checkpoint, processor: Mapping[str, Any]) -> None:
         config = checkpoint.config
-        self._decoder = decoder_spec(decoder_config(config))
+        self._decoder = decoder_spec(decoder_config(config), self.computed)
         self._processor = processor
         self._config = config
 
@@ -149,8 +151,8 @@ def sam_outliers(sam: SamSpec) -> list[OutlierSite]:
     return sites
 
 
-def decoder_spec(config: Mapping[str, Any]) -> DecoderSpec:
-    """The decoder's sizes and rules from its part of config.json.
+def decoder_spec(config: Mapping[str, Any], computed: Collection[str] = ()) -> DecoderSpec:
+    """The decoder's sizes and rules from its part of config.json. computed : see ``check_decoder``.
 
     Raises
     ------
@@ -158,7 +160,7 @@ def decoder_spec(config: Mapping[str, Any]) -> DecoderSpec:
         when a key is missing or has a value that the graphs do not implement.
     """
     check_values(config, _REQUIRED, "config.json")
-    check_decoder(config)
+    check_decoder(config, computed=computed)
     hidden, heads = size(config, "hidden_size"), size(config, "num_attention_heads")
     layers, dense = size(config, "num_hidden_layers"), config.get("first_k_dense_replace", 0)
     moe = None

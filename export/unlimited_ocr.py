@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 from models.deepseek_ocr.images import ImageRules
 
@@ -20,6 +20,8 @@ class UnlimitedOcrExport(DeepseekOcrExport):
 
     ``sliding_window_size`` is the window; ``sliding_window``, which libraries read, would cut the prompt too.
     """
+
+    computed: ClassVar[Collection[str]] = ("sliding_window", "sliding_window_size")
 
     def __init__(self, checkpoint: Checkpoint, processor: Mapping[str, Any]) -> None:
         super().__init__(checkpoint, processor)
