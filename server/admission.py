@@ -104,6 +104,11 @@ class Admission:
             self._held[kind] -= amount
             self._changed.notify_all()
 
+    def kinds(self) -> dict[str, float]:
+        """How much of each kind is held now."""
+        with self._changed:
+            return {str(kind): float(amount) for kind, amount in self._held.items()}
+
     def held(self, kind: Kind) -> int:
         """How much is held now."""
         with self._changed:

@@ -46,6 +46,12 @@ class Metrics:
         """A gauge that is read when it is asked for."""
         Gauge(name, help_text, registry=self.registry).set_function(value)
 
+    def watch_kinds(self, name: str, help_text: str, label: str, values: Callable[[], dict[str, float]]) -> None:
+        """A gauge with a row for each kind, read when it is asked for."""
+        gauge = Gauge(name, help_text, [label], registry=self.registry)
+        for kind in values():
+            gauge.labels(kind).set_function(lambda kind=kind: values()[kind])  # type: ignore[misc]  # lambda's default
+
     def finished(self, model: str, outcome: str, finished: Finished | None) -> None:
         """Count one generation request that is over. ``model`` is "" when it was refused before it was known."""
         self.requests.labels(model, outcome).inc()
