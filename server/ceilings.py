@@ -50,6 +50,12 @@ class Ceilings:
                     code="above_the_limit",
                 )
 
+    @property
+    def by_setting(self) -> Mapping[str, float]:
+        """Name of a setting -> its ceiling, where there is one."""
+        ceilings = {"max_new_tokens": self.max_new_tokens, "deadline_s": self.deadline, "max_tiles": self.tiles}
+        return {name: limit for name, limit in ceilings.items() if limit}
+
     def hold(self, settings: InferenceSettings, own_tiles: int | None) -> InferenceSettings:
         """The settings under the ceilings. ``own_tiles``: what the model takes where nobody sets the tiles."""
         values: dict[str, Any] = {}

@@ -29,6 +29,7 @@ from models.settings import FAMILY_SETTINGS, InferenceSettings
 from runtime.documents import Document, Stop, Stopped, Workers, open_document, parse_pages
 
 from ..admission import PATIENCE, Admission
+from ..ceilings import Ceilings
 from ..endpoint import read_json
 from ..errors import ApiError, BadRequest, ClientGone, TooLarge
 from ..generate import Generator
@@ -91,6 +92,7 @@ class WebConfig:
 
     def __init__(self, config: Config, options: ServerOptions, source: ModelSource) -> None:
         self._config, self._options, self._source = config, options, source
+        self._ceilings = Ceilings.of(options).by_setting
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         model_id = req.get_param("model") or self._options.model
@@ -100,11 +102,22 @@ class WebConfig:
         resp.set_header("Cache-Control", "no-store")
         resp.media = {
             "model": model_id,
-            "settings": [_describe(setting, settings) for setting in _settings_of(entry.family)],
+            "settings": [self._describe(setting, settings) for setting in _settings_of(entry.family)],
             "text_tasks": [name for name, prompt in tasks_of(entry.family).items() if TEXT_SLOT in prompt],
             "at_once": self._options.slots or 2,
             "max_file_mb": self._options.max_image_mb,
             "max_pages": self._options.max_pages,
+        }
+
+    def _describe(self, setting: precedence.Setting, settings: InferenceSettings) -> dict[str, Any]:
+        value = settings.value(setting.name)
+        return {
+            "name": setting.name,
+            "kind": setting.kind,
+            "help": setting.help,
+            "default": value,
+            "default_text": setting.default_text if value is None else None,
+            "limit": self._ceilings.get(setting.name),
         }
 
 
@@ -262,14 +275,3 @@ def _settings_of(family: str) -> list[precedence.Setting]:
         for setting in precedence.SETTINGS
         if setting.kind in _SHOWN_KINDS and (setting.name not in FAMILY_SETTINGS or setting.name in names)
     ]
-
-
-def _describe(setting: precedence.Setting, settings: InferenceSettings) -> dict[str, Any]:
-    value = settings.value(setting.name)
-    return {
-        "name": setting.name,
-        "kind": setting.kind,
-        "help": setting.help,
-        "default": value,
-        "default_text": setting.default_text if value is None else None,
-    }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -444,6 +445,22 @@ def test_the_task_about_something_asks_what(visit: Open, scripted: ServerProcess
     tab.fill("#words", "the total")
     tab.set_input_files("#files", [png(printed())])
     wait_for_text(tab, "Hello, page.")
+
+
+def test_uncertain_words_are_tinted_and_a_page_says_how_sure_it_is(visit: Open, reading: ServerProcess) -> None:
+    tab = visit(reading)
+    tab.wait_for_selector("#task option", state="attached")
+    tab.click("#settings")
+    tab.check("#tint")
+    tab.click("#drawer .primary")
+    noise = Image.effect_noise((620, 380), 120).convert("RGB")
+    tab.set_input_files("#files", [png(Image.blend(printed(), noise, 0.6))])
+    tab.wait_for_function("() => document.querySelector('.mark.done, .mark.blank, .mark.cut')")
+    assert re.search(r"\d+ % sure", tab.inner_text("#progress"))
+    tab.click("#tab-source")
+    marks = tab.locator("#source mark")
+    assert marks.count() > 0
+    assert re.fullmatch(r"\d+ % sure", marks.first.get_attribute("title"))
 
 
 @pytest.mark.skipif(

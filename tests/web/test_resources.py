@@ -112,10 +112,12 @@ def test_without_its_packages_the_page_says_how_to_get_them(
 
 
 def test_the_settings_are_those_of_the_models_family_with_the_servers_defaults(make_service: MakeService) -> None:
-    client = make_service(inference_flags={"max_new_tokens": 77}).client
+    client = make_service(inference_flags={"max_new_tokens": 77}, max_new_tokens_limit=900).client
     told = client.simulate_get("/web/config", query_string="model=deepseek-ocr").json
     by_name = {setting["name"]: setting for setting in told["settings"]}
     assert by_name["max_new_tokens"]["default"] == 77
+    assert by_name["max_new_tokens"]["limit"] == 900
+    assert by_name["temperature"]["limit"] is None
     assert "base_size" in by_name
     assert told["text_tasks"] == ["locate"]
     other = client.simulate_get("/web/config", query_string="model=paddleocr-vl").json
