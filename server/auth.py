@@ -44,6 +44,7 @@ class ApiKeys:
             return
         if not self.knows(*_headers(req)):
             raise self.refusal()
+        req.context["client"] = owner_of(req)  # whose share of the model it takes
 
     def knows(self, authorization: str, x_api_key: str = "") -> bool:
         """Whether one of the two headers holds a valid key; always, where no key is set."""

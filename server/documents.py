@@ -169,7 +169,7 @@ class DocumentGeneration:
     def __init__(
         self, model: TextModel, document: Document, indices: Sequence[int], prompt: str, settings: InferenceSettings,
         reading: Reading, admission: Admission, is_gone: Stop = never,
-        on_page: Callable[[Page], None] = lambda page: None,
+        on_page: Callable[[Page], None] = lambda page: None, client: str = "",
     ) -> None:  # fmt: skip
         """Begin with the first page that can be read.
 
@@ -182,7 +182,7 @@ class DocumentGeneration:
         """
         self._model, self._document = model, document
         self._prompt, self._settings, self._reading, self._on_page = prompt, settings, reading, on_page
-        self._admission, self._is_gone = admission, is_gone
+        self._admission, self._is_gone, self._client = admission, is_gone, client
         self._started = time.monotonic()
         self._todo = deque(indices)
         self.pages: list[Page] = []  # begun, in order
@@ -277,7 +277,7 @@ class DocumentGeneration:
                 settings = replace(settings, deadline_s=max(0.0, self._seconds_left()))
             page.size = self._drawn.size
             request = Request(
-                self._prompt, [self._drawn], settings, self._reading.raw, alternatives=self._reading.alternatives
+                self._prompt, [self._drawn], settings, self._reading.raw, self._client, self._reading.alternatives
             )
             page.generation = self._model.submit(request)
         except InvalidInput as error:

@@ -73,6 +73,7 @@ class GenerationEndpoint:
 
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
         record = RequestRecord(uuid.uuid4().hex, self.path, self._metrics, address=req.remote_addr)
+        record.client = str(req.context.get("client") or req.remote_addr)
         req.context["recorded"] = True  # this line is the request's
         resp.set_header("X-Request-Id", record.id)
         try:

@@ -313,7 +313,7 @@ class Generator:
                 )
             pictures = self._images.open(prompt.image_urls, stop, transparency)
             record.image_sizes = pictures.sizes
-            return _Pictures(pictures, reading, stop)
+            return _Pictures(pictures, reading, record.client, stop)
         if prompt.images > 1:
             raise BadRequest(
                 f"a document is read alone; the message has {len(prompt.files)} files and {len(prompt.image_urls)} "
@@ -322,7 +322,7 @@ class Generator:
         document, indices = self._documents.open(prompt.files[0], reading.pages, stop, transparency)
         record.pages = len(indices)
         if joint:
-            return JointPages(document, indices, reading, self._admission, stop)
+            return JointPages(document, indices, reading, record.client, self._admission, stop)
         return _Pages(document, indices, reading, record, self._admission, stop)
 
     def _key(self, entry: ModelEntry) -> ModelKey:
@@ -398,14 +398,14 @@ class Generator:
 class _Pictures:
     """The images of a request, which are read together."""
 
-    def __init__(self, pictures: Pictures, reading: Reading, stop: Stop) -> None:
-        self._pictures, self._reading, self._stop = pictures, reading, stop
+    def __init__(self, pictures: Pictures, reading: Reading, client: str, stop: Stop) -> None:
+        self._pictures, self._reading, self._client, self._stop = pictures, reading, client, stop
         self._size = pictures.sizes[0]
 
     def begin(self, model: TextModel, prompt: str, settings: InferenceSettings) -> Generation:
         with self._pictures.decoded(self._stop) as images:
             return model.submit(
-                Request(prompt, images, settings, self._reading.raw, alternatives=self._reading.alternatives)
+                Request(prompt, images, settings, self._reading.raw, self._client, self._reading.alternatives)
             )
 
     def report(self, model: TextModel, text: str) -> dict[str, Any]:
@@ -438,7 +438,7 @@ class _Pages:
     def begin(self, model: TextModel, prompt: str, settings: InferenceSettings) -> Generation:
         self._generation = DocumentGeneration(
             model, self._document, self._indices, prompt, settings, self._reading, self._admission,
-            self._stop, self._count,
+            self._stop, self._count, self._record.client,
         )  # fmt: skip
         return self._generation
 

@@ -26,9 +26,10 @@ class JointPages:
     """The chosen pages of a document, as the content of one request; see ``generate``."""
 
     def __init__(
-        self, document: Document, indices: Sequence[int], reading: Reading, admission: Admission, stop: Stop
-    ) -> None:
-        self._document, self._indices, self._reading = document, list(indices), reading
+        self, document: Document, indices: Sequence[int], reading: Reading, client: str, admission: Admission,
+        stop: Stop,
+    ) -> None:  # fmt: skip
+        self._document, self._indices, self._reading, self._client = document, list(indices), reading, client
         self._admission, self._stop = admission, stop
         self._sizes: list[tuple[int, int]] = []
 
@@ -57,7 +58,7 @@ class JointPages:
             self._sizes = [page.size for page in pages]
             prompt = "\n".join([IMAGE_SLOT] * len(pages)) + prompt.replace(IMAGE_SLOT, "")
             return model.submit(
-                Request(prompt, pages, settings, self._reading.raw, alternatives=self._reading.alternatives)
+                Request(prompt, pages, settings, self._reading.raw, self._client, self._reading.alternatives)
             )
 
     def report(self, model: TextModel, text: str) -> dict[str, Any]:

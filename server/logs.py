@@ -71,6 +71,7 @@ class RequestRecord:
     model: str = ""  # the client's word for it, once it is known to be a model
     asked: str = ""  # the client's word for it, whatever it is
     address: str = ""  # the client's
+    client: str = ""  # whose share of the model it takes: its key's or, where nobody needs one, its address's
     stream: bool = False
     image_sizes: list[tuple[int, int]] = field(default_factory=list)  # width, height
     pages: int | None = None  # of a document, those that were asked for

@@ -443,3 +443,21 @@ def test_a_joint_task_reads_all_pages_in_one_generation_and_parts_the_answer(mak
     requests = service.source.models["unlimited-ocr"].requests[1:]
     assert [request.prompt for request in requests] == ["<image>document parsing."] * 2
     assert {request.settings.no_repeat_ngram_window for request in requests} == {128}
+
+
+@pytest.mark.parametrize("content", ["picture", "document"])
+def test_turns_are_shared_out_by_key_and_without_keys_by_address(make_service: MakeService, content: str) -> None:
+    """What the engine is told of whose request it is; keys that nobody has given out make no client."""
+    body = chat() if content == "picture" else ask(numbered(1))
+    for keys, same in ((("one", "two"), False), ((), True)):
+        service = make_service(api_keys=keys)
+        for key in ("one", "two", "one"):
+            answer = service.client.simulate_post(
+                "/v1/chat/completions", json=body, headers={"Authorization": f"Bearer {key}"}
+            )
+            assert answer.status_code == 200
+        first, second, third = (request.client for request in service.source.models["deepseek-ocr"].requests)
+        assert first == third
+        assert (first == second) is same
+        assert first
+        assert "one" not in first
