@@ -1,15 +1,28 @@
-"""The progress bar: pages done, pages per minute, time left. Silent where nobody looks."""
+"""The progress bar: pages done and what is being worked on, and once there is a rate, that and the time left.
+
+Silent where nobody looks.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
 import sys
+from collections import Counter
+from dataclasses import dataclass
 from typing import Any
 
 from tqdm import tqdm
 
-_FORMAT = "{l_bar}{bar}| {n_fmt}/{total_fmt} pages, {per_minute} pages/min, {remaining} left{postfix}"
+_FORMAT = "{l_bar}{bar}| {n_fmt}/{total_fmt} pages{forecast}{postfix}"
+
+
+@dataclass
+class PageWork:
+    """What becomes of one page right now; written by the thread that reads it."""
+
+    stage: str = "drawing"
+    tokens: int = 0  # of the answer so far
 
 
 class _PageBar(tqdm):  # type: ignore[type-arg]
@@ -19,8 +32,14 @@ class _PageBar(tqdm):  # type: ignore[type-arg]
     def format_dict(self) -> dict[str, Any]:
         values: dict[str, Any] = dict(super().format_dict)
         elapsed, done = values["elapsed"], values["n"] - values["initial"]
-        values["per_minute"] = f"{done / elapsed * 60:.1f}" if done and elapsed > 0 else "?"
+        values["per_minute"] = f"{done / elapsed * 60:.1f}" if done and elapsed > 0 else ""
+        # Before the first page is done nobody knows how long one takes.
+        values["forecast"] = f", {values['per_minute']} pages/min, {self._left(values)} left" if done else ""
         return values
+
+    def _left(self, values: dict[str, Any]) -> str:
+        rate = values["rate"] or (values["n"] - values["initial"]) / max(values["elapsed"], 1e-9)
+        return self.format_interval((values["total"] - values["n"]) / rate)
 
 
 class Progress:
@@ -34,14 +53,39 @@ class Progress:
             total=total, bar_format=_FORMAT, disable=quiet or not terminal or not total, file=sys.stderr,
             mininterval=0.2, smoothing=0.1, **size,
         )  # fmt: skip
-        self._failed = 0
+        self._total, self._failed = total, 0
+        self._working: list[PageWork] = []
+
+    def begin(self) -> PageWork:
+        """A page is being worked on; called by the thread that reads it."""
+        work = PageWork()
+        self._working.append(work)
+        return work
+
+    def end(self, work: PageWork) -> None:
+        """The page is no longer worked on; called by the thread that read it."""
+        self._working.remove(work)
+
+    def show(self) -> None:
+        """Say what is being worked on. Called again and again while pages are in flight."""
+        self._bar.set_postfix_str(self._words(), refresh=True)
 
     def page(self, *, failed: bool) -> None:
         """One page more has been dealt with."""
         self._failed += failed
-        if self._failed:
-            self._bar.set_postfix_str(f"{self._failed} failed", refresh=False)
+        self._bar.set_postfix_str(self._words(), refresh=False)
         self._bar.update()
+
+    def _words(self) -> str:
+        working = list(self._working)
+        stages = Counter(work.stage for work in working)
+        tokens = sum(work.tokens for work in working)
+        if self._total == 1:
+            doing = ", ".join(stages)
+        else:
+            doing = ", ".join(f"{count} {stage}" for stage, count in stages.items())
+        failed = f"{self._failed} failed" if self._failed else ""
+        return ", ".join(filter(None, (failed, doing, f"{tokens} tokens" if tokens else "")))
 
     def close(self) -> None:
         self._bar.close()

@@ -22,6 +22,7 @@ from server.loading import ModelKey, ModelSource
 from server.options import ServerOptions
 
 from .errors import CommandFailed, Interrupted, PageFailed
+from .progress import PageWork
 
 POLL_SECONDS = 0.1  # how often a running page looks whether the user wants an end
 QUEUE_SECONDS = 0.5  # until a full queue is tried again
@@ -62,8 +63,8 @@ class Reader(Protocol):
             when the user wanted an end meanwhile.
         """
 
-    def read(self, page: Image.Image) -> Reading:
-        """Read one page.
+    def read(self, page: Image.Image, work: PageWork | None = None) -> Reading:
+        """Read one page; ``work`` is kept up to date on the way.
 
         Raises
         ------
@@ -134,13 +135,16 @@ class LocalReader:
                 except ModelUnavailable as error:
                     raise CommandFailed(str(error)) from error
 
-    def read(self, page: Image.Image) -> Reading:
+    def read(self, page: Image.Image, work: PageWork | None = None) -> Reading:
         assert self._model is not None
         generation = self._submit(Request(self._prompt, [page], self._settings, self._raw))
+        work = work or PageWork()
         pieces: list[str] = []
         while not isinstance(event := generation.next_event(POLL_SECONDS), Finished):
+            work.stage = generation.stage
             if event is not None:
                 pieces.append(event.text)
+                work.tokens += event.token_count
             if self._stop.is_set():
                 generation.cancel()
         if event.detail == "cancelled":

@@ -32,6 +32,7 @@ from runtime.confidence import Confidence
 from server.auth import ENVIRONMENT
 
 from .errors import CommandFailed, Interrupted, PageFailed, UsageError
+from .progress import PageWork
 from .readers import Reading
 
 log = logging.getLogger(__name__)
@@ -112,9 +113,10 @@ class RemoteReader:
                 raise CommandFailed(f"{self._url.geturl()} lists no models; name one with --model") from error
         return self._jobs
 
-    def read(self, page: Image.Image) -> Reading:
+    def read(self, page: Image.Image, work: PageWork | None = None) -> Reading:
+        work = work or PageWork()
         body = json.dumps(self._body(page)).encode()
-        reading: Reading = self._tried(self._retries, lambda: self._ask(body))
+        reading: Reading = self._tried(self._retries, lambda: self._ask(body, work))
         with self._lock:
             self._given_up = 0
         return reading
@@ -151,7 +153,8 @@ class RemoteReader:
                 body[setting.spellings[0]] = setting.off[0]
         return body
 
-    def _ask(self, body: bytes) -> Reading:
+    def _ask(self, body: bytes, work: PageWork) -> Reading:
+        work.stage, work.tokens = "sent", 0
         pieces: list[str] = []
         usage: Mapping[str, Any] = {}
         extension: Mapping[str, Any] | None = None
@@ -163,6 +166,8 @@ class RemoteReader:
                 extension = chunk.get("ocr") or extension
                 for choice in chunk.get("choices", ()):
                     pieces.append(choice.get("delta", {}).get("content") or "")
+                    if pieces[-1]:
+                        work.stage, work.tokens = "reading", work.tokens + 1  # a piece has a token, mostly
                     if extension is None and choice.get("finish_reason"):  # a server of another make
                         extension = {"finish_detail": _DETAILS.get(choice["finish_reason"], "eos")}
         if extension is None:

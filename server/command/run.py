@@ -99,6 +99,7 @@ class Run:
                             break
                         for future in wait(flying, POLL_SECONDS, FIRST_COMPLETED).done:
                             self._settle(flying.pop(future), future)
+                        self._progress.show()
                 except BaseException:
                     self._stop.set()  # the pool's end waits for the threads that still read
                     raise
@@ -135,11 +136,12 @@ class Run:
         """Runs on a thread of the pool."""
         started = time.monotonic()
         page: Image.Image | None = None
+        work = self._progress.begin()
         try:
             if self._stop.is_set():
                 raise Interrupted
             page = opened.document.page(index, self._stop.is_set)
-            reading = self._reader.read(page)
+            reading = self._reader.read(page, work)
             sure = reading.confidence
             result = PageResult(
                 page=index + 1, state="done", width=page.width, height=page.height, text=reading.text,
@@ -164,6 +166,8 @@ class Run:
             page = None
             log.exception("unexpected error on page %d of %s", index + 1, opened.plan.source.name)
             result = self._failed(index, f"internal error: {type(error).__name__}: {error}", started)
+        finally:
+            self._progress.end(work)
         try:
             return self._sink.keep(opened.plan, result, page)
         except OSError as error:

@@ -19,6 +19,7 @@ from models.grounding import parse_boxes
 from server.command import main as program
 from server.command import read as read_command
 from server.command.errors import Interrupted, PageFailed
+from server.command.progress import PageWork
 from server.command.readers import Reading
 
 ROOT = Path(__file__).parents[2]
@@ -52,7 +53,7 @@ class ScriptedReader:
         self.started = True
         return self.slots
 
-    def read(self, page: Image.Image) -> Reading:
+    def read(self, page: Image.Image, work: PageWork | None = None) -> Reading:
         number = page.getpixel((0, 0))[0]  # type: ignore[index]
         with self._lock:
             self.seen.append(number)

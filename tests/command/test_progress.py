@@ -44,6 +44,48 @@ def test_a_terminal_sees_pages_a_minute_and_failures(monkeypatch: pytest.MonkeyP
     assert float(rate) > 0
 
 
+def bars(monkeypatch: pytest.MonkeyPatch, total: int) -> tuple[Progress, Screen]:
+    screen = Screen(True)
+    monkeypatch.setattr("sys.stderr", screen)
+    monkeypatch.setattr("server.command.progress._has_size", lambda: True)
+    monkeypatch.setattr("shutil.get_terminal_size", lambda *_: os.terminal_size((150, 24)))
+    monkeypatch.setenv("COLUMNS", "150")
+    return Progress(total, quiet=False), screen
+
+
+def last(screen: Screen) -> str:
+    return screen.getvalue().replace("\x1b[A", "").replace("\n", "\r").rstrip("\r ").rpartition("\r")[2]
+
+
+def test_what_is_being_worked_on_is_counted_before_anything_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    progress, screen = bars(monkeypatch, 5)
+    first, second, third = progress.begin(), progress.begin(), progress.begin()
+    first.stage, first.tokens, second.stage, second.tokens, third.stage = "reading", 40, "reading", 2, "seeing"
+    progress.show()
+    assert "0/5 pages, 2 reading, 1 seeing, 42 tokens" in last(screen)
+    assert "left" not in screen.getvalue()  # nobody knows yet
+    assert "min" not in screen.getvalue()
+    progress.end(first)
+    progress.page(failed=True)
+    progress.show()
+    assert "1/5 pages, " in last(screen)
+    assert "pages/min, " in last(screen)
+    assert "left, 1 failed, 1 reading, 1 seeing, 2 tokens" in last(screen)
+    progress.close()
+
+
+def test_a_single_page_goes_on_in_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    progress, screen = bars(monkeypatch, 1)
+    work = progress.begin()
+    progress.show()
+    assert "0/1 pages, drawing" in last(screen)
+    for stage, tokens, words in (("seeing", 0, ", seeing"), ("reading", 17, ", reading, 17 tokens")):
+        work.stage, work.tokens = stage, tokens
+        progress.show()
+        assert last(screen).endswith(words)
+    progress.close()
+
+
 def test_a_terminal_that_does_not_know_its_size_sees_the_bar_too(monkeypatch: pytest.MonkeyPatch) -> None:
     screen = Screen(True)
     monkeypatch.setattr(screen, "fileno", lambda: 2)

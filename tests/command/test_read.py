@@ -796,7 +796,7 @@ def test_text_that_was_cut_off_is_said_with_the_setting_to_raise(
     from server.command.readers import Reading
     from tests.command.conftest import ScriptedReader
 
-    monkeypatch.setattr(ScriptedReader, "read", lambda self, page: Reading("x", (), "max_tokens", 1, 1))
+    monkeypatch.setattr(ScriptedReader, "read", lambda self, page, work: Reading("x", (), "max_tokens", 1, 1))
     document = pdf(tmp_path / "a.pdf", 1, 2)
     assert ocr("read", document, "-o", "out") == 0
     assert "warning: the text of 2 pages was cut off by max_tokens; raise --max-new-tokens" in ocr.err
