@@ -44,7 +44,7 @@ def attention(
     capacity = op.Squeeze(op.Shape(keys, start=2, end=3))
     places = op.Range(0, capacity, 1)  # [capacity]
     # What lies behind a row's last token was never written: it may be anything, and even times 0 not a number.
-    last = op.ReduceMax(slots, [2], keepdims=1)  # [B, 1, 1, 1]
+    last = op.Slice(slots, [-1], [2**31 - 1], [2])  # [B, 1, 1, 1]
     written = op.LessOrEqual(op.Unsqueeze(places, [1]), last)  # [B, 1, capacity, 1]
     known_keys, known_values = (op.Where(written, cache, 0.0) for cache in (keys, values))
     scores = op.MatMul(query, op.Unsqueeze(op.Transpose(known_keys, perm=[0, 1, 3, 2]), [2]))

@@ -23,6 +23,10 @@ from .layers import FLOAT
 # 8-bit products of quantised weights alone are up to 0.06.
 _LARGEST_ERRORS = {"f32": 1e-3, "f16": 0.02, "bf16": 0.05, "q8": 0.1, "q4": 0.1}
 
+# Registered for opset 18 and not for 20, where ONNX has changed them (1.31.1): they would run on the CPU, and a step
+# that leaves the GPU cannot be recorded.
+_WITHOUT_KERNEL = frozenset({"ReduceMax", "ReduceMin"})
+
 
 def best_device() -> str:
     """The device that ``auto`` means to a server of this installation."""
@@ -85,6 +89,8 @@ def check_structure(file: Path) -> None:
             raise
     graph = ir.load(file).graph
     for node in graph:
+        if node.op_type in _WITHOUT_KERNEL:
+            raise ExportError(f"{file.name}: {node.op_type} has no kernel on CUDA and would run on the CPU")
         # Absent means to CUDA that the weights are packed for its kernel already, and the result is noise.
         prepacked = node.attributes.get("weights_prepacked")
         if node.op_type == "QMoE" and (prepacked is None or prepacked.as_int() != 0):

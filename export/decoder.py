@@ -230,7 +230,8 @@ class FloatExperts(nn.Module):
         """
         compute = self.precision.compute
         if compute == BFLOAT16:
-            logits = op.Sub(logits, op.ReduceMax(logits, [-1], keepdims=1))
+            # Not ReduceMax: CUDA has no kernel for it from opset 20 on.
+            logits = op.Sub(logits, op.TopK(logits, [1], axis=-1, _outputs=2)[0])
         return logits if compute == FLOAT else op.Cast(logits, to=compute)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +33,9 @@ class Decoder:
     """
 
     def __init__(self, folder: Path, manifest: Manifest, device: Device, slots: int | None = None) -> None:
+        if manifest.decoder.compute[device.graph] == "float32" and device.name == "cuda":
+            # Attention that is written out computes shapes on the host, which no recording takes.
+            device = replace(device, replays=False)
         self._device, self._sizes = device, manifest.sizes
         self._embed = device.session(folder, manifest.embed)
         self._session = device.session(folder, manifest.decoder, replays=True)

@@ -239,6 +239,18 @@ def test_experts_that_do_not_say_that_they_are_not_packed_are_not_published(expo
         check.check_structure(changed(file, tmp_path, forget))
 
 
+def test_nodes_that_cuda_has_no_kernel_for_are_not_published(export_of, tmp_path) -> None:
+    def slow(graph: ir.Graph) -> None:
+        graph.extend([ir.node("ReduceMax", [graph.inputs[0]])])
+
+    file = export_of("deepseek-ocr", "bf16") / "decoder.cuda.onnx"
+    with pytest.raises(ExportError, match="ReduceMax has no kernel on CUDA"):
+        check.check_structure(changed(file, tmp_path, slow))
+    for family in ("deepseek-ocr", "deepseek-ocr-2", "paddleocr-vl"):
+        for name in ("vision", "embed", "decoder"):
+            check.check_structure(export_of(family, "bf16") / f"{name}.cuda.onnx")
+
+
 def test_a_graph_whose_types_do_not_fit_is_not_published(export_of, tmp_path) -> None:
     def mix(graph: ir.Graph) -> None:
         next(node for node in graph if node.op_type == "Cast").attributes["to"] = ir.AttrInt64("to", ir.DataType.DOUBLE)
