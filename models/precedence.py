@@ -25,7 +25,8 @@ class Setting:
     kind: Kind
     help: str
     flag: str | None = None  # on the command line; None: not there
-    body: tuple[str, ...] = ()  # spellings in a request, a dot before a field in a field; () means the field's own name
+    body: tuple[str, ...] = ()  # spellings in a request; () means the field's own name
+    nested: str | None = None  # one more spelling, within another field: that.this
     off: tuple[Any, ...] = ()  # values that mean None ("no limit"), as other programs spell it
     unset: tuple[Any, ...] = ()  # values in a request that set nothing, as other programs spell it
     default_text: str | None = None  # how help texts say a None default
@@ -98,14 +99,14 @@ _SHARED: tuple[Setting, ...] = (
         "integer",
         "no sequence of this many tokens comes twice; 0 is off",
         "--no-repeat-ngram-size",
-        body=("no_repeat_ngram_size", "vllm_xargs.ngram_size"),
+        nested="vllm_xargs.ngram_size",
     ),
     Setting(
         "no_repeat_ngram_window",
         "integer",
         "look back this many tokens only; 0 for all",
         "--no-repeat-ngram-window",
-        body=("no_repeat_ngram_window", "vllm_xargs.window_size"),
+        nested="vllm_xargs.window_size",
         off=(0,),
         default_text="the whole sequence",
         example=90,
@@ -114,7 +115,7 @@ _SHARED: tuple[Setting, ...] = (
         "no_repeat_ngram_whitelist",
         "integers",
         "token ids that the n-gram rule never forbids",
-        body=("no_repeat_ngram_whitelist", "vllm_xargs.whitelist_token_ids"),
+        nested="vllm_xargs.whitelist_token_ids",
     ),
     Setting("stop_on_loop", "boolean", "end an answer whose tail repeats itself", "--stop-on-loop"),
 )
@@ -181,7 +182,8 @@ def from_body(body: Mapping[str, Any]) -> dict[str, Any]:
     """
     values: dict[str, Any] = {}
     for setting in SETTINGS:
-        given = {name: body[name] for name in setting.spellings if body.get(name) is not None}
+        spellings = (*setting.spellings, *((setting.nested,) if setting.nested else ()))
+        given = {name: body[name] for name in spellings if body.get(name) is not None}
         for name, value in given.items():
             if value in setting.unset:
                 continue

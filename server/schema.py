@@ -37,7 +37,6 @@ def setting_fields() -> dict[str, Any]:
         spelling: (_TYPES[setting.kind], Field(default=None, description=setting.help))
         for setting in precedence.SETTINGS
         for spelling in setting.spellings
-        if "." not in spelling
     }
 
 

@@ -17,7 +17,7 @@ CODE = "unsupported_parameter"
 
 
 def _absent(value: Any) -> bool:
-    return value is None
+    return value is None or value == ""
 
 
 def _none_of(*values: Any) -> Callable[[Any], bool]:

@@ -32,7 +32,6 @@ WRAPPERS: tuple[Wrapper, ...] = (
     ),
     tag("context"),
     tag("source"),
-    tag("memory_user_context"),
 )
 _QUERY = re.compile(r"</?user_query>")  # an older template had the person's own words between these
 

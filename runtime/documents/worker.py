@@ -157,6 +157,11 @@ def _opened(command: dict[str, Any], content: bytes) -> PdfPages | PicturePages:
         raise InvalidInput(f"{name} is empty; it has 0 bytes")
     if b"%PDF-" in start and not first_only:
         return PdfPages(source, name, command["dpi"], max_pixels)
+    if b"%PDF-" in start:
+        raise InvalidInput(
+            f'{name} is a PDF; send it in a part {{"type": "file", "file": {{"file_data": '
+            '"data:application/pdf;base64,..."}} (Responses: input_file)'
+        )
     return PicturePages(source, name, max_pixels, first_only=first_only, transparency=command["transparency"])
 
 

@@ -92,6 +92,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "boolean": st.booleans(),
     "strings": st.text(max_size=3) | st.lists(st.text(max_size=3), max_size=3),
     "integers": st.lists(st.integers(), max_size=3),
+    "word": st.sampled_from(["white", "black", "drop"]) | st.text(max_size=5),
 }
 PDF = "data:application/pdf;base64," + base64.b64encode(text_pdf(["one", "two"], size=(60, 40))).decode()
 URLS = st.sampled_from(
@@ -138,6 +139,7 @@ GOOD_VALUES: dict[str, st.SearchStrategy[Any]] = {
     "boolean": st.booleans(),
     "strings": st.lists(st.text(min_size=1, max_size=3), max_size=3),
     "integers": st.lists(st.integers(0, 1000), max_size=3),
+    "word": st.sampled_from(["white", "black", "drop"]),
 }
 
 

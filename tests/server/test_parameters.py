@@ -224,3 +224,14 @@ def test_packed_bodies_are_bounded_and_their_faults_told(make_service: MakeServi
     ):
         result = packed(service, raw, encoding)
         assert (result.status_code, words in result.json["error"]["message"]) == (status, True), result.text
+
+
+def test_a_pdf_at_an_images_address_is_answered_with_the_right_form(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.fetch.Fetcher.fetch", lambda self, url, deadline=None: base64.b64decode(PDF))
+    for result in both(service, url="https://example.com/a.pdf"):
+        error = result.json["error"]
+        assert (result.status_code, error["param"]) == (400, "image_url")
+        assert "is a PDF" in error["message"]
+        assert '{"type": "file"' in error["message"]
