@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -417,3 +417,20 @@ def test_the_second_family_is_measured_beside_transformers(
 def test_nothing_to_measure_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "--parts", "load"]) == 1
     assert "--model" in capsys.readouterr().err
+
+
+def test_a_long_answer_of_a_model_with_a_window_has_rows_and_a_cache_that_stays(
+    tmp_path: Path, export_checkpoint: Callable[..., Path]
+) -> None:
+    from tools.checkpoints import write_random_checkpoint
+    from tools.unlimited_checkpoints import UNLIMITED_OCR, UnlimitedSizes
+
+    checkpoint = write_random_checkpoint(tmp_path / "checkpoint", UnlimitedSizes(window=16), layout=UNLIMITED_OCR)
+    folder = export_checkpoint(checkpoint, model_id="unlimited-ocr", family="unlimited-ocr")
+    out = tmp_path / "bench.json"
+    arguments = ["run", "--model", str(folder), "--parts", "answer", "--quick", "--rounds", "1", "--json", str(out)]
+    assert main(arguments) == 0
+    series = [one for one in Results.load(out).series if one.part == "answer"]
+    caches = [one.samples for one in series if one.metric == "MB of cache"]
+    assert len(caches) == 2
+    assert caches[0] == caches[1]

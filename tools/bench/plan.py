@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-Part = Literal["export", "load", "vision", "prefill", "decode", "batch", "overhead", "page", "sharing", "server"]
+Part = Literal[
+    "export", "load", "vision", "prefill", "decode", "answer", "batch", "overhead", "page", "sharing", "server"
+]
 Kind = Literal["load", "vision", "decoder", "page", "sharing"]  # what a worker process has in memory
 PARTS: tuple[Part, ...] = (
     "export",
@@ -14,6 +16,7 @@ PARTS: tuple[Part, ...] = (
     "vision",
     "prefill",
     "decode",
+    "answer",
     "batch",
     "overhead",
     "page",
@@ -26,6 +29,7 @@ KINDS: dict[Part, Kind] = {
     "vision": "vision",
     "prefill": "decoder",
     "decode": "decoder",
+    "answer": "decoder",
     "batch": "decoder",
     "overhead": "page",
     "page": "page",
@@ -41,6 +45,7 @@ class Plan:
     views: tuple[int, ...] = (640, 1024)  # side of a view, pixels
     prefills: tuple[int, ...] = (512, 900)  # prompt tokens
     contexts: tuple[int, ...] = (128, 512, 2048)  # tokens in the cache when decoding starts
+    answers: tuple[int, ...] = (500, 8000)  # tokens of a long answer that are there, of models with a window
     rows: tuple[int, ...] = (1, 2, 4, 8, 16)  # requests decoded together
     batch_context: int = 300  # tokens in each of those rows' caches
     busy_rows: tuple[int, ...] = (1, 8)  # of the steps whose time outside ONNX Runtime is measured
@@ -63,6 +68,8 @@ class Plan:
                 yield from (Case(part, tokens, f"{tokens} tokens") for tokens in self.prefills)
             case "decode":
                 yield from (Case(part, context, f"context {context}") for context in self.contexts)
+            case "answer":
+                yield from (Case(part, tokens, f"token {tokens} of an answer") for tokens in self.answers)
             case "batch":
                 yield from (Case(part, rows, f"{rows} row{'s' * (rows > 1)}") for rows in self.rows)
             case "overhead":
@@ -83,8 +90,8 @@ CUDA = Plan(
 )  # fmt: skip
 
 QUICK = Plan(
-    views=(640,), prefills=(64,), contexts=(16, 64), rows=(1, 2), batch_context=32, busy_rows=(1, 2), steps=4,
-    page=(700, 500), page_tokens=8, clients=(1, 2), pages_per_client=1,
+    views=(640,), prefills=(64,), contexts=(16, 64), answers=(20, 90), rows=(1, 2), batch_context=32,
+    busy_rows=(1, 2), steps=4, page=(700, 500), page_tokens=8, clients=(1, 2), pages_per_client=1,
 )  # fmt: skip
 
 
@@ -106,6 +113,7 @@ MAIN_METRIC: dict[Part, str] = {
     "vision": "s",
     "prefill": "tokens/s",
     "decode": "tokens/s",
+    "answer": "tokens/s",
     "batch": "tokens/s",
     "overhead": "% outside ONNX Runtime",
     "page": "s",
