@@ -155,8 +155,12 @@ class Decoder:
         step = self._steps.get(len(lengths))
         with self._device.running(first=step is None):
             step = step or self._bind(len(lengths))
-            self._embed.run_with_iobinding(step.embed)
-            self._session.run_with_iobinding(step.decode, step.recording)
+            try:
+                self._embed.run_with_iobinding(step.embed)
+                self._session.run_with_iobinding(step.decode, step.recording)
+            except Exception:
+                self._steps.pop(len(lengths), None)  # it may not have been recorded: the next time is the first again
+                raise
             self._cache.close_ring(lengths[:rows])
         return step
 
@@ -194,6 +198,8 @@ class Decoder:
         finally:
             if moved:
                 self._forget_steps()
+                # What is not kept is what a device's memory held before: no number to compute with.
+                self._filled[rows:] = [0] * (len(self._filled) - rows)
         # Where tokens leave the cache, positions go on.
         self._rotary.fit(self._cache.capacity if self._sizes.window is None else self._sizes.max_length)
 

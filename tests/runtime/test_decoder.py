@@ -195,6 +195,44 @@ def test_a_row_that_is_half_filled_keeps_its_prompt_while_others_are_stepped(ran
     assert np.abs(found - expected).max() / np.abs(expected).max() < 1e-5
 
 
+def test_rows_that_fill_up_a_step_never_read_what_nobody_wrote(random_model_folder, calls, monkeypatch) -> None:
+    """A grown cache keeps the rows in use; behind the others' tokens there may be anything, on a GPU even NaN."""
+    monkeypatch.setattr(kv_cache, "FIRST_CAPACITY", 32)
+    decoder = make(random_model_folder, calls, slots=4, replays=True)
+    for row in range(4):
+        decoder.prefill(row, decoder.embed([0, *range(3, 20)]))
+    written: list[list[int]] = []
+    write = decoder._seqlens.write
+    monkeypatch.setattr(decoder._seqlens, "write", lambda lengths: written.append(lengths.tolist()) or write(lengths))
+    decoder.step([5, 6, 7], [18, 18, 18])
+    decoder.make_room(50, rows=2)  # those two go on; two others are free
+    decoder.step([5, 6, 7], [19, 19, 0])
+    assert written == [[18, 18, 18, 18], [19, 19, 0, 0]]
+
+
+def test_a_step_that_fails_is_recorded_anew(random_model_folder, calls, monkeypatch) -> None:
+    decoder = make(random_model_folder, calls, slots=2, replays=True)
+    decoder.prefill(0, decoder.embed([0, *range(3, 20)]))
+    alone: list[bool] = []
+    running = type(decoder._device).running
+    monkeypatch.setattr(
+        type(decoder._device), "running",
+        lambda self, *, first=False: alone.append(first) or running(self, first=first),
+    )  # fmt: skip
+    run = decoder._session.run_with_iobinding
+
+    def refuse(*_: Any) -> None:
+        raise RuntimeError("CUDA failure 2: out of memory")
+
+    monkeypatch.setattr(decoder._session, "run_with_iobinding", refuse)
+    with pytest.raises(RuntimeError):
+        decoder.step([5], [18])
+    monkeypatch.setattr(decoder._session, "run_with_iobinding", run)
+    decoder.step([5], [18])
+    decoder.step([5], [19])
+    assert alone == [True, True, False]
+
+
 def test_few_recordings_serve_every_number_of_rows(random_model_folder, calls, monkeypatch) -> None:
     monkeypatch.setattr(kv_cache, "FIRST_CAPACITY", 32)
     decoder = make(random_model_folder, calls, slots=20, replays=True)
