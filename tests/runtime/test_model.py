@@ -10,7 +10,10 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -524,3 +527,36 @@ def test_a_row_that_the_memory_cannot_hold_fails_alone_with_both_numbers(
             assert event is not None
         assert event.error is None
         assert model.alive
+
+
+def test_a_pass_that_was_ended_half_way_leaves_the_model_as_it_was(random_model_folder, picture) -> None:
+    large = picture(1500, 1500)
+    settings = InferenceSettings().override({"base_size": 1024, "image_size": 640, "max_new_tokens": 20})
+    with Model.open(random_model_folder, device="cpu", slots=2, vision_cache_mb=0) as model:
+        expected = model.read(large, "<image>", max_new_tokens=20, base_size=1024, image_size=640).tokens
+        for _ in range(3):
+            ended = model.submit(Request("<image>", [large], settings))
+            with model._engine._changed:
+                model._engine._changed.wait_for(lambda: model._engine._encoding, PATIENCE)
+            ended.cancel()
+            event = ended.next_event(PATIENCE)
+            assert isinstance(event, Finished)
+            assert (event.detail, event.error) == ("cancelled", None)
+        assert model.drain(PATIENCE)
+        assert model.read(large, "<image>", max_new_tokens=20, base_size=1024, image_size=640).tokens == expected
+
+
+def test_prompts_fed_in_chunks_beside_each_other_say_what_they_say_alone(random_model_folder, picture) -> None:
+    """The half-fed rows are stepped with those that decode, grow with them and move with them."""
+    asked = [(picture(200 + 150 * i, 700), f"<image>{'word ' * (10 * i)}", 10 + 9 * i) for i in range(5)]
+    found = []
+    for chunk in (1 << 20, 24):
+        with Model.open(random_model_folder, device="cpu", slots=4) as model, ThreadPoolExecutor(5) as pool:
+            model._engine._state.chunk = chunk
+            ask = partial(tokens_of, model, base_size=256, image_size=320)
+            found += [[ask(*one) for one in asked], list(pool.map(ask, *zip(*asked, strict=True)))]
+    assert found == [found[0]] * 4
+
+
+def tokens_of(model: Model, image: Image.Image, prompt: str, budget: int, **settings: Any) -> list[int]:
+    return model.read(image, prompt, max_new_tokens=budget, **settings).tokens
