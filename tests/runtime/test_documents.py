@@ -13,10 +13,11 @@ import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from models.errors import InvalidInput
 from runtime.documents import open_document, parse_pages
+from runtime.documents.picture import PicturePages
 from tests.pdfs import encrypted, rotated, scanned_pdf, text_pdf, without_pages
 
 Picture = Callable[..., Image.Image]
@@ -243,6 +244,23 @@ def test_a_tiff_of_more_frames_than_anybody_reads_is_refused_without_counting_th
         assert document.page(1999).getpixel((0, 0)) == (127, 127, 127)
     with pytest.raises(InvalidInput, match=r"many\.tif has more than 2,000 frames, the most that are read; split it"):
         open_document(tiff(20_000), name="many.tif")
+
+
+def test_the_pages_of_a_long_tiff_cost_the_same_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    load = TiffImagePlugin.ImageFileDirectory_v2.load
+    monkeypatch.setattr(
+        TiffImagePlugin.ImageFileDirectory_v2, "load", lambda self, file: read.append(1) or load(self, file)
+    )
+    pages = PicturePages(tiff(600), "it", 1000, first_only=False, transparency="white")
+    assert pages.count == 600
+    assert len(read) <= 2 * 600 + 2  # Pillow reads a frame's directory twice
+    read.clear()
+    for index in (*range(300), 599, 10, 400):
+        assert pages.size(index) == (1, 1)
+        assert pages.page(index).getpixel((0, 0)) == (127, 127, 127)
+    assert len(read) <= 4 * 303
+    pages.close()
 
 
 @pytest.mark.parametrize("data", [text_pdf(["one"]), saved(corner_marked(), "PNG")], ids=["pdf", "picture"])

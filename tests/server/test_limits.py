@@ -168,3 +168,20 @@ def test_documents_have_half_of_the_places(make_service: MakeService) -> None:
         assert "2 documents are being read" in refused.json["error"]["message"]
         assert service.post(chat()).status_code == 200
     assert service.post(document(text_pdf(["one"]))).status_code == 200
+
+
+def test_turns_are_shared_out_by_key_and_without_keys_by_address(make_service: MakeService) -> None:
+    open_house, locked = make_service(), make_service(api_keys=("one", "two"))
+
+    def clients(service: Any, *keys: str) -> list[str]:
+        for key in keys:
+            assert service.post(chat(), headers={"Authorization": f"Bearer {key}"}).status_code == 200
+            assert (
+                service.post(document(text_pdf(["a"])), headers={"Authorization": f"Bearer {key}"}).status_code == 200
+            )
+        return [request.client for request in service.source.models["deepseek-ocr"].requests]
+
+    one, again, two, last = clients(locked, "one", "two")
+    assert one == again != two == last
+    assert "one" not in one
+    assert len(set(clients(open_house, "one", "two"))) == 1  # nobody invents shares for himself
