@@ -14,12 +14,15 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+from PIL import Image, ImageDraw, ImageFont
 
 from models.catalog import CATALOG, SUPPORTED_FAMILIES, family_spellings, normalise_family
 from server.errors import ModelUnavailable
 from server.reasons import without_paths
 from tests.export.fake_hubs import COMMIT, FakeHubs
-from tests.server.conftest import MakeService, ServerProcess, chat
+from tests.pdfs import scanned_pdf
+from tests.server.conftest import MakeService, ServerProcess, chat, data_url
+from tests.server.test_documents import file_url
 from tests.server.test_process import Raw, until
 
 pytest.importorskip("onnxruntime")
@@ -27,6 +30,16 @@ pytest.importorskip("onnxscript", reason="exporting needs the export extra")
 
 REMOTE = '[models.entries.remote]\nkind = "deepseek-ocr"\nsource = "acme/ocr"\n'
 MISSING = '[models.entries.missing]\nkind = "deepseek-ocr"\nsource = "./nothing-here"\n'
+
+_CHAT = {"messages": chat()["messages"]}
+_ITEM = {"role": "user", "content": [{"type": "input_image", "image_url": data_url()}]}
+WAYS: dict[str, tuple[str, dict[str, Any]]] = {
+    "chat": ("/v1/chat/completions", _CHAT),
+    "chat, streamed": ("/v1/chat/completions", {**_CHAT, "stream": True}),
+    "responses": ("/v1/responses", {"input": [_ITEM]}),
+    "responses, streamed": ("/v1/responses", {"input": [_ITEM], "stream": True}),
+    "ocr": ("/v1/ocr", {"document": {"image_url": data_url()}}),
+}
 
 
 @pytest.fixture(scope="module")
@@ -76,8 +89,9 @@ def ready(server: ServerProcess) -> None:
     until(lambda: httpx.get(f"{server.url}/ready").status_code == 200, 120)
 
 
-def ask(server: ServerProcess, model: str = "tiny-ocr", path: str = "/v1/chat/completions") -> httpx.Response:
-    return httpx.post(f"{server.url}{path}", json=chat(model=model, max_tokens=8), timeout=120)
+def ask(server: ServerProcess, model: str = "tiny-ocr", way: str = "chat") -> httpx.Response:
+    path, body = WAYS[way]
+    return httpx.post(f"{server.url}{path}", json={"model": model, "max_tokens": 8, **body}, timeout=120)
 
 
 def error(answer: httpx.Response) -> dict[str, Any]:
@@ -149,23 +163,56 @@ def test_who_waits_is_told_the_progress_when_the_wait_is_over(serve: Serve, stal
     assert exporters(server)
 
 
-@pytest.mark.parametrize("path", ["/v1/chat/completions"])
-def test_an_offline_hub_is_a_lasting_failure_that_is_remembered(serve: Serve, path: str) -> None:
-    server = serve(REMOTE, "--export-wait", "60", HF_HUB_OFFLINE="1")
+@pytest.mark.parametrize("hub", ["offline", "refused"])
+def test_a_lasting_failure_is_told_on_every_way_and_remembered(serve: Serve, stalled: FakeHubs, hub: str) -> None:
+    stalled.token, stalled.gated = "secret", True
+    where = {"HF_HUB_OFFLINE": "1"} if hub == "offline" else {"HF_ENDPOINT": stalled.url}
+    server = serve(REMOTE, "--export-wait", "60", **where)
     ready(server)
-    answers = [ask(server, "remote", path) for _ in range(2)]
-    for answer in answers:
-        assert (answer.status_code, error(answer)["code"], error(answer)["param"]) == (
-            404,
-            "model_unavailable",
-            "model",
-        )
-        assert "offline" in error(answer)["message"].lower()
-        assert str(server.home) not in error(answer)["message"]
+    for way in WAYS:
+        answer = ask(server, "remote", way)
+        found = error(answer)
+        assert (answer.status_code, found["code"], found["param"]) == (404, "model_unavailable", "model"), way
+        assert {"offline": "offline", "refused": "acme/ocr"}[hub] in found["message"].lower()
+        assert str(server.home) not in found["message"]
         assert "retry-after" not in answer.headers
-    assert "tried again in" in error(answers[1])["message"]
+    assert "tried again in" in found["message"]
     assert sum("exporting it to" in line for line in server.lines) == 1
     assert ask(server).status_code == 200
+
+
+@pytest.mark.parametrize("way", list(WAYS))
+def test_every_way_is_told_of_an_export_that_goes_on(serve: Serve, stalled: FakeHubs, way: str) -> None:
+    server = serve(REMOTE, HF_ENDPOINT=stalled.url)
+    ready(server)
+    refused = ask(server, "remote", way)
+    assert (refused.status_code, error(refused)["code"]) == (503, "model_exporting")
+    assert ask(server, way=way).status_code == 200
+
+
+def test_a_page_reads_alike_as_a_picture_a_pdf_an_upload_and_a_job(serve: Serve) -> None:
+    server = serve("")
+    ready(server)
+    text = "Invoice 4711\nTotal due 128.50 EUR"
+    page = Image.new("RGB", (640, 240), "white")
+    ImageDraw.Draw(page).text((24, 24), text, fill="black", font=ImageFont.load_default(26), spacing=10)
+    pdf = scanned_pdf([page])
+    upload = httpx.post(f"{server.url}/v1/files", files={"file": ("a.pdf", pdf)}, data={"purpose": "ocr"}).json()
+    signed = httpx.get(f"{server.url}/v1/files/{upload['id']}/url").json()["url"]
+    assert httpx.get(signed).content == pdf
+    documents = [
+        {"type": "image_url", "image_url": data_url(page)},
+        {"type": "document_url", "document_url": file_url(pdf)},
+        {"type": "file", "file_id": upload["id"]},
+        {"type": "document_url", "document_url": signed},
+    ]
+    read = [httpx.post(f"{server.url}/v1/ocr", json={"document": one}, timeout=120).json() for one in documents]
+    job = httpx.post(f"{server.url}/v1/ocr/jobs", json={"document": documents[1]}).json()
+    until(lambda: httpx.get(f"{server.url}/v1/ocr/jobs/{job['id']}").json()["status"] == "succeeded")
+    read.append(httpx.get(f"{server.url}/v1/ocr/jobs/{job['id']}").json()["result"])
+    assert [one["pages"][0]["markdown"] for one in read] == [text] * 5
+    assert {one["model"] for one in read} == {"tiny-ocr"}
+    assert read[1]["pages"][0]["dimensions"] == {"dpi": 144, "width": 640, "height": 240}
 
 
 def test_without_waiting_the_reason_of_a_failure_reaches_the_next_who_asks(serve: Serve) -> None:
