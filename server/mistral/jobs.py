@@ -81,8 +81,8 @@ class OcrJobs:
         self._threads: list[threading.Thread] = []
         self._closing = False
 
-    def submit(self, body: Any, owner: str, address: str) -> dict[str, Any]:
-        """Take a request in.
+    def submit(self, body: Any, owner: str, address: str, client: str) -> dict[str, Any]:
+        """Take a request in. ``client``: whose share of the model it takes.
 
         Raises
         ------
@@ -99,7 +99,9 @@ class OcrJobs:
             log.error("the folder of jobs cannot be written: %s", error)
             raise Unavailable("this server cannot keep jobs; its log says why", code="jobs_unavailable") from error
         order = self._reader.order(body, owner)
-        record = RequestRecord(uuid.uuid4().hex, Jobs.path, self._metrics, asked=order.model, address=address)
+        record = RequestRecord(
+            uuid.uuid4().hex, Jobs.path, self._metrics, asked=order.model, address=address, client=client
+        )
         job = OcrJob(order, owner, record)
         with self._lock:
             self._refuse_too_many()
@@ -247,7 +249,8 @@ class Jobs:
         with self._reading:
             body = schema.parse(read_json(req, self._max_body_bytes), OcrRequest)
             req.context["model"] = body.model  # for the log
-            made = self._jobs.submit(body, owner_of(req), req.remote_addr)
+            client = str(req.context.get("client") or req.remote_addr)
+            made = self._jobs.submit(body, owner_of(req), req.remote_addr, client)
         resp.status = falcon.HTTP_202
         resp.set_headers({"Location": f"{self.path}/{made['id']}", "Retry-After": str(POLL_SECONDS)})
         resp.media = _told(made)

@@ -243,7 +243,7 @@ def test_a_public_address_is_fetched(make_service: MakeService) -> None:
 def test_the_number_of_pages_is_limited(make_service: MakeService) -> None:
     service = make_service(script=page_text, max_pages=2)
     result = ask(service)
-    assert (result.status_code, error(result)["param"]) == (413, "pages")
+    assert (result.status_code, error(result)["param"]) == (400, "pages")
     assert "3 pages in one request; the limit is 2" in error(result)["message"]
     assert len(ask(service, pages="0-1").json["pages"]) == 2
 

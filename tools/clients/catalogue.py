@@ -37,6 +37,6 @@ CLIENTS = (
     Client("docling", ("docling-slim[convert-core,format-pdf-pypdfium2,format-markdown,cli]",), "docling_vlm.py", True),
     Client("openai for Node", ("openai",), "openai_node.mjs"),
     Client("AI SDK", ("ai", "@ai-sdk/openai-compatible"), "ai_sdk.mjs"),
-    Client("open-webui", ("open-webui",), "open_webui.py", needs_torch=True, optional=True),
-    Client("open-webui, Mistral OCR", ("open-webui",), "open_webui_ocr.py", needs_torch=True, optional=True),
+    Client("open-webui", ("open-webui",), "webui_chat.py", needs_torch=True, optional=True),
+    Client("open-webui, Mistral OCR", ("open-webui",), "webui_ocr.py", needs_torch=True, optional=True),
 )
