@@ -46,9 +46,8 @@ def warm_up(how: WarmUp, decoder: Decoder, vision: VisionTower, family: Family, 
     for tokens in token_buckets(slots):
         _prefill(decoder, tokens)
     for rows in decoder.recorded_rows():
-        decoder.score(
-            [0] * rows, [0] * rows
-        )  # of nothing before: what a card's memory held is no number to compute with
+        # Rows of which nothing was read before: what a card's memory held is no number to compute with.
+        decoder.score([0] * rows, [0] * rows)
     log.info("warmed up (%s) in %.1f s", how, time.monotonic() - started)
 
 
