@@ -355,12 +355,18 @@ class _Load:
                     pass
 
     def sample(self, part: str, value: int) -> dict[str, float]:
+        from runtime.gpu import free_memory
         from runtime.model import Model
 
+        on_card = self._device.startswith("cuda")
+        before = free_memory(0) if on_card else None
         started = time.perf_counter()
-        model = Model.open(self._folder, device=self._device, threads=self._threads)
+        # On a card with few slots: by itself it takes as many as its memory holds, and that would be what is measured.
+        model = Model.open(self._folder, device=self._device, threads=self._threads, slots=4 if on_card else None)
         seconds = time.perf_counter() - started
         gc.collect()
         memory = psutil.Process().memory_full_info()
+        after = free_memory(0) if on_card else None
         model.close()
-        return {"s": seconds, "GB resident": memory.rss / _GB, "GB private": memory.uss / _GB}
+        found = {"s": seconds, "GB resident": memory.rss / _GB, "GB private": memory.uss / _GB}
+        return found if before is None or after is None else {**found, "GB on the card": (before - after) / _GB}
