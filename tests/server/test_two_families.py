@@ -23,20 +23,35 @@ CLIENTS, REQUESTS = 4, 5  # requests of each client
 PAGE = data_url(Image.effect_noise((300, 200), 90).convert("RGB"))
 SIZES = ((300, 200), (200, 640), (700, 500), (90, 60))  # of each client's page
 MODELS = ("small-deepseek", "small-paddle")
-PROMPTS = {"small-deepseek": "Free OCR.", "small-paddle": "OCR:"}
+LINE = ("small-deepseek-ocr-2", "small-unlimited-ocr", "small-deepseek")  # of one decoder, with other rules around it
+PROMPTS = {
+    "small-deepseek": "Free OCR.", "small-paddle": "OCR:", "small-deepseek-ocr-2": "Free OCR.",
+    "small-unlimited-ocr": "document parsing.",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, random_checkpoint: Path) -> Iterator[ServerProcess]:
+    from tools.checkpoints import write_random_checkpoint as write
+    from tools.deepseek2_checkpoints import DEEPSEEK_OCR_2, Sizes2
     from tools.paddle_checkpoints import write_paddle_checkpoint
+    from tools.unlimited_checkpoints import UNLIMITED_OCR, UnlimitedSizes
 
     folder = tmp_path_factory.mktemp("families")
     paddle = write_paddle_checkpoint(folder / "paddle")
+    line = (
+        ("deepseek-ocr-2", Sizes2(), DEEPSEEK_OCR_2),
+        ("unlimited-ocr", UnlimitedSizes(window=4), UNLIMITED_OCR),
+    )
     config = folder / "config.toml"
     config.write_text(
         "[inference]\nmax_new_tokens = 12\nno_repeat_ngram_size = 0\n"
         f'[models.entries.small-deepseek]\nkind = "deepseek-ocr"\nsource = "{random_checkpoint}"\n'
         f'[models.entries.small-paddle]\nkind = "paddleocr-vl"\nsource = "{paddle}"\n'
+        + "".join(
+            f'[models.entries.small-{name}]\nkind = "{name}"\nsource = "{write(folder / name, size, layout=layout)}"\n'
+            for name, size, layout in line
+        )
     )
     server = ServerProcess(
         ["--config", str(config), "--model", "small-deepseek", "--slots", "4", "--export-wait", "120"], folder
@@ -132,3 +147,25 @@ def test_a_picture_too_narrow_for_the_model_is_a_bad_request(server: ServerProce
     refused = httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=300)
     assert refused.status_code == 400
     assert "200 times" in refused.json()["error"]["message"]
+
+
+def test_the_models_of_one_line_are_switched_under_load_and_none_answers_for_another(
+    server: ServerProcess, picture: Callable[..., Image.Image]
+) -> None:
+    pages = [data_url(picture(*size, seed)) for seed, size in enumerate(SIZES[:2])]
+    expected = {(model, page): text_of(ask(server, model, page)) for model in LINE for page in pages}
+    assert len(set(expected.values())) == len(LINE) * len(pages)
+    right: list[str] = []
+
+    def client(number: int) -> None:
+        for request in range(2):
+            model, page = LINE[(number + request) % len(LINE)], pages[number % 2]
+            if text_of(ask(server, model, page)) == expected[model, page]:
+                right.append(model)
+
+    threads = [threading.Thread(target=client, args=(number,)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(300)
+    assert len(right) == 6
