@@ -11,6 +11,7 @@ from models.manifest import Manifest
 from runtime import kv_cache
 from runtime.buffers import Buffer
 from runtime.decoder import Decoder
+from runtime.kv_cache import KvCache, Window
 from runtime.providers import find_device
 
 
@@ -74,3 +75,51 @@ def test_growth_that_runs_out_of_memory_leaves_no_stale_binding(random_model_fol
     gc.collect()
     for step in range(4):
         assert np.array_equal(decoder.step([9 + step], [11 + step]), roomy.step([9 + step], [11 + step]))
+
+
+def test_a_ring_gives_its_oldest_place_to_the_newest_token() -> None:
+    window = Window(prompt=10, size=4)
+    assert window.full == 13
+    assert [window.replace() for _ in range(5)] == [10, 11, 12, 10, 11]
+    assert Window(prompt=10, size=1).replace() is None  # sees itself alone: nothing of the answer is kept
+
+
+def test_rows_keep_the_prompt_and_the_newest_tokens_of_their_window_wherever_they_move(manifest) -> None:
+    """Each token of an answer writes its number where the kernel does: at the row's length."""
+    cache = KvCache(manifest.sizes, 3, "float32", find_device("cpu"))
+    rows = {0: Window(prompt=3, size=4), 1: None, 2: Window(prompt=5, size=3)}
+    lengths = {row: 3 if row == 0 else 5 for row in rows}
+    for row, window in rows.items():
+        cache.begin(row, window)
+        write(cache, row, 0, -1, lengths[row])
+    for token in range(11):
+        for row in rows:
+            write(cache, row, lengths[row], token)
+        cache.close_ring([lengths[row] for row in rows])
+        for row, window in rows.items():
+            lengths[row] = lengths[row] + 1 if window is None else min(lengths[row] + 1, window.full)
+    cache.move(2, 0, lengths[2])
+    assert sorted(values(cache, 0, 5, 7)) == [9, 10]
+    write(cache, 0, 7, 11)
+    cache.close_ring([7])
+    assert sorted(values(cache, 0, 5, 7)) == [10, 11]
+    assert values(cache, 0, 0, 5) == [-1] * 5
+    assert values(cache, 1, 5, 16) == list(range(11))
+
+
+def write(cache: KvCache, row: int, place: int, value: float, places: int = 1) -> None:
+    for buffer in cache._buffers.values():
+        array = buffer.view(3)
+        assert array is not None
+        array[row, :, place : place + places] = value
+
+
+def values(cache: KvCache, row: int, first: int, end: int) -> list[int]:
+    """What stands in places of a row, the same in all layers and heads."""
+    found = []
+    for buffer in cache._buffers.values():
+        array = buffer.view(3)
+        assert array is not None
+        found.append(array[row, :, first:end].max(axis=(0, 2)).tolist())
+    assert all(one == found[0] for one in found)
+    return [int(value) for value in found[0]]
