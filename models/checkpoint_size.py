@@ -16,7 +16,10 @@ def parameter_count(source: str, weights: Path | None = None) -> int | None:
     safetensors file (which the exporter explains when it comes to it).
     """
     place = (weights or Path(source)).expanduser()
-    files = [place] if place.is_file() else sorted(place.glob("*.safetensors"))
+    # As the exporter reads them: a single file wins over shards beside it, and an adapter is no part of the model.
+    single = next((one for one in (place, place / "model.safetensors") if one.is_file()), None)
+    others = (one for one in sorted(place.glob("*.safetensors")) if not one.name.startswith("adapter_"))
+    files = [single] if single else list(others)
     if not files:
         return None
     try:

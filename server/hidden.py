@@ -15,6 +15,6 @@ def refuse_hidden(*packages: str) -> None:
     """Exit with one line when a file of the working directory stands in for one of this project's packages."""
     for name in packages:
         found = importlib.util.find_spec(name)
-        place = Path(found.origin or "") if found else Path(name)
-        if place.parent.parent != Path(__file__).resolve().parents[1]:
+        place = Path(next(iter((found and found.submodule_search_locations) or [f"{name}.py"])))
+        if place.parent != Path(__file__).resolve().parents[1]:
             sys.exit(f"error: {place} hides the package {name!r} of ocr-onnx; run `ocr-onnx`, or use another folder")

@@ -113,7 +113,7 @@ def test_python_m_says_what_hides_it_instead_of_a_traceback(programs: Path, host
     for module, hidden in (("export", "models"), ("server", "models"), ("server.command", "models")):
         done = run(hostile, python, "-m", module, "--help")
         assert done.returncode == 1
-        place = hostile / hidden / "__init__.py"
+        place = hostile / hidden
         assert done.stderr.startswith(f"error: {place} hides the package {hidden!r} of ocr-onnx; run `ocr-onnx")
         assert done.stderr.count("\n") == 1
 

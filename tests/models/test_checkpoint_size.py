@@ -28,6 +28,14 @@ def test_parameters_are_counted_over_all_shards(tmp_path: Path) -> None:
     assert parameter_count("somebody/else", tmp_path / "model-2.safetensors") == 4
 
 
+def test_what_the_exporter_would_not_read_is_not_counted(tmp_path: Path) -> None:
+    write_empty(tmp_path / "model-1.safetensors", 70)
+    write_empty(tmp_path / "adapter_model.safetensors", 5)
+    assert parameter_count(str(tmp_path)) == 70
+    write_empty(tmp_path / "model.safetensors", 30)  # beside older shards
+    assert parameter_count(str(tmp_path)) == 30
+
+
 @pytest.mark.parametrize("content", [b"", b"w", b"\xff" * 64, (3).to_bytes(8, "little") + b"[1]"])
 def test_nobody_knows_the_size_of_a_hub_id_or_of_a_damaged_file(tmp_path: Path, content: bytes) -> None:
     assert parameter_count("deepseek-ai/DeepSeek-OCR") is None
