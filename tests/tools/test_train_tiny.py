@@ -456,3 +456,18 @@ def test_the_rate_falls_to_zero_over_the_last_minutes(tmp_path: Path, monkeypatc
         monkeypatch.setattr("time.monotonic", lambda now=trainer.started + 60 * minute: now)
         rates.append(trainer.learning_rate() / 3e-3)
     assert rates == pytest.approx([1, 1, 1, 0.5, 0, 0], abs=1e-9)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU and a CUDA build of PyTorch")
+def test_a_gpu_computes_the_losses_that_the_processor_does(tmp_path: Path) -> None:
+    stages = MICRO_STAGES[1:]
+    batch = Pages(stages, MICRO, 0)[0]
+    reports = []
+    for device in ("cpu", "cuda"):
+        trainer = Trainer(micro_options(tmp_path / device, device=device, dtype="float32"), stages, MICRO)
+        reports.append([trainer.train_step(batch) for _ in range(3)])
+    for on_cpu, on_gpu in zip(*reports, strict=True):
+        assert on_gpu["text"] == pytest.approx(on_cpu["text"], rel=1e-2)
+        assert on_gpu["probe"] == pytest.approx(on_cpu["probe"], rel=1e-2)
+    Trainer(micro_options(tmp_path / "half", device="cuda"), stages, MICRO).run(workers=0)
