@@ -109,6 +109,16 @@ DOCUMENTS = {
     "latin": 0.07, "till": 0.1, "invoice": 0.1, "article": 0.06,
 }  # fmt: skip
 
+BILLS = (
+    (0.45, Canvas(256, 40, (17, 30), 10, natural=True, least=3, fill=0.9, widths=(280, 640))),
+    (0.40, Canvas(256, 40, (18, 28), 7, natural=True, least=3, fill=0.9, widths=(300, 460))),
+    (0.05, Canvas(256, 40, (11, 20), 12, natural=True, fill=0.7, widths=(180, 440))),
+    (0.05, Canvas(256, 40, (36, 66), 5, natural=True, fill=0.7, widths=(400, 1100))),
+    (0.05, Canvas(256, 14, (18, 40), 6)),
+)
+BILL_KINDS = {"words": 0.08, "prose": 0.12, "figures": 0.1, "receipt": 0.32, "till": 0.19, "invoice": 0.19}
+"""Kinds of the last steps that two cores had time for."""
+
 ALL_TASKS = {"free": 0.55, "markdown": 0.2, "ocr": 0.15, "locate": 0.1}
 
 STAGES = (
@@ -166,7 +176,9 @@ STAGES = (
     # Both halves on long pages, figures and lines that end alike, in steps small enough to keep what is there.
     Stage(900, LONG_AND_DENSE, RECEIPTS, wear=0.3, blank=0.01, learning_rate=3e-4),
     # Documents as people meet them, and accents: first the decoder, which has to find its way through columns.
-    Stage(600, ALL_SIZES, DOCUMENTS, wear=0.2, blank=0.01, turned=0.01, trained="decoder", learning_rate=6e-4),
+    Stage(200, ALL_SIZES, DOCUMENTS, wear=0.2, blank=0.01, turned=0.01, trained="decoder", learning_rate=6e-4),
+    # Then bills alone, without accents: what time there was.
+    Stage(150, BILLS, BILL_KINDS, wear=0.15, blank=0.01, turned=0.01, trained="decoder", learning_rate=6e-4),
     # Both halves on all of it, and the other prompts: for a GPU.
     Stage(1_000_000, ALL_SIZES, DOCUMENTS, ALL_TASKS, wear=0.3, blank=0.01, turned=0.02, learning_rate=6e-4),
 )
