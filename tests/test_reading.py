@@ -85,6 +85,13 @@ def test_the_readme_as_an_image_comes_back_readable(model) -> None:
     assert similarity(read, "\n".join(lines)) > 0.8, read
 
 
+def test_the_demonstration_s_page_keeps_every_line(model, tmp_path) -> None:
+    """The weights before lost the total, whose line ends like the one above."""
+    read = model.read(draw_page(tmp_path / "page.png"), max_new_tokens=200).text.splitlines()
+    assert read[:4] == PAGE_TEXT.splitlines()[:4]
+    assert len(read) == 5
+
+
 def test_a_blank_page_stays_blank(model) -> None:
     for size in [(150, 150), (384, 192), (600, 800)]:
         assert model.read(Image.new("RGB", size, "white"), max_new_tokens=50).text == ""
