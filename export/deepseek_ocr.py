@@ -218,6 +218,7 @@ def sam_spec(config: Mapping[str, Any], checkpoint: Checkpoint) -> SamSpec:
     if windowed is not None:
         window = (checkpoint.shape(f"model.sam_model.blocks.{windowed}.attn.rel_pos_h")[0] + 1) // 2
     patch = checkpoint.shape("model.sam_model.patch_embed.proj.weight")[-1]
+    first = required(sam, "downsample_channels")[0]
     return SamSpec(
         width=size(sam, "width"),
         layers=layers,
@@ -228,7 +229,10 @@ def sam_spec(config: Mapping[str, Any], checkpoint: Checkpoint) -> SamSpec:
         window=window,
         global_layers=global_layers,
         neck=checkpoint.shape("model.sam_model.neck.0.weight")[0],
-        channels=(required(sam, "downsample_channels")[0], checkpoint.shape("model.sam_model.net_3.weight")[0]),
+        channels=(
+            size({"downsample_channels": first}, "downsample_channels"),
+            checkpoint.shape("model.sam_model.net_3.weight")[0],
+        ),
     )
 
 
