@@ -17,7 +17,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from typing import Any, Self
+from typing import IO, Any, Self
 
 import psutil
 from PIL import Image
@@ -26,7 +26,7 @@ from models.errors import InvalidInput
 from runtime.errors import RuntimeUnavailable
 
 from .limits import Limits, Stop, Stopped, TooManyPixels
-from .worker import rows_of_a_strip
+from .worker import STRIP_BYTES, rows_of_a_strip
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +62,7 @@ class Worker:
             )  # fmt: skip
         except OSError as error:
             raise RuntimeUnavailable(f"the program that draws pages cannot be started: {error}") from error
+        _widen(self._process.stdout)
         self._view = psutil.Process(self._process.pid)
         self._ready = False
         self.holds: int | None = None  # the document that it has open
@@ -349,3 +350,14 @@ class Workers:
             worker.close()
             with contextlib.suppress(RuntimeUnavailable):  # whoever needs one is told
                 self.warm()
+
+
+def _widen(pipe: IO[bytes] | None) -> None:
+    """Let a strip of pixels go through the pipe at once: with the usual 64 KiB the two processes wait on each other."""
+    try:
+        import fcntl
+
+        assert pipe is not None
+        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, STRIP_BYTES)
+    except (ImportError, AttributeError, OSError):  # Windows; macOS; a user that has many pipes already
+        return
