@@ -127,10 +127,10 @@ def test_pages_of_a_document_are_drawn_by_several_workers_at_once() -> None:
 
 def test_a_worker_that_has_grown_is_replaced() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (2500, 3000, 3), np.uint8)
-    with Workers(1) as workers, open_document(scanned_pdf([Image.fromarray(noise)] * 30), workers=workers) as document:
+    with Workers(1) as workers, open_document(scanned_pdf([Image.fromarray(noise)] * 16), workers=workers) as document:
         first = workers_of(psutil.Process())
         heaviest = 0
-        for index in range(30):  # pdfium keeps 22 MB of each of them
+        for index in range(16):  # pdfium keeps 22 MB of each of them
             assert document.page(index).size == (3000, 2500)
             heaviest = max([heaviest, *(one.memory_info().rss for one in workers_of(psutil.Process()))])
         assert workers_of(psutil.Process()).isdisjoint(first)
