@@ -1,4 +1,8 @@
-"""Open WebUI with its default settings: the server is started here and asked as its page in the browser asks it."""
+"""Open WebUI with its default settings: its server is started here and asked by its API.
+
+A request with a session, as its page in the browser sends it, gets its built-in tools. The wrapper that a stored chat's
+files get (utils/middleware.py, add_file_context) is written here, for this chat is not stored.
+"""
 
 import json
 import os
@@ -34,6 +38,7 @@ webui = subprocess.Popen(
     env={**os.environ, **settings}, stdout=log, stderr=log,
 )  # fmt: skip
 token = ""
+ASKED = {"model": probe.MODEL, "stream": True, "session_id": "probe"}
 
 
 def call(path: str, body: dict | None = None) -> str:
@@ -63,7 +68,7 @@ def sign_in() -> None:
 def ask(*messages: dict) -> str:
     if not token:
         sign_in()
-    text = call("/api/chat/completions", {"model": probe.MODEL, "messages": list(messages), "stream": True})
+    text = call("/api/chat/completions", {**ASKED, "messages": list(messages)})
     pieces = []
     for line in text.splitlines():
         if line.startswith("data: {"):
@@ -76,7 +81,8 @@ def ask(*messages: dict) -> str:
 
 def user(text: str = probe.PROMPT) -> dict:
     picture = {"type": "image_url", "image_url": {"url": probe.data_url(probe.PICTURE)}}
-    return {"role": "user", "content": [{"type": "text", "text": text}, picture]}
+    file = '<attached_files>\n<file type="image" id="1" url="1" name="page.png"/>\n</attached_files>\n\n'
+    return {"role": "user", "content": [{"type": "text", "text": file}, {"type": "text", "text": text}, picture]}
 
 
 def second_turn() -> str:
