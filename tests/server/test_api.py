@@ -149,7 +149,10 @@ def test_a_request_without_an_image_gets_a_readable_answer(service: Service, str
 def test_models_are_listed_and_found(service: Service) -> None:
     listed = service.client.simulate_get("/v1/models").json
     ids = [model["id"] for model in listed["data"]]
-    assert ids == ["deepseek-ocr", "paddleocr-vl", "tiny-ocr"]
+    assert ids == [
+        "deepseek-ocr", "deepseek-ocr-2", "paddleocr-vl", "paddleocr-vl-1.5", "paddleocr-vl-1.6", "tiny-ocr",
+        "unlimited-ocr",
+    ]  # fmt: skip
     assert service.client.simulate_get("/v1/models/tiny-ocr").json["id"] == "tiny-ocr"
     assert service.client.simulate_get("/v1/models/deepseek-ocr-q8").json["id"] == "deepseek-ocr-q8"
     assert service.client.simulate_get("/v1/models/nope").status_code == 404
