@@ -31,6 +31,11 @@ INPUT = [
     }
 ]
 
+MODELS = [
+    "deepseek-ocr", "deepseek-ocr-2", "paddleocr-vl", "paddleocr-vl-1.5", "paddleocr-vl-1.6", "tiny-ocr",
+    "unlimited-ocr",
+]  # fmt: skip
+
 
 @pytest.fixture
 def client(fake_server: ServerProcess) -> Iterator[openai.OpenAI]:
@@ -94,7 +99,7 @@ class Raw:
 
 
 def test_models_through_the_client(client: openai.OpenAI) -> None:
-    assert [model.id for model in client.models.list()] == ["deepseek-ocr", "paddleocr-vl", "tiny-ocr"]
+    assert [model.id for model in client.models.list()] == MODELS
     assert client.models.retrieve("tiny-ocr").id == "tiny-ocr"
     with pytest.raises(openai.NotFoundError, match="known models"):
         client.models.retrieve("gpt-4")
@@ -138,7 +143,7 @@ def test_streamed_responses_through_the_client(client: openai.OpenAI) -> None:
 def test_everything_through_the_async_client(fake_server: ServerProcess) -> None:
     async def run() -> None:
         async with openai.AsyncOpenAI(base_url=f"{fake_server.url}/v1", api_key="none", max_retries=0) as client:
-            assert [model.id async for model in client.models.list()] == ["deepseek-ocr", "paddleocr-vl", "tiny-ocr"]
+            assert [model.id async for model in client.models.list()] == MODELS
             answers = await asyncio.gather(*(client.chat.completions.create(**chat()) for _ in range(8)))
             assert {answer.choices[0].message.content for answer in answers} == {TEXT}
             pieces = [
