@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from runtime.confidence import Confidence
+from server.command.progress import PageWork
 from server.command.readers import Reading
 from tests.command.conftest import Program, ScriptedReader, page_of
 from tests.pdfs import scanned_pdf
@@ -23,8 +24,8 @@ def doubting(ocr: Program, monkeypatch: pytest.MonkeyPatch) -> Program:
     """The second of three pages is read badly; of the third nothing is known."""
     plain = ScriptedReader.read
 
-    def read(self: ScriptedReader, page: Image.Image) -> Reading:
-        return replace(plain(self, page), confidence=SURE[page.getpixel((0, 0))[0]])  # type: ignore[index]
+    def read(self: ScriptedReader, page: Image.Image, work: PageWork | None = None) -> Reading:
+        return replace(plain(self, page, work), confidence=SURE[page.getpixel((0, 0))[0]])  # type: ignore[index]
 
     monkeypatch.setattr(ScriptedReader, "read", read)
     return ocr
