@@ -73,7 +73,13 @@ def quantize(weight: np.ndarray, blocks: Blocks) -> tuple[np.ndarray, np.ndarray
     padded[:, :channels] = weight
     blocked = padded.reshape(rows, count, blocks.size)
     highest, lowest = blocked.max(axis=-1), blocked.min(axis=-1)
-    steps = np.where(highest > -lowest, highest, lowest) / -zero
+    extremes = np.where(highest > -lowest, highest, lowest)
+    tied = highest == -lowest  # then the sign that more values have, for the others are cut off
+    if tied.any():
+        largest = highest[tied][:, None]
+        more = (blocked[tied] == largest).sum(axis=-1) > (blocked[tied] == -largest).sum(axis=-1)
+        extremes[tied] = np.where(more, highest[tied], lowest[tied])
+    steps = extremes / -zero
     if blocks.bits == 8:
         scales = steps.astype(np.float16)
         numbers = _nearest(blocked, scales, zero)

@@ -101,7 +101,7 @@ def build(
             places=options.capacity,
             documents=max(1, options.capacity // 2),  # the other places are for single images
             bodies=max(1 << 30, 8 * (options.max_body_mb << 20)),
-            pixels=8 * options.max_image_megapixels * 1_000_000,
+            pixels=4 * options.max_image_megapixels * 1_000_000,
             tokens=options.capacity * TOKENS_OF_A_PLACE,
         )
     )

@@ -173,7 +173,7 @@ class Generator:
         self._changed = threading.Condition()  # guards all below
         self._jobs: set[Job] = set()
         self._places: list[Held] = []  # one for each request between start and close, waiting ones included
-        self._untidy = False  # a job has run since memory was given back
+        self._untidy = False  # somebody has been here since memory was given back
         self._draining = False
         self._expired = False
 
@@ -189,6 +189,7 @@ class Generator:
             if self._draining:
                 raise _shutting_down()
             self._places.append(self._admission.take("places"))
+            self._untidy = True  # also where no job comes of it: its pictures may have been decoded
 
     def leave(self) -> None:
         """Free the place of a request that became no job."""
@@ -282,7 +283,6 @@ class Generator:
         )  # fmt: skip
         with self._changed:
             self._jobs.add(job)
-            self._untidy = True
             expired = self._expired
         if expired:
             job.cancel()

@@ -27,7 +27,7 @@ class Limits:
 
     seconds: float = 20.0  # of processor time
     patience: float = 4.0  # times as much may pass on the clock, on a machine that is busy with other things
-    memory: int = 1_500_000_000  # bytes beyond those of a worker that has nothing to do
+    memory: int = 900_000_000  # bytes beyond those of a worker that has nothing to do
     most_killed: int | None = None  # pages of one document that may go beyond these limits; the rest is not tried
 
     @property

@@ -412,6 +412,7 @@ def test_the_published_files_are_understood_at_full_size(published, tmp_path, un
     assert len(needed) == 608
     assert family.sizes.model_dump() == {
         "layers": 18, "hidden_size": 1024, "kv_heads": 2, "head_dim": 128, "vocabulary": 103424, "max_length": 131072,
+        "window": None,
         "rotary": {"theta": 500_000.0, "sections": (16, 24, 24)},
     }  # fmt: skip
     rules = family.image_rules

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 from safetensors.numpy import load_file, save_file
@@ -47,6 +47,8 @@ def test_8_bits_restore_every_value_to_within_one_step_of_its_block(weight, size
 
 @settings(deadline=None)
 @given(weight=WEIGHTS, size=st.sampled_from([16, 32, 64]))
+@example(weight=np.array([[1, -1, 1, 1, 1, 1]], np.float32), size=16)
+@example(weight=np.array([[-1, 1, -1, -1, -1, -1]], np.float32), size=16)
 def test_4_bits_are_never_worse_than_rounding_over_the_whole_range(weight, size) -> None:
     blocks = Blocks(4, size)
     rows, channels = weight.shape

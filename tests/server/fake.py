@@ -82,8 +82,9 @@ class FakeGeneration:
 class ScriptedModel:
     """See ``runtime.requests.TextModel``."""
 
-    def __init__(self, script: Script = hello, slots: int = 4, max_queue: int = 64) -> None:
-        self.script, self._slots, self._max_queue = script, slots, max_queue
+    def __init__(self, script: Script = hello, slots: int = 4, max_queue: int = 64, keeps: bool = True) -> None:
+        """keeps : whether ``requests`` has all that came, with their pictures."""
+        self.script, self._slots, self._max_queue, self._keeps = script, slots, max_queue, keeps
         self._changed = threading.Condition()
         self._waiting: list[FakeGeneration] = []
         self._running: list[FakeGeneration] = []
@@ -102,7 +103,8 @@ class ScriptedModel:
                 raise self.refuse
             if len(self._waiting) >= self._max_queue:
                 raise QueueFull(len(self._waiting), 7)
-            self.requests.append(request)
+            if self._keeps:
+                self.requests.append(request)
             generation = FakeGeneration(request, self)
             self._waiting.append(generation)
             self.deepest = max(self.deepest, len(self._waiting))

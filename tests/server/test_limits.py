@@ -91,7 +91,7 @@ BODIES: dict[str, Callable[[], bytes]] = {
 
 
 def family_memory(server: ServerProcess) -> int:
-    """Bytes that are the server's and its workers' own; pages that they share with each other count once each."""
+    """Resident bytes of the server and its workers together; pages that they share count in each."""
     total = 0
     process = psutil.Process(server.process.pid)
     for one in [process, *process.children(recursive=True)]:

@@ -163,7 +163,8 @@ def test_a_dropped_picture_and_a_pdf_of_three_pages_are_read(visit: Open, readin
     body = {"model": "tiny-ocr", "messages": [{"role": "user", "content": [part]}]}
     answer = httpx.post(f"{reading.url}/v1/chat/completions", json=body, timeout=60).json()
     said = answer["choices"][0]["message"]["content"]
-    assert text_of(tab).split() == said.split()
+    same = "(words) => document.querySelector('#rendered').innerText.trim().split(/\\s+/).join(' ') === words"
+    tab.wait_for_function(same, arg=" ".join(said.split()))
     assert said.split()[:2] == ["Invoice", "2041"]
     content = scanned_pdf([printed((line,)) for line in LINES[:3]])
     scan = {"name": "scan.pdf", "mimeType": "application/pdf", "buffer": content}

@@ -51,7 +51,7 @@ def script(request: Request) -> Iterable[Step]:
 
 
 def open_model(folder: Path, *, max_queue: int, slots: int | None, **_: Any) -> ScriptedModel:
-    return ScriptedModel(script, slots=slots or 4, max_queue=max_queue)
+    return ScriptedModel(script, slots=slots or 4, max_queue=max_queue, keeps=False)
 
 
 if __name__ == "__main__":
