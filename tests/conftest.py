@@ -13,6 +13,24 @@ from PIL import Image
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
+# What is tested without programs of its own and without whole models: a contributor's loop. All else is slow.
+_QUICK_OF_RUNTIME = "buffers candidates confidence engine kv_cache logits machine planning rotary scheduler text"
+QUICK = (
+    "tests/models/",
+    *(f"tests/runtime/test_{name}.py" for name in _QUICK_OF_RUNTIME.split()),
+    *(f"tests/server/test_{name}.py" for name in ("ceilings", "messages")),
+    *(f"tests/{name}.py" for name in ("command/test_formats", "command/test_inputs", "web/test_render")),
+    *(f"tests/export/test_{name}.py" for name in ("checkpoint", "layers")),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what is not quick."""
+    for item in items:
+        if not item.nodeid.startswith(QUICK) or "200_random_sizes" in item.nodeid:
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session")
 def random_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A scaled-down DeepSeek-OCR checkpoint with random weights, in the published layout."""
