@@ -11,6 +11,7 @@ const $ = (id) => document.getElementById(id);
 const DEMONSTRATION = "tiny-ocr";
 let models = [];
 let limits = { max_file_mb: 20, max_pages: 200 };
+let tasksOf = null; // the model whose tasks are offered
 let current = null; // the page that is looked at
 
 const light = (numbers, scroll = false) => {
@@ -53,7 +54,10 @@ async function chooseModel() {
   limits = known;
   reader.atOnce = known.at_once;
   drawer.take(known.settings);
-  $("task").replaceChildren(...model.tasks.map((task) => new Option(task, task, false, task === model.default_task)));
+  // Settings that were closed, or a key, leave the task that was chosen.
+  const task = tasksOf === model.id ? $("task").value : model.default_task;
+  tasksOf = model.id;
+  $("task").replaceChildren(...model.tasks.map((one) => new Option(one, one, false, one === task)));
   chooseTask();
   if (model.exported === false) say(`${model.id} is not exported on this server yet; its operator runs: ocr-onnx export ${model.id}`);
   else if (model.id.startsWith(DEMONSTRATION)) say("tiny-ocr is the built-in demonstration: clean print in Latin letters only. It misreads handwriting, dense pages and other scripts.");
