@@ -12,7 +12,7 @@ class RunOptions(Protocol):
     terminate: bool
 
 
-O = TypeVar("O", bound=RunOptions)  # noqa: E741 - options
+Options = TypeVar("Options", bound=RunOptions)
 
 
 class Stop:
@@ -30,7 +30,7 @@ class Stop:
             if self._options is not None:
                 self._options.terminate = True
 
-    def over(self, options: O) -> O:
+    def over(self, options: Options) -> Options:
         """The options of a run that this may end; they serve one run, since nothing takes the mark off them again."""
         with self._lock:
             options.terminate = self.requested
