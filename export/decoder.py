@@ -17,8 +17,8 @@ from models.rotary import rotary_tables
 
 from .attention import attention, numbers_in_cache
 from .errors import ExportError
+from .experts import Experts, MoeSpec
 from .layers import (
-    BFLOAT16,
     FLOAT,
     FLOAT16,
     INT32,
@@ -26,25 +26,14 @@ from .layers import (
     MICROSOFT,
     UINT8,
     GatedMlp,
+    HeadNorm,
     Precision,
     RmsNorm,
     linear,
     new_graph,
 )  # fmt: skip
 from .quantize import quantized
-from .weights import Weight, computed, copied, expert_down, expert_gate_up
-
-
-@dataclass(frozen=True)
-class MoeSpec:
-    """Mixture of experts in the layers after the dense ones. Routing: softmax over all experts, greedy top k."""
-
-    experts: int
-    top_k: int
-    width: int  # of one expert
-    shared_width: int  # of the shared experts, which run as one MLP; 0: none
-    renormalize: bool  # divide the chosen weights by their sum
-    scale: float  # factor on the routed experts' output
+from .weights import Weight, computed, copied, reordered
 
 
 @dataclass(frozen=True)
@@ -68,20 +57,19 @@ class DecoderSpec:
     qkv_bias: bool = False  # of the three input projections of attention
     qk_norm: bool = False  # RMS norm of each head's queries and keys before they are turned
     post_norms: bool = False  # a norm behind each branch, too, before it is added
+    rotary_pairs: bool = False  # the checkpoint's queries and keys turn in pairs (0, 1), (2, 3), ...
+    fused_gate_up: bool = False  # the checkpoint has the two as one matrix
     tied_head: bool = False  # the head is the embedding table
     window: int | None = None  # a token of the answer sees the prompt and this many of the answer, itself among them
 
     def __post_init__(self) -> None:
-        """Refuse what no module here computes yet.
+        """Refuse what no module here computes.
 
         Raises
         ------
         ExportError
             naming the rule.
         """
-        for name in ("qk_norm", "post_norms"):
-            if getattr(self, name):
-                raise ExportError(f"the model's decoder has {name}, which this exporter does not build yet")
         if self.window is not None and self.rotary_sections is None:
             raise ExportError("a window needs positions from the host (rotary_sections): tokens leave the cache")
 
@@ -125,6 +113,10 @@ class Attention(nn.Module):
                       └─ values ────────────────────┘
 
     On CUDA that kernel has no float32; there, attention in that type is written out (``export.attention``).
+
+    A model that turns channels in pairs (2i, 2i + 1) has the rows of its queries and keys in another order here, the
+    first of all pairs before the second ones: then rotate-half is the same rotation, and scores do not change, since
+    both sides of each product are in that order.
     """
 
     def __init__(self, at: str, spec: DecoderSpec, precision: Precision) -> None:
@@ -134,6 +126,15 @@ class Attention(nn.Module):
         self.widths = [heads * spec.head_dim for heads in (spec.heads, spec.kv_heads, spec.kv_heads)]
         packed = [f"{at}.{n}_proj" for n in "qkv"]
         self.qkv_proj = linear(packed, spec.hidden, self.widths, precision, bias=spec.qkv_bias)
+        self.q_norm = self.k_norm = None
+        if spec.qk_norm:
+            self.q_norm = HeadNorm(f"{at}.q_norm", spec.heads, spec.head_dim, spec.rms_epsilon, precision)
+            self.k_norm = HeadNorm(f"{at}.k_norm", spec.kv_heads, spec.head_dim, spec.rms_epsilon, precision)
+        if spec.rotary_pairs:
+            halves = np.arange(spec.head_dim).reshape(-1, 2).T.ravel()  # 0, 2, 4, ..., 1, 3, 5, ...
+            for parameter in self.parameters():
+                assert isinstance(parameter, Weight)
+                parameter.recipe = reordered(parameter.recipe, (f"{at}.q_", f"{at}.k_"), halves)
         self.o_proj = linear(f"{at}.o_proj", spec.heads * spec.head_dim, spec.hidden, precision)
 
     def forward(
@@ -143,11 +144,16 @@ class Attention(nn.Module):
         packed = self.qkv_proj(op, x)
         if self.written_out:
             numbers = numbers_in_cache(op, x, step.seqlens_k)
-            turned = self._turned(op, packed, replace(rotary, rows=numbers if rotary.rows is None else rotary.rows))
+            rotary = replace(rotary, rows=numbers if rotary.rows is None else rotary.rows)
+            turned = self._turned(op, self._split(op, packed), rotary)
             attended, key, value = attention(op, turned, past, numbers, heads=spec.heads, kv_heads=spec.kv_heads)
             return self.o_proj(op, attended), key, value
         counted = rotary.rows is None
-        states: Sequence[ir.Value | None] = [packed, None, None] if counted else self._turned(op, packed, rotary)
+        states: Sequence[ir.Value | None] = [packed, None, None]
+        if not counted:
+            states = self._turned(op, self._split(op, packed), rotary)
+        elif spec.qk_norm:
+            states = self._split(op, packed)
         attended, key, value = op.GroupQueryAttention(
             *states, *past, step.seqlens_k, step.total_length, *((rotary.cos, rotary.sin) if counted else ()),
             num_heads=spec.heads, kv_num_heads=spec.kv_heads, do_rotary=int(counted), rotary_interleaved=0,
@@ -155,9 +161,16 @@ class Attention(nn.Module):
         )  # fmt: skip
         return self.o_proj(op, attended), key, value
 
-    def _turned(self, op: OpBuilder, packed: ir.Value, rotary: Rotary) -> list[ir.Value]:
-        """Queries and keys, turned to the rows that are given, and values; [B, S, heads * head_dim] each."""
+    def _split(self, op: OpBuilder, packed: ir.Value) -> list[ir.Value]:
+        """Queries and keys, normed where the model does, and values; [B, S, heads * head_dim] each."""
         query, key, values = op.Split(packed, self.widths, axis=-1, _outputs=3)
+        if self.q_norm is not None and self.k_norm is not None:
+            query, key = self.q_norm(op, query), self.k_norm(op, key)
+        return [query, key, values]
+
+    def _turned(self, op: OpBuilder, states: Sequence[ir.Value], rotary: Rotary) -> list[ir.Value]:
+        """The states with queries and keys turned to the rows that are given."""
+        query, key, values = states
         query, key = (
             op.RotaryEmbedding(one, rotary.rows, rotary.cos, rotary.sin, num_heads=heads, _domain=MICROSOFT)
             for one, heads in ((query, self.spec.heads), (key, self.spec.kv_heads))
@@ -165,130 +178,30 @@ class Attention(nn.Module):
         return [query, key, values]
 
 
-class Experts(nn.Module):
-    """Routed experts in one node, plus the shared ones as one MLP.
-
-    The gate is float32 on every provider. The kernels apply softmax over all experts to its logits and take the top k,
-    and with ``normalize_routing_weights=0`` keep their weights as they are.
-
-    The CPU's MoE kernel (1.31.1) says that it may write over its input, and then reads what it wrote: as the last
-    reader of its input it gives wrong sums. So something that depends on its output has to read the input once more;
-    ``Where`` with a condition that is never true does, at the price of one pass over [tokens, hidden].
-    """
-
-    def __init__(self, at: str, spec: DecoderSpec, precision: Precision) -> None:
-        super().__init__()
-        assert spec.moe is not None
-        self.moe, self.precision = spec.moe, precision
-        self.gate = linear(f"{at}.gate", spec.hidden, spec.moe.experts, Precision(FLOAT, FLOAT))
-        kind = FloatExperts if precision.blocks is None else QuantizedExperts
-        self.experts = kind(f"{at}.experts", spec.hidden, spec.moe, precision)
-        self.shared_experts = (
-            GatedMlp(f"{at}.shared_experts", spec.hidden, spec.moe.shared_width, precision)
-            if spec.moe.shared_width
-            else None
-        )
-
-    def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
-        logits = self.gate(op, x if self.precision.compute == FLOAT else op.Cast(x, to=FLOAT))  # [B, S, experts]
-        routed = self.experts(op, x, op.Reshape(logits, [-1, self.moe.experts]))
-        routed = op.Where(False, x, routed)
-        if self.moe.scale != 1.0:
-            routed = op.Mul(routed, op.CastLike(self.moe.scale, routed))
-        return routed if self.shared_experts is None else op.Add(routed, self.shared_experts(op, x))
-
-
-# How the kernels read the first matrix (gate and up rows interleaved) and what they compute: silu(gate) * up.
-_SWIGLU = {"activation_type": "swiglu", "swiglu_fusion": 1, "activation_alpha": 1.0, "activation_beta": 0.0}
-
-
-class FloatExperts(nn.Module):
-    """MoE with float weights; within 4e-7 of a NumPy reference on the CPU."""
-
-    def __init__(self, at: str, hidden: int, moe: MoeSpec, precision: Precision) -> None:
-        super().__init__()
-        self.moe, self.precision = moe, precision
-        gate_up = expert_gate_up(at, moe.experts, moe.width, hidden)
-        down = expert_down(at, moe.experts, moe.width, hidden)
-        self.gate_up = Weight([moe.experts, 2 * moe.width, hidden], gate_up, precision.storage)
-        self.down = Weight([moe.experts, hidden, moe.width], down, precision.storage)
-
-    def forward(self, op: OpBuilder, x: ir.Value, logits: ir.Value) -> ir.Value:
-        """x [B, S, hidden], logits [B * S, experts] float32 -> [B, S, hidden]"""
-        use = self.precision.use
-        return op.MoE(
-            x, self._rounded(op, logits), use(op, self.gate_up), None,
-            use(op, self.down), k=self.moe.top_k, normalize_routing_weights=int(self.moe.renormalize), **_SWIGLU,
-            _domain=MICROSOFT,
-        )  # fmt: skip
-
-    def _rounded(self, op: OpBuilder, logits: ir.Value) -> ir.Value:
-        """The router's logits in the kernel's type.
-
-        bfloat16 has 8 bits: so the logits are moved first, which a softmax does not notice, to have the largest,
-        those of the chosen experts, near 0, where its steps are small.
-        """
-        compute = self.precision.compute
-        if compute == BFLOAT16:
-            # Not ReduceMax: CUDA has no kernel for it from opset 20 on.
-            logits = op.Sub(logits, op.TopK(logits, [1], axis=-1, _outputs=2)[0])
-        return logits if compute == FLOAT else op.Cast(logits, to=compute)
-
-
-class QuantizedExperts(nn.Module):
-    """QMoE with 8- or 4-bit weights.
-
-    The CPU kernel ignores ``normalize_routing_weights=0`` unless it is given the weights to use: so it gets the logits,
-    by which it chooses, and their softmax, with which it weighs. CUDA's computes both from the logits, and takes the
-    weights for packed already, its own way, unless ``weights_prepacked`` says that they are not.
-    """
-
-    def __init__(self, at: str, hidden: int, moe: MoeSpec, precision: Precision) -> None:
-        super().__init__()
-        assert precision.blocks is not None
-        self.moe, self.precision = moe, precision
-        self.blocks = precision.blocks.fitting(hidden, moe.width)
-        row_bytes, count = self.blocks.row_bytes, self.blocks.count
-        gate_up = expert_gate_up(at, moe.experts, moe.width, hidden)
-        values, scales = quantized(gate_up, self.blocks, f"{at}.gate_up", precision.meter)
-        self.gate_up = Weight([moe.experts, 2 * moe.width, row_bytes(hidden)], values, UINT8)
-        self.gate_up_scales = Weight([moe.experts, 2 * moe.width, count(hidden)], scales, FLOAT16)
-        down = expert_down(at, moe.experts, moe.width, hidden)
-        values, scales = quantized(down, self.blocks, f"{at}.down", precision.meter)
-        self.down = Weight([moe.experts, hidden, row_bytes(moe.width)], values, UINT8)
-        self.down_scales = Weight([moe.experts, hidden, count(moe.width)], scales, FLOAT16)
-
-    def forward(self, op: OpBuilder, x: ir.Value, logits: ir.Value) -> ir.Value:
-        """x [B, S, hidden], logits [B * S, experts] float32 -> [B, S, hidden]"""
-        use, compute = self.precision.use, self.precision.compute
-        weights = op.Softmax(logits, axis=-1)
-        if compute != FLOAT:
-            logits, weights = op.Cast(logits, to=compute), op.Cast(weights, to=compute)
-        absent: list[ir.Value | None] = [None] * 7  # second bias, third matrix, zero points
-        return op.QMoE(
-            x, logits, self.gate_up, use(op, self.gate_up_scales), None, self.down, use(op, self.down_scales), *absent,
-            weights, k=self.moe.top_k, normalize_routing_weights=int(self.moe.renormalize),
-            expert_weight_bits=self.blocks.bits, block_size=self.blocks.size, weights_prepacked=0, **_SWIGLU,
-            _domain=MICROSOFT,
-        )  # fmt: skip
-
-
 class DecoderLayer(nn.Module):
-    """Attention and MLP, each behind a norm that also adds the previous branch to the residual."""
+    """Attention and MLP, each behind a norm that also adds the previous branch to the residual.
+
+    Where there are post norms, a branch goes through one more before it is added. The checkpoint's name of the norm in
+    front of the MLP is ``post_attention_layernorm`` all the same.
+    """
 
     def __init__(self, at: str, index: int, spec: DecoderSpec, precision: Precision) -> None:
         super().__init__()
-        self.input_layernorm = RmsNorm(f"{at}.input_layernorm", spec.hidden, spec.rms_epsilon, precision)
+
+        def norm(name: str) -> RmsNorm:
+            return RmsNorm(f"{at}.{name}", spec.hidden, spec.rms_epsilon, precision)
+
+        self.input_layernorm = norm("input_layernorm")
         self.self_attn = Attention(f"{at}.self_attn", spec, precision)
-        self.post_attention_layernorm = RmsNorm(
-            f"{at}.post_attention_layernorm", spec.hidden, spec.rms_epsilon, precision
-        )
-        dense = spec.moe is None or index < spec.dense_layers
+        self.post_attention_layernorm = norm("post_attention_layernorm")
+        moe = None if index < spec.dense_layers else spec.moe
         self.mlp = (
-            GatedMlp(f"{at}.mlp", spec.hidden, spec.mlp_width, precision)
-            if dense
-            else Experts(f"{at}.mlp", spec, precision)
+            GatedMlp(f"{at}.mlp", spec.hidden, spec.mlp_width, precision, fused=spec.fused_gate_up)
+            if moe is None
+            else Experts(f"{at}.mlp", spec.hidden, moe, precision)
         )
+        self.post_self_attn_layernorm = norm("post_self_attn_layernorm") if spec.post_norms else None
+        self.post_mlp_layernorm = norm("post_mlp_layernorm") if spec.post_norms else None
 
     def forward(
         self, op: OpBuilder, x: ir.Value, residual: ir.Value | None, past: tuple[ir.Value, ir.Value], step: StepInputs
@@ -296,8 +209,13 @@ class DecoderLayer(nn.Module):
         """Returns (output of the MLP branch, residual, present key, present value)."""
         normed, residual = self.input_layernorm(op, x, residual)
         attended, key, value = self.self_attn(op, normed, past, step)
+        if self.post_self_attn_layernorm is not None:
+            attended, _ = self.post_self_attn_layernorm(op, attended)
         normed, residual = self.post_attention_layernorm(op, attended, residual)
-        return self.mlp(op, normed), residual, key, value
+        output = self.mlp(op, normed)
+        if self.post_mlp_layernorm is not None:
+            output, _ = self.post_mlp_layernorm(op, output)
+        return output, residual, key, value
 
 
 class DecoderModel(nn.Module):

@@ -18,9 +18,10 @@ from models.manifest import DecoderInfo, RotaryInfo, TokenIds
 
 from .checkpoint import Checkpoint
 from .config_values import check_decoder, check_values, required, rope_values, size
-from .decoder import Decoder, DecoderSpec, Embedding, MoeSpec, decoder_graph, embedding_graph
+from .decoder import Decoder, DecoderSpec, Embedding, decoder_graph, embedding_graph
 from .deepseek_vision import ClipSpec, VisionSpec, VisionTower, vision_graph
 from .errors import ExportError
+from .experts import MoeSpec
 from .family import Part, Parts
 from .layers import Precision
 from .outliers import OutlierSite, block_sites

@@ -218,6 +218,23 @@ class RmsNorm(nn.Module):
         return normed, total
 
 
+class HeadNorm(nn.Module):
+    """RMS normalisation of each head's states, with weights that all heads share."""
+
+    def __init__(self, at: str, heads: int, width: int, epsilon: float, precision: Precision) -> None:
+        """``width``: of one head."""
+        super().__init__()
+        self.heads, self.epsilon, self.precision = heads, epsilon, precision
+        self.weight = Weight([width], copied(f"{at}.weight", (width,)), precision.storage)
+
+    def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
+        """[B, S, heads * width], normalised."""
+        weight = self.precision.use(op, self.weight)
+        states = op.Reshape(x, [0, 0, self.heads, -1])
+        normed = op.SimplifiedLayerNormalization(states, weight, axis=-1, epsilon=self.epsilon, stash_type=1)
+        return op.Reshape(normed, [0, 0, -1])
+
+
 class Conv(nn.Module):
     """2-D convolution on [B, C, H, W] with square kernels; in float32 where the graph computes in bfloat16.
 
@@ -248,11 +265,13 @@ class Conv(nn.Module):
 class GatedMlp(nn.Module):
     """down(silu(gate(x)) * up(x)), gate and up as one product."""
 
-    def __init__(self, at: str, hidden: int, width: int, precision: Precision, *, normed: bool = False) -> None:
-        """``normed``: see ``linear``."""
+    def __init__(
+        self, at: str, hidden: int, width: int, precision: Precision, *, normed: bool = False, fused: bool = False
+    ) -> None:
+        """``normed``: see ``linear``. ``fused``: the checkpoint has both as one matrix, gate above up."""
         super().__init__()
-        pair = (f"{at}.gate_proj", f"{at}.up_proj")
-        self.gate_up_proj = linear(pair, hidden, (width, width), precision, normed=normed)
+        gate_up = {f"{at}.gate_up_proj": 2 * width} if fused else {f"{at}.gate_proj": width, f"{at}.up_proj": width}
+        self.gate_up_proj = linear(list(gate_up), hidden, list(gate_up.values()), precision, normed=normed)
         self.down_proj = linear(f"{at}.down_proj", width, hidden, precision)
 
     def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:

@@ -135,6 +135,25 @@ def stacked(names: Sequence[str], outputs: Sequence[int], inputs: int) -> Recipe
     return Recipe(sources, lambda load: (load(name) for name in names))
 
 
+def reordered(recipe: Recipe, prefixes: tuple[str, ...], order: np.ndarray) -> Recipe:
+    """The same parameter from tensors whose rows come in another order, for names that begin with one of ``prefixes``.
+
+    order : numbers of a head's rows, [head_dim]; a tensor has them for each of its heads, one below the other.
+    """
+
+    def chunks(load: Load) -> Iterator[np.ndarray]:
+        def loaded(name: str) -> np.ndarray:
+            array = load(name)
+            if not name.startswith(prefixes):
+                return array
+            heads = array.reshape(-1, len(order), *array.shape[1:])
+            return np.ascontiguousarray(heads[:, order]).reshape(array.shape)
+
+        return recipe.chunks(loaded)
+
+    return Recipe(recipe.sources, chunks)
+
+
 def as_float32(array: np.ndarray) -> np.ndarray:
     """Widen; bfloat16 is the upper half of float32, and a shift is several times faster than astype."""
     if array.dtype != ml_dtypes.bfloat16:
