@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from .families import FAMILIES
 from .family import IMAGE_SLOT, QUOTED_SLOT, TEXT_SLOT, task_prompt
 from .registration import ModelEntry
-from .registry import default_task, tasks_of
+from .registry import default_task, reads_jointly, tasks_of
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,11 @@ def tasks_for(entry: ModelEntry) -> Mapping[str, str]:
     """The tasks that a model was trained on, with their prompts: its family's, unless the entry names some of them."""
     tasks = tasks_of(entry.family)
     return tasks if entry.tasks is None else {name: tasks[name] for name in tasks if name in entry.tasks}
+
+
+def joint_tasks(entry: ModelEntry) -> list[str]:
+    """Those of a model's tasks that read all pages of a document in one answer."""
+    return [task for task, prompt in tasks_for(entry).items() if reads_jointly(entry.family, prompt)]
 
 
 def takes_any_prompt(entry: ModelEntry) -> bool:

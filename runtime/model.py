@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 from models.asking import question, tasks_for
 from models.catalog import CATALOG
 from models.errors import ContextExceeded, InvalidInput, ManifestError
-from models.family import QUOTE_MARK, Verbatim
+from models.family import QUOTE_MARK, PreparedImage, Verbatim
 from models.grounding import Box
 from models.manifest import Manifest
 from models.pixels import upright_rgb
@@ -163,12 +163,8 @@ class Model:
         """See ``TextModel.submit``."""
         started = time.monotonic()
         self._name_ignored(request.settings)
-        opaque = [upright_rgb(image, request.settings.transparency) for image in request.images]
-        images = [
-            self._family.prepare_image(image, request.settings.family, request.prompt, len(opaque)) for image in opaque
-        ]
+        images, limit = self._prepared(request), self.manifest.max_length
         prompt_ids = self._family.prompt_ids(request.prompt, [image.token_count for image in images], self._encode)
-        limit = self.manifest.max_length
         if len(prompt_ids) >= limit:
             raise ContextExceeded(
                 f"the prompt has {len(prompt_ids)} tokens ({sum(image.token_count for image in images)} of them for "
@@ -302,6 +298,20 @@ class Model:
         sequence = self.submit(request)
         assert isinstance(sequence, EngineSequence)
         return sequence
+
+    def _prepared(self, request: Request) -> list[PreparedImage]:
+        """The request's images, cut one after the other: nobody keeps a picture beyond that."""
+        count, tokens, prepared = len(request.images), 0, []
+        for image in request.images:
+            opaque = upright_rgb(image, request.settings.transparency)
+            prepared.append(self._family.prepare_image(opaque, request.settings.family, request.prompt, count))
+            tokens += prepared[-1].token_count
+            if tokens >= self.manifest.max_length:
+                raise ContextExceeded(
+                    f"{len(prepared)} of {count} images have {tokens} tokens; the model takes "
+                    f"{self.manifest.max_length} with its answer: send fewer or smaller images"
+                )
+        return prepared
 
     def _name_ignored(self, settings: InferenceSettings) -> None:
         """Say once for each setting that is of other families than this model's."""

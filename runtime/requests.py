@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -27,12 +27,20 @@ FinishDetail = Literal[
 Stage = Literal["queued", "seeing", "reading"]
 
 
+class Images(Protocol):
+    """Pictures in order. They are gone through once, while the request is taken, and each may be made in its turn."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Image.Image]: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """One prompt with its images. ``prompt`` holds one ``<image>`` slot for each image, in order."""
 
     prompt: str
-    images: Sequence[Image.Image] = ()
+    images: Images = ()
     settings: InferenceSettings = InferenceSettings()
     raw: bool = False  # the text as the model writes it, not as its family presents it
     client: str = ""  # whose request it is: turns are shared out evenly among clients

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from types import MappingProxyType
@@ -34,7 +34,7 @@ from .documents import DocumentGeneration, DocumentReader, Page, describe_boxes
 from .errors import BadRequest, ClientGone, Unavailable
 from .exporting import Exports, refuse_switch
 from .images import ImageReader, Pictures
-from .joint_pages import JointPages
+from .joint_pages import JointPages, describe_pages
 from .loading import ModelKey, ModelSource
 from .logs import RequestRecord
 from .memory import give_memory_back
@@ -50,6 +50,9 @@ IDLE_SECONDS = 0.5  # without requests, after which freed memory goes back to th
 END_SECONDS = 10.0  # for cancelled requests to send their last event
 
 
+Report = Callable[[Sequence[TextDelta], Finished], dict[str, Any]]
+
+
 def _no_page(number: int) -> Image.Image:
     raise InvalidInput("there is no document")
 
@@ -63,11 +66,11 @@ class Job:
         record: RequestRecord,
         is_gone: Callable[[], bool],
         on_close: Callable[[Job], None],
-        report: Callable[[str], dict[str, Any]] = lambda text: {},
+        report: Report = lambda pieces, finished: {},
         draw: Callable[[int], Image.Image] = _no_page,
         progress: bool = False,
     ) -> None:
-        """``report``: what the answer's ``ocr`` field says beside the usual, from the whole text. ``draw``: a page of
+        """``report``: what the answer's ``ocr`` field says beside the usual, from the whole answer. ``draw``: a page of
         the document by its number, from 1, until the job is closed.
 
         progress : its stages are events too, for a stream that was asked for them.
@@ -77,18 +80,19 @@ class Job:
         self._report = report
         self.draw = draw
         self._progress = progress
-        self._pieces: list[str] = []
+        self._pieces: list[TextDelta] = []
         self.logprobs: list[TokenLogprob] = []  # of the answer so far, where they were asked for
         self._closed = False
 
     @property
     def text(self) -> str:
         """The answer so far."""
-        return "".join(self._pieces)
+        return "".join(piece.text for piece in self._pieces)
 
     def report(self) -> dict[str, Any]:
         """Boxes and pages, where the request asked for them. Call it after the last event."""
-        return self._report(self.text)
+        assert self.record.result is not None
+        return self._report(self._pieces, self.record.result)
 
     def events(self) -> Iterator[TextDelta | Finished | Stage | None]:
         """The events up to and including ``Finished``; None where a stream should send a ping.
@@ -111,7 +115,7 @@ class Job:
                 if isinstance(event, Finished):
                     self.record.result = event
                 else:
-                    self._pieces.append(event.text)
+                    self._pieces.append(event)
                     self.logprobs += event.logprobs
                 yield event
                 if isinstance(event, Finished):
@@ -251,7 +255,7 @@ class Generator:
         asked = self._questions.of(prompt, reading, entry)
         key = self._key(entry)
         note = self._ceilings.note(body)
-        joint = bool(prompt.files) and reads_jointly(entry.family, asked.prompt)
+        joint = reads_jointly(entry.family, asked.prompt)
         with ExitStack() as held:
             held.enter_context(self._admission.take("tokens", settings.max_new_tokens))
             if prompt.files:
@@ -259,7 +263,7 @@ class Generator:
             content = self._open(prompt, reading, record, stop, settings.transparency, joint)
             held.callback(content.close)
             if isinstance(content, JointPages):
-                settings = self._settings(entry, floor, body, content.count)
+                settings = self._settings(entry, floor, body, len(content))
             prompt.let_go()
             if not self._is_here(key):
                 self._exports.require(key, stop, settings.deadline_s)
@@ -274,10 +278,10 @@ class Generator:
         job = Job(
             generation, record, is_gone,
             on_close=lambda job: self._end(job, lease, held_by_job),
-            report=lambda text: {
+            report=lambda pieces, finished: {
                 **({"prompt_ignored": True} if asked.ignored else {}),
                 **({} if note is None else {"note": note}),
-                **content.report(lease.model, text),
+                **content.report(lease.model, pieces, finished),
             },
             draw=content.draw, progress=reading.progress,
         )  # fmt: skip
@@ -302,18 +306,21 @@ class Generator:
     ) -> _Pictures | _Pages | JointPages:  # fmt: skip
         """Fetch the images and look at them, or open the document, before a model is waited for.
 
-        joint : whether the pages of a document are read together.
+        joint : whether the pages of a document are read together, and the answer to several images is parted by them.
         """
         if not prompt.files:
             if reading.pages is not None:
                 raise BadRequest("pages are chosen from a document, and there is none", param="ocr.pages")
-            if reading.boxes and prompt.images > 1:
+            if reading.boxes and prompt.images > 1 and not joint:
                 raise BadRequest(
-                    f"boxes need one image, and there are {prompt.images}; send one at a time", param="ocr.boxes"
+                    f"boxes need one image, and there are {prompt.images}: nothing in an answer to this prompt says "
+                    "which of them a box is on; send one at a time, or ask for a task that reads pages together, where "
+                    "the model has one (/v1/models: joint_tasks)",
+                    param="ocr.boxes",
                 )
             pictures = self._images.open(prompt.image_urls, stop, transparency)
             record.image_sizes = pictures.sizes
-            return _Pictures(pictures, reading, record.client, stop)
+            return _Pictures(pictures, reading, record.client, stop, joint)
         if prompt.images > 1:
             raise BadRequest(
                 f"a document is read alone; the message has {len(prompt.files)} files and {len(prompt.image_urls)} "
@@ -398,9 +405,10 @@ class Generator:
 class _Pictures:
     """The images of a request, which are read together."""
 
-    def __init__(self, pictures: Pictures, reading: Reading, client: str, stop: Stop) -> None:
+    def __init__(self, pictures: Pictures, reading: Reading, client: str, stop: Stop, joint: bool) -> None:
         self._pictures, self._reading, self._client, self._stop = pictures, reading, client, stop
-        self._size = pictures.sizes[0]
+        self._sizes = list(pictures.sizes)
+        self._joint = joint and len(self._sizes) > 1
 
     def begin(self, model: TextModel, prompt: str, settings: InferenceSettings) -> Generation:
         with self._pictures.decoded(self._stop) as images:
@@ -408,13 +416,17 @@ class _Pictures:
                 Request(prompt, images, settings, self._reading.raw, self._client, self._reading.alternatives)
             )
 
-    def report(self, model: TextModel, text: str) -> dict[str, Any]:
+    def report(self, model: TextModel, pieces: Sequence[TextDelta], finished: Finished) -> dict[str, Any]:
+        if self._joint:
+            numbers = range(1, len(self._sizes) + 1)
+            return describe_pages(model, pieces, finished, numbers, self._sizes, self._reading.boxes)
         if not self._reading.boxes:
             return {}
-        width, height = self._size
+        ((width, height),) = self._sizes
+        text = "".join(piece.text for piece in pieces)
         return {
             "pages": [{"page": 1, "width": width, "height": height}],
-            "boxes": describe_boxes(model, text, self._size, 1),
+            "boxes": describe_boxes(model, text, (width, height), 1),
         }
 
     def draw(self, number: int) -> Image.Image:
@@ -442,7 +454,7 @@ class _Pages:
         )  # fmt: skip
         return self._generation
 
-    def report(self, model: TextModel, text: str) -> dict[str, Any]:
+    def report(self, model: TextModel, pieces: Sequence[TextDelta], finished: Finished) -> dict[str, Any]:
         assert self._generation is not None
         return self._generation.report(self._reading.boxes)
 

@@ -1,21 +1,20 @@
-"""A document whose pages a model reads together: all of them in one request to the engine, one answer for all.
+"""Pages that a model reads together: all of them in one request to the engine, one answer for all.
 
-For tasks that a family says are joint. The answer's pages are parted by the mark that the model writes between them.
+For tasks that a family says are joint. The pages are those of a document, or the images of a message; the answer's are
+parted by the mark that the model writes between them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from PIL import Image
 
-from models.family import IMAGE_SLOT
-from models.grounding import PAGE_BREAK
+from models.joint import joint_prompt, not_reached, page_parts
 from models.settings import InferenceSettings
 from runtime.documents import Document, Stop
-from runtime.requests import Generation, Request, TextModel
+from runtime.requests import Finished, Generation, Request, TextDelta, TextModel
 
 from .admission import PATIENCE, Admission
 from .documents import describe_boxes
@@ -33,13 +32,22 @@ class JointPages:
         self._admission, self._stop = admission, stop
         self._sizes: list[tuple[int, int]] = []
 
-    @property
-    def count(self) -> int:
+    def __len__(self) -> int:
         """Pages that are read."""
         return len(self._indices)
 
+    def __iter__(self) -> Iterator[Image.Image]:
+        """Draw them one after the other; the pixels of each are held until the next one is asked for."""
+        self._sizes = []
+        for index in self._indices:
+            width, height = self._document.size(index, self._stop)
+            with self._admission.take("pixels", width * height, wait=PATIENCE, is_gone=self._stop):
+                page = self._document.page(index, self._stop)
+                self._sizes.append(page.size)
+                yield page
+
     def begin(self, model: TextModel, prompt: str, settings: InferenceSettings) -> Generation:
-        """Draw all pages and hand them to the engine; their pixels are held until they have been cut.
+        """Hand all pages to the engine.
 
         Raises
         ------
@@ -48,31 +56,13 @@ class JointPages:
         QueueFull, EngineClosed, Unavailable, Stopped
             see ``TextModel.submit`` and ``Admission.take``.
         """
-        with ExitStack() as held:
-            pages: list[Image.Image] = []
-            for index in self._indices:
-                width, height = self._document.size(index, self._stop)
-                pixels = self._admission.take("pixels", width * height, wait=PATIENCE, is_gone=self._stop)
-                held.callback(pixels.release)
-                pages.append(self._document.page(index, self._stop))
-            self._sizes = [page.size for page in pages]
-            prompt = "\n".join([IMAGE_SLOT] * len(pages)) + prompt.replace(IMAGE_SLOT, "")
-            return model.submit(
-                Request(prompt, pages, settings, self._reading.raw, self._client, self._reading.alternatives)
-            )
+        prompt, reading = joint_prompt(prompt, len(self)), self._reading
+        return model.submit(Request(prompt, self, settings, reading.raw, self._client, reading.alternatives))
 
-    def report(self, model: TextModel, text: str) -> dict[str, Any]:
-        """What the ``ocr`` field says of the pages: where each one's text stands, and the boxes of each on its page."""
-        pages, boxes, start = [], [], 0
-        texts = text.split(PAGE_BREAK, len(self._indices) - 1)
-        for i, (index, size) in enumerate(zip(self._indices, self._sizes, strict=True)):
-            own = texts[i] if i < len(texts) else ""
-            pages.append(
-                {"page": index + 1, "width": size[0], "height": size[1], "start": start, "end": start + len(own)}
-            )
-            start += len(own) + (len(PAGE_BREAK) if i + 1 < len(texts) else 0)
-            boxes += describe_boxes(model, own, size, index + 1)
-        return {"pages": pages, **({"boxes": boxes} if self._reading.boxes else {})}
+    def report(self, model: TextModel, pieces: Sequence[TextDelta], finished: Finished) -> dict[str, Any]:
+        """See ``describe_pages``."""
+        numbers = [index + 1 for index in self._indices]
+        return describe_pages(model, pieces, finished, numbers, self._sizes, self._reading.boxes)
 
     def draw(self, number: int) -> Image.Image:
         """A page once more, by its number from 1."""
@@ -81,3 +71,27 @@ class JointPages:
     def close(self) -> None:
         """Close the document. Idempotent as that is."""
         self._document.close()
+
+
+def describe_pages(
+    model: TextModel, pieces: Sequence[TextDelta], finished: Finished, numbers: Sequence[int],
+    sizes: Sequence[tuple[int, int]], boxes: bool,
+) -> dict[str, Any]:  # fmt: skip
+    """What the ``ocr`` field says of pages that were read together: where each one's text stands, and how it ended.
+
+    numbers, sizes : of the pages, from 1 and in pixels. boxes : whether the places on each page are told, too.
+    """
+    text = "".join(piece.text for piece in pieces)
+    parts = page_parts([(piece.text, piece.token_count) for piece in pieces], len(numbers))
+    pages, found = [], []
+    for i, (number, size) in enumerate(zip(numbers, sizes, strict=True)):
+        page: dict[str, Any] = {"page": number, "width": size[0], "height": size[1]}
+        if i < len(parts):
+            part, last = parts[i], i + 1 == len(parts)
+            page |= {"start": part.start, "end": part.end, "completion_tokens": part.tokens}
+            page["finish_detail"] = finished.detail if last else "eos"
+            found += describe_boxes(model, text[part.start : part.end], size, number)
+        else:
+            page |= {"start": len(text), "end": len(text), "error": not_reached(finished.detail)}
+        pages.append(page)
+    return {"pages": pages, **({"boxes": found} if boxes else {})}

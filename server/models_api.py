@@ -7,7 +7,7 @@ from typing import Any
 
 import falcon
 
-from models.asking import takes_any_prompt, tasks_for
+from models.asking import joint_tasks, takes_any_prompt, tasks_for
 from models.errors import ConfigError
 from models.registry import default_task
 
@@ -37,6 +37,7 @@ class _ModelResource:
             "exported": exported,
             "loaded": loaded,
             "tasks": list(tasks_for(entry)),
+            "joint_tasks": joint_tasks(entry),
             "default_task": default_task(entry),
             "any_prompt": takes_any_prompt(entry),
         }

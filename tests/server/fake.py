@@ -9,6 +9,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from models.errors import InvalidInput
 from models.grounding import Box, parse_boxes
@@ -94,6 +95,7 @@ class ScriptedModel:
         self.deepest = 0  # most requests that have waited at once
 
     def submit(self, request: Request) -> FakeGeneration:
+        request = replace(request, images=list(request.images))  # each is made once, and now
         if request.prompt.count("<image>") != len(request.images):
             raise InvalidInput("slots and images differ")
         with self._changed:
