@@ -30,9 +30,9 @@ from PIL import Image
 
 from runtime.documents import parse_pages
 
+from ..writers import FORMATS, PageResult
 from .errors import CommandFailed, UsageError
 from .figures import JPEG_QUALITY, cut_out, figure_boxes, overlay
-from .formats import WRITERS, PageResult
 from .plan import DocumentPlan
 
 MANIFEST = "ocr-run.jsonl"
@@ -57,6 +57,7 @@ class OutputFolder:
         prefix = f".{single}" if single else ""
         self.folder = folder
         self._formats, self._overlay = formats, overlay
+        self._links = any(FORMATS[form].links for form in formats)
         self._manifest_path = folder / (f"{single}.{MANIFEST}" if single else MANIFEST)
         self._parts = folder / f"{prefix}{PARTS}"
         self._single = single
@@ -192,6 +193,8 @@ class OutputFolder:
             completion_tokens=result.completion_tokens, finish_detail=result.finish_detail, error=result.error,
             **({"confidence": asdict(result.confidence)} if result.confidence else {}),
             **({"doubtful": True} if result.doubtful else {}),
+            **({"warnings": result.warnings} if result.warnings else {}),
+            **({"truncated": True} if result.truncated else {}),
         )  # fmt: skip
 
     def finish(self, plan: DocumentPlan, head: Mapping[str, Any]) -> None:
@@ -203,7 +206,7 @@ class OutputFolder:
         self._note("publishing", document=plan.source.name, output=plan.output, outputs=outputs)
         for form, output in zip(self._formats, outputs, strict=True):
             with _told(self.folder / output), self._publishing(self.folder / output) as file:
-                writer = WRITERS[form](file)
+                writer = FORMATS[form].write(file)
                 writer.begin(head)
                 for index in plan.pages:
                     part = self._load(plan, index)
@@ -265,7 +268,7 @@ class OutputFolder:
     def _outputs(self, plan: DocumentPlan) -> list[str]:
         if self._single:
             return [self._single]
-        return [f"{plan.output}.{form}" for form in self._formats]
+        return [f"{plan.output}.{FORMATS[form].ending}" for form in self._formats]
 
     def _beside(self, plan: DocumentPlan, kind: str) -> str:
         """Path below the folder, without its end, of pictures: in ``kind`` beside the document's own results."""
@@ -278,7 +281,7 @@ class OutputFolder:
         """Files named as a document's pictures would be, where no earlier run can have made them."""
         if self.names if self._single else not self._is_new(plan):
             return
-        kinds = [*(["images"] if self._formats != ["txt"] else []), *(["overlays"] if self._overlay else [])]
+        kinds = [*(["images"] if self._links else []), *(["overlays"] if self._overlay else [])]
         for kind in kinds:
             above, _, name = self._beside(plan, kind).rpartition("/")
             if above not in self._listed:
@@ -292,7 +295,7 @@ class OutputFolder:
 
     def _write_figures(self, plan: DocumentPlan, result: PageResult, page: Image.Image) -> tuple[str, ...]:
         """Cut the figures out; returns their links from the document. One place that comes twice is one file."""
-        if self._formats == ["txt"]:
+        if not self._links:
             return ()
         written: dict[tuple[int, int, int, int], str] = {}
         links = []

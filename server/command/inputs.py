@@ -17,8 +17,8 @@ from pathlib import Path, PurePath, PurePosixPath
 from models.pixels import Transparency
 from runtime.documents import IMAGE_FORMATS, Document, Stop, Workers, open_document
 
+from ..writers import FORMATS
 from .errors import UsageError
-from .formats import FORMATS
 
 STANDARD_INPUT = "-"
 # What is taken from a folder. A file that is named itself may have any ending: its content decides.
@@ -193,7 +193,7 @@ def output_names(sources: Sequence[Source], known: Mapping[str, str]) -> list[st
 
 def _results(names: Iterable[str]) -> set[str]:
     """The files that names may give, in lower case."""
-    return {f"{name.lower()}.{form}" for name in names for form in FORMATS}
+    return {f"{name.lower()}.{form.ending}" for name in names for form in FORMATS.values()}
 
 
 def _folders(names: Iterable[str]) -> set[str]:

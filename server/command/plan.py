@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from .formats import CUT_OFF
+from ..writers import CUT_OFF
 from .inputs import Source
 
 
@@ -22,7 +22,7 @@ class DocumentPlan:
     todo: Sequence[int] = ()  # from 0: those to be read now
     error: str | None = None  # it cannot be opened
     failed: int = 0  # pages that failed, in this run or an earlier one
-    cut_off: dict[str, int] = field(default_factory=dict)  # how many pages ended in which of formats.CUT_OFF
+    cut_off: dict[str, int] = field(default_factory=dict)  # how many pages ended in which of writers.CUT_OFF
     whole: bool = False  # its results were all published by an earlier run
     left: int = 0  # pages that nobody has dealt with: an interrupted run's
 

@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,9 +32,9 @@ from runtime.errors import RuntimeUnavailable
 from server import flags, memory
 from server.options import ServerOptions, server_options
 
+from ..writers import CUT_OFF, FORMATS
 from .errors import CommandFailed, Interrupted, UsageError
 from .folder import OutputFolder
-from .formats import CUT_OFF, FORMATS
 from .inputs import find_sources, output_names
 from .plan import DocumentPlan
 from .progress import Progress, configure_log, say
@@ -69,6 +69,7 @@ SERVER_JOBS = 4
 MOST_WORKERS = 8  # processes that draw pages at once
 _MOST_SECONDS = 1_000_000  # more than any page takes, and less than what a socket cannot hold
 
+_ENDINGS = {f".{form.ending.rpartition('.')[2]}": name for name, form in FORMATS.items()}  # of -o FILE
 _LIKE_A_FORMAT = re.compile(r"[a-z][a-z0-9]{1,4}")  # the ending of a file, and hardly that of a folder
 
 _LOCAL_ONLY = (
@@ -85,10 +86,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output",
         metavar="OUT",
         default=None,
-        help="folder for the results; for a single document also a file that ends in .md, .json or .txt",
+        help=f"folder for the results; for a single document also a file that ends in {_one_of(_ENDINGS)}",
     )
     output.add_argument("--format", metavar="LIST", default=None, type=_formats,
-                        help="md, json, txt, or several with commas between (default: md)")  # fmt: skip
+                        help=f"{', '.join(FORMATS)}, or several with commas between (default: md)")  # fmt: skip
     output.add_argument(
         "--overlay", action="store_true", default=False, help="write each page with its boxes drawn, to overlays/"
     )
@@ -329,7 +330,7 @@ class _Command:
 
     def _fingerprint(self, plan: DocumentPlan, identity: str) -> str:
         how = (identity, self._given["dpi"], self._options.max_image_megapixels, self._given["overlay"],
-               self._target.formats == ["txt"])  # fmt: skip
+               not any(FORMATS[form].links for form in self._target.formats))  # fmt: skip
         return hashlib.sha256(repr((plan.version, how)).encode()).hexdigest()[:32]
 
     def _open(self, plan: DocumentPlan) -> Document:
@@ -392,17 +393,18 @@ def _target(given: Mapping[str, Any]) -> _Target:
         return _Target(None, formats or ["md"])
     meant_as_folder = out.endswith(("/", os.sep))
     out = Path(os.path.abspath(Path(out).expanduser()))
-    suffix = out.suffix.lower().removeprefix(".")
-    if suffix in FORMATS and not out.is_dir():
-        if formats not in (None, [suffix]):
-            raise UsageError(f"-o {out.name} asks for {suffix} and --format for {','.join(formats)}; leave one out")
-        return _Target(out.parent, [suffix], out.name)
+    suffix = out.suffix.lower()
+    if suffix in _ENDINGS and not out.is_dir():
+        form = _ENDINGS[suffix]
+        if formats not in (None, [form]):
+            raise UsageError(f"-o {out.name} asks for {form} and --format for {','.join(formats)}; leave one out")
+        return _Target(out.parent, [form], out.name)
     if out.exists() and not out.is_dir():
-        raise UsageError(f"-o {out} is a file; name a folder, or a file that ends in .md, .json or .txt")
-    if _LIKE_A_FORMAT.fullmatch(suffix) and not out.exists() and not meant_as_folder:
+        raise UsageError(f"-o {out} is a file; name a folder, or a file that ends in {_one_of(_ENDINGS)}")
+    if _LIKE_A_FORMAT.fullmatch(suffix[1:]) and not out.exists() and not meant_as_folder:
         raise UsageError(
-            f"-o {out.name} ends in .{suffix}, which is no format; there are {', '.join(FORMATS)}"
-            f"{did_you_mean(suffix, FORMATS)} (a folder of that name: -o {out.name}/)"
+            f"-o {out.name} ends in {suffix}, which is no format; there are {', '.join(_ENDINGS)}"
+            f"{did_you_mean(suffix, _ENDINGS)} (a folder of that name: -o {out.name}/)"
         )
     return _Target(out, formats or ["md"])
 
@@ -446,6 +448,11 @@ def _formats(text: str) -> list[str]:
         near = did_you_mean(unknown[0], FORMATS)
         raise argparse.ArgumentTypeError(f"expected {', '.join(FORMATS)}, found {unknown[0]!r}{near}")
     return formats
+
+
+def _one_of(words: Iterable[str]) -> str:
+    *others, last = words
+    return f"{', '.join(others)} or {last}"
 
 
 def _count(text: str) -> int:

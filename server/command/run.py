@@ -19,8 +19,8 @@ from models.errors import InvalidInput
 from runtime.documents import Document, Stopped
 from server import memory
 
+from ..writers import PageResult
 from .errors import CommandFailed, Interrupted, PageFailed
-from .formats import PageResult
 from .plan import DocumentPlan
 from .progress import Progress, say
 from .readers import Reader
@@ -204,6 +204,8 @@ class Run:
             say(f"failed: {plan.source.name}, page {result.page}: {result.error}")
         elif result.doubtful and result.confidence is not None:
             say(f"doubtful: {plan.source.name}, page {result.page}: confidence {result.confidence.mean:.3f}")
+        for warning in result.warnings:
+            say(f"warning: {plan.source.name}, page {result.page}: {warning}")
         if not opened.unsettled:
             opened.document.close()
             self._opened.remove(opened)

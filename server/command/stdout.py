@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
-from .formats import WRITERS, PageResult, Writer
+from ..writers import FORMATS, PageResult, Writer
 from .plan import DocumentPlan
 
 
@@ -31,7 +31,7 @@ class Printer:
     def __init__(self, form: str) -> None:
         if isinstance(sys.stdout, io.TextIOWrapper):  # whatever the locale: a page may hold any character
             sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
-        self._writer: Writer = WRITERS[form](_Terminal())
+        self._writer: Writer = FORMATS[form].write(_Terminal())
         self._waiting: dict[int, PageResult] = {}
         self._left: list[int] = []  # numbers of the pages that are still to be written
         self._begun = False

@@ -730,7 +730,7 @@ def test_documents_are_closed_when_their_pages_are_done(ocr: Program, tmp_path: 
         (["a.png", "--resume"], "--resume needs an output folder"),
         (["a.png", "--retry-failed"], "--retry-failed needs an output folder"),
         (["a.png", "--overlay"], "--overlay needs an output folder"),
-        (["a.png", "--format", "docx"], "expected md, json, txt, found 'docx'"),
+        (["a.png", "--format", "rtf"], "expected md, json, jsonl, txt, found 'rtf'"),
         (["a.png", "--format", "md,json"], "standard output takes one --format"),
         (["a.png", "-o", "x.md", "--format", "json"], "asks for md and --format for json"),
         (["a.png", "-o", "a.png"], "is a file; name a folder"),
@@ -856,10 +856,10 @@ def test_an_interrupted_run_leaves_no_temporary_files(ocr: Program, tmp_path: Pa
 def test_an_output_file_of_no_format_is_refused_and_a_folder_may_have_such_a_name(ocr: Program, tmp_path: Path) -> None:
     png(tmp_path / "a.png", 1)
     assert ocr("read", "a.png", "-o", "x.html5") == 2
-    assert "-o x.html5 ends in .html5, which is no format; there are md, " in ocr.err
+    assert "-o x.html5 ends in .html5, which is no format; there are .md, " in ocr.err
     assert "(a folder of that name: -o x.html5/)" in ocr.err
     assert ocr("read", "a.png", "-o", "x.mkd") == 2
-    assert "did you mean 'md'?" in ocr.err
+    assert "did you mean '.md'?" in ocr.err
     assert ocr("read", "a.png", "-o", "x.html5/") == 0
     assert ocr("read", "a.png", "-o", "x.html5", "--force") == 0  # a folder by now
     assert (tmp_path / "x.html5" / "a.md").is_file()

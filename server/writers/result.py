@@ -1,17 +1,20 @@
-"""What a document's results look like: Markdown, JSON, plain text. Written page by page, in order, to any text file."""
+"""What is kept of a page that was read, and how it goes through JSON: results, and the parts of unfinished documents.
+
+``tools/docs/result.schema.json`` is the schema; ``SCHEMA_VERSION`` goes up with it.
+"""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, Protocol, Self, TextIO
+from typing import Any, Literal, Self
 from urllib.parse import quote
 
 from models.grounding import FIGURE_LABEL, Box, to_markdown
 from runtime.confidence import Confidence
 
-FORMATS = ("md", "json", "txt")
+# major: a reader of the one before would be misled; minor: something was added.
+SCHEMA_VERSION = "1.0"
 
 # Ends of a page's text that lost some of it -> what to do about it.
 CUT_OFF = {
@@ -42,6 +45,8 @@ class PageResult:
     timings: Mapping[str, float] = field(default_factory=dict)
     confidence: Confidence | None = None  # None: the server or the earlier run did not say
     doubtful: bool = False  # its mean is below --min-confidence
+    warnings: tuple[str, ...] = ()  # what may be missing or wrong of the page, a sentence each
+    truncated: bool = False  # the file broke off, and this is what is there of the page
 
     def markdown(self) -> str:
         """The text with figures as links, or without them where there are no pictures."""
@@ -74,6 +79,8 @@ class PageResult:
             "timings": dict(self.timings),
             **({"confidence": asdict(self.confidence)} if self.confidence else {}),
             **({"doubtful": True} if self.doubtful else {}),
+            "warnings": list(self.warnings),
+            **({"truncated": True} if self.truncated else {}),
         }
 
     @classmethod
@@ -106,6 +113,8 @@ class PageResult:
             timings=dict(entry["timings"]),
             confidence=Confidence(**entry["confidence"]) if "confidence" in entry else None,
             doubtful=bool(entry.get("doubtful")),
+            warnings=tuple(map(str, entry.get("warnings", ()))),
+            truncated=bool(entry.get("truncated")),
         )
 
 
@@ -119,87 +128,3 @@ def _link(path: str) -> str:
 def _four(values: Iterable[int]) -> tuple[int, int, int, int]:
     x0, y0, x1, y1 = map(int, values)
     return x0, y0, x1, y1
-
-
-class Writer(Protocol):
-    """Writes one document: ``begin``, then ``page`` for each in order, then ``end``."""
-
-    def begin(self, head: Mapping[str, Any]) -> None:
-        """head : what is to be said of the whole document."""
-
-    def page(self, result: PageResult) -> None: ...
-
-    def end(self) -> None: ...
-
-
-class MarkdownWriter:
-    """Pages one after the other; a comment says where one begins and which could not be read."""
-
-    def __init__(self, file: TextIO) -> None:
-        self._file = file
-        self._first = True
-
-    def begin(self, head: Mapping[str, Any]) -> None:
-        self._single = head["page_count"] == 1
-
-    def page(self, result: PageResult) -> None:
-        separator = "" if self._first else "\n"
-        self._first = False
-        comment = "" if self._single else f"<!-- page {result.page} -->\n\n"
-        if result.state == "failed":
-            reason = " ".join((result.error or "").split()).replace("--", "- -")
-            self._file.write(f"{separator}<!-- page {result.page} could not be read: {reason} -->\n")
-        else:
-            text = result.markdown()
-            if result.doubtful and result.confidence is not None:
-                comment += f"<!-- page {result.page} is doubtful: confidence {result.confidence.mean:.3f} -->\n\n"
-            self._file.write(f"{separator}{comment}{text}\n" if text else f"{separator}{comment}".rstrip("\n") + "\n")
-
-    def end(self) -> None:
-        self._file.flush()
-
-
-class TextWriter:
-    """Pages with a form feed between, as pdftotext writes them; a page that could not be read is empty."""
-
-    def __init__(self, file: TextIO) -> None:
-        self._file = file
-        self._first = True
-
-    def begin(self, head: Mapping[str, Any]) -> None: ...
-
-    def page(self, result: PageResult) -> None:
-        self._file.write("" if self._first else "\f")
-        self._first = False
-        text = to_markdown(result.text)
-        self._file.write(f"{text}\n" if text else "")
-
-    def end(self) -> None:
-        self._file.flush()
-
-
-class JsonWriter:
-    """One object; a page on each line of its ``pages``, so that a long document needs no memory."""
-
-    def __init__(self, file: TextIO) -> None:
-        self._file = file
-        self._separator = ""
-
-    def begin(self, head: Mapping[str, Any]) -> None:
-        fields = "".join(f"{_dump(key)}: {_dump(value)},\n" for key, value in head.items())
-        self._file.write("{\n" + fields + '"pages": [')
-
-    def page(self, result: PageResult) -> None:
-        self._file.write(f"{self._separator}\n{_dump(result.to_json())}")
-        self._separator = ","
-
-    def end(self) -> None:
-        self._file.write("\n]\n}\n")
-        self._file.flush()
-
-
-def _dump(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
-
-
-WRITERS: Mapping[str, Any] = {"md": MarkdownWriter, "json": JsonWriter, "txt": TextWriter}
