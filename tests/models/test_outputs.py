@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -19,7 +18,7 @@ from models.filters import FormulaDelimiters
 from models.otsl import OtslTables, _Cell
 from models.paddleocr_vl.output import TASKS, output_filter
 from models.registry import default_task, tasks_of
-from models.repetition import MOST_REPEATS, MOST_REPEATS_IN_TABLES, RepeatCut
+from models.repetition import RepeatCut, without_repetition
 
 PIECES = st.sampled_from(
     ["<fcel>", "<ecel>", "<lcel>", "<ucel>", "<xcel>", "<nl>", "<", "<fc", "el>", "nl>", "\\", "\\(", "\\]", "\\\\",
@@ -220,64 +219,83 @@ def test_formula_delimiters_become_dollars(latex: str, markdown: str) -> None:
 # Repetitions.
 
 
-@given(
-    unit=st.text("abc", min_size=1, max_size=6).filter(lambda unit: re.fullmatch(r"(.+?)\1+", unit) is None),
-    count=st.integers(1, 40),
-    before=st.text("xyz", max_size=5),
-    after=st.text("xyz", max_size=5),
-    whole=st.booleans(),
-)
-def test_repetitions_beyond_the_limit_are_dropped(unit: str, count: int, before: str, after: str, whole: bool) -> None:
-    """Where the text ends with them; in front of other text they stay."""
-    part = "" if whole else unit[: len(unit) // 2]
-    text = before + unit * count + part + after
-    assert run(RepeatCut(10), text) == (text if after else before + unit * min(count, 10) + part)
-
-
-@given(st.text("ab", max_size=60))
-def test_the_last_piece_is_not_left_more_often_than_the_limit_and_nothing_else_is_lost(text: str) -> None:
-    cut = run(RepeatCut(4, longest=1), text)
-    assert cut == re.sub(r"(.)\1{3}\1+$", lambda run: run[1] * 4, text)
-
-
-def naive_cut(text: str, most: int, most_in_tables: int, longest: int) -> str:
-    """The same rule, worked out from the whole text."""
+def naive_cut(text: str, least: int, least_in_tables: int, longest: int) -> str:
+    """The rule of the stream, worked out from the whole text."""
+    broken = text[len(text.rstrip("\ufffd")) :]
+    body = text[: len(text) - len(broken)]
+    has_token = any(token in body for token in ("<ecel>", "<nl>", "<fcel>", "<lcel>", "<ucel>", "<xcel>"))
+    if len(body) < (least_in_tables if has_token else least):
+        return text
     surplus = 0
-    for period in range(1, min(longest, len(text)) + 1):
+    for period in range(1, longest + 1):
         size = period
-        while size < len(text) and text[-size - 1] == text[-size - 1 + period]:
+        while size < len(body) and body[-size - 1] == body[-size - 1 + period]:
             size += 1
-        in_table = any(token in text[-period:] * 8 for token in ("<ecel>", "<nl>", "<fcel>"))
-        repeats = size // period - (most_in_tables if in_table else most)
-        surplus = max(surplus, repeats * period)
-    return text[: len(text) - surplus]
+        units, one_line = size // period, "\n" not in body.strip()
+        endless = (
+            (units >= 50 and size >= 500)
+            or (not one_line and units >= 10 and size >= 0.8 * len(body))
+            or (one_line and units >= 10 and size == len(body))
+            or (one_line and len(body) > 100 and period >= 8 and units >= 5 and size > len(body) / 2)
+        )
+        if endless and len(body) > period:
+            surplus = max(surplus, size - period - max(period, 32))
+    return body[: len(body) - surplus] if surplus else text
 
 
-UNITS = st.text("ab ", min_size=1, max_size=7) | st.sampled_from(["<ecel>", "<nl>", "<ecel>a<nl>", "<fcel>aa<fcel>"])
-RUNS = st.tuples(UNITS, st.integers(1, 90)).map(lambda run: (run[0] * run[1])[:300])
+UNITS = st.text("ab \n", min_size=1, max_size=12) | st.sampled_from(["<ecel>", "<nl>", "<ecel>a<nl>", "a line\n"])
+RUNS = st.tuples(UNITS, st.integers(1, 120)).map(lambda run: (run[0] * run[1])[:700])
+ENDS = st.sampled_from(["", "\ufffd", "\ufffd\ufffd", "x"])
 
 
-@given(pieces=st.lists(RUNS | st.text("abc", max_size=20), max_size=5))
-@settings(max_examples=60, deadline=None)
-def test_looking_at_ordinary_text_now_and_then_changes_nothing(pieces: list[str]) -> None:
-    text = "".join(pieces)
-    assert run(RepeatCut(40, 45, longest=14), *pieces) == naive_cut(text, 40, 45, 14)
-    assert run(RepeatCut(6, 9, longest=14), text) == naive_cut(text, 6, 9, 14)
+@given(pieces=st.lists(RUNS | st.text("abc\n", max_size=20), max_size=4), end=ENDS)
+@settings(max_examples=120, deadline=None)
+def test_looking_at_ordinary_text_now_and_then_changes_nothing(pieces: list[str], end: str) -> None:
+    text = "".join(pieces) + end
+    assert run(RepeatCut(50, 300, longest=40), *pieces, end) == naive_cut(text, 50, 300, 40)
+    assert run(RepeatCut(50, 300, longest=40), *text) == naive_cut(text, 50, 300, 40)
 
 
-def test_the_limit_of_tables_is_for_pieces_with_a_cell_token_whatever_was_asked() -> None:
-    assert ocr("=" * 6000) == "=" * MOST_REPEATS
-    assert ocr("<ecel>" * 200 + "<nl>").count("<td>") == 200
+def test_fifty_and_five_thousand_are_lengths_of_the_text() -> None:
+    unit = "round and "
+    assert ocr(unit * 4) == (unit * 4).strip()
+    assert ocr(unit * 30) == (unit * 2 + unit * 10)[: 10 + 32].strip()
+    assert ocr("=" * 49) == "=" * 49
+    assert ocr("=" * 50) == "=" * 33
     row = "<ecel>" * 3 + "<nl>"
-    assert ocr(row * 70).count("<tr>") == 70
-    assert run(RepeatCut(), row * (MOST_REPEATS_IN_TABLES + 9)) == row * MOST_REPEATS_IN_TABLES
+    assert len(row * 200) < 5000 < len(row * 250)
+    assert ocr(row * 200).count("<tr>") == 200
+    assert ocr(row * 250).count("<tr>") < 5
+    assert ocr("<ecel>" * 200 + "<nl>").count("<td>") == 200
     assert ocr("<fcel>" + "." * 70 + "<fcel>1<nl>") == f"<table><tr><td>{'.' * 70}</td><td>1</td></tr></table>"
+
+
+def test_a_long_unit_is_cut_too() -> None:
+    unit = " ".join(f"word{number}" for number in range(80)) + ". "
+    assert 500 < len(unit) < 2048
+    assert ocr(unit * 6) == (unit * 2).strip()
+    assert without_repetition(unit * 6) == unit.strip()  # the first, whose blank before it is not there
+    assert without_repetition("First this: " + unit * 6 + "end") == "First this: " + unit * 6 + "end"
+
+
+@pytest.mark.parametrize("broken", ["", "\ufffd", "\ufffd\ufffd"])
+def test_a_cut_inside_a_unit_or_inside_a_character_hides_no_repetition(broken: str) -> None:
+    unit = "das Schöne \u4e2d\u6587,"
+    assert ocr(unit * 9 + unit[:7] + broken) == ocr(unit * 9 + unit[:7]).rstrip("\ufffd")
+    assert len(ocr(unit * 9 + unit[:7] + broken)) < 3.5 * len(unit)
+    assert without_repetition("x" + unit * 9 + broken) == "x"
 
 
 def test_leaders_between_two_words_are_no_endless_repetition() -> None:
     line = f"Chapter 1 {'.' * 70} 17\n"
     assert ocr(line * 3) == (line * 3).strip()
-    assert ocr(f"{line}Chapter 2 {'.' * 70}") == f"{line}Chapter 2 {'.' * MOST_REPEATS}"
+    assert ocr(f"{line}Chapter 2 {'.' * 70}") == f"{line}Chapter 2 {'.' * 70}"
+    assert ocr(f"Name: {'_' * 60}") == f"Name: {'_' * 60}"
+
+
+def test_an_endless_end_of_a_long_page_is_cut() -> None:
+    page = "\n".join(f"Line {number} says {number * number}." for number in range(60))
+    assert ocr(page + "\n" + "so on " * 100) == page + "\n" + ("so on " * 100)[: 6 + 32].strip()
 
 
 @pytest.mark.parametrize("size", [1, 7, 1000])
@@ -287,10 +305,39 @@ def test_what_is_held_of_a_repetition_is_bounded(monkeypatch: pytest.MonkeyPatch
     def cut(text: str) -> str:
         return run(RepeatCut(), *(text[at : at + size] for at in range(0, len(text), size)))
 
-    assert cut("ab" * 150 + "x") == "ab" * 150 + "x"
-    assert cut("ab" * 151 + "x") == "ab" * MOST_REPEATS + "x"
-    assert cut("ab" * 900 + "ax" + "=" * 70 + "y") == "ab" * MOST_REPEATS + "ax" + "=" * 70 + "y"
-    assert cut("ab" * 900 + "a") == "ab" * MOST_REPEATS + "a"
+    assert cut("ab" * 116 + "x") == "ab" * 116 + "x"
+    assert cut("ab" * 900 + "x") == "ab" * 17 + "x"
+    assert cut("ab" * 900 + "ax" + "=" * 70 + "y") == "ab" * 17 + "ax" + "=" * 70 + "y"
+
+
+def vendors_rule(content: str, least: int) -> str:
+    """PaddleX's rule, written down from its description, without any shortcut."""
+    stripped = content.strip()
+    if len(content) < least or not stripped:
+        return content
+    if "\n" not in stripped and len(stripped) > 100:
+        for size in range(len(stripped) // 5, 7, -1):
+            unit, count = stripped[-size:], 0
+            while stripped[: len(stripped) - count * size].endswith(unit):
+                count += 1
+            if count >= 5:
+                if size * count > len(stripped) / 2:
+                    return stripped[: len(stripped) - size * count]
+                break
+    if "\n" not in stripped and len(stripped) > 10:
+        for size in range(1, len(stripped) // 2 + 1):
+            if stripped[:size] * (len(stripped) // size) == stripped and len(stripped) // size >= 10:
+                return stripped[:size]
+    lines = [line.strip() for line in content.split("\n") if line.strip()]
+    most = max(lines, key=lines.count)
+    return most if lines.count(most) >= 10 and lines.count(most) / len(lines) >= 0.8 else content
+
+
+@given(pieces=st.lists(RUNS | st.text("abc \n", max_size=20), max_size=4), least=st.sampled_from([50, 200]))
+@settings(max_examples=150, deadline=None)
+def test_a_whole_answer_loses_what_paddlex_takes_out(pieces: list[str], least: int) -> None:
+    text = "".join(pieces)
+    assert without_repetition(text, least) == vendors_rule(text, least)
 
 
 # Tasks.
