@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 from PIL import Image
 
+from .blocks import Block
 from .errors import InvalidInput
 from .family_settings import FamilySettings
 from .grounding import Box
@@ -154,7 +155,11 @@ class Family(Protocol):
 
     @staticmethod
     def boxes(text: str, width: int, height: int) -> list[Box]:
-        """The places that an answer (as the model wrote it) names on a page of ``width`` x ``height`` pixels."""
+        """The places that an answer names on a page of ``width`` x ``height`` pixels, where its presented text does."""
+
+    @staticmethod
+    def blocks(text: str, width: int, height: int) -> tuple[Block, ...]:
+        """The blocks that an answer (as the model wrote it) names, in reading order; none where it says no places."""
 
 
 def task_prompt(tasks: Mapping[str, str], task: str, text: str = "", images: int = 1) -> str:

@@ -39,6 +39,9 @@ class Encoder(Protocol):
 
     batch: int  # most passes that are worth being run together
 
+    def begin(self) -> None:
+        """Called by the thread that will use it, before anything else is."""
+
     def encode(self, feeds: Feeds, stop: Stop) -> Feeds:
         """Run one vision pass; ``stop`` ends it with an error."""
 
@@ -148,6 +151,7 @@ class Engine:
                 self._step()
 
     def _encode(self) -> None:
+        self._encoder.begin()
         while (sequence := self._next(self._next_pass)) is not None:
             self._run_pass(sequence)
 

@@ -7,6 +7,8 @@ hold along the whole path of groups that the process is in, so the narrowest cou
 from __future__ import annotations
 
 import os
+import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -84,3 +86,14 @@ def _text(file: Path) -> str:
         return file.read_text(encoding="ascii", errors="replace").strip()
     except OSError:  # not Linux, no cgroups, or a container that hides them
         return ""
+
+
+def step_back(by: int) -> None:
+    """Let all other threads go before this one and those that it starts, where they want the same processor.
+
+    by : steps of niceness, each of which leaves a contended processor's share to the others by a factor of 1.25. Linux
+    counts niceness by thread and hands it on; elsewhere it is the process's, and nothing is done.
+    """
+    if sys.platform == "linux":
+        thread = threading.get_native_id()
+        os.setpriority(os.PRIO_PROCESS, thread, min(os.getpriority(os.PRIO_PROCESS, thread) + by, 19))

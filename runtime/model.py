@@ -9,6 +9,7 @@ import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -170,11 +171,13 @@ class Model:
                 f"the prompt has {len(prompt_ids)} tokens ({sum(image.token_count for image in images)} of them for "
                 f"images); the model takes {limit} with its answer: send fewer or smaller images, or less text"
             )
+        size = opaque[0].size if len(opaque) == 1 else None
+        blocks = None if size is None else partial(self._family.blocks, width=size[0], height=size[1])
         output = Verbatim() if request.raw else self._family.output(request.prompt)
         sequence = EngineSequence(
             prompt_ids, images, request.settings, self._vocabulary, limit, time.monotonic() - started, output,
             self._family.positions(prompt_ids, images), request.client, request.alternatives,
-            self._family.window(request.settings.family),
+            self._family.window(request.settings.family), blocks,
         )  # fmt: skip
         self._engine.submit(sequence)
         return sequence

@@ -8,6 +8,7 @@ from typing import Literal, Protocol
 
 from PIL import Image
 
+from models.blocks import Block
 from models.grounding import Box
 from models.settings import InferenceSettings
 
@@ -87,6 +88,7 @@ class Finished:
     timings: Timings
     error: str | None = None  # set when detail is "error"
     confidence: Confidence | None = None  # None: nothing was generated
+    blocks: tuple[Block, ...] = ()  # of the page, in reading order, for a request with one image; none: nobody knows
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from queue import Empty, SimpleQueue
 import numpy as np
 from tokenizers import Tokenizer
 
+from models.blocks import Block
 from models.family import Feeds, OutputFilter, Positions, PreparedImage, Verbatim, counted
 from models.settings import InferenceSettings
 
@@ -36,6 +37,7 @@ _REASONS: dict[FinishDetail, FinishReason] = {
 }
 
 
+Blocks = Callable[[str], tuple[Block, ...]]
 Start = Callable[[Callable[[], Feeds]], Future[Feeds]]  # has the engine's second thread make what a pass is fed
 
 
@@ -91,9 +93,12 @@ class Sequence:
         self, prompt_ids: list[int], images: SequenceOf[PreparedImage], settings: InferenceSettings,
         vocabulary: Vocabulary, max_length: int, prepare_seconds: float = 0.0, output: OutputFilter | None = None,
         positions: Positions | None = None, client: str = "", alternatives: int | None = None,
-        window: int | None = None,
+        window: int | None = None, blocks: Blocks | None = None,
     ) -> None:  # fmt: skip
-        """window : how many of its own tokens the answer sees, the newest among them; None: all."""
+        """window : how many of its own tokens the answer sees, the newest among them; None: all.
+
+        blocks : finds the page's blocks in the answer as the model wrote it.
+        """
         self.prompt_ids = prompt_ids
         self._positions = positions or counted(len(prompt_ids))
         self.settings = settings
@@ -120,6 +125,8 @@ class Sequence:
         self.chooser = Chooser(settings, vocabulary.forbidden)
         self._text = TextStream(vocabulary.tokenizer, settings.stop)
         self._output = output or Verbatim()
+        self._blocks = blocks
+        self._written: list[str] = []  # the answer as the model writes it, where blocks are to be found in it
         decode = partial(vocabulary.tokenizer.decode, skip_special_tokens=False)
         self._loop = LoopDetector(decode=decode) if settings.stop_on_loop else None
         self._unannounced = 0  # tokens whose text is still held back
@@ -287,7 +294,7 @@ class Sequence:
         self.tokens.append(token)
         self.chooser.observe(token)
         self._unannounced += 1
-        self._send(self._output.push(self._text.add(token)))
+        self._send(self._presented(self._text.add(token)))
         if self._text.stopped:
             self.finish("stop_string")
         elif self._loop is not None and self._loop.add(token):
@@ -303,19 +310,26 @@ class Sequence:
             if self.finished:
                 return
             self.finished = True
+            blocks: tuple[Block, ...] = ()
             try:
-                self._send(self._output.push(self._text.finish()) + self._output.finish())
+                self._send(self._presented(self._text.finish()) + self._output.finish())
+                blocks = self._blocks("".join(self._written)) if self._blocks else ()
             except Exception as failure:  # the caller must hear of the end, whatever detokenizer and filter say
                 detail, error = "error", error or f"{type(failure).__name__}: {failure}"
             if self._logprobs:  # of blanks at the end, and of a stop string
                 self._send("", always=True)
             usage = Usage(len(self.prompt_ids), len(self.tokens), self._image_tokens)
             timings, confidence = self.clock.timings(), self._tally.confidence()
-            self._events.put(Finished(_REASONS[detail], detail, usage, timings, error, confidence))
+            self._events.put(Finished(_REASONS[detail], detail, usage, timings, error, confidence, blocks))
             self._images, self._passes, self._outputs, self._features = [], [], [], []
             self._ahead = self._prompt = None
         self.on_cancel = lambda: None  # a caller that keeps this keeps no engine
         self.stop.request()
+
+    def _presented(self, written: str) -> str:
+        if self._blocks and written:
+            self._written.append(written)
+        return self._output.push(written)
 
     def _send(self, text: str, *, always: bool = False) -> None:
         if text or always:

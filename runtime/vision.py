@@ -12,7 +12,7 @@ import numpy as np
 from models.family import Feeds, taken
 from models.manifest import Manifest
 
-from .providers import Device, ort
+from .providers import Device, ort, step_behind
 from .stop import Stop
 
 # Views that go through a GPU together: of two 640-pixel ones each takes 7 ms, of six 5, alone 10. Few numbers, since
@@ -44,6 +44,11 @@ class VisionTower:
         self.batch = _TOGETHER[0] if device.picks and self._many_in else 1
         self._constants = Constants(device) if device.memory != "cpu" else None
         self._cache = FeatureCache(int(cache_mb * 1e6))
+
+    def begin(self) -> None:
+        """On a CPU the calling thread lets the decoder go first from now on."""
+        if self._device.name == "cpu":
+            step_behind()
 
     def encode(self, feeds: Feeds, stop: Stop | None = None) -> Feeds:
         """One vision pass: named arrays in, named arrays out (see the family's ``PreparedImage``).

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 from PIL import Image
 
+from models.blocks import Block, blocks_of
 from models.errors import InvalidInput
 from models.family import IMAGE_SLOT, Encode, Feeds, OutputFilter, Positions, PreparedImage, Verbatim, counted
 from models.family_settings import FamilySettings
@@ -73,6 +74,11 @@ class DeepseekPrompts:
     def boxes(text: str, width: int, height: int) -> list[Box]:
         """See ``models.grounding``."""
         return parse_boxes(text, width, height)
+
+    @staticmethod
+    def blocks(text: str, width: int, height: int) -> tuple[Block, ...]:
+        """Of its boxes."""
+        return blocks_of(parse_boxes(text, width, height))
 
 
 def passes_of(views: Views, feeds: Callable[[np.ndarray], Feeds]) -> list[Callable[[], Feeds]]:

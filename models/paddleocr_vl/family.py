@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 from PIL import Image
 
+from models.blocks import Block, blocks_of
 from models.chat_template import PromptRules, chat_prompt
 from models.family import IMAGE_SLOT, Encode, Feeds, OutputFilter, Positions, PreparedImage
 from models.family_settings import FamilySettings
@@ -81,3 +82,8 @@ class PaddleOcrVl:
     def boxes(text: str, width: int, height: int) -> list[Box]:
         """Of the lines that it spots; asked for anything else, the model says nothing of places."""
         return parse_locations(text, width, height)
+
+    @staticmethod
+    def blocks(text: str, width: int, height: int) -> tuple[Block, ...]:
+        """Of its boxes."""
+        return blocks_of(parse_locations(text, width, height))

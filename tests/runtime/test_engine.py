@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from models.blocks import Block
 from models.family import Feeds, PreparedImage
 from models.settings import InferenceSettings
 from runtime.candidates import HostScores
@@ -103,6 +104,9 @@ class FakeModel:
 
     capacity = 1 << 30
     batch = 1
+
+    def begin(self) -> None:
+        pass
 
     def encode_all(self, passes: list[Feeds]) -> list[Feeds]:
         raise AssertionError("a device that takes one pass at a time was given several")
@@ -859,6 +863,26 @@ def test_pieces_account_for_the_tokens_behind_them(start) -> None:
     while not isinstance(event := request.next_event(PATIENCE), Finished):
         events.append(event)
     assert events == [TextDelta("a", 1), TextDelta("文", 3), TextDelta("b", 1)]
+
+
+def test_blocks_are_found_in_the_answer_as_the_model_wrote_it_and_come_with_its_end(start) -> None:
+    class Shout:
+        def push(self, text: str) -> str:
+            return text.upper()
+
+        def finish(self) -> str:
+            return "!"
+
+    engine = start(FakeModel())
+    request = Sequence(
+        [0], [], InferenceSettings(max_new_tokens=3, no_repeat_ngram_size=0), WORDS, 100, output=Shout(),
+        blocks=lambda text: (Block("text", text),),
+    )  # fmt: skip
+    engine.submit(request)
+    text, finished = outcome(request)
+    assert text.endswith("!")
+    assert [block.text for block in finished.blocks] == [WORDS.tokenizer.decode(request.tokens)]
+    assert finished.blocks[0].text.upper() + "!" == text
 
 
 def test_timings_add_up_along_the_way_of_a_request(start) -> None:

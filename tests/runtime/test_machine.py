@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
+import threading
 from pathlib import Path
 
 import psutil
 import pytest
 
-from runtime.machine import available_memory, default_threads, processors
+from runtime.machine import available_memory, default_threads, processors, step_back
 
 GB = 10**9
 
@@ -91,3 +93,27 @@ def test_without_cgroups_the_machine_is_the_limit(tmp_path) -> None:
 def test_here_and_now_there_is_something() -> None:
     assert 0 < available_memory() <= 64 * GB
     assert 0 < processors() <= 16
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="niceness is a thread's own on Linux only")
+def test_a_thread_that_steps_back_takes_those_with_it_that_it_starts_and_nobody_else() -> None:
+    found: list[int] = []
+
+    def look() -> None:
+        found.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+
+    def behind() -> None:
+        step_back(2)
+        look()
+        started = threading.Thread(target=look)
+        started.start()
+        started.join()
+
+    look()
+    thread = threading.Thread(target=behind)
+    thread.start()
+    thread.join()
+    look()
+    before, own, child, after = found
+    assert own == child == min(before + 2, 19)
+    assert after == before

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from models.manifest import Manifest
 from models.registry import family_of
 from runtime import Model
-from runtime.providers import Device, find_device
+from runtime.providers import ENCODER_NICENESS, Device, find_device
 from runtime.vision import Constants, FeatureCache, VisionTower
 from tools.paddle_checkpoints import write_paddle_checkpoint
 
@@ -111,3 +115,17 @@ def test_what_comes_with_every_view_of_a_size_is_copied_to_the_device_once() -> 
         other.flags.writeable = False
         constants.value("places", other)
     assert len(constants._values) == 64
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="niceness is a thread's own on Linux only")
+def test_the_threads_of_the_vision_graph_let_the_decoder_go_first(random_model_folder) -> None:
+    def niceness() -> dict[int, int]:
+        threads = [int(thread.name) for thread in Path("/proc/self/task").iterdir()]
+        return {thread: os.getpriority(os.PRIO_PROCESS, thread) for thread in threads}
+
+    before, own = niceness(), os.getpriority(os.PRIO_PROCESS, 0)
+    with Model.open(random_model_folder, device="cpu", threads=2, slots=1):
+        new = [nice for thread, nice in niceness().items() if thread not in before]
+    behind = min(own + ENCODER_NICENESS, 19)
+    assert new.count(behind) >= 2  # the engine's thread for views, and the session's second one
+    assert new.count(own) >= 2  # the decoder's

@@ -1,0 +1,66 @@
+"""Blocks: what a page consists of, in reading order, whoever found out about it (a model's answer or the layout step).
+
+One vocabulary of kinds for all of them, so that whatever writes a page down need not know who read it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from .grounding import FIGURE_LABEL, Box
+
+Kind = Literal[
+    "text", "title", "list", "table", "figure", "formula", "caption", "code", "header", "footer", "page_number",
+    "footnote", "reference", "algorithm", "chart", "seal", "other",
+]  # fmt: skip
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+# What models call things -> their kind. Labels come in lower case, with blanks and hyphens as underscores.
+_KINDS: dict[str, Kind] = {
+    **{kind: kind for kind in KINDS},
+    "image": "figure", "picture": "figure", "header_image": "figure", "footer_image": "figure",
+    "doc_title": "title", "paragraph_title": "title", "section_header": "title", "sub_title": "title",
+    "image_caption": "caption", "table_caption": "caption", "figure_title": "caption", "chart_title": "caption",
+    "table_title": "caption", "formula_caption": "caption", "image_title": "caption", "code_caption": "caption",
+    "list_item": "list", "equation": "formula", "isolate_formula": "formula", "interline_equation": "formula",
+    "display_formula": "formula", "inline_formula": "formula", "page_header": "header", "page_footer": "footer",
+    "number": "page_number", "vision_footnote": "footnote", "page_footnote": "footnote", "table_footnote": "footnote",
+    "image_footnote": "footnote", "reference_content": "reference", "ref_text": "reference",
+    "abstract": "text", "content": "text", "aside_text": "text", "vertical_text": "text", "paragraph": "text",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """One block of a page.
+
+    text : Markdown of the block alone; of a table HTML or Markdown, of a formula LaTeX without delimiters, of a figure
+    empty or its caption. box : x0, y0, x1, y1 in pixels of the page as it was read; None: nobody knows. label : what
+    the model called it. confidence : of the reading, 0 to 1. level : of a title, from 1 on; 0: nobody knows.
+    """
+
+    kind: Kind
+    text: str
+    box: tuple[int, int, int, int] | None = None
+    label: str = ""
+    confidence: float | None = None
+    level: int = 0
+
+
+def kind_of(label: str) -> Kind:
+    """The kind of what a model calls ``label``; ``other`` where the label says nothing of one."""
+    return _KINDS.get(label.strip().lower().replace(" ", "_").replace("-", "_"), "other")
+
+
+def blocks_of(boxes: Iterable[Box]) -> tuple[Block, ...]:
+    """Blocks for the places that an answer names. Where none has a text, their labels are the words that were read."""
+    boxes = list(boxes)
+    labels_are_text = not any(box.text for box in boxes)
+    return tuple(
+        Block("text", box.label, box.box)
+        if labels_are_text and box.label != FIGURE_LABEL
+        else Block(kind_of(box.label), box.text, box.box, box.label)
+        for box in boxes
+    )
