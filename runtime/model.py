@@ -164,15 +164,14 @@ class Model:
         """See ``TextModel.submit``."""
         started = time.monotonic()
         self._name_ignored(request.settings)
-        images, limit = self._prepared(request), self.manifest.max_length
+        (images, sizes), limit = self._prepared(request), self.manifest.max_length
         prompt_ids = self._family.prompt_ids(request.prompt, [image.token_count for image in images], self._encode)
         if len(prompt_ids) >= limit:
             raise ContextExceeded(
                 f"the prompt has {len(prompt_ids)} tokens ({sum(image.token_count for image in images)} of them for "
                 f"images); the model takes {limit} with its answer: send fewer or smaller images, or less text"
             )
-        size = opaque[0].size if len(opaque) == 1 else None
-        blocks = None if size is None else partial(self._family.blocks, width=size[0], height=size[1])
+        blocks = partial(self._family.blocks, width=sizes[0][0], height=sizes[0][1]) if len(sizes) == 1 else None
         output = Verbatim() if request.raw else self._family.output(request.prompt)
         sequence = EngineSequence(
             prompt_ids, images, request.settings, self._vocabulary, limit, time.monotonic() - started, output,
@@ -302,19 +301,20 @@ class Model:
         assert isinstance(sequence, EngineSequence)
         return sequence
 
-    def _prepared(self, request: Request) -> list[PreparedImage]:
-        """The request's images, cut one after the other: nobody keeps a picture beyond that."""
-        count, tokens, prepared = len(request.images), 0, []
+    def _prepared(self, request: Request) -> tuple[list[PreparedImage], list[tuple[int, int]]]:
+        """The request's images, cut one after the other, and their sizes: nobody keeps a picture beyond that."""
+        count, tokens, prepared, sizes = len(request.images), 0, [], []
         for image in request.images:
             opaque = upright_rgb(image, request.settings.transparency)
             prepared.append(self._family.prepare_image(opaque, request.settings.family, request.prompt, count))
+            sizes.append(opaque.size)
             tokens += prepared[-1].token_count
             if tokens >= self.manifest.max_length:
                 raise ContextExceeded(
                     f"{len(prepared)} of {count} images have {tokens} tokens; the model takes "
                     f"{self.manifest.max_length} with its answer: send fewer or smaller images"
                 )
-        return prepared
+        return prepared, sizes
 
     def _name_ignored(self, settings: InferenceSettings) -> None:
         """Say once for each setting that is of other families than this model's."""
