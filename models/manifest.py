@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -26,11 +26,13 @@ Provider = Literal["cpu", "cuda"]
 Checked = Literal["run", "structure only, not run"]  # by the exporter, where it could
 
 
-class _Part(BaseModel):
+class Part(BaseModel):
+    """A part of a manifest: fixed, and with no field that this version does not know."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class SourceFile(_Part):
+class SourceFile(Part):
     """One file that the exporter read."""
 
     size: int  # bytes
@@ -38,7 +40,7 @@ class SourceFile(_Part):
     sha256: str | None = None  # of small files
 
 
-class SourceInfo(_Part):
+class SourceInfo(Part):
     """Where the checkpoint came from."""
 
     origin: Literal["directory", "huggingface", "modelscope"]
@@ -48,14 +50,14 @@ class SourceInfo(_Part):
     files: Mapping[str, SourceFile] = {}  # those files by their absolute paths; see models.source_files
 
 
-class FileInfo(_Part):
+class FileInfo(Part):
     """One file of the folder."""
 
     size: int  # bytes
     sha256: str
 
 
-class Graph(_Part):
+class Graph(Part):
     """One part of the model: a graph per provider (they share the data file) and the type it computes in.
 
     A provider that is not named has no graph that it could run. CoreML uses the ``cpu`` one.
@@ -65,14 +67,14 @@ class Graph(_Part):
     compute: Mapping[Provider, Literal["float32", "float16", "bfloat16"]]
 
 
-class RotaryInfo(_Part):
+class RotaryInfo(Part):
     """How positions become angles, where the decoder takes these from the host (see ``models.rotary``)."""
 
     theta: float
     sections: tuple[int, ...]  # pairs of channels that each axis of the positions turns, in this order
 
 
-class DecoderInfo(_Part):
+class DecoderInfo(Part):
     """Sizes that the runtime needs for the KV cache and the logits."""
 
     layers: int
@@ -85,7 +87,7 @@ class DecoderInfo(_Part):
     window: int | None = None  # a token of an answer sees the prompt and this many of the answer, itself among them
 
 
-class TokenIds(_Part):
+class TokenIds(Part):
     """Ids with a meaning of their own."""
 
     bos: int
@@ -94,43 +96,23 @@ class TokenIds(_Part):
 
 
 class _Format(BaseModel):
+    kind: str = "model"
     format: int
 
 
-class Manifest(_Part):
-    """What an exported folder holds."""
+class FolderManifest(Part):
+    """What every exported folder says of itself: a model's, and a layout detector's (``models.layout.manifest``)."""
+
+    KIND: ClassVar[str] = "model"  # folders of models do not say it
+    FORMAT: ClassVar[int] = FORMAT
 
     format: int = FORMAT
-    graph_version: int = 1  # of the graphs' declaration; folders from before there was one do not say
     id: str
-    family: str
     dtype: Literal["f32", "f16", "bf16", "q8", "q4"]
     created_by: str  # program and version
     source: SourceInfo
     parameters: int
-    vision: Graph
-    embed: Graph
-    decoder: Graph
-    sizes: DecoderInfo
-    tokens: TokenIds
-    image: Mapping[str, Any]  # read by the family: patch size, default view sizes, ...
-    prompt: Mapping[str, Any] = {}  # read by the family, where a checkpoint says how prompts are written
-    checked: Mapping[Provider, Checked] = {}
-    report: Mapping[str, Any] = {}  # measured errors, when the export was asked for them
     files: Mapping[str, FileInfo]
-
-    @property
-    def max_length(self) -> int:
-        return self.sizes.max_length
-
-    def with_context(self, most: int | None) -> Self:
-        """The same with at most so many tokens of prompt and answer together, where somebody says a number."""
-        length = self.max_length if most is None else min(most, self.max_length)
-        return self.model_copy(update={"sizes": self.sizes.model_copy(update={"max_length": length})})
-
-    def outdated_on(self, provider: Provider) -> bool:
-        """Whether these graphs give wrong results there: they must be exported again before they run."""
-        return provider == "cuda" and self.dtype in ("q8", "q4") and self.graph_version < 2
 
     @classmethod
     def load(cls, folder: Path) -> Self:
@@ -158,19 +140,18 @@ class Manifest(_Part):
         Raises
         ------
         ManifestError
-            when it is missing, damaged or of another format.
+            when it is missing, damaged, of another format, or of another kind of folder.
         """
         path = folder / FILE_NAME
+        text = _text(path)
         try:
-            text = path.read_bytes()
-        except FileNotFoundError:
-            raise ManifestError(f"{path} is missing; export the model first: ocr-onnx export MODEL_ID") from None
-        except OSError as error:
-            raise ManifestError(f"{path} cannot be read: {error}") from error
-        try:
-            format_ = _Format.model_validate_json(text).format  # first: another format may differ in everything else
-            if format_ != FORMAT:
-                raise ManifestError(f"{path} has format {format_}, this version reads {FORMAT}; export the model again")
+            said = _Format.model_validate_json(text)  # first: another format may differ in everything else
+            if said.kind != cls.KIND:
+                raise ManifestError(f"{path} is of a {said.kind}, and a {cls.KIND} is wanted here; name another folder")
+            if said.format != cls.FORMAT:
+                raise ManifestError(
+                    f"{path} has format {said.format}, this version reads {cls.FORMAT}; export the model again"
+                )
             return cls.model_validate_json(text)
         except ValidationError as error:
             problem = error.errors()[0]
@@ -194,6 +175,64 @@ class Manifest(_Part):
                 found = hashlib.file_digest(file, "sha256").hexdigest()
             if found != info.sha256:
                 raise ManifestError(f"{folder / name} has sha256 {found}, expected {info.sha256}; export again")
+
+
+class Manifest(FolderManifest):
+    """What an exported folder of a model holds."""
+
+    graph_version: int = 1  # of the graphs' declaration; folders from before there was one do not say
+    family: str
+    vision: Graph
+    embed: Graph
+    decoder: Graph
+    sizes: DecoderInfo
+    tokens: TokenIds
+    image: Mapping[str, Any]  # read by the family: patch size, default view sizes, ...
+    prompt: Mapping[str, Any] = {}  # read by the family, where a checkpoint says how prompts are written
+    checked: Mapping[Provider, Checked] = {}
+    report: Mapping[str, Any] = {}  # measured errors, when the export was asked for them
+
+    @property
+    def max_length(self) -> int:
+        return self.sizes.max_length
+
+    @property
+    def providers(self) -> list[Provider]:
+        """Those that the folder has graphs for."""
+        return sorted(self.decoder.files)
+
+    def with_context(self, most: int | None) -> Self:
+        """The same with at most so many tokens of prompt and answer together, where somebody says a number."""
+        length = self.max_length if most is None else min(most, self.max_length)
+        return self.model_copy(update={"sizes": self.sizes.model_copy(update={"max_length": length})})
+
+    def outdated_on(self, provider: Provider) -> bool:
+        """Whether these graphs give wrong results there: they must be exported again before they run."""
+        return provider == "cuda" and self.dtype in ("q8", "q4") and self.graph_version < 2
+
+
+def kind_of(folder: Path) -> str:
+    """What a folder's manifest says that it is of, "model" or another kind.
+
+    Raises
+    ------
+    ManifestError
+        when the manifest is missing or cannot be read.
+    """
+    path = folder / FILE_NAME
+    try:
+        return _Format.model_validate_json(_text(path)).kind
+    except ValidationError as error:
+        raise ManifestError(f"{path} is damaged ({error.errors()[0]['msg']}); export again with --force") from error
+
+
+def _text(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise ManifestError(f"{path} is missing; export the model first: ocr-onnx export MODEL_ID") from None
+    except OSError as error:
+        raise ManifestError(f"{path} cannot be read: {error}") from error
 
 
 def lock_file(folder: Path) -> Path:

@@ -15,6 +15,7 @@ from platformdirs.api import PlatformDirsABC
 
 from .catalog import DTYPES
 from .errors import ConfigError
+from .layout.detectors import Detector
 from .registration import ModelEntry
 
 CACHE_VARIABLE = "OCR_ONNX_CACHE"
@@ -84,6 +85,14 @@ def export_dir(entry: ModelEntry, dtype: str, cache: Path | None = None) -> Path
     identity = _override_identity(entry)
     onnx = f"onnx-{identity}" if identity else "onnx"
     return (cache or cache_dir()) / "models" / check_model_id(entry.id) / onnx / dtype
+
+
+def detector_dir(detector: Detector, cache: Path | None = None) -> Path:
+    """``<cache>/models/<id>/onnx/f32``, the export of a layout detector, which all models share.
+
+    ``cache`` : ``cache_dir()`` when None. One export serves all devices, so there is one dtype of it.
+    """
+    return (cache or cache_dir()) / "models" / detector.id / "onnx" / "f32"
 
 
 def _override_identity(entry: ModelEntry) -> str:

@@ -1,0 +1,62 @@
+"""The layout detectors that this version knows, by the id that their exports have and by the short names of flags."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from models.errors import ConfigError
+
+from .rules import PADDLEOCR_VL, PADDLEOCR_VL_15, DetectionRules
+
+NONE = "none"  # said where a detector could be named: no layout step
+
+
+@dataclass(frozen=True)
+class Detector:
+    """One published detector.
+
+    name : the short one, as flags and config.toml spell it. source : hub id of its checkpoint in transformers' format.
+    kind : ``model_type`` of its config.json. rules : what its vendor's pipeline does with its boxes.
+    """
+
+    id: str
+    name: str
+    source: str
+    kind: str
+    rules: DetectionRules
+    description: str
+
+
+DETECTORS: Mapping[str, Detector] = MappingProxyType(
+    {
+        one.id: one
+        for one in (
+            Detector(
+                "pp-doclayout-v2", "v2", "PaddlePaddle/PP-DocLayoutV2_safetensors", "pp_doclayout_v2", PADDLEOCR_VL,
+                "PP-DocLayoutV2: 25 kinds of blocks and their reading order, of PaddleOCR-VL 1.0; 54 M parameters",
+            ),
+            Detector(
+                "pp-doclayout-v3", "v3", "PaddlePaddle/PP-DocLayoutV3_safetensors", "pp_doclayout_v3", PADDLEOCR_VL_15,
+                "PP-DocLayoutV3: the same 25 kinds, of PaddleOCR-VL 1.5 and 1.6 and of GLM-OCR; 33 M parameters",
+            ),
+        )
+    }
+)  # fmt: skip
+
+
+def detector_of(spelling: str) -> Detector:
+    """The detector that a name or an id means.
+
+    Raises
+    ------
+    ConfigError
+        for a spelling that means none.
+    """
+    said = spelling.strip().lower()
+    for detector in DETECTORS.values():
+        if said in (detector.id, detector.name):
+            return detector
+    known = ", ".join(f"{one.name} ({one.id})" for one in DETECTORS.values())
+    raise ConfigError(f"layout detector {spelling[:120]!r} is unknown; known are {known}, and {NONE}")

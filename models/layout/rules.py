@@ -1,0 +1,64 @@
+"""What the vendors' pipelines do with the boxes of a layout detector, as values: one set of rules for each pipeline.
+
+Read in PaddleX 3.7.2 (``models/layout_analysis/processors.py``, ``configs/pipelines/PaddleOCR-VL*.yaml``) and glmocr
+0.1.5 (``utils/layout_postprocess_utils.py``, ``config.yaml``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from models.manifest import Part
+
+from .labels import LABELS
+
+
+class DetectionRules(Part):
+    """Which boxes stay, and as what.
+
+    Labels are names of ``LABELS``. A share is of areas, 0..1; an IoU counts both edges of a box as inside of it.
+    """
+
+    threshold: float  # of a score, for labels that ``thresholds`` does not name
+    thresholds: Mapping[str, float] = {}
+    keep_at_threshold: bool = False  # a score that equals its threshold is enough
+    whole_pixels: bool = True  # corners are rounded before anything is compared
+    same_label_iou: float | None = 0.6  # from here on the weaker of two boxes of one label goes; None: both stay
+    other_label_iou: float | None = 0.98  # the same for two labels
+    page_sized_images: bool = False  # images that cover nearly the whole page stay beside other boxes
+    inside: float = 0.9  # share of a box that must lie in another for it to count as inside of that
+    large: frozenset[str] = frozenset()  # what lies inside a box of these goes
+    small: frozenset[str] = frozenset()  # what one of these lies inside of goes
+    never_inside: frozenset[str] = frozenset()  # these do not count as inside of anything
+    # Of boxes that lie inside each other the largest stays. The vendors drop them all, and with them what they show.
+    keep_one: bool = True
+    unclip: tuple[float, float] = (1.0, 1.0)  # width and height of a box are stretched about its centre
+    # PaddleX's last step before it reads blocks: no two that show much the same, no ``reference``, no slivers.
+    apart: bool = False
+
+
+# PaddleOCR-VL 1.0, with PP-DocLayoutV2.
+PADDLEOCR_VL = DetectionRules(
+    threshold=0.5,
+    thresholds={
+        **dict.fromkeys(
+            ("display_formula", "doc_title", "inline_formula", "paragraph_title", "text", "vertical_text"), 0.4
+        ),
+        "seal": 0.45,
+    },
+    large=frozenset({"chart", "display_formula", "doc_title", "inline_formula", "paragraph_title"}),
+)
+
+# PaddleOCR-VL 1.5 and 1.6, with PP-DocLayoutV3.
+PADDLEOCR_VL_15 = PADDLEOCR_VL.model_copy(update={"threshold": 0.3, "thresholds": {}})
+
+# GLM-OCR, with PP-DocLayoutV3.
+GLM_OCR = DetectionRules(
+    threshold=0.3,
+    keep_at_threshold=True,
+    whole_pixels=False,
+    inside=0.8,
+    large=frozenset(LABELS) - {"reference"},
+    small=frozenset({"reference"}),
+    never_inside=frozenset({"image", "seal", "chart"}),
+)
