@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from PIL import Image, ImageDraw, ImageFont
 
 from models.grounding import FIGURE_LABEL, Box
+
+from ..writers import PageResult
 
 JPEG_QUALITY = 90
 
@@ -47,3 +51,34 @@ def overlay(page: Image.Image, boxes: Sequence[Box]) -> Image.Image:
         draw.rectangle((left - 1, top - 1, right + 1, bottom + 1), fill=colour)
         draw.text((x0, y0), label, fill="white", font=font)
     return drawn
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Makes the pictures that go with a document's pages. Paths are from the output folder, without their end."""
+
+    images: str | None  # of its figures; None: none are wanted
+    overlays: str | None  # of its pages with their boxes
+
+    def make(self, result: PageResult, page: Image.Image) -> tuple[PageResult, dict[str, bytes]]:
+        """Cut the figures out, draw the overlay. One place that comes twice is one file.
+
+        Returns the result with links to the figures, and each picture as JPEG by its path.
+        """
+        made: dict[str, bytes] = {}
+        links: dict[tuple[int, int, int, int], str] = {}
+        boxes = figure_boxes(result.boxes) if self.images is not None else []
+        for box in boxes:
+            if box.box not in links:
+                name = f"{self.images}-p{result.page}-{len(links)}.jpg"
+                made[name] = _jpeg(cut_out(page, box))
+                links[box.box] = "/".join(name.split("/")[-2:])
+        if self.overlays is not None:
+            made[f"{self.overlays}-p{result.page}.jpg"] = _jpeg(overlay(page, result.boxes))
+        return replace(result, figures=tuple(links[box.box] for box in boxes)), made
+
+
+def _jpeg(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=JPEG_QUALITY)
+    return buffer.getvalue()

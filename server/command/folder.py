@@ -13,14 +13,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import json
 import os
 import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self, TextIO
@@ -32,7 +31,7 @@ from runtime.documents import parse_pages
 
 from ..writers import FORMATS, PageResult
 from .errors import CommandFailed, UsageError
-from .figures import JPEG_QUALITY, cut_out, figure_boxes, overlay
+from .figures import Pictures
 from .plan import DocumentPlan
 
 MANIFEST = "ocr-run.jsonl"
@@ -170,17 +169,29 @@ class OutputFolder:
 
     # Page by page; called by the threads that read.
 
+    def pictures(self, plan: DocumentPlan) -> Pictures:
+        """Which pictures are made of a document's pages."""
+        return Pictures(
+            self._beside(plan, "images") if self._links else None,
+            self._beside(plan, "overlays") if self._overlay else None,
+        )
+
     def keep(self, plan: DocumentPlan, result: PageResult, page: Image.Image | None) -> PageResult:
         """Write what one page gave: its figures and overlay, then its part. Returns the result with its links."""
+        made: Mapping[str, bytes] = {}
         if page is not None:
-            result = replace(result, figures=self._write_figures(plan, result, page))
-            if self._overlay:
-                name = f"{self._beside(plan, 'overlays')}-p{result.page}.jpg"
-                self._publish_image(overlay(page, result.boxes), name)
+            result, made = self.pictures(plan).make(result, page)
+        self.put(plan, result, made)
+        return result
+
+    def put(self, plan: DocumentPlan, result: PageResult, made: Mapping[str, bytes]) -> None:
+        """Write one page's pictures (see ``figures.Pictures``), then its part."""
+        for name, picture in made.items():
+            with self._publishing_path(self.folder / name) as path:
+                path.write_bytes(picture)
         content = {"version": plan.version, "fingerprint": plan.fingerprint, **result.to_json()}
         with self._publishing(self._part(plan, result.page - 1)) as file:
             file.write(json.dumps(content))
-        return result
 
     def settle(self, plan: DocumentPlan, result: PageResult) -> None:
         """Write a page's line into the manifest."""
@@ -292,26 +303,6 @@ class OutputFolder:
                             self._listed[above][found[1]] = path.name
             if name in self._listed[above]:
                 yield f"{above}/{self._listed[above][name]}"
-
-    def _write_figures(self, plan: DocumentPlan, result: PageResult, page: Image.Image) -> tuple[str, ...]:
-        """Cut the figures out; returns their links from the document. One place that comes twice is one file."""
-        if not self._links:
-            return ()
-        written: dict[tuple[int, int, int, int], str] = {}
-        links = []
-        for box in figure_boxes(result.boxes):
-            if box.box not in written:
-                name = f"{self._beside(plan, 'images')}-p{result.page}-{len(written)}.jpg"
-                self._publish_image(cut_out(page, box), name)
-                written[box.box] = "/".join(name.split("/")[-2:])
-            links.append(written[box.box])
-        return tuple(links)
-
-    def _publish_image(self, image: Image.Image, name: str) -> None:
-        buffer = io.BytesIO()
-        image.save(buffer, "JPEG", quality=JPEG_QUALITY)
-        with self._publishing_path(self.folder / name) as path:
-            path.write_bytes(buffer.getbuffer())
 
     @contextlib.contextmanager
     def _publishing(self, target: Path) -> Iterator[TextIO]:

@@ -20,7 +20,8 @@ from runtime.documents import Document, Stopped
 from server import memory
 
 from ..writers import PageResult
-from .errors import CommandFailed, Interrupted, PageFailed
+from .errors import CommandFailed, Interrupted
+from .page import failed, read_page
 from .plan import DocumentPlan
 from .progress import Progress, say
 from .readers import Reader
@@ -135,37 +136,14 @@ class Run:
     def _read(self, opened: _Open, index: int) -> PageResult:
         """Runs on a thread of the pool."""
         started = time.monotonic()
-        page: Image.Image | None = None
         work = self._progress.begin()
         try:
             if self._stop.is_set():
                 raise Interrupted
-            page = opened.document.page(index, self._stop.is_set)
-            reading = self._reader.read(page, work)
-            sure = reading.confidence
-            result = PageResult(
-                page=index + 1, state="done", width=page.width, height=page.height, text=reading.text,
-                boxes=reading.boxes, finish_detail=reading.finish_detail, prompt_tokens=reading.prompt_tokens,
-                completion_tokens=reading.completion_tokens, seconds=time.monotonic() - started,
-                timings=reading.timings, confidence=sure,
-                doubtful=sure is not None and sure.mean < self._min_confidence,
+            result, page = read_page(
+                self._reader, lambda: opened.document.page(index, self._stop.is_set), index, opened.plan.source.name,
+                min_confidence=self._min_confidence, work=work,
             )  # fmt: skip
-        except (InvalidInput, PageFailed) as error:
-            page = None
-            result = self._failed(
-                index, str(error), started, transient=isinstance(error, PageFailed) and error.transient
-            )
-        except Stopped:
-            raise Interrupted from None
-        except (CommandFailed, Interrupted):
-            raise
-        except MemoryError:
-            page = None
-            result = self._failed(index, "not enough memory for this page; lower --dpi or --jobs", started)
-        except Exception as error:  # one page must not end the others
-            page = None
-            log.exception("unexpected error on page %d of %s", index + 1, opened.plan.source.name)
-            result = self._failed(index, f"internal error: {type(error).__name__}: {error}", started)
         finally:
             self._progress.end(work)
         try:
@@ -176,12 +154,8 @@ class Run:
             ) from error
         except Exception as error:  # a picture that cannot be made of this page
             log.exception("unexpected error while writing page %d of %s", index + 1, opened.plan.source.name)
-            result = self._failed(index, f"internal error: {type(error).__name__}: {error}", started)
+            result = failed(index, f"internal error: {type(error).__name__}: {error}", started)
             return self._sink.keep(opened.plan, result, None)
-
-    @staticmethod
-    def _failed(index: int, error: str, started: float, *, transient: bool = False) -> PageResult:
-        return PageResult(index + 1, "failed", error, transient, seconds=time.monotonic() - started)
 
     def _settle(self, opened: _Open, future: Future[PageResult]) -> None:
         try:
@@ -200,14 +174,19 @@ class Run:
         self._settled += 1
         if self._settled % TIDY_PAGES == 0:
             memory.give_memory_back()
-        if result.state == "failed":
-            say(f"failed: {plan.source.name}, page {result.page}: {result.error}")
-        elif result.doubtful and result.confidence is not None:
-            say(f"doubtful: {plan.source.name}, page {result.page}: confidence {result.confidence.mean:.3f}")
-        for warning in result.warnings:
-            say(f"warning: {plan.source.name}, page {result.page}: {warning}")
+        tell(plan, result)
         if not opened.unsettled:
             opened.document.close()
             self._opened.remove(opened)
             if not plan.left:
                 self._sink.finish(plan, self._head(plan))
+
+
+def tell(plan: DocumentPlan, result: PageResult) -> None:
+    """Say what the user should know of a page."""
+    if result.state == "failed":
+        say(f"failed: {plan.source.name}, page {result.page}: {result.error}")
+    elif result.doubtful and result.confidence is not None:
+        say(f"doubtful: {plan.source.name}, page {result.page}: confidence {result.confidence.mean:.3f}")
+    for warning in result.warnings:
+        say(f"warning: {plan.source.name}, page {result.page}: {warning}")

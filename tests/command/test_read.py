@@ -268,14 +268,14 @@ def test_a_page_that_breaks_the_reader_in_an_unforeseen_way_is_recorded(ocr: Pro
 
 
 def test_a_page_whose_pictures_cannot_be_made_is_recorded(ocr: Program, tmp_path: Path, monkeypatch: Any) -> None:
-    from server.command import folder
+    from server.command import figures
 
     def overlay(page: Image.Image, boxes: Any) -> Image.Image:
         if page.getpixel((0, 0)) == (2, 0, 0):
             raise RuntimeError("no font")
         return page
 
-    monkeypatch.setattr(folder, "overlay", overlay)
+    monkeypatch.setattr(figures, "overlay", overlay)
     assert ocr("read", pdf(tmp_path / "a.pdf", 1, 2, 3), "-o", "out", "--overlay", "--format", "txt") == 1
     assert (tmp_path / "out/a.txt").read_text() == "page 1\n\f\fpage 3\n"
     assert "RuntimeError: no font" in ocr.err
