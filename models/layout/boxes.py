@@ -127,14 +127,14 @@ def _needless(i: int, one: Region, j: int, other: Region) -> set[int]:
 
 
 def _placed(found: Detections, width: int, height: int) -> list[Region]:
-    """Regions in whole pixels of the page; what does not show there is none."""
-    page = np.array([width, height, width, height])
-    placed: list[Region] = []
-    for label, score, box in zip(found.labels, found.scores, np.trunc(np.clip(found.boxes, 0, page)), strict=True):
-        left, top, right, bottom = (float(side) for side in box)
+    """Regions in whole pixels of the page; what does not show there is none, and what shows the same is one."""
+    boxes = np.trunc(np.clip(found.boxes, 0, [width, height, width, height]))
+    placed: dict[tuple[str, tuple[float, ...]], Region] = {}
+    for label, score, (left, top, right, bottom) in zip(found.labels, found.scores, boxes.tolist(), strict=True):
         if left < right and top < bottom:
-            placed.append(Region(LABELS[label], (left, top, right, bottom), float(score), len(placed)))
-    return placed
+            region = Region(LABELS[label], (left, top, right, bottom), float(score), len(placed))
+            placed.setdefault((region.label, region.box), region)
+    return list(placed.values())
 
 
 def _of(found: Detections, labels: Collection[str]) -> np.ndarray:

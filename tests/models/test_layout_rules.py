@@ -87,9 +87,9 @@ def test_boxes_that_share_less_than_six_tenths_both_stay() -> None:
 
 
 def test_duplicates_stay_where_the_rule_is_switched_off() -> None:
-    box = (100, 100, 500, 300)
+    box, near = (100, 100, 500, 300), (100, 100, 500, 299)
     off = PLAIN.model_copy(update={"same_label_iou": None, "other_label_iou": None})
-    assert kept([("text", box, 0.9), ("text", box, 0.8), ("table", box, 0.7)], off) == ["text", "text", "table"]
+    assert kept([("text", box, 0.9), ("text", near, 0.8), ("table", box, 0.7)], off) == ["text", "text", "table"]
 
 
 # Images of the whole page.
