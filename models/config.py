@@ -24,6 +24,7 @@ from .checkpoint_size import parameter_count
 from .config_template import DEFAULT_ACTIVE, SERVER_KEYS, render
 from .errors import ConfigError, InvalidInput
 from .families import FAMILIES
+from .layout.detectors import NONE, detector_of
 from .nearest import did_you_mean
 from .registration import ModelEntry
 from .registry import tasks_of
@@ -225,7 +226,9 @@ class _Reader:
         where = f"models.entries.{model_id}"
         files = ("config", "tokenizer", "weights", "adapter")
         self._known(
-            table, where, {"kind", "source", "revision", "dtype", "snapshot", "task", "tasks", "defaults", *files}
+            table,
+            where,
+            {"kind", "source", "revision", "dtype", "snapshot", "task", "tasks", "layout", "defaults", *files},
         )
         try:
             paths.check_model_id(model_id)
@@ -251,6 +254,8 @@ class _Reader:
             if not isinstance(tasks, list) or not tasks or not all(isinstance(name, str) for name in tasks):
                 self._fail(where, "tasks", "a list of names of tasks", tasks)
             entry["tasks"] = tuple(tasks)
+        if (layout := self._typed(table, where, "layout", str, "a layout detector")) is not None:
+            entry["layout"] = self._layout(where, layout)
         for name in files:
             if (file := self._typed(table, where, name, str, "a path")) is not None:
                 entry[name] = self.path.parent / Path(file).expanduser()
@@ -264,6 +269,14 @@ class _Reader:
                 **self._settings(nested, f"{where}.defaults.inference"),
             }
         return entry
+
+    def _layout(self, where: str, layout: str) -> str | None:
+        if layout == NONE:
+            return None
+        try:
+            return detector_of(layout).id
+        except ConfigError as error:
+            raise ConfigError(f"{self.path}: [{where}] layout: {error}") from None
 
     def _check_task(self, entry: ModelEntry) -> None:
         known, where = tasks_of(entry.family), f"models.entries.{entry.id}"

@@ -229,6 +229,7 @@ _HEAD = """\
 # dtype = "q8"
 # task = "ocr"                    # of an image without a text
 # tasks = ["ocr", "free"]         # all that it was trained on: other prompts are then read as the default task
+# layout = "v3"                   # detector for reading whole pages block by block: v2, v3 or none
 # defaults = {{ max_new_tokens = 2048 }}
 
 [inference]

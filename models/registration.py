@@ -37,6 +37,7 @@ class ModelEntry:
         None  # what an image without a prompt is read for; None: the first of tasks, the family's default
     )
     tasks: tuple[str, ...] | None = None  # all that it was trained on; None: its family's, and what the family follows
+    layout: str | None = None  # the detector of its layout step, one of models.layout.detectors; None: it has no step
     description: str = ""
 
 

@@ -14,14 +14,15 @@ PADDLEOCR_VL = Registration(
     (
         ModelEntry(
             "paddleocr-vl", _FAMILY, "PaddlePaddle/PaddleOCR-VL", tasks=("ocr", "table", "formula", "chart"),
+            layout="pp-doclayout-v2",
             description=f"PaddleOCR-VL: {_DESCRIPTION}",
         ),
         ModelEntry(
-            "paddleocr-vl-1.5", _FAMILY, "PaddlePaddle/PaddleOCR-VL-1.5",
+            "paddleocr-vl-1.5", _FAMILY, "PaddlePaddle/PaddleOCR-VL-1.5", layout="pp-doclayout-v3",
             description=f"PaddleOCR-VL-1.5: {_DESCRIPTION}, and spots text and seals",
         ),
         ModelEntry(
-            "paddleocr-vl-1.6", _FAMILY, "PaddlePaddle/PaddleOCR-VL-1.6",
+            "paddleocr-vl-1.6", _FAMILY, "PaddlePaddle/PaddleOCR-VL-1.6", layout="pp-doclayout-v3",
             description=f"PaddleOCR-VL-1.6: the newest weights of 1.5; {_DESCRIPTION}, and spots text and seals",
         ),
     ),

@@ -105,6 +105,10 @@ def test_instances_starting_at_once_never_see_a_torn_file(tmp_path: Path) -> Non
             r"\[models.entries.x\] kind: expected one of .*deepseek-ocr.*found 'gpt'",
         ),
         ("[models.entries.x]\ndtype = 'f8'\n", r"\[models.entries.x\] dtype: expected one of f32.*found 'f8'"),
+        (
+            "[models.entries.x]\nlayout = 'v9'\n",
+            r"\[models.entries.x\] layout: layout detector 'v9' is unknown; .* none",
+        ),
         ("[models.entries.'a/b']\n", r"\[models.entries\]: model id 'a/b' cannot be used"),
         ("[models.entries.x.defaults]\nfoo = 1\n", r"\[models.entries.x.defaults\] foo: unknown key"),
         (
@@ -228,6 +232,24 @@ def test_an_entry_lays_its_fields_over_the_catalogue(tmp_path: Path) -> None:
     assert config.entry("mine-q4").dtype == "q4"
     other = config.entry("mine-q8")
     assert (other.id, other.source, other.dtype) == ("mine-q8", "me/mine-quantised", "q8")
+
+
+def test_an_entry_may_be_given_a_layout_detector_or_none(tmp_path: Path) -> None:
+    config = load_config(
+        write(
+            tmp_path,
+            "[models.entries.deepseek-ocr]\nlayout = 'v3'\n[models.entries.'paddleocr-vl-1.5']\nlayout = 'none'\n",
+        )
+    )
+    layouts = {name: config.entry(name).layout for name in ("deepseek-ocr", "deepseek-ocr-q8", "paddleocr-vl-1.5")}
+    assert layouts == {
+        "deepseek-ocr": "pp-doclayout-v3",
+        "deepseek-ocr-q8": "pp-doclayout-v3",
+        "paddleocr-vl-1.5": None,
+    }
+    assert config.entry("paddleocr-vl").layout == "pp-doclayout-v2"
+    assert config.entry("paddleocr-vl-1.6").layout == "pp-doclayout-v3"
+    assert config.entry("tiny-ocr").layout is None
 
 
 def test_variants_share_their_base_model(tmp_path: Path) -> None:
