@@ -5,8 +5,9 @@ One vocabulary of kinds for all of them, so that whatever writes a page down nee
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from .grounding import FIGURE_LABEL, Box
@@ -64,3 +65,29 @@ def blocks_of(boxes: Iterable[Box]) -> tuple[Block, ...]:
         else Block(kind_of(box.label), box.text, box.box, box.label)
         for box in boxes
     )
+
+
+def scaled(blocks: Iterable[Block], seen: tuple[int, int], page: tuple[int, int]) -> tuple[Block, ...]:
+    """The blocks with boxes in pixels of the page, from such in pixels of the picture of it that a model saw.
+
+    seen, page : (width, height).
+    """
+    scale = seen_per_pixel(seen, page)
+    return tuple(
+        block if block.box is None else replace(block, box=on_page(block.box, scale, page)) for block in blocks
+    )
+
+
+def seen_per_pixel(seen: tuple[int, int], page: tuple[int, int]) -> tuple[float, float]:
+    """Pixels across and down of the picture that a model saw, for each one of the page."""
+    return seen[0] / page[0], seen[1] / page[1]
+
+
+def on_page(
+    box: tuple[float, float, float, float], scale: tuple[float, float], page: tuple[float, float] = (math.inf, math.inf)
+) -> tuple[int, int, int, int]:
+    """A box of the picture that a model saw, in whole pixels of the page; what is off the page is moved to its edge."""
+    left, top, right, bottom = (
+        int(min(max(value / part, 0), side)) for value, part, side in zip(box, scale * 2, page * 2, strict=True)
+    )
+    return left, top, right, bottom

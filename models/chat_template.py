@@ -29,9 +29,12 @@ class PromptRules(BaseModel):
 
 
 def chat_prompt(
-    prompt: str, image_tokens: Sequence[int], rules: PromptRules, image_token: int, encode: Encode
-) -> list[int]:
+    prompt: str, image_tokens: Sequence[int], rules: PromptRules, image_token: int, encode: Encode, *,
+    exact: bool = False,
+) -> list[int]:  # fmt: skip
     """Token ids of one user message with its images; a prompt without a slot gets them in front.
+
+    exact : the blanks around its text belong to it.
 
     Raises
     ------
@@ -47,7 +50,7 @@ def chat_prompt(
             f"the prompt has {slots} {IMAGE_SLOT} slots for {len(image_tokens)} images; "
             f"write {IMAGE_SLOT} once for each image, or not at all"
         )
-    text = "\n".join(part.strip() for part in texts if part.strip())
+    text = "\n".join(part if exact else part.strip() for part in texts if part.strip())
     if rules.placeholder in text:
         raise InvalidInput(f"the prompt holds {rules.placeholder}, which stands for images; leave it out")
     for token in rules.control_tokens:

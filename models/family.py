@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -46,12 +47,16 @@ class PreparedImage:
     passes : make what each run of the vision graph is fed, in order; called when its turn comes.
     assemble : the outputs of those runs, in the same order -> features [token_count, hidden], as the decoder sees them.
     grid : (rows, columns) of the features, for a family whose positions follow them.
+    seen : (width, height) of the picture that the answer's places are pixels of; None: places are parts of the page.
+    prompt : the request's, with what it says of this image's size written in; None: it says nothing of that.
     """
 
     passes: Sequence[Callable[[], Feeds]]
     token_count: int
     assemble: Callable[[Sequence[Feeds]], np.ndarray]
     grid: tuple[int, int] = (0, 0)
+    seen: tuple[int, int] | None = None
+    prompt: str | None = None
 
 
 @dataclass(frozen=True)
@@ -150,8 +155,14 @@ class Family(Protocol):
         """How many tokens of its answer a token of it sees, itself among them, beside the prompt; None: all."""
 
     @staticmethod
-    def output(prompt: str) -> OutputFilter:
-        """A fresh filter for the answer to ``prompt``."""
+    def output(
+        prompt: str, settings: Mapping[str, Any] = MappingProxyType({}), scale: tuple[float, float] = (1.0, 1.0)
+    ) -> OutputFilter:
+        """A fresh filter for the answer to ``prompt``.
+
+        settings : families' settings by name. scale : pixels across and down of the picture that the answer's places
+        are in, for each one of the page.
+        """
 
     @staticmethod
     def boxes(text: str, width: int, height: int) -> list[Box]:
@@ -159,7 +170,10 @@ class Family(Protocol):
 
     @staticmethod
     def blocks(text: str, width: int, height: int) -> tuple[Block, ...]:
-        """The blocks that an answer (as the model wrote it) names, in reading order; none where it says no places."""
+        """The blocks that an answer (as the model wrote it) names, in reading order; none where it says no places.
+
+        width, height : of the page, or of what the model saw of it (``PreparedImage.seen``); boxes are pixels of that.
+        """
 
 
 def task_prompt(tasks: Mapping[str, str], task: str, text: str = "", images: int = 1) -> str:

@@ -18,6 +18,7 @@ from PIL import Image
 from tokenizers import Tokenizer
 
 from models.asking import question, tasks_for
+from models.blocks import Block, scaled, seen_per_pixel
 from models.catalog import CATALOG
 from models.errors import ContextExceeded, InvalidInput, ManifestError
 from models.family import QUOTE_MARK, PreparedImage, Verbatim
@@ -165,14 +166,18 @@ class Model:
         started = time.monotonic()
         self._name_ignored(request.settings)
         (images, sizes), limit = self._prepared(request), self.manifest.max_length
-        prompt_ids = self._family.prompt_ids(request.prompt, [image.token_count for image in images], self._encode)
+        prompt = images[-1].prompt or request.prompt if images else request.prompt
+        prompt_ids = self._family.prompt_ids(prompt, [image.token_count for image in images], self._encode)
         if len(prompt_ids) >= limit:
             raise ContextExceeded(
                 f"the prompt has {len(prompt_ids)} tokens ({sum(image.token_count for image in images)} of them for "
                 f"images); the model takes {limit} with its answer: send fewer or smaller images, or less text"
             )
-        blocks = partial(self._family.blocks, width=sizes[0][0], height=sizes[0][1]) if len(sizes) == 1 else None
-        output = Verbatim() if request.raw else self._family.output(request.prompt)
+        blocks, scale = None, (1.0, 1.0)
+        if len(images) == 1:
+            page, seen = sizes[0], images[0].seen or sizes[0]
+            blocks, scale = partial(self._blocks, page=page, seen=seen), seen_per_pixel(seen, page)
+        output = Verbatim() if request.raw else self._family.output(request.prompt, request.settings.family, scale)
         sequence = EngineSequence(
             prompt_ids, images, request.settings, self._vocabulary, limit, time.monotonic() - started, output,
             self._family.positions(prompt_ids, images), request.client, request.alternatives,
@@ -303,10 +308,11 @@ class Model:
 
     def _prepared(self, request: Request) -> tuple[list[PreparedImage], list[tuple[int, int]]]:
         """The request's images, cut one after the other, and their sizes: nobody keeps a picture beyond that."""
-        count, tokens, prepared, sizes = len(request.images), 0, [], []
+        count, tokens, prompt, prepared, sizes = len(request.images), 0, request.prompt, [], []
         for image in request.images:
             opaque = upright_rgb(image, request.settings.transparency)
-            prepared.append(self._family.prepare_image(opaque, request.settings.family, request.prompt, count))
+            prepared.append(self._family.prepare_image(opaque, request.settings.family, prompt, count))
+            prompt = prepared[-1].prompt or prompt
             sizes.append(opaque.size)
             tokens += prepared[-1].token_count
             if tokens >= self.manifest.max_length:
@@ -315,6 +321,11 @@ class Model:
                     f"{self.manifest.max_length} with its answer: send fewer or smaller images"
                 )
         return prepared, sizes
+
+    def _blocks(self, text: str, page: tuple[int, int], seen: tuple[int, int]) -> tuple[Block, ...]:
+        """What an answer names on its page; both sizes are (width, height)."""
+        found = self._family.blocks(text, *seen)
+        return found if seen == page else scaled(found, seen, page)
 
     def _name_ignored(self, settings: InferenceSettings) -> None:
         """Say once for each setting that is of other families than this model's."""

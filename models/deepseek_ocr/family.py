@@ -66,7 +66,9 @@ class DeepseekPrompts:
         return None
 
     @staticmethod
-    def output(prompt: str) -> OutputFilter:
+    def output(
+        prompt: str, settings: Mapping[str, Any] = MappingProxyType({}), scale: tuple[float, float] = (1.0, 1.0)
+    ) -> OutputFilter:
         """The text as it is: its grounding tags are what ``boxes`` and Markdown are made from."""
         return Verbatim()
 

@@ -74,7 +74,9 @@ class PaddleOcrVl:
         return None
 
     @staticmethod
-    def output(prompt: str) -> OutputFilter:
+    def output(
+        prompt: str, settings: Mapping[str, Any] = MappingProxyType({}), scale: tuple[float, float] = (1.0, 1.0)
+    ) -> OutputFilter:
         """Tables as HTML, formulas between dollars; see ``output``."""
         return output_filter()
 

@@ -1,0 +1,1 @@
+"""The dots.ocr family: layout and text of whole pages in one answer, as JSON."""
