@@ -9,8 +9,9 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,9 @@ import pytest
 from PIL import Image
 from tokenizers import Tokenizer
 
+from models.blocks import Block
 from models.errors import InvalidInput, ManifestError
+from models.family import PreparedImage, Verbatim
 from models.manifest import Manifest
 from models.settings import InferenceSettings
 from runtime import Model, kv_cache
@@ -399,10 +402,38 @@ def test_the_familys_output_is_what_is_read_and_streamed_unless_raw_text_is_aske
 
     settings = {"max_new_tokens": 30, **SMALL_VIEW}
     plain = model.read(page, PROMPT, **settings).text
-    monkeypatch.setattr(model._family, "output", lambda prompt: Shout())
+    monkeypatch.setattr(model._family, "output", lambda prompt, settings, scale: Shout())
     assert model.read(page, PROMPT, **settings).text == plain.upper() + "!"
     assert "".join(model.stream(page, PROMPT, **settings)) == plain.upper() + "!"
     assert model.read(page, PROMPT, raw=True, **settings).text == plain
+
+
+def test_places_that_a_model_tells_in_the_picture_it_saw_are_those_of_the_page(model, page, monkeypatch) -> None:
+    """A family may write the page's size into the prompt, too."""
+    real, told = model._family.prepare_image, {}
+
+    def prepared(*args: Any) -> PreparedImage:
+        return replace(real(*args), seen=(50, 200), prompt=f"{PROMPT} of {page.width} pixels")
+
+    def output(prompt: str, settings: Mapping[str, Any], scale: tuple[float, float]) -> Verbatim:
+        told.update(prompt=prompt, settings=settings, scale=scale)
+        return Verbatim()
+
+    def blocks(text: str, width: int, height: int) -> tuple[Block, ...]:
+        told["seen"] = (width, height)
+        return (Block("text", "all", (0, 0, width, height)), Block("text", "none"))
+
+    asked = model.read(page, PROMPT, max_new_tokens=2, **SMALL_VIEW).finished.usage.prompt_tokens
+    monkeypatch.setattr(model._family, "prepare_image", prepared)
+    monkeypatch.setattr(model._family, "output", output)
+    monkeypatch.setattr(model._family, "blocks", blocks)
+    finished = model.read(page, PROMPT, max_new_tokens=2, **SMALL_VIEW).finished
+    assert told == {
+        "prompt": PROMPT, "settings": {**told["settings"], **SMALL_VIEW}, "seen": (50, 200),
+        "scale": (50 / page.width, 200 / page.height),
+    }  # fmt: skip
+    assert [block.box for block in finished.blocks] == [(0, 0, page.width, page.height), None]
+    assert finished.usage.prompt_tokens > asked
 
 
 def test_settings_of_other_families_are_named_once(random_model_folder, page, caplog) -> None:
