@@ -266,13 +266,18 @@ class GatedMlp(nn.Module):
     """down(silu(gate(x)) * up(x)), gate and up as one product."""
 
     def __init__(
-        self, at: str, hidden: int, width: int, precision: Precision, *, normed: bool = False, fused: bool = False
-    ) -> None:
-        """``normed``: see ``linear``. ``fused``: the checkpoint has both as one matrix, gate above up."""
+        self, at: str, hidden: int, width: int, precision: Precision, *, normed: bool = False, bias: bool = False,
+        fused: bool = False, names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj"),
+    ) -> None:  # fmt: skip
+        """``normed``: see ``linear``. ``fused``: the checkpoint has gate and up as one matrix, gate above up.
+
+        names : of gate, up and down in the checkpoint.
+        """
         super().__init__()
-        gate_up = {f"{at}.gate_up_proj": 2 * width} if fused else {f"{at}.gate_proj": width, f"{at}.up_proj": width}
-        self.gate_up_proj = linear(list(gate_up), hidden, list(gate_up.values()), precision, normed=normed)
-        self.down_proj = linear(f"{at}.down_proj", width, hidden, precision)
+        gate, up, down = (f"{at}.{name}" for name in names)
+        gate_up = {f"{at}.gate_up_proj": 2 * width} if fused else {gate: width, up: width}
+        self.gate_up_proj = linear(list(gate_up), hidden, list(gate_up.values()), precision, bias=bias, normed=normed)
+        self.down_proj = linear(down, width, hidden, precision, bias=bias)
 
     def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
         gate, up = op.Split(self.gate_up_proj(op, x), axis=-1, num_outputs=2, _outputs=2)

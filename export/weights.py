@@ -107,6 +107,20 @@ def transposed(names: Sequence[str], outputs: Sequence[int], inputs: int) -> Rec
     return Recipe(sources, chunks)
 
 
+def summed_frames(name: str, shape: tuple[int, ...]) -> Recipe:
+    """A convolution over frames [out, in, frames, ...] as the one [out, in, ...] that shows each the same picture."""
+    return Recipe({name: shape}, lambda load: iter((as_float32(load(name)).sum(axis=2),)))
+
+
+def unfolded(recipe: Recipe, shape: tuple[int, ...]) -> Recipe:
+    """The recipe of a matrix from a checkpoint that keeps the matrix as a convolution's weights of this shape."""
+
+    def chunks(load: Load) -> Iterator[np.ndarray]:
+        return recipe.chunks(lambda name: load(name).reshape(shape[0], -1))
+
+    return Recipe(dict.fromkeys(recipe.sources, shape), chunks)
+
+
 def computed(array: np.ndarray) -> Recipe:
     """A table that comes from no checkpoint."""
     return Recipe({}, lambda load: iter((array,)))

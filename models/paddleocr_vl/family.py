@@ -17,9 +17,10 @@ from models.family_settings import FamilySettings
 from models.grounding import Box
 from models.locations import parse_locations
 from models.manifest import Manifest
+from models.patches import limited, normalise, resize
 from models.pixels import noise
 
-from .images import ImageRules, ImageSettings, for_spotting, limited, normalise, resize
+from .images import ImageRules, ImageSettings, for_spotting, resized_size
 from .output import DEFAULT_TASK, DEFAULTS, SPOTTING, TASKS, output_filter
 from .positions import page_inputs, token_positions
 
@@ -47,7 +48,7 @@ class PaddleOcrVl:
         rules = limited(self.rules, own)
         if prompt.replace(IMAGE_SLOT, "").strip() == SPOTTING.replace(IMAGE_SLOT, ""):
             image, rules = for_spotting(image, rules, own)
-        pixels = resize(image, rules)
+        pixels = resize(image, rules, resized_size)
         rows, columns = (side // self.rules.factor for side in pixels.shape[:2])
         return PreparedImage(
             [partial(self._feeds, pixels)], rows * columns, lambda outputs: outputs[0]["features"], (rows, columns)

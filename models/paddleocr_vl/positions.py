@@ -8,6 +8,7 @@ from functools import lru_cache
 import numpy as np
 
 from models.family import Feeds, Positions, PreparedImage, kept
+from models.patches import patch_rotary
 from models.resampling import linear_rows
 
 from .images import ImageRules
@@ -38,7 +39,7 @@ def token_positions(prompt_ids: Sequence[int], image_token: int, images: Sequenc
 @lru_cache(maxsize=2)  # the tables of the largest page have 4 MB
 def page_inputs(rows: int, columns: int, rules: ImageRules) -> Feeds:
     """What the vision graph needs beside the pixels, for a page of so many patches (see export.siglip_vision)."""
-    cos, sin = _rotary(rows, columns, rules)
+    cos, sin = patch_rotary(rows, columns, rules)
     merge = rules.merge_size
     return kept(
         {
@@ -49,18 +50,3 @@ def page_inputs(rows: int, columns: int, rules: ImageRules) -> Feeds:
             "merge_shape": np.array([rows // merge, merge, columns // merge, merge, -1]),
         }
     )
-
-
-def _rotary(rows: int, columns: int, rules: ImageRules) -> tuple[np.ndarray, np.ndarray]:
-    """cos and sin for each patch, [rows * columns, head_dim / 2]: one half turns by its row, the other by its column.
-
-    Computed in float32 step by step like the published code, so that both round alike.
-    """
-    half = rules.head_dim // 2
-    powers = np.arange(0, half, 2, dtype=np.float32) / np.float32(half)
-    frequencies = (1.0 / np.power(np.float32(rules.rope_theta), powers)).astype(np.float32)
-    row, column = np.divmod(np.arange(rows * columns), columns)
-    angles = np.concatenate(
-        [row[:, None].astype(np.float32) * frequencies, column[:, None].astype(np.float32) * frequencies], axis=1
-    )
-    return np.cos(angles), np.sin(angles)

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from models.errors import InvalidInput
-from models.paddleocr_vl.images import ImageRules, ImageSettings, for_spotting, limited, normalise, resize, resized_size
+from models.paddleocr_vl.images import ImageRules, ImageSettings, for_spotting, resized_size
 from models.paddleocr_vl.positions import page_inputs
+from models.patches import limited, normalise, resize
 
 LIMITS = {"1.0": (147384, 2822400), "1.5": (112896, 1003520)}
 
@@ -85,7 +86,7 @@ def test_a_narrower_picture_is_refused_with_its_size_and_the_limit(size) -> None
 
 def test_an_empty_picture_is_refused() -> None:
     with pytest.raises(InvalidInput, match="0 x 5"):
-        resize(Image.new("RGB", (0, 5)), rules())
+        resize(Image.new("RGB", (0, 5)), rules(), resized_size)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 27), (300, 200), (901, 377), (1999, 2501), (28, 5600)])
@@ -99,7 +100,7 @@ def test_pixels_and_patches_equal_the_published_ones(size, mode) -> None:
         min_pixels=low, max_pixels=high, image_mean=[0.5] * 3, image_std=[0.5] * 3
     )
     expected = processor(image, return_tensors="np")
-    pixels = normalise(resize(image, rules()), rules())
+    pixels = normalise(resize(image, rules(), resized_size), rules())
     rows, columns = (side // 14 for side in pixels.shape[2:])
     assert [1, rows, columns] == expected["image_grid_thw"][0].tolist()
     patches = pixels[0].reshape(3, rows, 14, columns, 14).transpose(1, 3, 0, 2, 4).reshape(-1, 3, 14, 14)
@@ -111,7 +112,7 @@ def test_a_turned_photograph_is_set_upright_before_its_size_is_chosen() -> None:
     exif = image.getexif()
     exif[0x0112] = 6  # turned by 90 degrees
     image.info["exif"] = exif.tobytes()
-    upright = resize(image, rules())
+    upright = resize(image, rules(), resized_size)
     assert upright.shape[0] > upright.shape[1]
 
 

@@ -1,0 +1,47 @@
+"""dots.ocr's image preparation: one resize to whole blocks of patches, within the checkpoint's limits.
+
+A transcription of transformers' ``Qwen2VLImageProcessor``, as vLLM serves the model. The authors' own script resizes
+twice, first with a larger limit: beyond 11.29 megapixels its pixels differ.
+"""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from models.family_settings import FamilySettings
+from models.patches import LimitedRules, whole_blocks
+
+PUBLISHED_MAX_PIXELS = 11_289_600
+# Where nobody sets a limit: a page of A4 at 145 dots per inch. The published limit takes a CPU hours.
+MAX_PIXELS = 2_007_040
+
+
+class ImageSettings(FamilySettings):
+    """What may be set of it."""
+
+    min_pixels: int | None = Field(
+        None, ge=784, le=PUBLISHED_MAX_PIXELS, description="smaller images are enlarged to this many pixels",
+        examples=[3_136],
+    )  # fmt: skip
+    max_pixels: int | None = Field(
+        None, ge=784, le=PUBLISHED_MAX_PIXELS, description="larger images are reduced to this many pixels",
+        examples=[MAX_PIXELS],
+    )  # fmt: skip
+
+
+class ImageRules(LimitedRules):
+    """The model's own image settings, from its checkpoint; the manifest keeps them."""
+
+    min_pixels: int = 3_136
+    max_pixels: int = PUBLISHED_MAX_PIXELS
+
+
+def resized_size(width: int, height: int, rules: ImageRules) -> tuple[int, int]:
+    """(width, height) that an image is resized to: ``smart_resize`` of the published code.
+
+    Raises
+    ------
+    InvalidInput
+        for an image that is more than 200 times as long as it is wide.
+    """
+    return whole_blocks(width, height, rules, (width, height))

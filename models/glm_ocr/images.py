@@ -1,0 +1,51 @@
+"""GLM-OCR's image preparation: one resize to whole blocks of patches, within the checkpoint's limits.
+
+A transcription of transformers' ``Glm46VImageProcessor``. It counts a still picture as two frames, so the published
+limits bound twice the pixels; here they are halved, once, and all numbers are pixels of the picture.
+"""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from models.family_settings import FamilySettings
+from models.patches import LimitedRules, whole_blocks
+
+PUBLISHED_MAX_PIXELS = 4_816_896
+# Where nobody sets a limit: a page of A4 at 145 dots per inch. The published limit takes a CPU six times as long.
+MAX_PIXELS = 2_007_040
+
+
+class ImageSettings(FamilySettings):
+    """What may be set of it."""
+
+    min_pixels: int | None = Field(
+        None, ge=784, le=PUBLISHED_MAX_PIXELS, description="smaller images are enlarged to this many pixels",
+        examples=[6_272],
+    )  # fmt: skip
+    max_pixels: int | None = Field(
+        None, ge=784, le=PUBLISHED_MAX_PIXELS, description="larger images are reduced to this many pixels",
+        examples=[MAX_PIXELS],
+    )  # fmt: skip
+
+
+class ImageRules(LimitedRules):
+    """The model's own image settings, from its checkpoint; the manifest keeps them."""
+
+    min_pixels: int = 6_272
+    max_pixels: int = PUBLISHED_MAX_PIXELS
+
+
+def resized_size(width: int, height: int, rules: ImageRules) -> tuple[int, int]:
+    """(width, height) that an image is resized to: ``smart_resize`` of the published code.
+
+    Raises
+    ------
+    InvalidInput
+        for an image that is more than 200 times as long as it is wide.
+    """
+    factor, w, h = rules.factor, width, height
+    if min(w, h) < factor:
+        scale = max(factor / h, factor / w)
+        w, h = int(w * scale), int(h * scale)  # truncated, as published
+    return whole_blocks(w, h, rules, (width, height))

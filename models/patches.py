@@ -1,0 +1,177 @@
+"""Pages as patches: what families whose tower takes one page of any proportions, in one pass, have in common.
+
+Sizes (``smart_resize`` of the Qwen2-VL line's published code), pixel values, and what the vision graphs need of a page
+beside these: each patch's angles, and which patches become one feature (see ``export.rms_vision``).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Protocol, TypeVar
+
+import numpy as np
+from PIL import Image
+from pydantic import BaseModel, ConfigDict
+
+from models.errors import InvalidInput
+from models.family import Feeds, PreparedImage, kept
+from models.pixels import upright_rgb
+
+LARGEST_ASPECT_RATIO = 200  # published code
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+class PatchRules(BaseModel):
+    """A model's own image settings, from its checkpoint; the manifest keeps them."""
+
+    model_config = ConfigDict(frozen=True)
+
+    patch_size: int  # pixels
+    merge_size: int  # patches a side that one image token covers
+    head_dim: int  # of the vision tower's attention
+    rope_theta: float = 10_000.0  # of its rotary positions
+    alternating: bool = False  # columns turn by the frequencies between those of the rows (Pixtral), not by the same
+    rescale_factor: float = 1 / 255
+    mean: tuple[float, float, float] = CLIP_MEAN
+    std: tuple[float, float, float] = CLIP_STD
+
+    @property
+    def factor(self) -> int:
+        """Pixels a side that one image token covers."""
+        return self.patch_size * self.merge_size
+
+
+class LimitedRules(PatchRules):
+    """Of a model that bounds a resized image's pixels."""
+
+    min_pixels: int
+    max_pixels: int
+
+
+Rules = TypeVar("Rules", bound=PatchRules)
+Limited = TypeVar("Limited", bound=LimitedRules)
+
+
+class PixelLimits(Protocol):
+    """What families let people set of it; each declares both with its ranges."""
+
+    min_pixels: int | None
+    max_pixels: int | None
+
+
+def limited(rules: Limited, settings: PixelLimits, most: int | None = None) -> Limited:
+    """The rules with the limits that are set; where only one is, the other gives way to it.
+
+    most : of pixels where nobody sets a limit, for a model whose own is more than a CPU bears.
+
+    Raises
+    ------
+    InvalidInput
+        when both are set and leave nothing between them.
+    """
+    low, high = settings.min_pixels, settings.max_pixels
+    if low is not None and high is not None and low > high:
+        raise InvalidInput(f"min_pixels is {low} and max_pixels {high}; the first must not be the larger one")
+    own = rules.max_pixels if most is None else min(most, rules.max_pixels)
+    found = {
+        "min_pixels": low or min(rules.min_pixels, high or own),
+        "max_pixels": high or max(own, low or own),
+    }
+    return rules.model_copy(update=found)
+
+
+def whole_blocks(width: int, height: int, rules: LimitedRules, given: tuple[int, int]) -> tuple[int, int]:
+    """(width, height) in multiples of ``rules.factor``, with the proportions kept as well as the limits allow.
+
+    given : the image's own size, for the message.
+
+    Raises
+    ------
+    InvalidInput
+        for a picture that is more than 200 times as long as it is wide.
+    """
+    if max(width, height) / min(width, height) > LARGEST_ASPECT_RATIO:
+        raise InvalidInput(
+            f"the image has size {given[0]} x {given[1]}; this model takes pictures up to {LARGEST_ASPECT_RATIO} times "
+            "as long as they are wide: cut it into pieces"
+        )
+    factor = rules.factor
+    columns, rows = round(width / factor), round(height / factor)  # round half to even, as published
+    if columns * rows * factor**2 > rules.max_pixels:
+        shrink = math.sqrt(width * height / rules.max_pixels)
+        columns, rows = (max(1, math.floor(side / shrink / factor)) for side in (width, height))
+    elif columns * rows * factor**2 < rules.min_pixels:
+        grow = math.sqrt(rules.min_pixels / (width * height))
+        columns, rows = (math.ceil(side * grow / factor) for side in (width, height))
+    return columns * factor, rows * factor
+
+
+def resize(image: Image.Image, rules: Rules, sized: Callable[[int, int, Rules], tuple[int, int]]) -> np.ndarray:
+    """Orient the image by its EXIF data, convert it to RGB and resize it: [height, width, 3] uint8.
+
+    sized : width and height of the upright image, with the rules -> those that it gets.
+
+    Bytes, not floats: a request that waits in the queue holds a quarter of the memory.
+
+    Raises
+    ------
+    InvalidInput
+        for an empty image, and what ``sized`` raises.
+    """
+    if 0 in image.size:
+        raise InvalidInput(f"the image has size {image.size[0]} x {image.size[1]}; it needs at least one pixel")
+    image = upright_rgb(image)
+    return np.asarray(image.resize(sized(*image.size, rules), Image.Resampling.BICUBIC))
+
+
+def normalise(pixels: np.ndarray, rules: PatchRules) -> np.ndarray:
+    """[height, width, 3] uint8 -> [1, 3, height, width] float32."""
+    values = pixels.transpose(2, 0, 1)[None].astype(np.float32, order="C")
+    values *= np.float32(rules.rescale_factor)
+    values -= np.array(rules.mean, np.float32).reshape(3, 1, 1)
+    values /= np.array(rules.std, np.float32).reshape(3, 1, 1)
+    return values
+
+
+def patch_rotary(rows: int, columns: int, rules: PatchRules) -> tuple[np.ndarray, np.ndarray]:
+    """cos and sin for each patch, [rows * columns, head_dim / 2]: one half turns by its row, the other by its column.
+
+    Computed in float32 step by step like the published code, so that both round alike.
+    """
+    powers = np.arange(0, rules.head_dim, 2, dtype=np.float32) / np.float32(rules.head_dim)
+    frequencies = (1.0 / np.power(np.float32(rules.rope_theta), powers)).astype(np.float32)
+    by_row, by_column = frequencies[::2], frequencies[int(rules.alternating) :: 2]
+    row, column = (place.astype(np.float32) for place in np.divmod(np.arange(rows * columns)[:, None], columns))
+    angles = np.concatenate([row * by_row, column * by_column], axis=1)
+    return np.cos(angles), np.sin(angles)
+
+
+def patch_blocks(rows: int, columns: int, merge: int) -> np.ndarray:
+    """Which patches, counted row by row, become one feature, feature after feature: [tokens * merge²] int64.
+
+    The rows and columns that fill no block are in none.
+    """
+    whole = np.arange(rows * columns).reshape(rows, columns)[: rows // merge * merge, : columns // merge * merge]
+    blocks = whole.reshape(rows // merge, merge, columns // merge, merge).transpose(0, 2, 1, 3)
+    return np.ascontiguousarray(blocks).ravel()
+
+
+@lru_cache(maxsize=2)  # the tables of the largest page have 30 MB
+def page_inputs(rows: int, columns: int, rules: PatchRules) -> Feeds:
+    """What the vision graph needs beside the pixels, for a page of so many patches."""
+    cos, sin = patch_rotary(rows, columns, rules)
+    return kept({"rotary_cos": cos, "rotary_sin": sin, "blocks": patch_blocks(rows, columns, rules.merge_size)})
+
+
+def one_page(pixels: np.ndarray, rules: PatchRules) -> PreparedImage:
+    """One vision pass for the whole of a resized image, [height, width, 3] uint8."""
+    patches = (pixels.shape[0] // rules.patch_size, pixels.shape[1] // rules.patch_size)
+    rows, columns = (side // rules.merge_size for side in patches)
+
+    def feeds() -> Feeds:
+        return {"pixel_values": normalise(pixels, rules), **page_inputs(*patches, rules)}
+
+    return PreparedImage([feeds], rows * columns, lambda outputs: outputs[0]["features"], (rows, columns))
