@@ -23,7 +23,7 @@ TASKS: Mapping[str, str] = MappingProxyType({"markdown": IMAGE_SLOT, "boxes": f"
 DEFAULT_TASK = "markdown"
 PLACES = (1000, 1000)  # what the places of an answer are pixels of (``PreparedImage.seen``)
 
-# The authors advise against greedy decoding; the values are their cards'. Rows of a table repeat by nature, so no n-gram
+# The authors advise against greedy decoding; the values are their cards'. Rows of tables repeat by nature, so no n-gram
 # is forbidden; loops, which vLLM users report on every page, end by the guard.
 DEFAULTS: Mapping[str, Any] = MappingProxyType(
     {"do_sample": True, "temperature": 0.2, "top_p": 0.9, "no_repeat_ngram_size": 0}
