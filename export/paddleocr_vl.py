@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from models.chat_template import PromptRules
@@ -21,7 +20,7 @@ from .config_values import check_decoder, check_values, first, optional_json, re
 from .decoder import Decoder, DecoderSpec, Embedding, decoder_graph, embedding_graph
 from .errors import ExportError
 from .family import Part, Parts
-from .json_files import read_json
+from .image_files import ImageFile
 from .layers import Precision
 from .outliers import OutlierSite, block_sites
 from .prompt_files import prompt_rules
@@ -39,14 +38,6 @@ _REQUIRED: Mapping[str, tuple[Any, ...]] = {
     "rope_is_neox_style": (True,),
 }
 _REQUIRED_OF_VISION: Mapping[str, tuple[Any, ...]] = {"hidden_act": ("gelu_pytorch_tanh",), "num_channels": (3,)}
-_REQUIRED_OF_IMAGES: Mapping[str, tuple[Any, ...]] = {
-    "resample": (3,),  # Pillow's number of bicubic
-    "temporal_patch_size": (1,),
-    "do_resize": (True,),
-    "do_rescale": (True,),
-    "do_normalize": (True,),
-    "do_convert_rgb": (True,),
-}
 
 _MROPE_SECTIONS = (16, 24, 24)  # where the config is silent
 
@@ -65,7 +56,7 @@ class PaddleOcrVlExport:
         self._tower = tower_spec(config, checkpoint, self._decoder.hidden)
         vision = required(config, "vision_config")
         self._theta = float(rope_values(vision).get("rope_theta") or vision.get("rope_theta", 10_000.0))
-        self._images, self._images_file = image_settings(folder, processor)
+        self._images = ImageFile.of(folder, processor)
         self._generation = optional_json(folder / "generation_config.json")
         self._folder, self._text, self._config = folder, text, config
 
@@ -104,23 +95,10 @@ class PaddleOcrVlExport:
     @property
     def image_rules(self) -> ImageRules:
         """The checkpoint's image settings."""
-        images, tower, where = self._images, self._tower, self._images_file
-        check_values(images, _REQUIRED_OF_IMAGES, where)
-        for key, ours in (("patch_size", tower.patch), ("merge_size", tower.merge)):
-            if images.get(key, ours) != ours:
-                raise ExportError(f"{where}: {key} is {images[key]!r}, and the model's is {ours}")
-        given_size = images.get("size") or {}  # as transformers writes the limits
-        rules: dict[str, Any] = {
-            "min_pixels": images.get("min_pixels") or given_size.get("shortest_edge"),
-            "max_pixels": images.get("max_pixels") or given_size.get("longest_edge"),
-        }
-        if None in rules.values():
-            raise ExportError(f"{where} has no min_pixels and max_pixels; is this a PaddleOCR-VL one?")
-        given = {"rescale_factor": "rescale_factor", "mean": "image_mean", "std": "image_std"}
-        rules |= {name: images[key] for name, key in given.items() if images.get(key) is not None}
+        tower = self._tower
         return ImageRules(
-            patch_size=tower.patch, merge_size=tower.merge, grid=tower.grid, head_dim=tower.head_dim,
-            rope_theta=self._theta, **rules,
+            grid=tower.grid, head_dim=tower.head_dim, rope_theta=self._theta, **self._images.limits("PaddleOCR-VL"),
+            **self._images.patch_rules(patch=tower.patch, merge=tower.merge),
         )  # fmt: skip
 
     def tokens(self, token_id: Mapping[str, int]) -> TokenIds:
@@ -193,23 +171,3 @@ def tower_spec(config: Mapping[str, Any], checkpoint: Checkpoint, hidden: int) -
         hidden=hidden,
         epsilon=float(vision.get("layer_norm_eps", 1e-6)),
     )
-
-
-def image_settings(folder: Path, processor: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
-    """The image processor's settings, and the name of the place that has them; ``processor``: processor_config.json.
-
-    Raises
-    ------
-    ExportError
-        when neither file has them.
-    """
-    file = folder / "preprocessor_config.json"
-    if file.is_file():
-        return read_json(file), file.name
-    nested = processor.get("image_processor")  # as transformers 5 saves them
-    if not isinstance(nested, Mapping):
-        raise ExportError(
-            f"{folder} has no image settings; they stand in preprocessor_config.json, or under image_processor in "
-            "processor_config.json"
-        )
-    return nested, "processor_config.json: image_processor"
