@@ -5,12 +5,15 @@ Pillow does the work, as in the published code of the models.
 
 from __future__ import annotations
 
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Literal
 
 import numpy as np
-from PIL import ExifTags, Image, features
+from PIL import ExifTags, Image, ImageCms, features
+
+from .tones import eight_bits
 
 Transparency = Literal["white", "black", "drop"]
 
@@ -25,8 +28,13 @@ _LYING = (5, 6, 7, 8)  # orientations that exchange the sides
 
 def upright_rgb(image: Image.Image, transparency: Transparency = "white") -> Image.Image:
     """The picture turned as its EXIF data says, in RGB. An image that is so already comes back as a copy."""
-    turn = _TURNS.get(orientation(image))
-    upright = to_rgb(image if turn is None else image.transpose(turn), transparency)
+    return turned_upright(to_rgb(image, transparency), image)
+
+
+def turned_upright(pixels: Image.Image, told: Image.Image) -> Image.Image:
+    """``pixels`` turned as the EXIF data of ``told``, the picture that they come from, say."""
+    turn = _TURNS.get(orientation(told))
+    upright = pixels if turn is None else pixels.transpose(turn)
     upright.info = {}  # the orientation stands there in several places, and must not be followed twice
     return upright
 
@@ -34,7 +42,8 @@ def upright_rgb(image: Image.Image, transparency: Transparency = "white") -> Ima
 def upright_size(image: Image.Image) -> tuple[int, int]:
     """Width and height of the picture turned as its EXIF data says."""
     width, height = image.size
-    return (height, width) if orientation(image) in _LYING else (width, height)
+    lying = orientation(image) in _LYING and image.format != "TIFF"  # those have the size that they will be turned to
+    return (height, width) if lying else (width, height)
 
 
 def orientation(image: Image.Image) -> int:
@@ -47,23 +56,30 @@ def orientation(image: Image.Image) -> int:
 
 
 def to_rgb(image: Image.Image, transparency: Transparency = "white") -> Image.Image:
-    """Convert as the published code does, but for 16-bit greys, which Pillow would clip to white, and transparency.
+    """Convert as the published code does, but for greys of many bits, which Pillow would clip, and transparency.
 
     transparency : what is laid under it. ``drop`` is the published code's: colours as they are stored where nobody sees
     them, most often black, so that dark text on a transparent ground is black on black.
     """
-    if image.mode.startswith("I"):
-        greys = np.asarray(image)
-        eight = np.clip(greys // 257, 0, 255).astype(np.uint8)
+    if image.mode.startswith("I") or image.mode == "F":
+        eight = eight_bits(image)
         if isinstance(clear := image.info.get("transparency"), int) and transparency != "drop":
-            eight[greys == clear] = 255 if transparency == "white" else 0
+            eight[np.asarray(image) == clear] = 255 if transparency == "white" else 0
         return Image.fromarray(eight).convert("RGB")
+    if image.mode == "La":  # Pillow knows no way from here to colours
+        image = image.convert("LA")
+    if image.mode == "LAB":
+        return ImageCms.applyTransform(image, _from_lab()) or image
     if transparency == "drop" or not image.has_transparency_data:
         return image.convert("RGB")
-    if image.mode == "La":  # Pillow knows no direct way
-        image = image.convert("LA")
     over = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", over.size, transparency), over).convert("RGB")
+
+
+@cache
+def _from_lab() -> ImageCms.ImageCmsTransform:
+    lab, rgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+    return ImageCms.buildTransform(lab, rgb, "LAB", "RGB")
 
 
 def _more_formats() -> tuple[str, ...]:

@@ -13,13 +13,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from PIL import Image
-
 from models.errors import InvalidInput
 from models.pixels import Transparency
 from models.settings import InferenceSettings
 from runtime.confidence import Confidence, TokenLogprob
-from runtime.documents import Document, Stop, Stopped, Workers, never, open_document, parse_pages
+from runtime.documents import Document, Drawn, Stop, Stopped, Workers, never, open_document, parse_pages
 from runtime.errors import QueueFull
 from runtime.requests import (
     FinishDetail,
@@ -128,6 +126,8 @@ class Page:
     logprobs: list[tuple[TokenLogprob, ...]] = field(default_factory=list)  # of each piece
     finished: Finished | None = None
     error: str | None = None  # what the client is told
+    warnings: tuple[str, ...] = ()  # of its drawing
+    truncated: bool = False
     start: int = 0  # of its text in the whole answer, characters
     end: int = 0
     sent: int = 0  # pieces that have been passed on
@@ -191,7 +191,7 @@ class DocumentGeneration:
         self._events: deque[TextDelta | Finished] = deque()
         self._over = self._cancelled = self._late = False
         self._not_before = 0.0  # when a full queue is tried again
-        self._drawn: Image.Image | None = None  # the next page, when the queue was full
+        self._drawn: Drawn | None = None  # the next page, when the queue was full
         self._pixels: Held | None = None  # what that page takes of the house
         first: InvalidInput | None = None
         for _ in range(min(FIRST_TRIES, len(indices))):
@@ -275,9 +275,10 @@ class DocumentGeneration:
             self._drawn = self._drawn or self._draw(self._todo[0])
             if settings.deadline_s is not None:
                 settings = replace(settings, deadline_s=max(0.0, self._seconds_left()))
-            page.size = self._drawn.size
+            page.size, page.warnings = self._drawn.image.size, self._drawn.warnings
+            page.truncated = self._drawn.truncated
             request = Request(
-                self._prompt, [self._drawn], settings, self._reading.raw, self._client, self._reading.alternatives
+                self._prompt, [self._drawn.image], settings, self._reading.raw, self._client, self._reading.alternatives
             )
             page.generation = self._model.submit(request)
         except InvalidInput as error:
@@ -288,7 +289,7 @@ class DocumentGeneration:
         if self._cancelled:  # meanwhile, by another thread that did not see this page
             page.generation.cancel()
 
-    def _draw(self, index: int) -> Image.Image:
+    def _draw(self, index: int) -> Drawn:
         """Draw a page, with the pixels that it takes; they are given back when the page has been taken.
 
         Raises
@@ -302,7 +303,7 @@ class DocumentGeneration:
             width, height = self._document.size(index, self._is_over)
             patience = 0.0 if self.pages else PATIENCE  # while pages are read, their text is passed on meanwhile
             self._pixels = self._admission.take("pixels", width * height, wait=patience, is_gone=self._is_over)
-            return self._document.page(index, self._is_over)
+            return self._document.draw(index, self._is_over)
         except BaseException as error:
             self._let_go()
             if isinstance(error, Stopped | ClientGone):
@@ -420,4 +421,9 @@ def _describe(page: Page) -> dict[str, Any]:
             described["confidence"] = asdict(page.finished.confidence)
     if page.error is not None:
         described["error"] = page.error
-    return described
+    return described | describe_warnings(page.warnings, page.truncated)
+
+
+def describe_warnings(warnings: Sequence[str], truncated: bool) -> dict[str, Any]:
+    """What the API says of a page that was drawn and may not be whole; nothing of one that is."""
+    return {**({"warnings": list(warnings)} if warnings else {}), **({"truncated": True} if truncated else {})}

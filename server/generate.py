@@ -30,7 +30,7 @@ from runtime.requests import Finished, Generation, Request, Stage, TextDelta, Te
 from .admission import Admission, Held
 from .answers import engine_error
 from .ceilings import Ceilings
-from .documents import DocumentGeneration, DocumentReader, Page, describe_boxes
+from .documents import DocumentGeneration, DocumentReader, Page, describe_boxes, describe_warnings
 from .errors import BadRequest, ClientGone, Unavailable
 from .exporting import Exports, refuse_switch
 from .images import ImageReader, Pictures
@@ -417,14 +417,16 @@ class _Pictures:
             )
 
     def report(self, model: TextModel, pieces: Sequence[TextDelta], finished: Finished) -> dict[str, Any]:
+        said = describe_warnings(self._pictures.warnings, self._pictures.truncated)
         if self._joint:
             numbers = range(1, len(self._sizes) + 1)
-            return describe_pages(model, pieces, finished, numbers, self._sizes, self._reading.boxes)
+            return said | describe_pages(model, pieces, finished, numbers, self._sizes, self._reading.boxes)
         if not self._reading.boxes:
-            return {}
+            return said
         ((width, height),) = self._sizes
         text = "".join(piece.text for piece in pieces)
         return {
+            **said,
             "pages": [{"page": 1, "width": width, "height": height}],
             "boxes": describe_boxes(model, text, (width, height), 1),
         }

@@ -36,6 +36,8 @@ class Pictures:
     def __init__(self, admission: Admission) -> None:
         self.files: list[Document] = []
         self.sizes: list[tuple[int, int]] = []  # width, height in pixels, upright
+        self.warnings: list[str] = []  # of those that were decoded
+        self.truncated = False  # one of them lacked a part of its file
         self._admission = admission
 
     @property
@@ -60,7 +62,10 @@ class Pictures:
             images: list[Image.Image] = []
             for file in self.files:
                 with _explained():
-                    images.append(file.page(0, stop))
+                    drawn = file.draw(0, stop)
+                images.append(drawn.image)
+                self.warnings += [f"{file.name}: {warning}" for warning in drawn.warnings]
+                self.truncated = self.truncated or drawn.truncated
             self.close()
             yield images
 

@@ -17,7 +17,7 @@ from runtime.documents import Document, Stop
 from runtime.requests import Finished, Generation, Request, TextDelta, TextModel
 
 from .admission import PATIENCE, Admission
-from .documents import describe_boxes
+from .documents import describe_boxes, describe_warnings
 from .schema import Reading
 
 
@@ -31,6 +31,7 @@ class JointPages:
         self._document, self._indices, self._reading, self._client = document, list(indices), reading, client
         self._admission, self._stop = admission, stop
         self._sizes: list[tuple[int, int]] = []
+        self._said: list[dict[str, Any]] = []  # of each page: what may be wrong with it
 
     def __len__(self) -> int:
         """Pages that are read."""
@@ -38,13 +39,14 @@ class JointPages:
 
     def __iter__(self) -> Iterator[Image.Image]:
         """Draw them one after the other; the pixels of each are held until the next one is asked for."""
-        self._sizes = []
+        self._sizes, self._said = [], []
         for index in self._indices:
             width, height = self._document.size(index, self._stop)
             with self._admission.take("pixels", width * height, wait=PATIENCE, is_gone=self._stop):
-                page = self._document.page(index, self._stop)
-                self._sizes.append(page.size)
-                yield page
+                drawn = self._document.draw(index, self._stop)
+                self._sizes.append(drawn.image.size)
+                self._said.append(describe_warnings(drawn.warnings, drawn.truncated))
+                yield drawn.image
 
     def begin(self, model: TextModel, prompt: str, settings: InferenceSettings) -> Generation:
         """Hand all pages to the engine.
@@ -62,7 +64,9 @@ class JointPages:
     def report(self, model: TextModel, pieces: Sequence[TextDelta], finished: Finished) -> dict[str, Any]:
         """See ``describe_pages``."""
         numbers = [index + 1 for index in self._indices]
-        return describe_pages(model, pieces, finished, numbers, self._sizes, self._reading.boxes)
+        described = describe_pages(model, pieces, finished, numbers, self._sizes, self._reading.boxes)
+        described["pages"] = [page | said for page, said in zip(described["pages"], self._said, strict=True)]
+        return described
 
     def draw(self, number: int) -> Image.Image:
         """A page once more, by its number from 1."""

@@ -12,6 +12,7 @@ from models.errors import InvalidInput
 from models.pixels import Transparency
 
 from .document import Document
+from .drawn import Drawn
 from .limits import (
     DEFAULT_DPI,
     DEFAULT_MAX_PIXELS,
@@ -27,7 +28,7 @@ from .pages import page_ranges, parse_pages
 from .workers import Workers
 
 __all__ = [
-    "DEFAULT_DPI", "DEFAULT_MAX_PIXELS", "DPI_RANGE", "IMAGE_FORMATS", "Document", "Limits", "Stop", "Stopped",
+    "DEFAULT_DPI", "DEFAULT_MAX_PIXELS", "DPI_RANGE", "IMAGE_FORMATS", "Document", "Drawn", "Limits", "Stop", "Stopped",
     "TooManyPixels", "Workers", "never", "open_document", "open_picture", "page_ranges", "parse_pages",
 ]  # fmt: skip
 
@@ -53,8 +54,8 @@ def open_document(
     name
         how messages call the document; the file's path by default.
     max_pixels
-        most pixels of one page. A page of a PDF that would have more is drawn at fewer dots per inch; a picture that
-        has more is refused.
+        most pixels of one page. A page of a PDF that would have more is drawn at fewer dots per inch, a picture that
+        has more is scaled down; one that has more than twelve times as many is refused.
     workers
         the processes that open the file and draw its pages; by default one of the document's own, which ends with it.
     transparency

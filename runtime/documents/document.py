@@ -10,6 +10,7 @@ from PIL import Image
 
 from models.errors import InvalidInput
 
+from .drawn import Drawn
 from .limits import Stop, never
 from .pages import count_pages
 from .workers import Killed, Worker, Workers
@@ -52,6 +53,10 @@ class Document:
         return self._work(measure, self._described(index), stop)
 
     def page(self, index: int, stop: Stop = never) -> Image.Image:
+        """The picture of a page; see ``draw``."""
+        return self.draw(index, stop).image
+
+    def draw(self, index: int, stop: Stop = never) -> Drawn:
         """One page, counted from 0: upright, in RGB, a picture of its own that the caller may keep or change.
 
         stop : asked about twenty times a second; when it turns true, the drawing is ended.
@@ -64,10 +69,10 @@ class Document:
             when ``stop`` turned true, or the workers were closed.
         """
         what = self._described(index)
-        image = self._work(lambda worker: worker.picture(index, self._max_pixels), what, stop)
+        drawn = self._work(lambda worker: worker.draw(index, self._max_pixels), what, stop)
         if self.page_count == 1:
             self._workers.forget(self._number)  # its worker need not keep what is hardly asked for again
-        return image
+        return drawn
 
     def close(self) -> None:
         """Let go of the file. Idempotent."""

@@ -17,6 +17,8 @@ from PIL import Image
 
 from models.errors import InvalidInput
 
+from .drawn import Drawn
+
 _POINTS_PER_INCH = 72
 _LONGEST_SIDE = 32_000  # pixels; pdfium draws nothing beyond 32,767
 
@@ -48,7 +50,7 @@ class PdfPages:
         scale = self._scale(width, height, index)
         return math.ceil(width * scale), math.ceil(height * scale)
 
-    def page(self, index: int) -> Image.Image:
+    def page(self, index: int) -> Drawn:
         """One page, in RGB."""
         try:
             page = self._pdf[index]
@@ -60,7 +62,7 @@ class PdfPages:
             bitmap = page.render(scale=scale, rev_byteorder=True, limit_image_cache=True)
             try:
                 image: Image.Image = bitmap.to_pil()
-                return image.convert("RGB")
+                return Drawn(image.convert("RGB"))
             finally:
                 bitmap.close()
         except pdfium.PdfiumError as error:

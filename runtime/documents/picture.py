@@ -1,6 +1,7 @@
 """Pages of a picture: one for each frame of a TIFF; of other formats the first frame (an animation is no document).
 
-Only a worker process calls this: decoders of damaged and of hostile files may take all time and memory there is.
+A picture with more pixels than a page may have is scaled down, and one that is cut off gives what is there. Only a
+worker process calls this: decoders of damaged and of hostile files may take all time and memory there is.
 """
 
 from __future__ import annotations
@@ -10,14 +11,23 @@ import io
 from collections.abc import Iterator
 from pathlib import Path
 
-from PIL import Image
+import numpy as np
+from PIL import Image, ImageFile
 
 from models.errors import InvalidInput
-from models.pixels import Transparency, upright_rgb, upright_size
+from models.pixels import Transparency, to_rgb, turned_upright, upright_size
 
+from .drawn import Drawn
 from .limits import IMAGE_FORMATS, TooManyPixels
+from .scaling import fitting, scaled_rgb
 
 _MOST_FRAMES = 2_000  # of a picture; a file of a few MB can claim a million, each of which costs time
+_MOST_TIMES = 12  # as many pixels as a page may have are decoded, to be scaled down: A0 at 600 dpi by default
+_MOST_BYTES = 640_000_000  # of decoded pixels; a worker's memory holds the result beside them
+_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16L": 2, "I;16B": 2, "I;16N": 2}  # a pixel, by mode; of others four
+_CUT_OFF = "the file is cut off or damaged; what could be decoded of the page was read"
+_LEAST_ROWS = 17  # of a frame that is cut off; decoders make up to 16 of nothing
+_NOT_DECODED = (0, 128)  # what decoders leave where a file ends: black, and a JPEG's grey
 
 
 class PicturePages:
@@ -26,35 +36,84 @@ class PicturePages:
     def __init__(
         self, source: Path | bytes, name: str, max_pixels: int, *, first_only: bool, transparency: Transparency
     ) -> None:
-        self._name, self._max_pixels, self._transparency = name, max_pixels, transparency
+        self._source, self._name, self._max_pixels, self._transparency = source, name, max_pixels, transparency
         self._taken = ("formats are " if first_only else "documents are PDF, ") + ", ".join(IMAGE_FORMATS)
         Image.MAX_IMAGE_PIXELS = None  # every frame is checked here, before anything is decoded
         with self._understood():
-            self._image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=IMAGE_FORMATS)
+            self._image = self._opened()
             self.count = 1 if first_only or self._image.format != "TIFF" else _count_frames(self._image, name)
 
     def size(self, index: int) -> tuple[int, int]:
         """Width and height in pixels of the frame as ``page`` gives it, as far as its header says."""
         with self._understood():
             self._image.seek(index)
-            self._check()
-            return upright_size(self._image)
+            self._check(self._image)
+            return fitting(*upright_size(self._image), self._max_pixels)
 
-    def page(self, index: int) -> Image.Image:
-        """One frame: upright, in RGB."""
+    def page(self, index: int) -> Drawn:
+        """One frame: upright, in RGB, scaled down where it has too many pixels."""
         with self._understood():
             self._image.seek(index)
-            self._check()
-            self._image.load()
-            self._check()  # some frames are larger than their header says
-            return upright_rgb(self._image, self._transparency)
+            self._check(self._image)
+            size = fitting(*self._image.size, self._max_pixels)
+            if self._image.size != size:
+                self._image.draft(None, size)  # a JPEG is decoded at a half, a quarter ... at once
+            try:
+                self._image.load()
+            except MemoryError:
+                raise
+            except Exception as error:  # of a damaged file: anything
+                return self._what_is_there(index, size, error)
+            self._check(self._image)  # some frames are larger than their header says
+            return Drawn(self._upright(self._image, self._image))
 
-    def _check(self) -> None:
-        width, height = self._image.size
-        if width * height > self._max_pixels:
+    def _upright(self, pixels: Image.Image, frame: Image.Image) -> Image.Image:
+        """``pixels`` of a frame in RGB, scaled down where it has too many, and turned as the frame says."""
+        size = fitting(*pixels.size, self._max_pixels)
+        if size == pixels.size:
+            return turned_upright(to_rgb(pixels, self._transparency), frame)
+        return turned_upright(scaled_rgb(pixels, size, self._transparency), frame)
+
+    def _opened(self) -> ImageFile.ImageFile:
+        source = io.BytesIO(self._source) if isinstance(self._source, bytes) else self._source
+        return Image.open(source, formats=IMAGE_FORMATS)
+
+    def _what_is_there(self, index: int, size: tuple[int, int], error: Exception) -> Drawn:
+        """The frame of a file that cannot be decoded whole, with white where nothing is. Raises ``error`` for nothing.
+
+        size : (width, height) at least, at which it is decoded.
+        """
+        ImageFile.LOAD_TRUNCATED_IMAGES = True
+        try:
+            frame = self._opened()
+            frame.seek(index)
+            if frame.size != size:
+                frame.draft(None, size)
+            frame.load()
+        except MemoryError:
+            raise
+        except Exception:
+            raise error from None
+        finally:
+            ImageFile.LOAD_TRUNCATED_IMAGES = False
+        self._check(frame)
+        first, last = _decoded_rows(frame)
+        if last - first < min(_LEAST_ROWS, frame.height):
+            raise error
+        pixels: Image.Image = frame
+        if last - first < frame.height:
+            pixels = to_rgb(frame, self._transparency)
+            pixels.paste("white", (0, 0, frame.width, first))
+            pixels.paste("white", (0, last, *frame.size))
+        return Drawn(self._upright(pixels, frame), (_CUT_OFF,), truncated=True)
+
+    def _check(self, image: Image.Image) -> None:
+        width, height = image.size
+        most = _MOST_TIMES * self._max_pixels
+        if width * height > most or width * height * _BYTES.get(image.mode, 4) > _MOST_BYTES:
             raise TooManyPixels(
-                f"{self._name} has {width} x {height} pixels; the limit is {self._max_pixels / 1e6:g} million: "
-                "scale it down"
+                f"{self._name} has {width} x {height} pixels; the limit is {most / 1e6:g} million, and "
+                f"{_MOST_BYTES / 1e6:g} MB of memory: scale it down"
             )
 
     def close(self) -> None:
@@ -70,6 +129,14 @@ class PicturePages:
             raise
         except Exception as error:  # decoders of damaged files raise whatever they run into
             raise InvalidInput(f"{self._name} cannot be read ({_reason(error)}); {self._taken}") from error
+
+
+def _decoded_rows(image: Image.Image) -> tuple[int, int]:
+    """From the first to behind the last row that holds more than a decoder leaves where there was nothing to decode."""
+    rows = np.asarray(image).reshape(image.height, -1)
+    empty = (rows == rows[:, :1]).all(1) & np.isin(rows[:, 0], _NOT_DECODED)
+    there = np.flatnonzero(~empty)
+    return (int(there[0]), int(there[-1]) + 1) if len(there) else (0, 0)
 
 
 def _count_frames(image: Image.Image, name: str) -> int:

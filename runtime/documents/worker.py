@@ -9,7 +9,8 @@
 ``open``     path or bytes, name, dpi, max_pixels,    ``pages``
              picture
 ``size``     page                                     ``width``, ``height``
-``draw``     page                                     ``width``, ``height`` and the pixels
+``draw``     page                                     ``width``, ``height``, ``warnings``, ``truncated`` and the
+                                                      pixels
 ``close``                                             none
 ===========  =======================================  =========================================
 
@@ -30,11 +31,12 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import psutil
-from PIL import Image
 
 from models.errors import InvalidInput
 
+from .drawn import Drawn
 from .limits import TooManyPixels
+from .mutters import Mutters
 from .pdf import PdfPages
 from .picture import PicturePages
 
@@ -47,13 +49,12 @@ _PDF_MARK_WITHIN = 1024  # bytes; readers accept a header that is not at the ver
 def main(memory: int, seconds: float) -> None:
     """Serve until the input ends. ``memory``: bytes to live on; ``seconds``: of the clock, for one command."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever asked for the page decides what Ctrl-C means
-    # Libraries that print must not print into the answers.
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb", buffering=0)
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    mutters = Mutters()
     commands: queue.SimpleQueue[tuple[dict[str, Any], bytes]] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(sys.stdin.buffer, commands), name="listen", daemon=True).start()
     _limit_memory(memory)
-    _Drawer(answers, seconds).serve(commands)
+    _Drawer(answers, seconds, mutters).serve(commands)
 
 
 def _listen(source: BinaryIO, commands: queue.SimpleQueue[tuple[dict[str, Any], bytes]]) -> None:
@@ -81,9 +82,10 @@ def _limit_memory(memory: int) -> None:
 class _Drawer:
     """Carries commands out, one after another."""
 
-    def __init__(self, answers: BinaryIO, seconds: float) -> None:
-        self._answers, self._seconds = answers, seconds
+    def __init__(self, answers: BinaryIO, seconds: float, mutters: Mutters) -> None:
+        self._answers, self._seconds, self._mutters = answers, seconds, mutters
         self._pages: PdfPages | PicturePages | None = None
+        self._warnings: tuple[str, ...] = ()  # of the document that is open, for each of its pages
         self._process = psutil.Process()
         self._rested = self._process.memory_info().rss
 
@@ -107,7 +109,9 @@ class _Drawer:
         match command["do"]:
             case "open":
                 self._close()
+                self._mutters.taken()  # of the one before
                 self._pages = _opened(command, content)
+                self._warnings = self._mutters.taken()
                 self._answer({"pages": self._pages.count})
             case "size":
                 width, height = self._opened.size(command["page"])
@@ -122,9 +126,14 @@ class _Drawer:
         assert self._pages is not None, "a page was asked for before a document was opened"
         return self._pages
 
-    def _send(self, image: Image.Image) -> None:
+    def _send(self, drawn: Drawn) -> None:
+        image = drawn.image
         tired = self._process.memory_info().rss - self._rested > TIRED_BYTES + 4 * image.width * image.height
-        self._answer({"width": image.width, "height": image.height, "tired": tired})
+        warnings = list(dict.fromkeys([*self._warnings, *drawn.warnings, *self._mutters.taken()]))
+        self._answer(
+            {"width": image.width, "height": image.height, "warnings": warnings, "truncated": drawn.truncated,
+             "tired": tired}
+        )  # fmt: skip
         rows = rows_of_a_strip(image.width)
         for top in range(0, image.height, rows):
             strip = image.crop((0, top, image.width, min(top + rows, image.height)))

@@ -25,6 +25,7 @@ from PIL import Image
 from models.errors import InvalidInput
 from runtime.errors import RuntimeUnavailable
 
+from .drawn import Drawn
 from .limits import Limits, Stop, Stopped, TooManyPixels
 from .worker import STRIP_BYTES, rows_of_a_strip
 
@@ -101,8 +102,8 @@ class Worker:
         except OSError as error:
             raise WorkerDied from error
 
-    def picture(self, page: int, max_pixels: int) -> Image.Image:
-        """Draw a page of the document that is open, in RGB. Raises as ``ask``."""
+    def draw(self, page: int, max_pixels: int) -> Drawn:
+        """Draw a page of the document that is open. Raises as ``ask``."""
         answer = self.ask({"do": "draw", "page": page})
         width, height = int(answer["width"]), int(answer["height"])
         if not (min(width, height) > 0 and width * height <= max_pixels):
@@ -113,7 +114,7 @@ class Worker:
         for top in range(0, height, rows):  # in strips: the whole page's bytes beside its picture would be too much
             size = (width, min(rows, height - top))
             image.paste(Image.frombytes("RGB", size, self._read(size[0] * size[1] * 3)), (0, top))
-        return image
+        return Drawn(image, tuple(map(str, answer["warnings"])), bool(answer["truncated"]))
 
     def seconds(self) -> float:
         """Of processor time since its start."""

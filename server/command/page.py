@@ -9,7 +9,7 @@ from collections.abc import Callable
 from PIL import Image
 
 from models.errors import InvalidInput
-from runtime.documents import Stopped
+from runtime.documents import Drawn, Stopped
 
 from ..writers import PageResult
 from .errors import CommandFailed, Interrupted, PageFailed
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 def read_page(
-    reader: Reader, draw: Callable[[], Image.Image], index: int, document: str, *, min_confidence: float = 0.0,
+    reader: Reader, draw: Callable[[], Drawn], index: int, document: str, *, min_confidence: float = 0.0,
     work: PageWork | None = None,
 ) -> tuple[PageResult, Image.Image | None]:  # fmt: skip
     """Draw one page, read it, and say what came of it; the page's picture comes along where it was read.
@@ -34,7 +34,8 @@ def read_page(
     """
     started = time.monotonic()
     try:
-        page = draw()
+        drawn = draw()
+        page = drawn.image
         reading = reader.read(page, work)
         sure = reading.confidence
         result = PageResult(
@@ -43,6 +44,7 @@ def read_page(
             completion_tokens=reading.completion_tokens, seconds=time.monotonic() - started,
             timings=reading.timings, confidence=sure,
             doubtful=sure is not None and sure.mean < min_confidence,
+            warnings=drawn.warnings, truncated=drawn.truncated,
         )  # fmt: skip
         return result, page
     except (InvalidInput, PageFailed) as error:

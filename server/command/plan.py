@@ -25,6 +25,7 @@ class DocumentPlan:
     cut_off: dict[str, int] = field(default_factory=dict)  # how many pages ended in which of writers.CUT_OFF
     whole: bool = False  # its results were all published by an earlier run
     left: int = 0  # pages that nobody has dealt with: an interrupted run's
+    warned: set[str] = field(default_factory=set)  # warnings of its pages that have been said
 
     def count_cut_off(self, finish_detail: str | None) -> None:
         """Note how a page's text ended, when that lost some of it."""

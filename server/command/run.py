@@ -141,7 +141,7 @@ class Run:
             if self._stop.is_set():
                 raise Interrupted
             result, page = read_page(
-                self._reader, lambda: opened.document.page(index, self._stop.is_set), index, opened.plan.source.name,
+                self._reader, lambda: opened.document.draw(index, self._stop.is_set), index, opened.plan.source.name,
                 min_confidence=self._min_confidence, work=work,
             )  # fmt: skip
         finally:
@@ -189,4 +189,6 @@ def tell(plan: DocumentPlan, result: PageResult) -> None:
     elif result.doubtful and result.confidence is not None:
         say(f"doubtful: {plan.source.name}, page {result.page}: confidence {result.confidence.mean:.3f}")
     for warning in result.warnings:
-        say(f"warning: {plan.source.name}, page {result.page}: {warning}")
+        if warning not in plan.warned:  # what is wrong with all pages is said with the first
+            plan.warned.add(warning)
+            say(f"warning: {plan.source.name}, page {result.page}: {warning}")

@@ -204,18 +204,21 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
         open_document(tmp_path)
 
 
-def test_a_picture_that_is_cut_off_fails_when_its_page_is_asked_for(picture: Picture) -> None:
+def test_a_picture_that_is_cut_off_and_decoded_as_a_whole_is_refused(picture: Picture) -> None:
+    half = saved(picture(200, 200), "WEBP", lossless=True)[:3000]
     with (
-        open_document(saved(picture(200, 200), "PNG")[:3000], name="half.png") as document,
-        pytest.raises(InvalidInput, match=r"half\.png cannot be read"),
+        pytest.raises(InvalidInput, match=r"half\.webp cannot be read"),
+        open_document(half, name="half.webp") as document,
     ):
         document.page(0)
 
 
-def test_a_picture_beyond_the_pixel_limit_is_refused() -> None:
+def test_a_picture_beyond_the_pixel_limit_is_scaled_and_one_far_beyond_is_refused() -> None:
+    with open_document(saved(Image.new("L", (300, 300)), "PNG"), name="big.png", max_pixels=80_000) as document:
+        assert document.page(0).size == (282, 282)
     with (
-        open_document(saved(Image.new("L", (300, 300)), "PNG"), name="big.png", max_pixels=80_000) as document,
-        pytest.raises(InvalidInput, match=r"big\.png has 300 x 300 pixels; the limit is 0\.08 million"),
+        open_document(saved(Image.new("L", (1000, 1000)), "PNG"), name="big.png", max_pixels=80_000) as document,
+        pytest.raises(InvalidInput, match=r"big\.png has 1000 x 1000 pixels; the limit is 0\.96 million"),
     ):
         document.page(0)
 
@@ -258,7 +261,7 @@ def test_the_pages_of_a_long_tiff_cost_the_same_each(monkeypatch: pytest.MonkeyP
     read.clear()
     for index in (*range(300), 599, 10, 400):
         assert pages.size(index) == (1, 1)
-        assert pages.page(index).getpixel((0, 0)) == (127, 127, 127)
+        assert pages.page(index).image.getpixel((0, 0)) == (127, 127, 127)
     assert len(read) <= 4 * 303
     pages.close()
 

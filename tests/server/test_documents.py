@@ -242,17 +242,17 @@ def test_a_document_of_which_every_page_fails_is_an_error(make_service: MakeServ
 
 
 def test_a_page_that_cannot_be_drawn_is_named_and_the_others_are_read(make_service: MakeService) -> None:
-    frames = [Image.new("1", size) for size in [(2000, 2000), (102, 40), (103, 40)]]
+    frames = [Image.new("1", size) for size in [(4000, 4000), (102, 40), (103, 40)]]
     buffer = io.BytesIO()
     frames[0].save(buffer, "TIFF", save_all=True, append_images=frames[1:])
     service = make_service(script=page_text, max_image_megapixels=1)
     answer = service.post(ask(buffer.getvalue())).json
     assert content(answer) == PAGE_BREAK.join(["Page 2 ends.", "Page 3 ends."])
-    assert "2000 x 2000 pixels" in answer["ocr"]["pages"][0]["error"]
+    assert "4000 x 4000 pixels" in answer["ocr"]["pages"][0]["error"]
     assert (answer["ocr"]["pages"][0]["start"], answer["ocr"]["pages"][0]["end"]) == (0, 0)
     alone = service.post(ask(buffer.getvalue(), ocr={"pages": "1"}))
     assert alone.status_code == 400
-    assert "2000 x 2000 pixels" in alone.json["error"]["message"]
+    assert "4000 x 4000 pixels" in alone.json["error"]["message"]
 
 
 def test_every_page_has_the_whole_budget_and_the_warning_names_those_cut_off(service: Service) -> None:
@@ -387,8 +387,8 @@ def test_a_page_that_waits_for_the_queue_is_drawn_once(
 
     def watched(*arguments: Any, **options: Any) -> Any:
         document = opened(*arguments, **options)
-        draw = document.page
-        document.page = lambda index, stop: drawn.append(index) or draw(index, stop)  # type: ignore[method-assign,func-returns-value]
+        draw = document.draw
+        document.draw = lambda index, stop: drawn.append(index) or draw(index, stop)  # type: ignore[method-assign,func-returns-value]
         return document
 
     monkeypatch.setattr(documents, "open_document", watched)

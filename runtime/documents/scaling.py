@@ -1,0 +1,36 @@
+"""Pictures with more pixels than a page may have, made smaller without standing in memory twice."""
+
+from __future__ import annotations
+
+import math
+
+from PIL import Image
+
+from models.pixels import Transparency, to_rgb
+
+_STRIP_ROWS = 256  # of the result that are made at once
+_WIDE_GREYS = ("I", "F")  # first letters of modes whose white is known from the whole picture only
+
+
+def fitting(width: int, height: int, most_pixels: int) -> tuple[int, int]:
+    """The largest size of the same shape with at most ``most_pixels`` pixels."""
+    if width * height <= most_pixels:
+        return width, height
+    scale = math.sqrt(most_pixels / (width * height))
+    return max(1, math.floor(width * scale)), max(1, math.floor(height * scale))
+
+
+def scaled_rgb(image: Image.Image, size: tuple[int, int], transparency: Transparency) -> Image.Image:
+    """The picture in RGB and of a smaller size, (width, height) pixels. Its EXIF orientation is not looked at."""
+    if image.mode.startswith(_WIDE_GREYS):
+        image = to_rgb(image, transparency).getchannel(0)
+    scaled = Image.new("RGB", size)
+    step = image.height / size[1]  # rows of the picture for one of the result
+    for top in range(0, size[1], _STRIP_ROWS):
+        bottom = min(top + _STRIP_ROWS, size[1])
+        first = max(0, math.floor((top - 1) * step) - 1)  # the filter looks a row of the result beyond the strip
+        last = min(image.height, math.ceil((bottom + 1) * step) + 1)
+        strip = to_rgb(image.crop((0, first, image.width, last)), transparency)
+        box = (0, top * step - first, image.width, min(bottom * step, image.height) - first)
+        scaled.paste(strip.resize((size[0], bottom - top), Image.Resampling.HAMMING, box=box), (0, top))
+    return scaled
