@@ -19,7 +19,7 @@ QUICK = (
     "tests/models/",
     *(f"tests/runtime/test_{name}.py" for name in _QUICK_OF_RUNTIME.split()),
     *(f"tests/server/test_{name}.py" for name in ("ceilings", "messages")),
-    *(f"tests/{name}.py" for name in ("command/test_inputs", "writers/test_formats", "web/test_render")),
+    *(f"tests/{name}.py" for name in ("command/test_inputs", "writers/test_formats", "writers/test_render")),
     *(f"tests/export/test_{name}.py" for name in ("checkpoint", "layers")),
 )
 

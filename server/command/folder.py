@@ -22,16 +22,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Self, TextIO
+from typing import IO, Any, Self, TextIO
 
 from filelock import FileLock, Timeout
 from PIL import Image
 
 from runtime.documents import parse_pages
 
-from ..writers import FORMATS, PageResult
+from ..writers import FORMATS, Material, PageResult
+from ..writers.figures import Pictures
 from .errors import CommandFailed, UsageError
-from .figures import Pictures
 from .plan import DocumentPlan
 
 MANIFEST = "ocr-run.jsonl"
@@ -208,7 +208,7 @@ class OutputFolder:
             **({"truncated": True} if result.truncated else {}),
         )  # fmt: skip
 
-    def finish(self, plan: DocumentPlan, head: Mapping[str, Any]) -> None:
+    def finish(self, plan: DocumentPlan, head: Mapping[str, Any], material: Material) -> None:
         """Publish a document all of whose pages have been dealt with, and note it.
 
         Its results are claimed before they are there and its parts go last, so that it can be ended at any step.
@@ -216,8 +216,9 @@ class OutputFolder:
         outputs = self._outputs(plan)
         self._note("publishing", document=plan.source.name, output=plan.output, outputs=outputs)
         for form, output in zip(self._formats, outputs, strict=True):
-            with _told(self.folder / output), self._publishing(self.folder / output) as file:
-                writer = FORMATS[form].write(file)
+            target = self.folder / output
+            with _told(target), self._publishing(target, binary=FORMATS[form].binary) as file:
+                writer = FORMATS[form].write(file, material)
                 writer.begin(head)
                 for index in plan.pages:
                     part = self._load(plan, index)
@@ -305,10 +306,12 @@ class OutputFolder:
                 yield f"{above}/{self._listed[above][name]}"
 
     @contextlib.contextmanager
-    def _publishing(self, target: Path) -> Iterator[TextIO]:
+    def _publishing(self, target: Path, *, binary: bool = False) -> Iterator[IO[Any]]:
         with (
             self._publishing_path(target) as path,
-            path.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file,
+            path.open("w+b")
+            if binary
+            else path.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file,
         ):
             yield file
 

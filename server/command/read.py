@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -32,10 +33,11 @@ from runtime.errors import RuntimeUnavailable
 from server import flags, memory
 from server.options import ServerOptions, server_options
 
-from ..writers import CUT_OFF, FORMATS
+from ..writers import CUT_OFF, FORMATS, INSTALL
 from .errors import CommandFailed, Interrupted, UsageError
 from .folder import OutputFolder
 from .inputs import find_sources, output_names
+from .material import OpenedAgain
 from .plan import DocumentPlan
 from .progress import Progress, configure_log, say
 from .readers import LocalReader, Reader
@@ -216,6 +218,7 @@ class _Command:
         self._given = given
         self._settings_given = flags.given_settings(given)
         self._target = _target(given)
+        _check_installed(self._target.formats)
         if given["server"] is not None:
             local = [name for name in _LOCAL_ONLY if name in given]
             if local:
@@ -262,9 +265,9 @@ class _Command:
             ]
             if output is not None:
                 output.check_outputs(plans, self._given["force"])
-            return self._read(plans, reader, output)
+            return self._read(plans, reader, output, stack)
 
-    def _read(self, plans: list[DocumentPlan], reader: Reader, output: OutputFolder | None) -> int:
+    def _read(self, plans: list[DocumentPlan], reader: Reader, output: OutputFolder | None, stack: ExitStack) -> int:
         resume, retry = self._given["resume"], self._given["retry_failed"]
         if reader.identity() is None:
             reader.start()  # the model is exported before anything can be compared with it
@@ -284,7 +287,9 @@ class _Command:
             sink = output
             output.begin(reader.describe(), plans, resume=resume or retry)
         else:
-            sink = Printer(self._target.formats[0])
+            again = stack.enter_context(OpenedAgain(plans[0].source, lambda: self._open(plans[0])))
+            put_together = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 (the stack closes it)
+            sink = Printer(self._target.formats[0], again, put_together)
         for plan in plans:
             if plan.error is not None:
                 sink.fail(plan)
@@ -390,7 +395,10 @@ def _target(given: Mapping[str, Any]) -> _Target:
     if out is None:
         if formats is not None and len(formats) > 1:
             raise UsageError("standard output takes one --format; name a folder for several with -o")
-        return _Target(None, formats or ["md"])
+        formats = formats or ["md"]
+        if FORMATS[formats[0]].binary and sys.stdout.isatty():
+            raise UsageError(f"{formats[0]} is no text for a terminal; name a file with -o, or send it on with >")
+        return _Target(None, formats)
     meant_as_folder = out.endswith(("/", os.sep))
     out = Path(os.path.abspath(Path(out).expanduser()))
     suffix = out.suffix.lower()
@@ -439,6 +447,13 @@ def _options(config: Config, given: Mapping[str, Any], inference: Mapping[str, A
         adapter=given.get("adapter"),
         inference_flags=inference,
     )
+
+
+def _check_installed(formats: Iterable[str]) -> None:
+    """Raises UsageError where a format's packages are not there."""
+    for form in formats:
+        if missing := FORMATS[form].missing():
+            raise UsageError(f"--format {form} needs {', '.join(missing)}, which is not installed; run: {INSTALL}")
 
 
 def _formats(text: str) -> list[str]:

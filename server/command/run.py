@@ -19,8 +19,9 @@ from models.errors import InvalidInput
 from runtime.documents import Document, Stopped
 from server import memory
 
-from ..writers import PageResult
+from ..writers import Material, PageResult
 from .errors import CommandFailed, Interrupted
+from .material import OpenedAgain
 from .page import failed, read_page
 from .plan import DocumentPlan
 from .progress import Progress, say
@@ -41,8 +42,8 @@ class Sink(Protocol):
     def settle(self, plan: DocumentPlan, result: PageResult) -> None:
         """One page has been dealt with. Called by the main thread, as the next two."""
 
-    def finish(self, plan: DocumentPlan, head: Mapping[str, Any]) -> None:
-        """All pages of a document have been dealt with."""
+    def finish(self, plan: DocumentPlan, head: Mapping[str, Any], material: Material) -> None:
+        """All pages of a document have been dealt with. Raises as ``Material.picture``."""
 
     def fail(self, plan: DocumentPlan) -> None:
         """A document cannot be opened."""
@@ -117,7 +118,7 @@ class Run:
         for plan in plans:
             if not plan.todo:
                 if plan.error is None and not plan.whole and not plan.left:
-                    self._sink.finish(plan, self._head(plan))  # killed after its last page, before it was published
+                    self._finish(plan)  # killed after its last page, before it was published
                 continue
             try:
                 document = self._open_source(plan)
@@ -179,7 +180,26 @@ class Run:
             opened.document.close()
             self._opened.remove(opened)
             if not plan.left:
-                self._sink.finish(plan, self._head(plan))
+                self._finish(plan)
+
+    def _finish(self, plan: DocumentPlan) -> None:
+        """Have a document written; one that cannot be does not end the others."""
+        try:
+            with OpenedAgain(plan.source, lambda: self._open_source(plan)) as material:
+                self._sink.finish(plan, self._head(plan), material)
+            return
+        except Stopped:
+            return  # ``stop`` is set; what was read is kept for --resume
+        except CommandFailed:
+            raise
+        except InvalidInput as error:
+            reason = str(error)
+        except Exception as error:
+            log.exception("unexpected error while writing %s", plan.source.name)
+            reason = f"internal error: {type(error).__name__}: {error}"
+        plan.error = f"{plan.source.name} cannot be written: {reason}; what was read is kept for --resume"
+        self._sink.fail(plan)
+        say(f"failed: {plan.error}")
 
 
 def tell(plan: DocumentPlan, result: PageResult) -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import io
+import shutil
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import IO, Any
 
 from PIL import Image
 from tqdm import tqdm
 
-from ..writers import FORMATS, PageResult, Writer
+from ..writers import FORMATS, Material, PageResult, Writer
 from .plan import DocumentPlan
 
 
@@ -28,10 +29,12 @@ class _Terminal:
 class Printer:
     """Takes pages as ``folder.OutputFolder`` does; those that come early wait for their turn."""
 
-    def __init__(self, form: str) -> None:
+    def __init__(self, form: str, material: Material, put_together: IO[bytes]) -> None:
+        """put_together : where a file that is no text grows, since its writer goes back in it."""
         if isinstance(sys.stdout, io.TextIOWrapper):  # whatever the locale: a page may hold any character
             sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
-        self._writer: Writer = FORMATS[form].write(_Terminal())
+        self._bytes = put_together if FORMATS[form].binary else None
+        self._writer: Writer = FORMATS[form].write(self._bytes or _Terminal(), material)
         self._waiting: dict[int, PageResult] = {}
         self._left: list[int] = []  # numbers of the pages that are still to be written
         self._begun = False
@@ -47,6 +50,10 @@ class Printer:
         if self._begun:
             self._begun = False
             self._writer.end()
+            if self._bytes is not None:
+                self._bytes.seek(0)
+                shutil.copyfileobj(self._bytes, sys.stdout.buffer)
+                sys.stdout.flush()
 
     # See run.Sink.
 
@@ -61,7 +68,7 @@ class Printer:
         while self._left and self._left[0] in self._waiting:
             self._writer.page(self._waiting.pop(self._left.pop(0)))
 
-    def finish(self, plan: DocumentPlan, head: Mapping[str, Any]) -> None:
+    def finish(self, plan: DocumentPlan, head: Mapping[str, Any], material: Material) -> None:
         self.close()
 
     def fail(self, plan: DocumentPlan) -> None:

@@ -15,8 +15,8 @@ from models.errors import InvalidInput
 from models.grounding import FIGURE_LABEL, Box, to_markdown
 from runtime.documents import DEFAULT_DPI
 
-from ..command.figures import JPEG_QUALITY, cut_out
-from . import tables
+from ..writers import tables
+from ..writers.figures import JPEG_QUALITY, cut_out
 
 # What Mistral calls the kinds of blocks; any other label of ours is text.
 _BLOCKS = {

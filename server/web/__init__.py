@@ -19,10 +19,11 @@ from ..admission import Admission
 from ..generate import Generator
 from ..loading import ModelSource
 from ..options import ServerOptions
+from ..writers import FORMATS
 
 __all__ = ["install", "missing"]
 
-_NEEDED = ("docx", "latex2mathml", "lxml", "markdown_it", "mathml2omml", "mdit_py_plugins", "nh3")  # of the extra web
+_NEEDED = FORMATS["docx"].needs  # of the extra web
 _INSTALL = "pip install 'ocr-onnx[web]'"
 
 

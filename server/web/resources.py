@@ -37,7 +37,8 @@ from ..loading import ModelSource
 from ..options import ServerOptions
 from ..schema import parse
 from ..sse import EventStream
-from . import downloads, render
+from ..writers import render
+from . import downloads
 
 FILES = {
     "page.css": "text/css",

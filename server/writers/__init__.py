@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any, Protocol
 
 from .as_json import JsonLinesWriter, JsonWriter
+from .material import Material
 from .result import CUT_OFF, SCHEMA_VERSION, PageResult
-from .text import MarkdownWriter, TextFile, TextWriter
+from .text import MarkdownWriter, TextWriter
 
-__all__ = ["CUT_OFF", "FORMATS", "SCHEMA_VERSION", "Format", "PageResult", "Writer"]
+__all__ = ["CUT_OFF", "FORMATS", "INSTALL", "SCHEMA_VERSION", "Format", "Material", "PageResult", "Writer"]
 
 
 class Writer(Protocol):
@@ -33,13 +36,39 @@ class Format:
     """One of ``--format``."""
 
     ending: str  # of its files, without the first point
-    write: Callable[[TextFile], Writer]  # begins a document in a file
+    write: Callable[[Any, Material], Writer]  # begins a document in a file, of texts or of bytes
     links: bool = False  # it links the figures that are cut out to images/
+    binary: bool = False
+    needs: tuple[str, ...] = ()  # modules that a plain installation may not have
 
+    def missing(self) -> list[str]:
+        """Those of its modules that are not installed."""
+        return [name for name in self.needs if find_spec(name) is None]
+
+
+def _plain(make: Callable[[Any], Writer]) -> Callable[[Any, Material], Writer]:
+    """Of a writer that needs nothing but texts."""
+    return lambda file, material: make(file)
+
+
+def _of(module: str, name: str) -> Callable[[Any, Material], Writer]:
+    """Of a writer whose packages are imported when it is used."""
+
+    def make(file: Any, material: Material) -> Writer:
+        writer: Writer = getattr(import_module(f".{module}", __package__), name)(file, material)
+        return writer
+
+    return make
+
+
+INSTALL = "pip install 'ocr-onnx[formats]'"
+_RENDERING = ("latex2mathml", "lxml", "markdown_it", "mdit_py_plugins", "nh3")
 
 FORMATS: Mapping[str, Format] = {
-    "md": Format("md", MarkdownWriter, links=True),
-    "json": Format("json", JsonWriter, links=True),
-    "jsonl": Format("jsonl", JsonLinesWriter, links=True),
-    "txt": Format("txt", TextWriter),
+    "md": Format("md", _plain(MarkdownWriter), links=True),
+    "json": Format("json", _plain(JsonWriter), links=True),
+    "jsonl": Format("jsonl", _plain(JsonLinesWriter), links=True),
+    "txt": Format("txt", _plain(TextWriter)),
+    "html": Format("html", _of("page_file", "HtmlWriter"), needs=_RENDERING),
+    "docx": Format("docx", _of("word", "WordWriter"), binary=True, needs=(*_RENDERING, "docx", "mathml2omml")),
 }

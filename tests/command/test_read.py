@@ -19,6 +19,7 @@ from PIL import Image
 from server.command import run as run_module
 from server.command.errors import CommandFailed
 from server.command.folder import OutputFolder
+from server.writers import FORMATS
 from tests.command.conftest import Program, ScriptedReader, failing, page_of
 from tests.pdfs import encrypted, scanned_pdf, text_pdf, without_pages
 
@@ -730,7 +731,7 @@ def test_documents_are_closed_when_their_pages_are_done(ocr: Program, tmp_path: 
         (["a.png", "--resume"], "--resume needs an output folder"),
         (["a.png", "--retry-failed"], "--retry-failed needs an output folder"),
         (["a.png", "--overlay"], "--overlay needs an output folder"),
-        (["a.png", "--format", "rtf"], "expected md, json, jsonl, txt, found 'rtf'"),
+        (["a.png", "--format", "rtf"], f"expected {', '.join(FORMATS)}, found 'rtf'"),
         (["a.png", "--format", "md,json"], "standard output takes one --format"),
         (["a.png", "-o", "x.md", "--format", "json"], "asks for md and --format for json"),
         (["a.png", "-o", "a.png"], "is a file; name a folder"),

@@ -15,7 +15,7 @@ from runtime.requests import Request
 from server.fetch import Fetcher
 from server.mistral import files
 from server.mistral.files import FileStore
-from server.mistral.tables import html_rows, pipe_rows, take_out, to_html, to_pipes
+from server.writers.tables import html_rows, pipe_rows, take_out, to_html, to_pipes
 from tests.pdfs import encrypted, scanned_pdf, text_pdf
 from tests.server.conftest import MakeService, Service, data_url
 from tests.server.fake import Step

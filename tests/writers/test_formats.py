@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from models.grounding import Box, parse_boxes
-from server.command.figures import cut_out, figure_boxes, overlay
 from server.writers import FORMATS, PageResult
+from server.writers.figures import cut_out, figure_boxes, overlay
+from tests.writers.made import NOTHING
 
 GROUNDED = (
     "<|ref|>title<|/ref|><|det|>[[0, 0, 999, 100]]<|/det|>\n# Heading\n"
@@ -28,7 +29,7 @@ def done(page: int, text: str, **more: Any) -> PageResult:
 
 def written(form: str, results: list[PageResult], page_count: int | None = None) -> str:
     file = io.StringIO()
-    writer = FORMATS[form].write(file)
+    writer = FORMATS[form].write(file, NOTHING)
     writer.begin({"document": "x.pdf", "page_count": page_count or len(results)})
     for result in results:
         writer.page(result)
@@ -90,7 +91,7 @@ def test_json_without_pages_is_still_json() -> None:
 def test_names_that_are_no_text_make_valid_json(tmp_path) -> None:
     path = tmp_path / "x.json"
     with path.open("w", encoding="utf-8", errors="backslashreplace") as file:
-        writer = FORMATS["json"].write(file)
+        writer = FORMATS["json"].write(file, NOTHING)
         writer.begin({"document": "bad\udcff.pdf", "page_count": 0})
         writer.end()
     assert json.loads(path.read_text(encoding="utf-8"))["document"] == "bad\udcff.pdf"

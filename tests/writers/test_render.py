@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.errors import InvalidInput
-from server.web.render import MOST_CHARACTERS, clean, page_html
+from server.writers.render import MOST_CHARACTERS, clean, page_html
 from tests.web.web_server import HOSTILE, MARKDOWN
 
 _TEXT = ("href", "title", "rel", "class", "alt", "data-figure", "data-boxes", "start", "colspan", "rowspan")

@@ -1,7 +1,7 @@
 """A model's text as HTML that can be shown: Markdown, HTML tables, formulas as MathML, all of it cleaned.
 
 What a model wrote is a stranger's text: a page can hold ``<script>``, and a model copies it faithfully. So everything
-passes ``nh3`` last, whatever made it, and only names on the lists below come through. Needs the extra ``web``.
+passes ``nh3`` last, whatever made it, and only names on the lists below come through. Needs the extra ``formats``.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def blocks_of(text: str, boxes: Sequence[tuple[str, str]]) -> Iterator[Block]:
         at = end
 
 
-def page_html(text: str, boxes: Sequence[tuple[str, str]] = ()) -> str:
+def page_html(text: str, boxes: Sequence[tuple[str, str]] = (), longest: int | None = MOST_CHARACTERS) -> str:
     """One page's text as clean HTML; its blocks are sections that name their boxes (``data-boxes="3 4"``).
 
     Figures are ``<img data-figure="0">``, numbered in the order in which the page has them, without a source.
@@ -101,10 +101,10 @@ def page_html(text: str, boxes: Sequence[tuple[str, str]] = ()) -> str:
     Raises
     ------
     InvalidInput
-        for a text that is longer than any page.
+        for a text that has more than ``longest`` characters (None: as many as it has).
     """
-    if len(text) > MOST_CHARACTERS:
-        raise InvalidInput(f"the text has {len(text):,} characters; {MOST_CHARACTERS:,} are the most that is rendered")
+    if longest is not None and len(text) > longest:
+        raise InvalidInput(f"the text has {len(text):,} characters; {longest:,} are the most that is rendered")
     figures = 0
     bare = not any(words.strip() for _, words in boxes)  # tasks whose answers are places and their labels
     pieces = []

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from models.grounding import FIGURE_LABEL, Box
 
-from ..writers import PageResult
+from .result import PageResult
 
 JPEG_QUALITY = 90
 
@@ -71,14 +71,15 @@ class Pictures:
         for box in boxes:
             if box.box not in links:
                 name = f"{self.images}-p{result.page}-{len(links)}.jpg"
-                made[name] = _jpeg(cut_out(page, box))
+                made[name] = as_jpeg(cut_out(page, box))
                 links[box.box] = "/".join(name.split("/")[-2:])
         if self.overlays is not None:
-            made[f"{self.overlays}-p{result.page}.jpg"] = _jpeg(overlay(page, result.boxes))
+            made[f"{self.overlays}-p{result.page}.jpg"] = as_jpeg(overlay(page, result.boxes))
         return replace(result, figures=tuple(links[box.box] for box in boxes)), made
 
 
-def _jpeg(image: Image.Image) -> bytes:
+def as_jpeg(image: Image.Image) -> bytes:
+    """A picture's file."""
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=JPEG_QUALITY)
     return buffer.getvalue()

@@ -1,16 +1,17 @@
 """A document's pages as a Word file: headings, lists, tables with merged cells, figures, formulas that can be edited.
 
 Takes the clean HTML of ``render`` and walks it; formulas go from MathML to Word's own markup by ``mathml2omml``. Needs
-the extra ``web``.
+the extra ``formats``.
 """
 
 from __future__ import annotations
 
+import html
 import io
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import IO, Any
 
 import docx
 import lxml.etree
@@ -21,6 +22,10 @@ from docx.enum.text import WD_BREAK
 from docx.oxml import parse_xml
 from docx.shared import Emu
 from docx.text.paragraph import Paragraph
+
+from .material import Material, figures_of
+from .page_file import page_html_of
+from .result import PageResult
 
 _OMML = 'xmlns:m="http://schemas.openxmlformats.org/officeDocument/2006/math"'
 _HEADINGS = {f"h{level}": level for level in range(1, 7)}
@@ -52,23 +57,47 @@ _STYLES = {
 }  # fmt: skip
 
 
-def word_file(pages: Iterable[tuple[str, Sequence[bytes]]]) -> bytes:
-    """The file's content.
+class WordFile:
+    """A document that grows page by page."""
 
-    pages : of each its clean HTML, and its figures as PNG or JPEG in the order in which the HTML numbers them.
-    """
-    document = docx.Document()
-    for index, (markup, figures) in enumerate(pages):
-        if index:
-            document.add_paragraph().add_run().add_break(WD_BREAK.PAGE)
+    def __init__(self) -> None:
+        self._document = docx.Document()
+        self._first = True
+
+    def add(self, markup: str, figures: Sequence[bytes]) -> None:
+        """Add a page: its clean HTML, and its figures as PNG or JPEG in the order in which the HTML numbers them."""
+        if not self._first:
+            self._document.add_paragraph().add_run().add_break(WD_BREAK.PAGE)
+        self._first = False
         body = lxml.html.fragment_fromstring(markup, create_parent="body")
-        _Writer(document, figures).blocks(body)
-    stream = io.BytesIO()
-    document.save(stream)
-    return stream.getvalue()
+        _Page(self._document, figures).blocks(body)
+
+    def save(self, file: IO[bytes]) -> None:
+        """Write all of it."""
+        self._document.save(file)
 
 
-class _Writer:
+class WordWriter:
+    """Pages with a page break between."""
+
+    def __init__(self, file: IO[bytes], material: Material) -> None:
+        self._file, self._material = file, material
+        self._pages = WordFile()
+
+    def begin(self, head: Mapping[str, Any]) -> None: ...
+
+    def page(self, result: PageResult) -> None:
+        if result.state == "failed":
+            words = f"page {result.page} could not be read: {result.error}"
+            self._pages.add(f"<p><em>{html.escape(words)}</em></p>", ())
+        else:
+            self._pages.add(page_html_of(result), figures_of(result, self._material))
+
+    def end(self) -> None:
+        self._pages.save(self._file)
+
+
+class _Page:
     """Writes one page's elements."""
 
     def __init__(self, document: Document, figures: Sequence[bytes]) -> None:

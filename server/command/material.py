@@ -1,0 +1,39 @@
+"""A document opened once more when its results are written, for writers that need more than its text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Self
+
+from PIL import Image
+
+from runtime.documents import Document
+from server.writers.material import Original
+
+from .inputs import Source
+
+
+class OpenedAgain:
+    """See ``writers.material.Material``. Opened when it is first asked for a page; a context manager."""
+
+    def __init__(self, source: Source, open_document: Callable[[], Document]) -> None:
+        self._source, self._open = source, open_document
+        self._document: Document | None = None
+        self._last: tuple[int, Image.Image] | None = None  # several formats may want the same page
+
+    def picture(self, page: int) -> Image.Image:
+        if self._last is None or self._last[0] != page:
+            self._document = self._document or self._open()
+            self._last = (page, self._document.page(page - 1))
+        return self._last[1]
+
+    def original(self) -> Original:
+        return Original(self._source.data if self._source.data is not None else self._source.path or b"")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._last = None
+        if self._document is not None:
+            self._document.close()

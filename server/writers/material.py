@@ -1,0 +1,46 @@
+"""What writers ask for beside the text: the page's picture, the figures on it, the document itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from PIL import Image
+
+from .figures import as_jpeg, cut_out, figure_boxes
+from .result import PageResult
+
+
+@dataclass(frozen=True)
+class Original:
+    """The document as it came."""
+
+    content: Path | bytes
+    password: str = ""
+
+
+class Material(Protocol):
+    """Of one document. Nothing is had before it is asked for."""
+
+    def picture(self, page: int) -> Image.Image:
+        """The page, numbered from 1, as it was read: drawn once more, so that no picture waits for the others.
+
+        Raises
+        ------
+        models.errors.InvalidInput
+            when it cannot be drawn any more.
+        runtime.documents.Stopped
+            when the user wants an end.
+        """
+
+    def original(self) -> Original:
+        """The document as it came."""
+
+
+def figures_of(result: PageResult, material: Material) -> Sequence[bytes]:
+    """The figures of a page as JPEG, in the order in which its Markdown links them. Raises as ``Material.picture``."""
+    boxes = figure_boxes(result.boxes)
+    page = material.picture(result.page) if boxes else None
+    return [as_jpeg(cut_out(page, box)) for box in boxes] if page else []
