@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from runtime.documents import Drawn
 from runtime.requests import Request
 from server.admission import Admission, Capacity
 from server.joint_pages import JointPages
@@ -101,13 +102,13 @@ def test_more_marks_than_pages_are_text_of_the_last(make_service: MakeService) -
 def test_a_document_of_more_pixels_than_the_house_holds_is_drawn_page_by_page() -> None:
     """It once waited for its own pixels, and was told that those of others fill the memory."""
 
-    class Drawn:
+    class Pages:
         def size(self, index: int, stop: Any) -> tuple[int, int]:
             return 10, 10
 
-        def page(self, index: int, stop: Any) -> Image.Image:
+        def draw(self, index: int, stop: Any) -> Drawn:
             assert admission.held("pixels") == 100
-            return Image.new("RGB", (10, 10))
+            return Drawn(Image.new("RGB", (10, 10)))
 
     admission = Admission(Capacity(pixels=150))
     requests: list[Request] = []
@@ -117,7 +118,7 @@ def test_a_document_of_more_pixels_than_the_house_holds_is_drawn_page_by_page() 
             requests.append(request)
             assert [page.size for page in request.images] == [(10, 10)] * 5
 
-    pages = JointPages(Drawn(), range(5), Reading(), "", admission, lambda: False)  # type: ignore[arg-type]
+    pages = JointPages(Pages(), range(5), Reading(), "", admission, lambda: False)  # type: ignore[arg-type]
     pages.begin(Model(), "<image>all", object())  # type: ignore[arg-type]
     assert admission.held("pixels") == 0
     assert requests[0].prompt.count("<image>") == 5
