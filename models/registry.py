@@ -52,6 +52,14 @@ def reads_jointly(family: str, prompt: str) -> bool:
     return _words(prompt) in joint
 
 
+def may_be_joint(task: str | None, prompt: str | None) -> bool:
+    """Whether some family is asked to read all pages together, where nobody knows whose model it is."""
+    rules = [family.rules for family in FAMILIES.values() if family.rules is not None]
+    return any(task in one.joint_tasks for one in rules) or any(
+        reads_jointly(family, prompt or "") for family in FAMILIES if task is None
+    )
+
+
 def usual(family: str, setting: str) -> Any:
     """What the published models of a family take where nobody sets one of its own settings; None for no such one."""
     rules = _rules(family)

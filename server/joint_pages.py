@@ -6,17 +6,18 @@ parted by the mark that the model writes between them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from PIL import Image
 
+from models.errors import InvalidInput
 from models.joint import joint_prompt, not_reached, page_parts
 from models.settings import InferenceSettings
-from runtime.documents import Document, Stop
+from runtime.documents import Document, DrawnPages, Stop
 from runtime.requests import Finished, Generation, Request, TextDelta, TextModel
 
-from .admission import PATIENCE, Admission
+from .admission import PATIENCE, Admission, Held
 from .documents import describe_boxes, describe_warnings
 from .schema import Reading
 
@@ -28,45 +29,47 @@ class JointPages:
         self, document: Document, indices: Sequence[int], reading: Reading, client: str, admission: Admission,
         stop: Stop,
     ) -> None:  # fmt: skip
-        self._document, self._indices, self._reading, self._client = document, list(indices), reading, client
-        self._admission, self._stop = admission, stop
-        self._sizes: list[tuple[int, int]] = []
-        self._said: list[dict[str, Any]] = []  # of each page: what may be wrong with it
+        self._document, self._reading, self._client, self._stop = document, reading, client, stop
+
+        def room(pixels: int) -> Held:
+            return admission.take("pixels", pixels, wait=PATIENCE, is_gone=stop)
+
+        self._pages = DrawnPages(document, indices, stop, room)
 
     def __len__(self) -> int:
         """Pages that are read."""
-        return len(self._indices)
-
-    def __iter__(self) -> Iterator[Image.Image]:
-        """Draw them one after the other; the pixels of each are held until the next one is asked for."""
-        self._sizes, self._said = [], []
-        for index in self._indices:
-            width, height = self._document.size(index, self._stop)
-            with self._admission.take("pixels", width * height, wait=PATIENCE, is_gone=self._stop):
-                drawn = self._document.draw(index, self._stop)
-                self._sizes.append(drawn.image.size)
-                self._said.append(describe_warnings(drawn.warnings, drawn.truncated))
-                yield drawn.image
+        return len(self._pages)
 
     def begin(self, model: TextModel, prompt: str, settings: InferenceSettings) -> Generation:
-        """Hand all pages to the engine.
+        """Hand all pages to the engine; the pixels of each are held until it has been cut.
+
+        Pages that cannot be drawn are left out.
 
         Raises
         ------
         InvalidInput
-            for a page that cannot be drawn, and for more pages than the model takes with its answer.
+            when none can be drawn, and for more pages than the model takes with its answer.
         QueueFull, EngineClosed, Unavailable, Stopped
             see ``TextModel.submit`` and ``Admission.take``.
         """
-        prompt, reading = joint_prompt(prompt, len(self)), self._reading
-        return model.submit(Request(prompt, self, settings, reading.raw, self._client, reading.alternatives))
+        reading, pages = self._reading, self._pages
+        while True:
+            asked = joint_prompt(prompt, len(pages))
+            try:
+                return model.submit(Request(asked, pages, settings, reading.raw, self._client, reading.alternatives))
+            except InvalidInput as error:
+                if not pages.leave_out(error):
+                    raise
 
     def report(self, model: TextModel, pieces: Sequence[TextDelta], finished: Finished) -> dict[str, Any]:
         """See ``describe_pages``."""
-        numbers = [index + 1 for index in self._indices]
-        described = describe_pages(model, pieces, finished, numbers, self._sizes, self._reading.boxes)
-        described["pages"] = [page | said for page, said in zip(described["pages"], self._said, strict=True)]
-        return described
+        numbers = [index + 1 for index in self._pages.indices]
+        found = describe_pages(model, pieces, finished, numbers, self._pages.sizes, self._reading.boxes)
+        for page, warnings, truncated in zip(found["pages"], self._pages.warnings, self._pages.truncated, strict=True):
+            page |= describe_warnings(warnings, truncated)
+        nothing = {"width": 0, "height": 0, "start": 0, "end": 0}
+        found["pages"] += [{"page": i + 1, **nothing, "error": why} for i, why in self._pages.lost.items()]
+        return found
 
     def draw(self, number: int) -> Image.Image:
         """A page once more, by its number from 1."""

@@ -13,6 +13,7 @@ from models.pixels import Transparency
 
 from .document import Document
 from .drawn import Drawn
+from .in_turn import DrawnPages
 from .limits import (
     DEFAULT_DPI,
     DEFAULT_MAX_PIXELS,
@@ -28,8 +29,9 @@ from .pages import page_ranges, parse_pages
 from .workers import Workers
 
 __all__ = [
-    "DEFAULT_DPI", "DEFAULT_MAX_PIXELS", "DPI_RANGE", "IMAGE_FORMATS", "Document", "Drawn", "Limits", "Stop", "Stopped",
-    "TooManyPixels", "Workers", "never", "open_document", "open_picture", "page_ranges", "parse_pages",
+    "DEFAULT_DPI", "DEFAULT_MAX_PIXELS", "DPI_RANGE", "IMAGE_FORMATS", "Document", "Drawn", "DrawnPages", "Limits",
+    "Stop", "Stopped", "TooManyPixels", "Workers", "never", "open_document", "open_picture", "page_ranges",
+    "parse_pages",
 ]  # fmt: skip
 
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 from PIL import Image
 
 from models.errors import InvalidInput
-from runtime.documents import Drawn, Stopped
+from runtime.documents import Document, Drawn, DrawnPages, Stop, Stopped
 
 from ..writers import PageResult
 from .errors import CommandFailed, Interrupted, PageFailed
 from .progress import PageWork
-from .readers import Reader
+from .readers import Reader, Reading
 
 log = logging.getLogger(__name__)
 
@@ -37,28 +37,74 @@ def read_page(
         drawn = draw()
         page = drawn.image
         reading = reader.read(page, work)
-        sure = reading.confidence
-        result = PageResult(
-            page=index + 1, state="done", width=page.width, height=page.height, text=reading.text,
-            boxes=reading.boxes, finish_detail=reading.finish_detail, prompt_tokens=reading.prompt_tokens,
-            completion_tokens=reading.completion_tokens, seconds=time.monotonic() - started,
-            timings=reading.timings, confidence=sure,
-            doubtful=sure is not None and sure.mean < min_confidence,
-            warnings=drawn.warnings, truncated=drawn.truncated,
-        )  # fmt: skip
-        return result, page
-    except (InvalidInput, PageFailed) as error:
-        transient = isinstance(error, PageFailed) and error.transient
-        return failed(index, str(error), started, transient=transient), None
-    except Stopped:
-        raise Interrupted from None
-    except (CommandFailed, Interrupted):
-        raise
-    except MemoryError:
-        return failed(index, "not enough memory for this page; lower --dpi or --jobs", started), None
+        return _read(index, drawn, reading, time.monotonic() - started, min_confidence), page
     except Exception as error:  # one page must not end the others
-        log.exception("unexpected error on page %d of %s", index + 1, document)
-        return failed(index, f"internal error: {type(error).__name__}: {error}", started), None
+        return _failed(error, index, document, started), None
+
+
+def read_together(
+    reader: Reader, document: Document, indices: Sequence[int], stop: Stop, *, min_confidence: float = 0.0,
+    work: PageWork | None = None,
+) -> Iterator[tuple[PageResult, Image.Image | None]]:  # fmt: skip
+    """Read pages of a document in one answer, whose seconds they share; the others are as with ``read_page``.
+
+    Each is drawn once more for its figures, so that no two of them are in memory at once.
+    """
+    started = time.monotonic()
+    pages = DrawnPages(document, indices, stop)
+    try:
+        readings = _read_drawn(reader, pages, work)
+    except Exception as error:  # one document must not end the others
+        for index in indices:
+            yield _failed(error, index, document.name, started), None
+        return
+    seconds = (time.monotonic() - started) / sum(isinstance(one, Reading) for one in readings)
+    for index, reason in pages.lost.items():
+        yield failed(index, reason, started), None
+    for index, reading in zip(pages.indices, readings, strict=True):
+        try:
+            if isinstance(reading, PageFailed):
+                raise reading
+            drawn = document.draw(index, stop)
+        except Exception as error:
+            yield _failed(error, index, document.name, started), None
+            continue
+        yield _read(index, drawn, reading, seconds, min_confidence), drawn.image
+
+
+def _read_drawn(reader: Reader, pages: DrawnPages, work: PageWork | None) -> list[Reading | PageFailed]:
+    """What is read of those that can be drawn."""
+    while True:
+        try:
+            return reader.read_together(pages, work)
+        except InvalidInput as error:
+            if not pages.leave_out(error):
+                raise
+
+
+def _read(index: int, drawn: Drawn, reading: Reading, seconds: float, min_confidence: float) -> PageResult:
+    sure, (width, height) = reading.confidence, drawn.image.size
+    return PageResult(
+        page=index + 1, state="done", width=width, height=height, text=reading.text,
+        boxes=reading.boxes, finish_detail=reading.finish_detail, prompt_tokens=reading.prompt_tokens,
+        completion_tokens=reading.completion_tokens, seconds=seconds, timings=reading.timings, confidence=sure,
+        doubtful=sure is not None and sure.mean < min_confidence, warnings=drawn.warnings, truncated=drawn.truncated,
+    )  # fmt: skip
+
+
+def _failed(error: Exception, index: int, document: str, started: float) -> PageResult:
+    """What an error makes of a page. Raises those with which no page can be read any more."""
+    match error:
+        case Stopped():
+            raise Interrupted from None
+        case CommandFailed() | Interrupted():
+            raise error
+        case InvalidInput() | PageFailed():
+            return failed(index, str(error), started, transient=isinstance(error, PageFailed) and error.transient)
+        case MemoryError():
+            return failed(index, "not enough memory for this page; lower --dpi or --jobs", started)
+    log.error("unexpected error on page %d of %s", index + 1, document, exc_info=error)
+    return failed(index, f"internal error: {type(error).__name__}: {error}", started)
 
 
 def failed(index: int, error: str, started: float, *, transient: bool = False) -> PageResult:

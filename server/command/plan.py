@@ -27,6 +27,12 @@ class DocumentPlan:
     left: int = 0  # pages that nobody has dealt with: an interrupted run's
     warned: set[str] = field(default_factory=set)  # warnings of its pages that have been said
 
+    def read_whole(self, fingerprint: str) -> None:
+        """Read all its pages once more, whatever an earlier run has finished: they are read together."""
+        self.todo, self.fingerprint = self.pages, fingerprint
+        self.failed = self.left = 0
+        self.cut_off = {}
+
     def count_cut_off(self, finish_detail: str | None) -> None:
         """Note how a page's text ended, when that lost some of it."""
         if finish_detail in CUT_OFF:

@@ -14,15 +14,31 @@ from typing import Any
 
 from tqdm import tqdm
 
+from models.grounding import PAGE_BREAK
+
 _FORMAT = "{l_bar}{bar}| {n_fmt}/{total_fmt} pages{forecast}{postfix}"
 
 
 @dataclass
 class PageWork:
-    """What becomes of one page right now; written by the thread that reads it."""
+    """What becomes of one page right now, or of those that are read together; written by the thread that reads them."""
 
     stage: str = "drawing"
     tokens: int = 0  # of the answer so far
+    pages: int = 1
+    written: int = 0  # of several pages: those whose end the answer has marked
+    _end: str = ""  # of the answer so far, shorter than a mark
+
+    def begin_again(self, stage: str) -> None:
+        """What was there of the answer counts no more."""
+        self.stage, self.tokens, self.written, self._end = stage, 0, 0, ""
+
+    def add(self, text: str, tokens: int) -> None:
+        """The next piece of the answer."""
+        self.tokens += tokens
+        text = self._end + text
+        self.written += text.count(PAGE_BREAK)
+        self._end = text[-len(PAGE_BREAK) + 1 :]
 
 
 class _PageBar(tqdm):  # type: ignore[type-arg]
@@ -56,9 +72,9 @@ class Progress:
         self._total, self._failed = total, 0
         self._working: list[PageWork] = []
 
-    def begin(self) -> PageWork:
-        """A page is being worked on; called by the thread that reads it."""
-        work = PageWork()
+    def begin(self, pages: int = 1) -> PageWork:
+        """A page, or several together, are being worked on; called by the thread that reads them."""
+        work = PageWork(pages=pages)
         self._working.append(work)
         return work
 
@@ -84,8 +100,10 @@ class Progress:
             doing = ", ".join(stages)
         else:
             doing = ", ".join(f"{count} {stage}" for stage, count in stages.items())
+        together = [work for work in working if work.pages > 1]
+        pages = f"{sum(work.written for work in together)} of {sum(work.pages for work in together)} pages written"
         failed = f"{self._failed} failed" if self._failed else ""
-        return ", ".join(filter(None, (failed, doing, f"{tokens} tokens" if tokens else "")))
+        return ", ".join(filter(None, (failed, doing, pages if together else "", f"{tokens} tokens" if tokens else "")))
 
     def close(self) -> None:
         self._bar.close()

@@ -27,7 +27,9 @@ from models.errors import ConfigError, InvalidInput
 from models.family import IMAGE_SLOT
 from models.nearest import did_you_mean
 from models.pixels import Transparency
-from models.registry import defaults_of
+from models.registration import ModelEntry
+from models.registry import defaults_of, may_be_joint, reads_jointly
+from models.settings import InferenceSettings
 from runtime.documents import DEFAULT_DPI, DPI_RANGE, Document, Limits, Stopped, Workers, page_ranges, parse_pages
 from runtime.errors import RuntimeUnavailable
 from server import flags, memory
@@ -67,6 +69,8 @@ exit code: 0 all pages were read; 1 some failed or were left; 2 the command line
 
 # A page is read to its end here; the server's default is made for clients that set their own.
 READ_DEFAULTS: Mapping[str, Any] = {"max_new_tokens": 8192}
+# An answer to all pages of a document is as long as the model's context lets it be.
+SEVERAL_DEFAULTS: Mapping[str, Any] = {"max_new_tokens": 100_000}
 SERVER_JOBS = 4
 MOST_WORKERS = 8  # processes that draw pages at once
 _MOST_SECONDS = 1_000_000  # more than any page takes, and less than what a socket cannot hold
@@ -273,11 +277,14 @@ class _Command:
             reader.start()  # the model is exported before anything can be compared with it
         identity = reader.identity() or ""
         for plan in plans:
-            self._prepare(plan, identity)
+            self._prepare(plan, identity, joint=reader.joint)
             if self._stop.is_set():
                 raise Interrupted
             if output is not None and (resume or retry):
+                fingerprint = plan.fingerprint
                 output.resume(plan, unread=resume, failures=retry)
+                if reader.joint and plan.todo:
+                    plan.read_whole(fingerprint)
             if plan.error is not None:
                 say(f"failed: {plan.error}")
         total = sum(len(plan.todo) for plan in plans)
@@ -314,8 +321,8 @@ class _Command:
             raise Interrupted
         return 1 if any(plan.failed or plan.left or plan.error is not None for plan in plans) else 0
 
-    def _prepare(self, plan: DocumentPlan, identity: str) -> None:
-        """Count the document's pages and say which are wanted."""
+    def _prepare(self, plan: DocumentPlan, identity: str, *, joint: bool) -> None:
+        """Count the document's pages and say which are wanted. joint : they are read together."""
         try:
             with self._open(plan) as document:
                 plan.page_count = document.page_count
@@ -323,7 +330,7 @@ class _Command:
             pages = self._given["pages"]
             plan.pages = everything if pages is None else parse_pages(pages, plan.page_count)
             plan.version = plan.source.fingerprint
-            plan.fingerprint = self._fingerprint(plan, identity)
+            plan.fingerprint = self._fingerprint(plan, identity, joint=joint)
             plan.todo = plan.pages
         except Stopped:
             raise Interrupted from None
@@ -333,9 +340,10 @@ class _Command:
         except OSError as error:
             plan.error = f"{plan.source.name} cannot be opened: {error}"
 
-    def _fingerprint(self, plan: DocumentPlan, identity: str) -> str:
+    def _fingerprint(self, plan: DocumentPlan, identity: str, *, joint: bool) -> str:
         how = (identity, self._given["dpi"], self._options.max_image_megapixels, self._given["overlay"],
-               not any(FORMATS[form].links for form in self._target.formats))  # fmt: skip
+               not any(FORMATS[form].links for form in self._target.formats),
+               *(plan.pages if joint else ()))  # fmt: skip
         return hashlib.sha256(repr((plan.version, how)).encode()).hexdigest()[:32]
 
     def _open(self, plan: DocumentPlan) -> Document:
@@ -352,17 +360,27 @@ class _Command:
             self._transparency = self._settings_given.get("transparency", self._transparency)
             return RemoteReader(
                 self._given["server"], self._given.get("model"), task=task, prompt=prompt, raw=self._given["raw"],
-                settings={**READ_DEFAULTS, **self._settings_given}, api_key=self._given["api_key"],
-                retries=self._given["retries"], timeout=self._given["timeout"], stop=self._stop, jobs=SERVER_JOBS,
+                settings={**READ_DEFAULTS, **self._settings_given},
+                several={**SEVERAL_DEFAULTS, **self._settings_given} if may_be_joint(task, prompt) else None,
+                api_key=self._given["api_key"], retries=self._given["retries"], timeout=self._given["timeout"],
+                stop=self._stop, jobs=SERVER_JOBS,
             )  # fmt: skip
         entry = self._config.entry(self._options.model)
         asked = question(entry, task, prompt or "", 1)
         if asked.ignored:
             say(f"warning: {entry.id} knows only its own prompts; the pages are read with {asked.prompt!r}")
-        inference = {**defaults_of(entry.family), **READ_DEFAULTS, **self._config.inference}
-        settings = precedence.resolve(inference, entry.defaults, self._settings_given, {})
+        settings = self._settings(entry, 1, READ_DEFAULTS)
         self._transparency = settings.transparency
-        return LocalReader(self._config, self._options, asked.prompt, settings, self._stop, raw=self._given["raw"])
+        joint = reads_jointly(entry.family, asked.prompt)
+        return LocalReader(
+            self._config, self._options, asked.prompt, settings, self._stop, raw=self._given["raw"],
+            several=self._settings(entry, 2, SEVERAL_DEFAULTS) if joint else None,
+        )  # fmt: skip
+
+    def _settings(self, entry: ModelEntry, images: int, defaults: Mapping[str, Any]) -> InferenceSettings:
+        """For answers to so many images. defaults : of this command."""
+        inference = {**defaults_of(entry.family, images), **defaults, **self._config.inference}
+        return precedence.resolve(inference, entry.defaults, self._settings_given, {})
 
     def _summarise(self, plans: Sequence[DocumentPlan], total: int, seconds: float) -> None:
         if self._given["quiet"]:

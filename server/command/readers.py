@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Protocol
@@ -12,11 +13,13 @@ from PIL import Image
 
 from models.config import Config
 from models.grounding import Box
+from models.joint import PagePart, joint_prompt, not_reached, page_parts
 from models.manifest import FILE_NAME
 from models.settings import InferenceSettings
 from runtime.confidence import Confidence
+from runtime.documents import DrawnPages
 from runtime.errors import EngineClosed, QueueFull
-from runtime.requests import Finished, Generation, Request, TextModel
+from runtime.requests import Finished, Generation, Request, TextDelta, TextModel
 from server.errors import ModelUnavailable
 from server.loading import ModelKey, ModelSource
 from server.options import ServerOptions
@@ -76,8 +79,38 @@ class Reader(Protocol):
             when the user wanted an end meanwhile.
         """
 
+    @property
+    def joint(self) -> bool:
+        """Whether the pages of a document are read together, by ``read_together``."""
+
+    def read_together(self, pages: DrawnPages, work: PageWork | None = None) -> list[Reading | PageFailed]:
+        """Read all pages of a document in one answer; what it says of each, or that it does not reach the page.
+
+        Raises as ``read``, when none of the pages can be read.
+        """
+
     def close(self) -> None:
         """Let go of everything. Idempotent."""
+
+
+def spread(
+    whole: Reading, parts: Sequence[PagePart], pages: int, boxes: Sequence[Sequence[Box]]
+) -> list[Reading | PageFailed]:
+    """An answer to so many pages as one reading for each: what is of the whole answer is shared out evenly.
+
+    parts, boxes : of the pages that the answer reaches.
+    """
+    reached = len(parts)
+    prompt, rest = divmod(whole.prompt_tokens, reached)
+    timings = {stage: round(seconds / reached, 4) for stage, seconds in whole.timings.items()}
+    readings: list[Reading | PageFailed] = [
+        Reading(
+            whole.text[part.start : part.end], tuple(own), whole.finish_detail if i + 1 == reached else "eos",
+            prompt + (rest if i == 0 else 0), part.tokens, timings, whole.confidence,
+        )
+        for i, (part, own) in enumerate(zip(parts, boxes, strict=True))
+    ]  # fmt: skip
+    return readings + [PageFailed(not_reached(whole.finish_detail)) for _ in range(pages - reached)]
 
 
 class LocalReader:
@@ -85,11 +118,13 @@ class LocalReader:
 
     def __init__(
         self, config: Config, options: ServerOptions, prompt: str, settings: InferenceSettings, stop: threading.Event,
-        *, raw: bool = False,
+        *, raw: bool = False, several: InferenceSettings | None = None,
     ) -> None:  # fmt: skip
+        """several : for an answer to several pages, where the prompt asks for one; None: it does not."""
         from runtime.providers import find_device  # needs ONNX Runtime, and seconds to import it
 
         self._prompt, self._settings, self._stop, self._raw = prompt, settings, stop, raw
+        self._several = several
         device = find_device(options.device, options.threads or None)
         self._source = ModelSource(config, options, device.name)
         self._key: ModelKey = self._source.key(self._source.entry(options.model))
@@ -102,7 +137,8 @@ class LocalReader:
             return None  # not exported yet
         digest = hashlib.sha256(manifest)
         raw = ["raw"] if self._raw else []
-        digest.update(repr((self._prompt, self._settings, *raw)).encode())
+        several = [] if self._several is None else [self._several]
+        digest.update(repr((self._prompt, self._settings, *several, *raw)).encode())
         return digest.hexdigest()
 
     def describe(self) -> dict[str, object]:
@@ -111,7 +147,7 @@ class LocalReader:
             "dtype": self._key.dtype,
             "prompt": self._prompt,
             "raw": self._raw,
-            "settings": asdict(self._settings),
+            "settings": asdict(self._several or self._settings),
         }
 
     def start(self) -> int:
@@ -135,32 +171,45 @@ class LocalReader:
                 except ModelUnavailable as error:
                     raise CommandFailed(str(error)) from error
 
+    @property
+    def joint(self) -> bool:
+        return self._several is not None
+
     def read(self, page: Image.Image, work: PageWork | None = None) -> Reading:
         assert self._model is not None
-        generation = self._submit(Request(self._prompt, [page], self._settings, self._raw))
-        work = work or PageWork()
-        pieces: list[str] = []
+        pieces, event = self._answer(Request(self._prompt, [page], self._settings, self._raw), work or PageWork())
+        text = "".join(piece.text for piece in pieces)
+        return _reading(text, event, tuple(self._model.boxes(text, *page.size)))
+
+    def read_together(self, pages: DrawnPages, work: PageWork | None = None) -> list[Reading | PageFailed]:
+        assert self._model is not None
+        settings = self._several if self._several is not None and len(pages) > 1 else self._settings
+        request = Request(joint_prompt(self._prompt, len(pages)), pages, settings, self._raw)
+        pieces, event = self._answer(request, work or PageWork())
+        parts = page_parts([(piece.text, piece.token_count) for piece in pieces], len(pages))
+        whole = _reading("".join(piece.text for piece in pieces), event)
+        boxes = [
+            self._model.boxes(whole.text[part.start : part.end], *size)
+            for part, size in zip(parts, pages.sizes, strict=False)
+        ]
+        return spread(whole, parts, len(pages), boxes)
+
+    def _answer(self, request: Request, work: PageWork) -> tuple[list[TextDelta], Finished]:
+        """The pieces of an answer, and how it ended."""
+        generation = self._submit(request)
+        pieces: list[TextDelta] = []
         while not isinstance(event := generation.next_event(POLL_SECONDS), Finished):
             work.stage = generation.stage
             if event is not None:
-                pieces.append(event.text)
-                work.tokens += event.token_count
+                pieces.append(event)
+                work.add(event.text, event.token_count)
             if self._stop.is_set():
                 generation.cancel()
         if event.detail == "cancelled":
             raise Interrupted if self._stop.is_set() else CommandFailed("the model was closed under its pages")
         if event.error is not None:
             raise PageFailed(event.error)
-        text = "".join(pieces)
-        return Reading(
-            text,
-            tuple(self._model.boxes(text, *page.size)),
-            event.detail,
-            event.usage.prompt_tokens,
-            event.usage.completion_tokens,
-            {stage: round(seconds, 4) for stage, seconds in asdict(event.timings).items()},
-            event.confidence,
-        )
+        return pieces, event
 
     def _submit(self, request: Request) -> Generation:
         assert self._model is not None
@@ -178,3 +227,9 @@ class LocalReader:
         if self._model is not None:
             self._model.close()
             self._model = None
+
+
+def _reading(text: str, event: Finished, boxes: tuple[Box, ...] = ()) -> Reading:
+    timings = {stage: round(seconds, 4) for stage, seconds in asdict(event.timings).items()}
+    usage = event.usage
+    return Reading(text, boxes, event.detail, usage.prompt_tokens, usage.completion_tokens, timings, event.confidence)

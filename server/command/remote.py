@@ -25,15 +25,18 @@ from typing import Any
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from PIL import Image
+from PIL.TiffImagePlugin import AppendingTiffWriter
 
 from models.grounding import Box
+from models.joint import PagePart
 from models.precedence import BY_NAME
 from runtime.confidence import Confidence
+from runtime.documents import DrawnPages
 from server.auth import ENVIRONMENT
 
 from .errors import CommandFailed, Interrupted, PageFailed, UsageError
 from .progress import PageWork
-from .readers import Reading
+from .readers import Reading, spread
 
 log = logging.getLogger(__name__)
 
@@ -60,8 +63,10 @@ class RemoteReader:
     def __init__(
         self, url: str, model: str | None, *, task: str | None, prompt: str | None, settings: Mapping[str, Any],
         api_key: str | None, retries: int, timeout: float, stop: threading.Event, jobs: int, raw: bool = False,
+        several: Mapping[str, Any] | None = None,
     ) -> None:  # fmt: skip
-        """
+        """several : settings of an answer to several pages, where one is asked for.
+
         Raises
         ------
         UsageError
@@ -71,7 +76,8 @@ class RemoteReader:
         self._url = address._replace(netloc=address.netloc.rpartition("@")[2])  # as it is told and written
         self._proxy = _proxy_for(self._url)
         self._model, self._task, self._prompt = model, task, prompt
-        self._settings, self._raw = dict(settings), raw
+        self._settings, self._raw = dict(settings if several is None else several), raw
+        self.joint = several is not None
         self._retries, self._timeout, self._stop, self._jobs = retries, timeout, stop, jobs
         key = _checked_key((api_key or os.environ.get(ENVIRONMENT, "").split(",")[0]).strip())
         login = f"Bearer {key}" if key else _basic(address)
@@ -114,12 +120,34 @@ class RemoteReader:
         return self._jobs
 
     def read(self, page: Image.Image, work: PageWork | None = None) -> Reading:
-        work = work or PageWork()
-        body = json.dumps(self._body(page)).encode()
-        reading: Reading = self._tried(self._retries, lambda: self._ask(body, work))
+        buffer = io.BytesIO()
+        page.save(buffer, "PNG", compress_level=1)
+        url = "data:image/png;base64," + base64.b64encode(buffer.getbuffer()).decode()
+        reading, _ = self._read({"type": "image_url", "image_url": {"url": url}}, work or PageWork())
+        return reading
+
+    def read_together(self, pages: DrawnPages, work: PageWork | None = None) -> list[Reading | PageFailed]:
+        """The pages go to the server as the frames of a TIFF, each with the pixels that it has here."""
+        url = "data:image/tiff;base64," + base64.b64encode(_as_frames(pages)).decode()
+        part = {"type": "file", "file": {"file_data": url, "filename": "pages.tif"}}
+        whole, extension = self._read(part, work or PageWork())
+        described = sorted(extension.get("pages", ()), key=lambda page: int(page["page"]))
+        if len(described) != len(pages):
+            raise PageFailed("the server does not say where each page's text is; one of ocr-onnx does")
+        reached = [page for page in described if "error" not in page]
+        parts = [PagePart(page["start"], page["end"], page.get("completion_tokens", 0)) for page in reached]
+        places = extension.get("boxes", ())
+        boxes = [[_box(entry) for entry in places if entry["page"] == page["page"]] for page in reached]
+        readings = iter(spread(whole, parts, len(parts), boxes))
+        return [PageFailed(str(page["error"])) if "error" in page else next(readings) for page in described]
+
+    def _read(self, part: Mapping[str, Any], work: PageWork) -> tuple[Reading, Mapping[str, Any]]:
+        """A whole answer, and what the server says beside its text."""
+        body = json.dumps(self._body(part)).encode()
+        answer: tuple[Reading, Mapping[str, Any]] = self._tried(self._retries, lambda: self._ask(body, work))
         with self._lock:
             self._given_up = 0
-        return reading
+        return answer
 
     def close(self) -> None:
         with self._lock:
@@ -129,11 +157,8 @@ class RemoteReader:
 
     # One request.
 
-    def _body(self, page: Image.Image) -> dict[str, Any]:
-        buffer = io.BytesIO()
-        page.save(buffer, "PNG", compress_level=1)
-        url = "data:image/png;base64," + base64.b64encode(buffer.getbuffer()).decode()
-        content: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": url}}]
+    def _body(self, part: Mapping[str, Any]) -> dict[str, Any]:
+        content: list[Mapping[str, Any]] = [part]
         if self._prompt is not None:
             content.append({"type": "text", "text": self._prompt})
         body: dict[str, Any] = {
@@ -153,8 +178,8 @@ class RemoteReader:
                 body[setting.spellings[0]] = setting.off[0]
         return body
 
-    def _ask(self, body: bytes, work: PageWork) -> Reading:
-        work.stage, work.tokens = "sent", 0
+    def _ask(self, body: bytes, work: PageWork) -> tuple[Reading, Mapping[str, Any]]:
+        work.begin_again("sent")
         pieces: list[str] = []
         usage: Mapping[str, Any] = {}
         extension: Mapping[str, Any] | None = None
@@ -167,7 +192,8 @@ class RemoteReader:
                 for choice in chunk.get("choices", ()):
                     pieces.append(choice.get("delta", {}).get("content") or "")
                     if pieces[-1]:
-                        work.stage, work.tokens = "reading", work.tokens + 1  # a piece has a token, mostly
+                        work.stage = "reading"
+                        work.add(pieces[-1], 1)  # a piece has a token, mostly
                     if extension is None and choice.get("finish_reason"):  # a server of another make
                         extension = {"finish_detail": _DETAILS.get(choice["finish_reason"], "eos")}
         if extension is None:
@@ -179,15 +205,17 @@ class RemoteReader:
         if extension.get("prompt_ignored") and not self._told:
             self._told = True
             log.warning("the server's model knows only its own prompts; the pages are read with its default task")
-        return Reading(
+        sure = extension.get("confidence")
+        reading = Reading(
             "".join(pieces),
             tuple(_box(box) for box in extension.get("boxes", ())),
             str(extension.get("finish_detail", "eos")),
             int(usage.get("prompt_tokens", 0)),
             int(usage.get("completion_tokens", 0)),
             {str(stage): float(seconds) for stage, seconds in extension.get("timings", {}).items()},
-            Confidence(float(sure["mean"]), float(sure["lowest"])) if (sure := extension.get("confidence")) else None,
+            Confidence(float(sure["mean"]), float(sure["lowest"])) if sure else None,
         )
+        return reading, extension
 
     def _get_json(self, path: str) -> Any:
         with self._response("GET", path) as response:
@@ -380,6 +408,16 @@ def _events(response: http.client.HTTPResponse) -> Iterator[Mapping[str, Any]]:
             raise _TryAgain(f"the server sent something else than JSON: {error}") from error
         if isinstance(event, dict):
             yield event
+
+
+def _as_frames(pages: DrawnPages) -> bytes:
+    """Pages as one TIFF without loss, of which no more than one is in memory as pixels."""
+    buffer = io.BytesIO()
+    with AppendingTiffWriter(buffer) as frames:
+        for page in pages:
+            page.save(frames, "TIFF", compression="tiff_adobe_deflate")
+            frames.newFrame()
+    return buffer.getvalue()
 
 
 def _box(entry: Mapping[str, Any]) -> Box:

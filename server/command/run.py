@@ -22,7 +22,7 @@ from server import memory
 from ..writers import Material, PageResult
 from .errors import CommandFailed, Interrupted
 from .material import OpenedAgain
-from .page import failed, read_page
+from .page import failed, read_page, read_together
 from .plan import DocumentPlan
 from .progress import Progress, say
 from .readers import Reader
@@ -89,14 +89,14 @@ class Run:
         """
         self._left = {plan.source.name: len(plan.todo) for plan in plans}
         tasks = self._tasks(plans)
-        flying: dict[Future[PageResult], _Open] = {}
+        flying: dict[Future[list[PageResult]], _Open] = {}
         try:
             with ThreadPoolExecutor(jobs, "page") as pool:
                 try:
                     while True:
                         while len(flying) < jobs and not self._stop.is_set() and (task := next(tasks, None)):
-                            opened, index = task
-                            flying[pool.submit(self._read, opened, index)] = opened
+                            opened, indices = task
+                            flying[pool.submit(self._read, opened, indices)] = opened
                         if not flying:
                             break
                         for future in wait(flying, POLL_SECONDS, FIRST_COMPLETED).done:
@@ -113,8 +113,8 @@ class Run:
         if self._broken is not None:
             raise self._broken
 
-    def _tasks(self, plans: Sequence[DocumentPlan]) -> Iterator[tuple[_Open, int]]:
-        """Pages in order. A document is opened when its first page is asked for."""
+    def _tasks(self, plans: Sequence[DocumentPlan]) -> Iterator[tuple[_Open, Sequence[int]]]:
+        """Pages in order, those read together as one. A document is opened when its first page is asked for."""
         for plan in plans:
             if not plan.todo:
                 if plan.error is None and not plan.whole and not plan.left:
@@ -131,42 +131,57 @@ class Run:
                 continue
             opened = _Open(plan, document, len(plan.todo))
             self._opened.append(opened)
-            for index in plan.todo:
-                yield opened, index
+            yield from [(opened, plan.todo)] if self._reader.joint else ((opened, [index]) for index in plan.todo)
 
-    def _read(self, opened: _Open, index: int) -> PageResult:
-        """Runs on a thread of the pool."""
-        started = time.monotonic()
-        work = self._progress.begin()
+    def _read(self, opened: _Open, indices: Sequence[int]) -> list[PageResult]:
+        """One page, or those that are read together. Runs on a thread of the pool."""
+        work = self._progress.begin(len(indices))
+        document, stop, doubt = opened.document, self._stop.is_set, self._min_confidence
         try:
-            if self._stop.is_set():
+            if stop():
                 raise Interrupted
+            if self._reader.joint:
+                read = read_together(self._reader, document, indices, stop, min_confidence=doubt, work=work)
+                return [self._keep(opened, result, page) for result, page in read]
             result, page = read_page(
-                self._reader, lambda: opened.document.draw(index, self._stop.is_set), index, opened.plan.source.name,
-                min_confidence=self._min_confidence, work=work,
+                self._reader, lambda: document.draw(indices[0], stop), indices[0], opened.plan.source.name,
+                min_confidence=doubt, work=work,
             )  # fmt: skip
+            return [self._keep(opened, result, page)]
         finally:
             self._progress.end(work)
+
+    def _keep(self, opened: _Open, result: PageResult, page: Image.Image | None) -> PageResult:
+        started = time.monotonic()
         try:
             return self._sink.keep(opened.plan, result, page)
         except OSError as error:
             raise CommandFailed(
-                f"page {index + 1} of {opened.plan.source.name} cannot be written: {error}; go on with --resume"
+                f"page {result.page} of {opened.plan.source.name} cannot be written: {error}; go on with --resume"
             ) from error
         except Exception as error:  # a picture that cannot be made of this page
-            log.exception("unexpected error while writing page %d of %s", index + 1, opened.plan.source.name)
-            result = failed(index, f"internal error: {type(error).__name__}: {error}", started)
+            log.exception("unexpected error while writing page %d of %s", result.page, opened.plan.source.name)
+            result = failed(result.page - 1, f"internal error: {type(error).__name__}: {error}", started)
             return self._sink.keep(opened.plan, result, None)
 
-    def _settle(self, opened: _Open, future: Future[PageResult]) -> None:
+    def _settle(self, opened: _Open, future: Future[list[PageResult]]) -> None:
         try:
-            result = future.result()
+            results = future.result()
         except Interrupted:
             return
         except Exception as error:
             self._broken = self._broken or error
             self._stop.set()
             return
+        for result in results:
+            self._settle_page(opened, result)
+        if not opened.unsettled:
+            opened.document.close()
+            self._opened.remove(opened)
+            if not opened.plan.left:
+                self._finish(opened.plan)
+
+    def _settle_page(self, opened: _Open, result: PageResult) -> None:
         plan = opened.plan
         opened.unsettled -= 1
         self._left[plan.source.name] -= 1
@@ -176,11 +191,6 @@ class Run:
         if self._settled % TIDY_PAGES == 0:
             memory.give_memory_back()
         tell(plan, result)
-        if not opened.unsettled:
-            opened.document.close()
-            self._opened.remove(opened)
-            if not plan.left:
-                self._finish(plan)
 
     def _finish(self, plan: DocumentPlan) -> None:
         """Have a document written; one that cannot be does not end the others."""

@@ -33,6 +33,8 @@ def page_of(number: int, size: tuple[int, int] = (60, 40)) -> Image.Image:
 class ScriptedReader:
     """See ``readers.Reader``: reads a page's colour. Its class attributes are the script, its lists the record."""
 
+    joint = False
+
     def __init__(self, stop: threading.Event, prompt: str, settings: Any, raw: bool) -> None:
         self.stop, self.prompt, self.settings, self.raw = stop, prompt, settings, raw
         self.script: Callable[[int, Image.Image], str | Exception] = lambda number, page: f"page {number}"
@@ -85,8 +87,10 @@ class Program:
         self.out = self.err = ""
 
     def make_reader(
-        self, config: Any, options: Any, prompt: str, settings: Any, stop: threading.Event, *, raw: bool
-    ) -> Any:
+        self, config: Any, options: Any, prompt: str, settings: Any, stop: threading.Event, *, raw: bool,
+        several: Any = None,
+    ) -> Any:  # fmt: skip
+        assert several is None, "the scripted reader reads page by page"
         reader = ScriptedReader(stop, prompt, settings, raw)
         reader.script, reader.model = self.script, self.model
         self.readers.append(reader)

@@ -1,7 +1,7 @@
 """The real server process with scripted models: ``python -m tests.server.fake_server`` takes ocr-onnx-serve's flags.
 
 The prompt decides what a model does. Words with a meaning: ``slow`` (40 pieces, 50 ms apart), ``brisk`` (10 ms apart),
-``silent`` (2 s before the first piece), ``endless``, ``broken`` (the engine fails).
+``silent`` (2 s before the first piece), ``endless``, ``broken`` (the engine fails); ``Multi page`` reads all pages.
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ from tests.server.fake import ScriptedModel, Step
 def script(request: Request) -> Iterable[Step]:
     if "broken" in request.prompt:
         raise RuntimeError("scripted failure")
+    if "Multi page" in request.prompt:
+        yield from all_pages(request)
+        return
     if "silent" in request.prompt:
         yield 2.0
     if "slow" in request.prompt:
@@ -44,6 +47,15 @@ def script(request: Request) -> Iterable[Step]:
         yield from ("Grüße", ", ", "世界", ".")
 
 
+def all_pages(request: Request) -> Iterable[Step]:
+    """Each page says the number that is its colour (see ``tests.command.conftest.page_of``) and where it stands."""
+    for i, page in enumerate(request.images):
+        number = page.getpixel((0, 0))[0]  # type: ignore[index]
+        yield from ["<PAGE>"] if i else []
+        yield "<|det|>image [0, 0, 499, 999]<|/det|>"
+        yield f"page {number}"
+
+
 def open_model(folder: Path, *, max_queue: int, slots: int | None, **_: Any) -> ScriptedModel:
     return ScriptedModel(script, slots=slots or 4, max_queue=max_queue, keeps=False)
 
@@ -54,7 +66,11 @@ if __name__ == "__main__":
     server.generate.PING_SECONDS = 0.5
     if "HASTY" in os.environ:  # for tests of slow clients
         server.door.HEADER_SECONDS = server.door.GRACE_SECONDS = 1.0
-    for model_id, dtype in (("deepseek-ocr", "q8"), ("tiny-ocr", "f32")):  # the defaults on a CPU
+    for model_id, dtype in (
+        ("deepseek-ocr", "q8"),
+        ("tiny-ocr", "f32"),
+        ("unlimited-ocr", "q8"),
+    ):  # the defaults on a CPU
         folder = cache_dir() / "models" / model_id / "onnx" / dtype
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "manifest.json").write_text("{}")
