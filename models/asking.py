@@ -10,10 +10,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from .errors import InvalidInput
 from .families import FAMILIES
 from .family import IMAGE_SLOT, QUOTED_SLOT, TEXT_SLOT, task_prompt
+from .layout.place import without_detector
+from .layout.task import DOCUMENT, DOCUMENT_PROMPT
 from .registration import ModelEntry
-from .registry import default_task, reads_jointly, tasks_of
+from .registry import default_task, element_tasks, reads_jointly
 
 
 @dataclass(frozen=True)
@@ -30,20 +33,37 @@ def question(entry: ModelEntry, task: str | None, words: str, images: int) -> Qu
     Raises
     ------
     InvalidInput
-        see ``models.family.task_prompt``.
+        see ``models.family.task_prompt``; for several images and a task that takes one.
     """
     words = words.strip()
     if task is None and words:
         if knows(entry, words):
             return Question(with_slots(words, images))
-        return Question(task_prompt(tasks_for(entry), default_task(entry), images=images), ignored=True)
-    return Question(task_prompt(tasks_for(entry), task or default_task(entry), words, images))
+        return Question(task_prompt(tasks_for(entry), default_task(entry, images), images=images), ignored=True)
+    task = task or default_task(entry, images)
+    if task == DOCUMENT:
+        check_document(entry, images)
+    return Question(task_prompt(tasks_for(entry), task, words, images))
 
 
 def tasks_for(entry: ModelEntry) -> Mapping[str, str]:
-    """The tasks that a model was trained on, with their prompts: its family's, unless the entry names some of them."""
-    tasks = tasks_of(entry.family)
-    return tasks if entry.tasks is None else {name: tasks[name] for name in tasks if name in entry.tasks}
+    """The tasks that a model was trained on, with their prompts, and ``document`` where there is a detector for it."""
+    tasks = element_tasks(entry)
+    return tasks if entry.detector is None else {DOCUMENT: DOCUMENT_PROMPT, **tasks}
+
+
+def check_document(entry: ModelEntry, images: int = 1) -> None:
+    """Look whether a model can read a page by its parts.
+
+    Raises
+    ------
+    InvalidInput
+        saying what to do: there is no detector, or more than a page.
+    """
+    if entry.detector is None:
+        raise InvalidInput(without_detector(entry))
+    if images > 1:
+        raise InvalidInput(f"task document reads a page at a time, and there are {images} images; send them one by one")
 
 
 def joint_tasks(entry: ModelEntry) -> list[str]:
@@ -62,7 +82,7 @@ def knows(entry: ModelEntry, words: str) -> bool:
     if takes_any_prompt(entry):
         return True
     others = FAMILIES[entry.family].known_prompts
-    known = [_bare(prompt).split(TEXT_SLOT) for prompt in (*tasks_for(entry).values(), *(others or ()))]
+    known = [_bare(prompt).split(TEXT_SLOT) for prompt in (*element_tasks(entry).values(), *(others or ()))]
     return any(re.fullmatch(".+".join(map(re.escape, texts)), _bare(words), re.DOTALL) for texts in known)
 
 

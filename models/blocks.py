@@ -48,6 +48,8 @@ class Block:
     label: str = ""
     confidence: float | None = None
     level: int = 0
+    detail: str = ""
+    error: str = ""
 
 
 def kind_of(label: str) -> Kind:

@@ -25,6 +25,9 @@ from .config_template import DEFAULT_ACTIVE, SERVER_KEYS, render
 from .errors import ConfigError, InvalidInput
 from .families import FAMILIES
 from .layout.detectors import NONE, detector_of
+from .layout.page_rules import PLAIN
+from .layout.place import is_folder, with_detector
+from .layout.task import DOCUMENT
 from .nearest import did_you_mean
 from .registration import ModelEntry
 from .registry import tasks_of
@@ -103,7 +106,7 @@ class Config:
         own.pop("family", None)
         if "source" in own or "revision" in own:
             own["id"] = model_id
-        return dataclasses.replace(base, **own)
+        return with_detector(dataclasses.replace(base, **own), self.cache_dir)
 
     def dtype_of(self, entry: ModelEntry, device: str) -> str:
         """The dtype of an entry's weights: its own, else this file's, else the default of the device and the size."""
@@ -125,10 +128,11 @@ class Config:
         if known is None:
             family = own.pop("family", "deepseek-ocr")
             # As in deepseek-ocr.rs, an entry without a source is the family's published model.
-            published = FAMILIES[family].models[0].source
-            return dataclasses.replace(ModelEntry(model_id, family, published), **own)
+            published = FAMILIES[family].models[0]
+            entry = ModelEntry(model_id, family, published.source, layout=published.layout)
+            return with_detector(dataclasses.replace(entry, **own), self.cache_dir)
         own["defaults"] = {**known.defaults, **own.get("defaults", {})}
-        return dataclasses.replace(known, **own)
+        return with_detector(dataclasses.replace(known, **own), self.cache_dir)
 
 
 def load_config(path: Path | None = None, *, create: bool = False) -> Config:
@@ -228,7 +232,7 @@ class _Reader:
         self._known(
             table,
             where,
-            {"kind", "source", "revision", "dtype", "snapshot", "task", "tasks", "layout", "defaults", *files},
+            {"kind", "source", "revision", "dtype", "snapshot", "task", "tasks", "layout", "page", "defaults", *files},
         )
         try:
             paths.check_model_id(model_id)
@@ -256,6 +260,8 @@ class _Reader:
             entry["tasks"] = tuple(tasks)
         if (layout := self._typed(table, where, "layout", str, "a layout detector")) is not None:
             entry["layout"] = self._layout(where, layout)
+        if "page" in table:
+            entry["page"] = self._page_rules(f"{where}.page", self._table(table, "page", where))
         for name in files:
             if (file := self._typed(table, where, name, str, "a path")) is not None:
                 entry[name] = self.path.parent / Path(file).expanduser()
@@ -270,9 +276,19 @@ class _Reader:
             }
         return entry
 
+    def _page_rules(self, where: str, table: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Rules that an entry changes; which they are over, its family says."""
+        try:
+            PLAIN.change(table)
+        except InvalidInput as error:
+            raise ConfigError(f"{self.path}: [{where}] {error}") from None
+        return dict(table)
+
     def _layout(self, where: str, layout: str) -> str | None:
         if layout == NONE:
             return None
+        if is_folder(layout):
+            return str((self.path.parent / Path(layout).expanduser()).resolve())
         try:
             return detector_of(layout).id
         except ConfigError as error:
@@ -283,7 +299,7 @@ class _Reader:
         for name in (entry.tasks or ()) if known else ():
             if name not in known:
                 self._fail(where, "tasks", f"some of {', '.join(known)}", name)
-        tasks = entry.tasks or tuple(known)
+        tasks = (*(entry.tasks or known), *([DOCUMENT] if entry.layout is not None else []))
         if entry.task is not None and tasks and entry.task not in tasks:
             self._fail(where, "task", f"one of {', '.join(tasks)}", entry.task)
 

@@ -229,7 +229,8 @@ _HEAD = """\
 # dtype = "q8"
 # task = "ocr"                    # of an image without a text
 # tasks = ["ocr", "free"]         # all that it was trained on: other prompts are then read as the default task
-# layout = "v3"                   # detector for reading whole pages block by block: v2, v3 or none
+# layout = "v3"                   # detector for reading whole pages block by block: v2, v3, its folder, or none
+# page = {{ margin = 4, hidden = ["number"] }}   # rules of that, see tools/docs/layout.md
 # defaults = {{ max_new_tokens = 2048 }}
 
 [inference]

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from .family import Family
 from .family_settings import FamilySettings
+from .layout.page_rules import PageRules
 from .manifest import Manifest
 
 
@@ -37,7 +38,9 @@ class ModelEntry:
         None  # what an image without a prompt is read for; None: the first of tasks, the family's default
     )
     tasks: tuple[str, ...] | None = None  # all that it was trained on; None: its family's, and what the family follows
-    layout: str | None = None  # the detector of its layout step, one of models.layout.detectors; None: it has no step
+    layout: str | None = None  # the detector that takes pages apart: its id, or a folder; None: there is no such step
+    page: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))  # rules of that, over its family's
+    detector: Path | None = None  # where that detector is; None: nowhere yet
     description: str = ""
 
 
@@ -64,6 +67,8 @@ class Registration:
     architectures : what config.json of its checkpoints says there.
     known_prompts : beside those of its tasks, where its models know no others; None: they follow any prompt.
     prompts : texts with the ids that the published tokenizer gives them: a rewritten one is told by them.
+    page : how pages are read by their parts; None: by the plain rules. elements : which task reads what, see
+    ``models.layout.page_rules``; None: those of the same name, and the default task for text.
     rules : None for a family that is known by name only.
     exporter : class with the members of ``export.family.FamilyExport``.
     reference : class with the members of ``tools.reference_family.ReferenceFamily``; None: nothing to compare with.
@@ -75,6 +80,8 @@ class Registration:
     kinds: tuple[str, ...] = ()
     prompts: Mapping[str, tuple[int, ...]] = field(default_factory=lambda: MappingProxyType({}))
     known_prompts: tuple[str, ...] | None = None
+    page: PageRules | None = None
+    elements: Mapping[str, str] | None = None
     rules: FamilyClass | None = None
     exporter: str | None = None
     reference: str | None = None

@@ -9,6 +9,7 @@ from typing import Any
 from .errors import ManifestError
 from .families import FAMILIES
 from .family import IMAGE_SLOT, Family
+from .layout.task import DOCUMENT
 from .manifest import Manifest
 from .registration import FamilyClass, ModelEntry
 
@@ -67,18 +68,34 @@ def usual(family: str, setting: str) -> Any:
     return None if declared is None else (declared.examples or [None])[0]
 
 
-def default_task(entry: ModelEntry) -> str:
-    """The task of an image that comes without a prompt: the entry's own, else its first, else its family's.
+def element_tasks(entry: ModelEntry) -> Mapping[str, str]:
+    """The tasks that a model was trained on, with their prompts: its family's, unless the entry names some of them."""
+    tasks = tasks_of(entry.family)
+    return tasks if entry.tasks is None else {name: tasks[name] for name in tasks if name in entry.tasks}
+
+
+def default_element(entry: ModelEntry) -> str:
+    """The task of an image that is read as it is: the entry's own, else its first, else its family's.
 
     The family must be one of those that this version supports.
     """
-    if entry.task is not None:
+    if entry.task is not None and entry.task != DOCUMENT:
         return entry.task
     if entry.tasks:
         return entry.tasks[0]
     rules = _rules(entry.family)
     assert rules is not None, f"{entry.family} is known by name only"
     return rules.default_task
+
+
+def default_task(entry: ModelEntry, images: int = 1) -> str:
+    """The task of an image that comes without a prompt: the entry's own, else ``document`` where there is a detector.
+
+    images : several are never pages to be taken apart.
+    """
+    if entry.detector is not None and images == 1 and entry.task in (None, DOCUMENT):
+        return DOCUMENT
+    return default_element(entry)
 
 
 def _words(prompt: str) -> str:

@@ -13,14 +13,16 @@ from models.errors import ConfigError, ManifestError
 from models.exporter import command, environment
 from models.manifest import FILE_NAME, restore_retired
 from models.paths import check_model_id
+from models.registration import ModelEntry
 
 from .providers import find_device
 
 log = logging.getLogger(__name__)
 
 
-def exported_folder(model: str | os.PathLike[str], dtype: str | None, device: str) -> Path:
-    """The folder of a model, which is exported first when it is named by its id and not there yet.
+def exported_folder(model: str | os.PathLike[str], dtype: str | None, device: str) -> tuple[Path, ModelEntry | None]:
+    """The folder of a model, which is exported first when it is named by its id and not there yet; and its entry,
+    where it is named by that.
 
     Parameters
     ----------
@@ -38,7 +40,7 @@ def exported_folder(model: str | os.PathLike[str], dtype: str | None, device: st
     """
     folder = Path(model).expanduser()
     if folder.exists() or not _may_be_id(os.fspath(model)):
-        return folder
+        return folder, None
     resolved = find_device(device).name
     try:
         config = load_config()
@@ -61,7 +63,7 @@ def exported_folder(model: str | os.PathLike[str], dtype: str | None, device: st
         if made.returncode:
             reason = made.stderr.rpartition("error: ")[2].strip() or "no message"
             raise ManifestError(f"model {entry.id} could not be exported: {reason}")
-    return target
+    return target, entry
 
 
 def _may_be_id(text: str) -> bool:

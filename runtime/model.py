@@ -17,12 +17,13 @@ import numpy as np
 from PIL import Image
 from tokenizers import Tokenizer
 
-from models.asking import question, tasks_for
+from models.asking import check_document, question, tasks_for
 from models.blocks import Block, scaled, seen_per_pixel
-from models.catalog import CATALOG
 from models.errors import ContextExceeded, InvalidInput, ManifestError
-from models.family import QUOTE_MARK, PreparedImage, Verbatim
+from models.family import QUOTE_MARK, Family, OutputFilter, PreparedImage, Verbatim
 from models.grounding import Box
+from models.layout.step import page_defaults
+from models.layout.task import is_document
 from models.manifest import Manifest
 from models.pixels import upright_rgb
 from models.precedence import BY_NAME
@@ -34,7 +35,9 @@ from .decoder import Decoder
 from .engine import Engine
 from .engines import EngineGroup
 from .errors import GenerationFailed
+from .layout_step import entry_of, page_reader, with_layout
 from .locate import exported_folder
+from .pages import Detector, PageGeneration
 from .planning import default_slots, prefill_chunk
 from .providers import Device, each_card, find_device
 from .requests import Finished, Generation, Request, Result, TextDelta
@@ -69,7 +72,10 @@ class Model:
         vision_cache_mb: float,
         max_context: int | None,
         warm_up: WarmUp | None,
+        entry: ModelEntry,
+        layout: Detector | None,
     ) -> None:
+        self._entry = entry
         self.manifest = manifest = manifest.with_context(max_context)
         devices = [find_device(name, threads) for name in each_card(device)]
         self.device = devices[0]
@@ -86,6 +92,7 @@ class Model:
         self.slots = 0  # of all devices together
         engines = [self._engine_on(one, folder, slots, max_queue, vision_cache_mb, warm_up) for one in devices]
         self._engine: Engine | EngineGroup = engines[0] if len(engines) == 1 else EngineGroup(engines)
+        self._pages = page_reader(self, entry, layout, self.device.name, threads)
         # Who forgets to close a model has its memory back all the same. No waiting: this may run in any thread.
         weakref.finalize(self, self._engine.close, wait=False).atexit = False
 
@@ -116,7 +123,8 @@ class Model:
         cls, model: str | os.PathLike[str], *, dtype: str | None = None, device: str = "auto",
         threads: int | None = None, slots: int | None = None, max_queue: int = 64,
         vision_cache_mb: float = DEFAULT_VISION_CACHE_MB, max_context: int | None = None,
-        warm_up: WarmUp | None = None,
+        warm_up: WarmUp | None = None, layout: str | os.PathLike[str] | Detector | None = None,
+        entry: ModelEntry | None = None,
     ) -> Self:  # fmt: skip
         """Load an exported model.
 
@@ -142,6 +150,11 @@ class Model:
         warm_up
             none, quick or full: how much of what is slow the first time is run before this returns; None is quick on
             CUDA and none elsewhere.
+        layout
+            what takes pages apart for the task ``document``: the name of a detector (v2, v3), the folder of its export,
+            anything that finds regions, or "none"; None is the model's own.
+        entry
+            what the catalogue and config.toml say of the model; None looks that up.
 
         Raises
         ------
@@ -154,15 +167,20 @@ class Model:
         """
         if max_context is not None and max_context < LEAST_CONTEXT:
             raise ValueError(f"max_context is {max_context}; a page with its answer needs at least {LEAST_CONTEXT}")
-        folder = exported_folder(model, dtype, device)
+        folder, found = exported_folder(model, dtype, device)
         manifest = Manifest.load(folder)
+        entry, detector = with_layout(entry or found or entry_of(manifest), layout)
         return cls(
             folder, manifest, device=device, threads=threads, slots=slots, max_queue=max_queue,
             vision_cache_mb=vision_cache_mb, max_context=max_context, warm_up=warm_up,
+            entry=entry, layout=detector,
         )  # fmt: skip
 
     def submit(self, request: Request) -> Generation:
         """See ``TextModel.submit``."""
+        if is_document(request.prompt):
+            check_document(self._entry, len(request.images))
+            return self._pages.submit(request)
         started = time.monotonic()
         self._name_ignored(request.settings)
         (images, sizes), limit = self._prepared(request), self.manifest.max_length
@@ -176,7 +194,7 @@ class Model:
         blocks, scale = None, (1.0, 1.0)
         if len(images) == 1:
             page, seen = sizes[0], images[0].seen or sizes[0]
-            blocks, scale = partial(self._blocks, page=page, seen=seen), seen_per_pixel(seen, page)
+            blocks, scale = partial(_blocks_on, self._family, page=page, seen=seen), seen_per_pixel(seen, page)
         output = Verbatim() if request.raw else self._family.output(request.prompt, request.settings.family, scale)
         sequence = EngineSequence(
             prompt_ids, images, request.settings, self._vocabulary, limit, time.monotonic() - started, output,
@@ -224,7 +242,7 @@ class Model:
         finally:
             sequence.cancel()  # at Ctrl-C nobody wants the rest
         _raise_failure(event)
-        return Result("".join(pieces), list(sequence.tokens), event)
+        return Result("".join(pieces), _tokens_of(sequence), event)
 
     def stream(
         self, image: ImageLike | Sequence[ImageLike], prompt: str | None = None, *,
@@ -250,13 +268,13 @@ class Model:
         """The task of an image without a prompt: the catalogue's word for this model, else its family's."""
         return default_task(self._entry)
 
-    @property
-    def _entry(self) -> ModelEntry:
-        manifest = self.manifest
-        return CATALOG.get(manifest.id) or ModelEntry(manifest.id, manifest.family, manifest.source.name)
-
     def check(self, prompt: str, settings: InferenceSettings) -> None:
         """See ``TextModel.check``."""
+        if is_document(prompt):
+            check_document(self._entry)
+            for of_part in self._pages.prompts.values():
+                self.check(of_part, settings)
+            return
         image = self._family.smallest_image(settings.family)
         self._family.prompt_ids(prompt, [image.token_count], self._encode)
 
@@ -264,12 +282,17 @@ class Model:
         """See ``TextModel.boxes``."""
         return self._family.boxes(text, width, height)
 
+    def filter_for(self, prompt: str, settings: InferenceSettings) -> OutputFilter:
+        """See ``runtime.pages.Recogniser``."""
+        return self._family.output(prompt, settings.family)
+
     def drain(self, timeout: float | None = None) -> bool:
         """See ``TextModel.drain``."""
         return self._engine.drain(timeout)
 
     def close(self) -> None:
         """See ``TextModel.close``."""
+        self._pages.close()
         self._engine.close()
 
     @property
@@ -296,15 +319,13 @@ class Model:
     def _start(
         self, image: ImageLike | Sequence[ImageLike], prompt: str | None, task: str | None, raw: bool,
         settings: dict[str, Any],
-    ) -> EngineSequence:  # fmt: skip
+    ) -> Generation:  # fmt: skip
         images = [image] if isinstance(image, (str, os.PathLike, bytes, Image.Image)) else list(image)
         if task is not None or prompt is None:
             prompt = question(self._entry, task, prompt or "", len(images)).prompt
-        values = InferenceSettings().override({**defaults_of(self.manifest.family, len(images)), **settings})
-        request = Request(prompt, [_open_image(one) for one in images], values, raw)
-        sequence = self.submit(request)
-        assert isinstance(sequence, EngineSequence)
-        return sequence
+        defaults = {**defaults_of(self.manifest.family, len(images)), **page_defaults(self._entry, prompt)}
+        values = InferenceSettings().override({**defaults, **settings})
+        return self.submit(Request(prompt, [_open_image(one) for one in images], values, raw))
 
     def _prepared(self, request: Request) -> tuple[list[PreparedImage], list[tuple[int, int]]]:
         """The request's images, cut one after the other, and their sizes: nobody keeps a picture beyond that."""
@@ -322,11 +343,6 @@ class Model:
                 )
         return prepared, sizes
 
-    def _blocks(self, text: str, page: tuple[int, int], seen: tuple[int, int]) -> tuple[Block, ...]:
-        """What an answer names on its page; both sizes are (width, height)."""
-        found = self._family.blocks(text, *seen)
-        return found if seen == page else scaled(found, seen, page)
-
     def _name_ignored(self, settings: InferenceSettings) -> None:
         """Say once for each setting that is of other families than this model's."""
         others = settings.family.keys() - self._family.settings.model_fields.keys() - self._ignored
@@ -339,6 +355,20 @@ class Model:
         # A quoted slot in one piece would be the token of an image.
         pieces = text.split(QUOTE_MARK)
         return [token for piece in pieces for token in self._tokenizer.encode(piece, add_special_tokens=False).ids]
+
+
+def _blocks_on(family: Family, text: str, page: tuple[int, int], seen: tuple[int, int]) -> tuple[Block, ...]:
+    """What an answer names on its page; both sizes are (width, height). A request that runs on holds no model."""
+    found = family.blocks(text, *seen)
+    return found if seen == page else scaled(found, seen, page)
+
+
+def _tokens_of(generation: Generation) -> list[int]:
+    """All that were generated, of a page in the order of its parts."""
+    if isinstance(generation, PageGeneration):
+        return [token for one in generation.generations for token in _tokens_of(one)]
+    assert isinstance(generation, EngineSequence)
+    return list(generation.tokens)
 
 
 def _raise_failure(finished: Finished) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Literal, Protocol
 
 from PIL import Image
 
 from models.blocks import Block
 from models.grounding import Box
+from models.layout.page_rules import PageRules
 from models.settings import InferenceSettings
 
 from .confidence import Confidence, TokenLogprob
@@ -23,6 +25,13 @@ FinishDetail = Literal[
     "eos", "stop_string", "max_tokens", "context", "loop", "deadline", "cancelled", "error", "no_image"
 ]
 
+
+REASONS: Mapping[FinishDetail, FinishReason] = MappingProxyType(
+    {
+        "eos": "stop", "stop_string": "stop", "no_image": "stop", "loop": "stop", "max_tokens": "length",
+        "context": "length", "deadline": "length", "cancelled": "cancelled", "error": "cancelled",
+    }
+)  # fmt: skip
 
 # Where a request stands: it waits, its images are being encoded, or its prompt is fed and its answer written.
 Stage = Literal["queued", "seeing", "reading"]
@@ -46,6 +55,7 @@ class Request:
     raw: bool = False  # the text as the model writes it, not as its family presents it
     client: str = ""  # whose request it is: turns are shared out evenly among clients
     alternatives: int | None = None  # told of each token with its log-probability, at most 20; None: neither is told
+    rules: PageRules | None = None  # of a page that is read by its parts; None: the model's
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +68,8 @@ class Timings:
     prefill: float = 0.0
     decode: float = 0.0  # from the first token to the last
     first_token: float = 0.0  # from submission to the first token
+    layout: float = 0.0  # finding the parts of a page that is read by its parts
+    blocks: float = 0.0  # from there to the end of the last of them: the stages above are sums over all
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,22 +20,9 @@ from models.settings import InferenceSettings
 
 from .candidates import Chooser
 from .confidence import Distribution, Tally, TokenLogprob, described
-from .requests import FinishDetail, Finished, FinishReason, Stage, TextDelta, Timings, Usage
+from .requests import REASONS, FinishDetail, Finished, Stage, TextDelta, Timings, Usage
 from .stop import Stop
 from .text import LoopDetector, TextStream
-
-_REASONS: dict[FinishDetail, FinishReason] = {
-    "eos": "stop",
-    "stop_string": "stop",
-    "no_image": "stop",
-    "loop": "stop",
-    "max_tokens": "length",
-    "context": "length",
-    "deadline": "length",
-    "cancelled": "cancelled",
-    "error": "cancelled",
-}
-
 
 Blocks = Callable[[str], tuple[Block, ...]]
 Start = Callable[[Callable[[], Feeds]], Future[Feeds]]  # has the engine's second thread make what a pass is fed
@@ -320,7 +307,7 @@ class Sequence:
                 self._send("", always=True)
             usage = Usage(len(self.prompt_ids), len(self.tokens), self._image_tokens)
             timings, confidence = self.clock.timings(), self._tally.confidence()
-            self._events.put(Finished(_REASONS[detail], detail, usage, timings, error, confidence, blocks))
+            self._events.put(Finished(REASONS[detail], detail, usage, timings, error, confidence, blocks))
             self._images, self._passes, self._outputs, self._features = [], [], [], []
             self._ahead = self._prompt = None
         self.on_cancel = lambda: None  # a caller that keeps this keeps no engine

@@ -16,21 +16,11 @@ from typing import Any
 from models.errors import InvalidInput
 from models.pixels import Transparency
 from models.settings import InferenceSettings
-from runtime.confidence import Confidence, TokenLogprob
+from runtime.confidence import TokenLogprob
 from runtime.documents import Document, Drawn, Stop, Stopped, Workers, never, open_document, parse_pages
 from runtime.errors import QueueFull
-from runtime.requests import (
-    FinishDetail,
-    Finished,
-    FinishReason,
-    Generation,
-    Request,
-    Stage,
-    TextDelta,
-    TextModel,
-    Timings,
-    Usage,
-)
+from runtime.requests import REASONS, FinishDetail, Finished, Generation, Request, Stage, TextDelta, TextModel
+from runtime.totals import confidence_of, timings_of, usage_of, worst
 
 from .admission import PATIENCE, Admission, Held
 from .errors import BadRequest, ClientGone, Unavailable
@@ -42,17 +32,6 @@ log = logging.getLogger(__name__)
 PAGE_BREAK = "\n\n"  # between the answers of two pages
 RETRY_SECONDS = 0.5  # until a page that found the engine's queue full is tried again
 FIRST_TRIES = 8  # pages that are tried before a document counts as one that cannot be read
-
-# How a document ended when its pages ended in different ways: the first of these that occurs.
-_WORST_FIRST: tuple[FinishDetail, ...] = (
-    "cancelled", "deadline", "context", "max_tokens", "loop", "stop_string", "eos",
-)  # fmt: skip
-_REASONS: dict[FinishDetail, FinishReason] = {
-    "cancelled": "cancelled",
-    "deadline": "length",
-    "context": "length",
-    "max_tokens": "length",
-}
 
 
 @dataclass(frozen=True)
@@ -375,32 +354,11 @@ class DocumentGeneration:
         details: set[FinishDetail] = {page.finished.detail for page in self.pages if page.finished and not page.error}
         if self._todo:
             details.add("cancelled" if self._cancelled else "deadline")
-        usage = Usage(
-            sum(end.usage.prompt_tokens for end in ends),
-            sum(end.usage.completion_tokens for end in ends),
-            sum(end.usage.image_tokens for end in ends),
-        )
-        timings = Timings(
-            queued=ends[0].timings.queued if ends else 0.0,
-            prepare=sum(end.timings.prepare for end in ends),
-            vision=sum(end.timings.vision for end in ends),
-            prefill=sum(end.timings.prefill for end in ends),
-            decode=sum(end.timings.decode for end in ends),
-            first_token=ends[0].timings.first_token if ends else 0.0,
-        )
+        usage, timings = usage_of(ends), timings_of(ends)
         if not details:
             return Finished("cancelled", "error", usage, timings, "every page failed")
-        detail = next(one for one in _WORST_FIRST if one in details)
-        return Finished(_REASONS.get(detail, "stop"), detail, usage, timings, confidence=_over_all(ends))
-
-
-def _over_all(ends: Sequence[Finished]) -> Confidence | None:
-    """Mean over the tokens of all pages, and the lowest of all; an empty page counts as one token."""
-    told = [(end.confidence, max(1, end.usage.completion_tokens)) for end in ends if end.confidence is not None]
-    if not told:
-        return None
-    mean = sum(one.mean * tokens for one, tokens in told) / sum(tokens for _, tokens in told)
-    return Confidence(mean, min(one.lowest for one, _ in told))
+        detail = worst(details)
+        return Finished(REASONS[detail], detail, usage, timings, confidence=confidence_of(ends))
 
 
 def describe_boxes(model: TextModel, text: str, size: tuple[int, int], page: int) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from models.layout.page_rules import PADDLEX
 from models.registration import ModelEntry, Registration
 
 from .family import PaddleOcrVl
@@ -28,6 +29,8 @@ PADDLEOCR_VL = Registration(
     ),
     ("PaddleOCRVLForConditionalGeneration", "PaddleOCRVLForCausalLM"),
     kinds=("paddle-ocr-vl",),
+    page=PADDLEX,
+    elements={"text": "ocr", "table": "table", "formula": "formula", "chart": "chart", "seal": "seal"},
     known_prompts=("Spotting:", "Seal Recognition:"),  # an entry of the first revision may be given a later source
     rules=PaddleOcrVl,
     exporter="export.paddleocr_vl:PaddleOcrVlExport",

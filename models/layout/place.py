@@ -1,0 +1,51 @@
+"""Where the detector of a model is, and what to say where it is nowhere yet."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from models.manifest import FILE_NAME
+from models.paths import detector_dir
+from models.registration import ModelEntry
+
+from .detectors import NONE, detector_of
+
+
+def with_detector(entry: ModelEntry, cache: Path) -> ModelEntry:
+    """The entry with the folder of its detector, where that has been exported.
+
+    Raises
+    ------
+    ConfigError
+        for a name that means no detector.
+    """
+    if entry.layout in (None, NONE):
+        return replace(entry, detector=None) if entry.detector is not None else entry
+    folder = detector_folder(entry.layout, cache)
+    return replace(entry, detector=folder if (folder / FILE_NAME).is_file() else None)
+
+
+def detector_folder(layout: str, cache: Path) -> Path:
+    """Of a detector's export: a folder is itself, a name stands for one in the cache."""
+    return Path(layout).expanduser() if is_folder(layout) else detector_dir(detector_of(layout), cache)
+
+
+def without_detector(entry: ModelEntry) -> str:
+    """What to say of a model that has no detector, or whose detector is not there yet."""
+    if entry.layout in (None, NONE):
+        return (
+            f"model {entry.id} has no layout step, which the task document needs; config.toml gives it one: "
+            f'layout = "v3" under [models.entries.{entry.id}]'
+        )
+    if is_folder(entry.layout):
+        return f"the task document needs the layout detector of model {entry.id}, and {entry.layout} holds no export"
+    return (
+        f"the task document needs the layout detector of model {entry.id}, which is not exported here; make it with: "
+        f"ocr-onnx export {detector_of(entry.layout).id}"
+    )
+
+
+def is_folder(layout: str) -> bool:
+    """Whether a model's ``layout`` is a folder, and not the name of a detector."""
+    return any(sign in layout for sign in "/\\~.")

@@ -1,0 +1,345 @@
+"""The task ``document``: a page is read by its parts, all of which share the engine's batch, and put together again.
+
+A page becomes one ``Generation`` made of others. The detector runs on a thread of its own, a page at a time, while
+parts of other pages are decoded; the parts' answers come out in reading order.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from PIL import Image
+
+from models.blocks import Block
+from models.errors import InvalidInput
+from models.family import OutputFilter
+from models.layout.page import Answer, Page
+from models.layout.page_rules import PageRules
+from models.layout.parts import Part, is_blank, parts_of, picture_of, whole_page
+from models.layout.regions import Region
+from models.layout.rules import DetectionRules
+from models.pixels import upright_rgb
+from models.settings import InferenceSettings
+
+from .confidence import TokenLogprob
+from .errors import EngineClosed, QueueFull
+from .part_reading import PartReading
+from .requests import REASONS, FinishDetail, Finished, Generation, Request, Stage, TextDelta
+from .totals import confidence_of, timings_of, usage_of
+
+log = logging.getLogger(__name__)
+
+POLL_SECONDS = 0.05  # between two looks at the parts that run beside the one whose text comes next
+RETRY_SECONDS = 0.2  # until a part that found the engine's queue full is tried again
+
+_WHOLE = frozenset({"eos", "stop_string"})  # ends of a part that is all there
+
+
+class Detector(Protocol):
+    """Finds the regions of a page."""
+
+    def detect(self, image: Image.Image, rules: DetectionRules | None = None) -> list[Region]:
+        """In reading order; may take seconds. rules : which boxes stay; None: the detector's own."""
+
+
+class Recogniser(Protocol):
+    """What reads one part: a model."""
+
+    def submit(self, request: Request) -> Generation:
+        """See ``TextModel.submit``."""
+
+    def filter_for(self, prompt: str, settings: InferenceSettings) -> OutputFilter:
+        """A fresh filter for the answer to ``prompt``."""
+
+    @property
+    def slots(self) -> int:
+        """Requests decoded together."""
+
+    @property
+    def queue_depth(self) -> int:
+        """Requests waiting for the engine."""
+
+
+class PageReader:
+    """Reads pages with one detector and one model. May be used by any number of threads."""
+
+    def __init__(
+        self, open_detector: Callable[[], Detector], model: Recogniser, prompts: Mapping[str, str], rules: PageRules
+    ) -> None:
+        """open_detector : called once, with the first page. prompts : by element, see ``models.layout.page_rules``."""
+        self.model, self.prompts, self.rules = model, prompts, rules
+        self._open = open_detector
+        self._detector: Detector | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="layout")
+
+    def submit(self, request: Request) -> PageGeneration:
+        """Begin with a page: the only image of a request.
+
+        Raises
+        ------
+        InvalidInput
+            when there is not exactly one image.
+        EngineClosed
+            when the model was closed.
+        """
+        if len(request.images) != 1:
+            raise InvalidInput(
+                f"task document takes a page apart, one at a time, and there are {len(request.images)} images; send "
+                "them one by one, or ask for another task"
+            )
+        try:
+            return PageGeneration(self, request)
+        except RuntimeError as error:  # of the thread
+            raise EngineClosed("the model was closed") from error
+
+    def find(self, image: Image.Image, rules: PageRules) -> Future[_Found]:
+        """Look for the regions of a page, when those before it are done."""
+        return self._thread.submit(self._detect, image, rules.boxes)
+
+    def prompt_of(self, part: Part) -> str | None:
+        """What the model is asked about a part; None: nothing."""
+        if part.element in ("table", "formula"):
+            return self.prompts.get(part.element, self.prompts["text"])
+        return self.prompts.get(part.element) if part.element is not None else None
+
+    def close(self) -> None:
+        """Look at no more pages. Idempotent."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _detect(self, image: Image.Image, rules: DetectionRules | None) -> _Found:
+        started = time.monotonic()
+        if self._detector is None:
+            self._detector = self._open()
+        regions = self._detector.detect(image, rules)
+        return _Found(regions, time.monotonic() - started)
+
+
+@dataclass(frozen=True)
+class _Found:
+    regions: list[Region]
+    seconds: float
+
+
+class PageGeneration:
+    """See ``runtime.requests.Generation``. For one consumer thread; ``cancel`` may be another's."""
+
+    def __init__(self, reader: PageReader, request: Request) -> None:
+        self._reader, self._rules = reader, request.rules or reader.rules
+        (image,) = (upright_rgb(one, request.settings.transparency) for one in request.images)
+        self._image: Image.Image | None = image  # until the last part has been cut out
+        self._size = image.size
+        self._started = time.monotonic()
+        self._future = reader.find(image, self._rules)
+        self._request = replace(request, images=())  # of its parts
+        self._found: _Found | None = None
+        self._found_at = 0.0
+        self._readings: list[PartReading] = []
+        self._begun = 0  # of them
+        self._current = 0  # the one whose text is passed on next
+        self._page = Page(*self._size, self._rules)
+        self._events: deque[TextDelta | Finished] = deque()
+        self._tokens, self._logprobs = 0, list[TokenLogprob]()  # of parts whose text is still held back
+        self._first_token: float | None = None
+        self._not_before = 0.0  # when a full queue is tried again
+        self._over = self._cancelled = False
+
+    def next_event(self, timeout: float | None = None) -> TextDelta | Finished | None:
+        """See ``Generation``."""
+        end = float("inf") if timeout is None else time.monotonic() + timeout
+        while not self._events and not self._over:
+            self._step()
+            left = end - time.monotonic()
+            if self._events or self._over or left <= 0:
+                break
+            self._wait(min(left, POLL_SECONDS))
+        return self._events.popleft() if self._events else None
+
+    @property
+    def stage(self) -> Stage:
+        """See ``Generation``: the parts are looked for, then read."""
+        if self._found is None:
+            return "seeing" if self._future.running() else "queued"
+        return "reading"
+
+    @property
+    def generations(self) -> list[Generation]:
+        """Of the parts that were read so far, in reading order."""
+        return [one.generation for one in self._readings if one.generation is not None]
+
+    def cancel(self) -> None:
+        """See ``Generation``. A search for regions that runs is left to itself."""
+        self._cancelled = True
+        self._future.cancel()
+        for generation in self.generations:
+            generation.cancel()
+
+    def _step(self) -> None:
+        """Go on as far as is possible without waiting."""
+        if self._found is None and (self._cancelled or self._late):
+            self._finish()
+        elif self._found is None and self._future.done():
+            self._take_regions()
+        if self._found is None:
+            return
+        while self._begin():
+            pass
+        for reading in self._readings[self._current : self._begun]:
+            reading.poll(0.0)
+        self._pass_on()
+
+    def _take_regions(self) -> None:
+        assert self._image is not None
+        try:
+            self._found = self._future.result()
+            parts = parts_of(self._found.regions, self._rules)
+            if not self._found.regions and self._rules.whole_when_empty and not is_blank(self._image):
+                parts = [whole_page(*self._size)]
+        except Exception as error:  # whatever the detector raises is this page's failure
+            log.exception("the layout of a page could not be found")
+            self._finish("error", f"the layout of the page could not be found: {error}")
+            return
+        self._found_at = time.monotonic()
+        self._readings = [PartReading(part, self._reader.prompt_of(part)) for part in parts]
+
+    def _begin(self) -> bool:
+        """Begin one more part where there is a place: as many as are decoded together, and one to follow.
+
+        While others wait for the engine, a page has one part at work, and takes its turn like a single image.
+        """
+        if self._begun == len(self._readings) or self._cancelled or self._late:
+            return False
+        reading = self._readings[self._begun]
+        if reading.prompt is not None and not self._submit(reading, reading.prompt):
+            return False
+        self._begun += 1
+        if self._begun == len(self._readings):
+            self._image = None
+        return True
+
+    def _submit(self, reading: PartReading, prompt: str) -> bool:
+        """Hand a part to the engine; False where that has to wait."""
+        model = self._reader.model
+        running = [one for one in self._readings[self._current : self._begun] if not one.done]
+        others = model.queue_depth - sum(one.queued for one in running)
+        if len(running) > model.slots or (running and others > 0) or time.monotonic() < self._not_before:
+            return False
+        settings = self._request.settings
+        if settings.deadline_s is not None:
+            settings = replace(settings, deadline_s=max(0.0, self._seconds_left))
+        try:
+            assert self._image is not None
+            picture = picture_of(reading.part, self._image, self._rules)
+            reading.begun = time.monotonic()
+            reading.generation = model.submit(
+                replace(self._request, prompt=prompt, images=[picture], settings=settings, raw=True)
+            )
+        except QueueFull:
+            self._not_before = time.monotonic() + RETRY_SECONDS
+            return False
+        except (InvalidInput, EngineClosed) as error:
+            reading.error = str(error)
+            return True
+        if self._cancelled:  # meanwhile, by another thread that did not see this part
+            reading.generation.cancel()
+        return True
+
+    def _pass_on(self) -> None:
+        """Give the text of the parts that are done, as far as they follow one another."""
+        while self._current < self._begun and self._readings[self._current].done:
+            self._give(self._readings[self._current])
+            self._current += 1
+        unread = self._begun < len(self._readings)
+        if self._current == self._begun and (not unread or self._cancelled or self._late):
+            for reading in self._readings[self._begun :]:
+                self._page.add(reading.part, Answer())
+            self._say(self._page.finish(), last=True)
+            self._finish()
+
+    def _give(self, reading: PartReading) -> None:
+        self._tokens += reading.tokens
+        self._logprobs += reading.logprobs
+        if self._first_token is None and reading.finished and (seconds := reading.finished.timings.first_token):
+            self._first_token = reading.begun - self._started + seconds
+        confidence = reading.finished.confidence if reading.finished else None
+        answer = Answer(self._text(reading), None if confidence is None else confidence.mean)
+        self._say(self._page.add(reading.part, answer))
+
+    def _text(self, reading: PartReading) -> str:
+        """Of a part, as its family presents it."""
+        text = "".join(reading.pieces)
+        if reading.prompt is None or self._request.raw:
+            return text
+        output = self._reader.model.filter_for(reading.prompt, self._request.settings)
+        return output.push(self._rules.cleaned(text, reading.part.element)) + output.finish()
+
+    def _say(self, text: str, *, last: bool = False) -> None:
+        if text or (last and self._logprobs):
+            self._events.append(TextDelta(text, self._tokens, tuple(self._logprobs)))
+            self._tokens, self._logprobs = 0, []
+
+    def _finish(self, detail: FinishDetail | None = None, error: str | None = None) -> None:
+        ends = [one.finished for one in self._readings if one.finished is not None]
+        asked = [one for one in self._readings if one.prompt is not None]
+        late = self._found is None or self._begun < len(self._readings) or any(end.detail == "deadline" for end in ends)
+        if detail is None and (late or self._cancelled):
+            detail = "cancelled" if self._cancelled else "deadline"
+        if detail is None and asked and all(one.error for one in asked):
+            detail, error = "error", f"every part of the page failed: {asked[0].error}"
+        detail = detail or "eos"
+        now = time.monotonic()
+        timings = replace(
+            timings_of(ends),
+            queued=ends[0].timings.queued if ends else now - self._started,
+            first_token=self._first_token or 0.0,
+            layout=self._found.seconds if self._found else 0.0,
+            blocks=now - self._found_at if self._found else 0.0,
+        )
+        self._over, self._image = True, None
+        self._events.append(
+            Finished(
+                REASONS[detail], detail, usage_of(ends), timings, error, confidence_of(ends), tuple(self._blocks())
+            )
+        )
+
+    def _blocks(self) -> list[Block]:
+        """Of the page, each with what is wrong with it."""
+        marks = [mark for one in self._readings for mark in [self._mark(one)] * len(one.part.regions)]
+        return [
+            replace(block, detail=detail, error=error)
+            for block, (detail, error) in zip(self._page.blocks, marks, strict=True)
+        ]
+
+    def _mark(self, reading: PartReading) -> tuple[str, str]:
+        """How a part ended, where that is worth a word, and why it could not be read."""
+        if reading.prompt is None:
+            return "", ""
+        if reading.error is not None:
+            return "error", reading.error
+        if reading.finished is None:
+            return ("cancelled" if self._cancelled else "deadline"), ""
+        return ("" if reading.finished.detail in _WHOLE else reading.finished.detail), ""
+
+    def _wait(self, seconds: float) -> None:
+        if self._found is None:
+            wait_for([self._future], seconds)
+        elif self._current < self._begun:
+            self._readings[self._current].poll(seconds)
+        else:  # nothing is running: the queue was full
+            time.sleep(seconds)
+
+    @property
+    def _seconds_left(self) -> float:
+        """Until the deadline."""
+        deadline = self._request.settings.deadline_s
+        return float("inf") if deadline is None else deadline - (time.monotonic() - self._started)
+
+    @property
+    def _late(self) -> bool:
+        return self._seconds_left <= 0

@@ -1,0 +1,53 @@
+"""One part of a page that is read by its parts: what it is asked, and what has come of that. Used by ``pages``."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+
+from models.layout.parts import Part
+
+from .confidence import TokenLogprob
+from .requests import Finished, Generation, TextDelta
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class PartReading:
+    """One part of a page, before, while and after it is read."""
+
+    part: Part
+    prompt: str | None  # None: a picture
+    generation: Generation | None = None
+    begun: float = 0.0
+    pieces: list[str] = field(default_factory=list)
+    tokens: int = 0
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    finished: Finished | None = None
+    error: str | None = None
+
+    @property
+    def done(self) -> bool:
+        return self.prompt is None or self.finished is not None or self.error is not None
+
+    @property
+    def queued(self) -> bool:
+        return self.generation is not None and self.generation.stage == "queued"
+
+    def poll(self, timeout: float) -> None:
+        """Take what the part's generation has to say."""
+        while not self.done and self.generation is not None:
+            event = self.generation.next_event(timeout)
+            if event is None:
+                return
+            if isinstance(event, TextDelta):
+                self.pieces.append(event.text)
+                self.tokens += event.token_count
+                self.logprobs += event.logprobs
+                timeout = 0.0
+            else:
+                self.finished = event
+                if event.detail == "error":
+                    log.error("the engine failed on a part of a page: %s", event.error)
+                    self.error = "the model failed on this part"
