@@ -6,6 +6,8 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -420,8 +422,9 @@ def test_nothing_to_measure_is_an_error(capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_a_long_answer_of_a_model_with_a_window_has_rows_and_a_cache_that_stays(
-    tmp_path: Path, export_checkpoint: Callable[..., Path]
+    tmp_path: Path, export_checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from tools.bench.answer import Answer
     from tools.checkpoints import write_random_checkpoint
     from tools.unlimited_checkpoints import UNLIMITED_OCR, UnlimitedSizes
 
@@ -431,6 +434,51 @@ def test_a_long_answer_of_a_model_with_a_window_has_rows_and_a_cache_that_stays(
     arguments = ["run", "--model", str(folder), "--parts", "answer", "--quick", "--rounds", "1", "--json", str(out)]
     assert main(arguments) == 0
     series = [one for one in Results.load(out).series if one.part == "answer"]
-    caches = [one.samples for one in series if one.metric == "MB of cache"]
-    assert len(caches) == 2
-    assert caches[0] == caches[1]
+    caches = {(one.contender, one.value): one.samples for one in series if one.metric == "MB of cache"}
+    assert caches["ours f32", 20] == caches["ours f32", 90]
+    assert len(caches) == 4
+    assert all(one.samples[0] > 0 for one in series)
+    monkeypatch.setattr("runtime.kv_cache.FIRST_CAPACITY", 32)
+    grown = {
+        (full, tokens): subject.sample("answer", tokens)["MB of cache"]
+        for full in (False, True)
+        for subject in [Answer(folder, 1, QUICK, full_attention=full)]
+        for tokens in (20, 90)
+    }
+    assert grown[False, 20] == grown[False, 90] < grown[True, 90]
+    assert grown[True, 20] < grown[True, 90]
+
+
+def test_every_token_of_a_long_answer_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    from runtime import decoder, providers
+    from tools.bench import answer
+
+    fed: list[tuple[int, int]] = []
+
+    class Decoder:
+        cache_bytes = 1
+
+        def __init__(self, *_: Any, **__: Any) -> None: ...
+
+        def make_room(self, length: int, rows: int) -> None: ...
+
+        def embed(self, tokens: list[int]) -> list[int]:
+            return tokens
+
+        def prefill(self, row: int, prompt: list[int], window: int | None) -> None:
+            fed.clear()
+            assert (len(prompt), window) == (QUICK.prefills[-1], 16)
+
+        def score(self, tokens: list[int], lengths: list[int], positions: list[int]) -> None:
+            fed.append((lengths[0], positions[0]))
+
+    monkeypatch.setattr(decoder, "Decoder", Decoder)
+    monkeypatch.setattr(providers, "find_device", lambda *_: None)
+    sizes = SimpleNamespace(sizes=SimpleNamespace(window=16, vocabulary=50))
+    monkeypatch.setattr(answer.Manifest, "load", lambda folder: sizes)
+    subject = answer.Answer(Path(), 1, QUICK, full_attention=False)
+    prompt = QUICK.prefills[-1]
+    subject.prepare("answer", 20)
+    for tokens in (20, 90, 20):
+        assert subject.sample("answer", tokens)["tokens/s"] > 0
+        assert fed == [(prompt + min(step, 15), prompt + step) for step in range(tokens)]

@@ -15,6 +15,7 @@ from models.errors import ModelError
 from tools.reference_family import registration_of
 
 from . import llama as llama_cpp
+from .answer import FullAttention
 from .exporting import Export
 from .ours import Ours
 from .plan import CUDA, KINDS, PARTS, QUICK, Kind, Part, Plan
@@ -201,7 +202,8 @@ def run(args: argparse.Namespace) -> Results:
     measured: set[tuple[Part, str]] = set()  # a part that peers have no part in is measured once, not in every group
     for kind, parts in kinds.items():
         cases = [case for part in parts for case in plan.cases(part)]
-        able = [one for one in [*_distinct(ours, kind), *peers] if any(one.can(case) for case in cases)]
+        own = [*_distinct(ours, kind), *(FullAttention(folder, args.threads, plan) for folder in folders)]
+        able = [one for one in [*own, *peers] if any(one.can(case) for case in cases)]
         available = int(args.memory * 1e9) if args.memory else psutil.virtual_memory().available
         for group in groups_in_memory(able, kind, rivals, available):
             number += 1

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,10 @@ class Ours(WorkerContender):
         """See ``turns.Contender``: a context longer than the model's is no case, nor an answer without a window."""
         if case.part == "answer" and self.manifest.sizes.window is None:
             return False
-        needed = {"decode": case.value + self._plan.steps, "prefill": case.value}.get(case.part, 0)
+        prompt = self._plan.prefills[-1]
+        needed = {
+            "decode": case.value + self._plan.steps, "prefill": case.value, "answer": prompt + case.value,
+        }.get(case.part, 0)  # fmt: skip
         return case.part not in ("export", "server") and needed <= self.manifest.max_length
 
     def memory(self, kind: Kind) -> Memory:
@@ -59,7 +63,7 @@ class Ours(WorkerContender):
         vision = sizes["vision.onnx.data"] * (2 if self.vision_dtype == "f16" else 1) + _GB
         decoder = sizes["decoder.onnx.data"] + sizes["embed.onnx.data"]
         decoder = decoder * (2 if self.manifest.dtype == "f16" else 1) + _GB // 2
-        held = {"vision": vision, "decoder": decoder}.get(kind, vision + decoder)
+        held = {"vision": vision, "decoder": decoder, "answer": decoder}.get(kind, vision + decoder)
         return Memory(int(held * 1.1), held)
 
     def sample(self, case: Case) -> Mapping[str, float]:
@@ -121,11 +125,13 @@ def peak_memory() -> float:
 
 def subject(setup: Mapping[str, Any]) -> Subject:
     """What measures in the worker."""
+    from .answer import Answer
     from .sharing import Sharing
 
     folder, threads, plan = Path(setup["folder"]), int(setup["threads"]), plan_from(setup["plan"])
     made: dict[str, Any] = {
         "vision": _Vision, "decoder": _Decoder, "page": _Page, "sharing": Sharing, "load": _Load,
+        "answer": partial(Answer, full_attention=bool(setup.get("full_attention"))),
     }  # fmt: skip
     result: Subject = made[setup["kind"]](folder, threads, plan)
     return result
@@ -169,9 +175,6 @@ class _Decoder:
         if part == "prefill":
             self.sample(part, value)
             return
-        if part == "answer":
-            self._answer(value)
-            return
         rows, context = self._shape(part, value)
         for row in range(rows):
             if self._filled[row] < context:
@@ -188,33 +191,8 @@ class _Decoder:
             seconds = time.perf_counter() - started
             self._filled[0] = max(self._filled[0], value)
             return {"tokens/s": value / seconds}
-        if part == "answer":
-            return self._answer(value)
         rows, context = self._shape(part, value)
         return {"tokens/s": rows * self._plan.steps / self._steps(rows, context, self._plan.steps)}
-
-    def _answer(self, tokens: int) -> dict[str, float]:
-        """Steps behind so many tokens of an answer with a window, and what a row's cache takes then.
-
-        From the window's end on every step reads as much: the tokens between are not decoded here, only counted.
-        """
-        from runtime.kv_cache import position_bytes
-
-        window, prompt = self._manifest.sizes.window, self._plan.prefills[-1]
-        assert window is not None
-        self._filled[0] = 0  # the row's content is another one then
-        self._decoder.prefill(0, self._prompt(prompt), window=window)
-        steps = self._plan.steps
-        chosen = self._rng.integers(0, self._manifest.sizes.vocabulary, (window + steps, 1)).tolist()
-        for step in range(min(window, tokens)):
-            self._decoder.score(chosen[step], [prompt + min(step, window - 1)], [prompt + step])
-        started = time.perf_counter()
-        for step in range(steps):
-            kept = prompt + min(tokens + step, window - 1)
-            self._decoder.score(chosen[window + step], [kept], [prompt + tokens + step])
-        seconds = time.perf_counter() - started
-        cache = self._decoder.capacity * position_bytes(self._manifest.sizes, self._manifest.decoder.compute["cpu"])
-        return {"tokens/s": steps / seconds, "MB of cache": cache / 1e6}
 
     def _shape(self, part: str, value: int) -> tuple[int, int]:
         """(rows, tokens in the cache of each)"""

@@ -9,7 +9,7 @@ from typing import Literal
 Part = Literal[
     "export", "load", "vision", "prefill", "decode", "answer", "batch", "overhead", "page", "sharing", "server"
 ]
-Kind = Literal["load", "vision", "decoder", "page", "sharing"]  # what a worker process has in memory
+Kind = Literal["load", "vision", "decoder", "answer", "page", "sharing"]  # what a worker process has in memory
 PARTS: tuple[Part, ...] = (
     "export",
     "load",
@@ -29,7 +29,7 @@ KINDS: dict[Part, Kind] = {
     "vision": "vision",
     "prefill": "decoder",
     "decode": "decoder",
-    "answer": "decoder",
+    "answer": "answer",
     "batch": "decoder",
     "overhead": "page",
     "page": "page",
@@ -45,7 +45,8 @@ class Plan:
     views: tuple[int, ...] = (640, 1024)  # side of a view, pixels
     prefills: tuple[int, ...] = (512, 900)  # prompt tokens
     contexts: tuple[int, ...] = (128, 512, 2048)  # tokens in the cache when decoding starts
-    answers: tuple[int, ...] = (500, 8000)  # tokens of a long answer that are there, of models with a window
+    answers: tuple[int, ...] = (500, 1000, 2000, 4000, 8000)  # tokens of one answer, of models with a window
+    answer_steps: int = 200  # the last ones up to there, which are timed
     rows: tuple[int, ...] = (1, 2, 4, 8, 16)  # requests decoded together
     batch_context: int = 300  # tokens in each of those rows' caches
     busy_rows: tuple[int, ...] = (1, 8)  # of the steps whose time outside ONNX Runtime is measured
@@ -90,7 +91,7 @@ CUDA = Plan(
 )  # fmt: skip
 
 QUICK = Plan(
-    views=(640,), prefills=(64,), contexts=(16, 64), answers=(20, 90), rows=(1, 2), batch_context=32,
+    views=(640,), prefills=(64,), contexts=(16, 64), answers=(20, 90), answer_steps=4, rows=(1, 2), batch_context=32,
     busy_rows=(1, 2), steps=4, page=(700, 500), page_tokens=8, clients=(1, 2), pages_per_client=1,
 )  # fmt: skip
 

@@ -1,0 +1,81 @@
+"""Long answers of models whose answers look back through a window: every token is decoded, and timed on the way.
+
+Beside each export stands the same one with full attention, in a process of its own and in turns with it: the window's
+speed and memory stay as they are from its end on, the other's do not.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+from models.manifest import Manifest
+
+from .ours import Ours
+from .plan import Case, Kind, Plan
+
+
+class FullAttention(Ours):
+    """An export with a window, asked for answers that see all of themselves."""
+
+    def __init__(self, folder: Path, threads: int, plan: Plan) -> None:
+        super().__init__(folder, threads, plan)
+        self._setup["full_attention"] = True
+
+    def name(self, kind: Kind) -> str:
+        """See ``turns.Contender``."""
+        return f"{super().name(kind)}, full attention"
+
+    def can(self, case: Case) -> bool:
+        """See ``turns.Contender``."""
+        return case.part == "answer" and super().can(case)
+
+
+class Answer:
+    """See ``worker.Subject``: one answer that grows from case to case, and begins anew where a case is behind it."""
+
+    def __init__(self, folder: Path, threads: int, plan: Plan, *, full_attention: bool) -> None:
+        from runtime.decoder import Decoder
+        from runtime.providers import find_device
+
+        self._sizes = Manifest.load(folder).sizes
+        self._window = None if full_attention else self._sizes.window
+        self._prompt, self._steps = plan.prefills[-1], plan.answer_steps
+        self._decoder = Decoder(folder, Manifest.load(folder), find_device(plan.device, threads), slots=1)
+        self._rng = np.random.default_rng(0)
+        self._length = 0  # tokens of the answer so far; none: there is no prompt either
+
+    def prepare(self, part: str, value: int) -> None:
+        self._grow(self._steps)
+
+    def sample(self, part: str, value: int) -> dict[str, float]:
+        """The pace of the last steps up to token ``value``, what the row's cache takes then, and the process."""
+        self._grow(value - self._steps)
+        started = time.perf_counter()
+        self._grow(value)
+        seconds = time.perf_counter() - started
+        return {
+            "tokens/s": self._steps / seconds,
+            "MB of cache": self._decoder.cache_bytes / 1e6,
+            "GB resident": psutil.Process().memory_info().rss / 1e9,
+        }
+
+    def _grow(self, length: int) -> None:
+        """Decode until the answer has so many tokens."""
+        if length < self._length or not self._length:
+            self._decoder.make_room(1, rows=0)  # the cache of an answer before this one was larger
+            self._decoder.prefill(0, self._decoder.embed(self._random(self._prompt)), window=self._window)
+            self._length = 0
+        for token, step in zip(self._random(length - self._length), range(self._length, length), strict=True):
+            kept = step if self._window is None else min(step, self._window - 1)
+            self._decoder.score([token], [self._prompt + kept], [self._prompt + step])
+        self._length = length
+
+    def _random(self, count: int) -> list[int]:
+        """Tokens: other ones go to other experts."""
+        tokens: Any = self._rng.integers(0, self._sizes.vocabulary, count).tolist()
+        return list(tokens)
