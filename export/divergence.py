@@ -121,7 +121,10 @@ class Divergence:
         image = rules.prepare_image(draw_page(text), {})
         prompt = task_prompt(rules.tasks, rules.default_task)
         prompt_ids = rules.prompt_ids(prompt, [image.token_count], self._encode)
-        answer_ids = self._encode(text)[: min(MOST_TOKENS, self._manifest.max_length - len(prompt_ids))]
+        sizes = self._manifest.sizes
+        # As far as attention is full on both sides; tools.parity goes on beyond a window, beside another's modules.
+        most = min(MOST_TOKENS, self._manifest.max_length - len(prompt_ids), sizes.window or MOST_TOKENS)
+        answer_ids = self._encode(text)[:most]
         of_prompt = rules.positions(prompt_ids, [image])
         of_answer = np.tile(of_prompt.next + np.arange(len(answer_ids)), (len(of_prompt.axes), 1))
         return Page(image, prompt_ids, answer_ids, np.concatenate([of_prompt.axes, of_answer], axis=1))

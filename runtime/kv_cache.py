@@ -30,6 +30,11 @@ def position_bytes(sizes: DecoderInfo, compute: str) -> int:
     return 2 * sizes.layers * sizes.kv_heads * sizes.head_dim * width
 
 
+def kept(answered: int, window: int | None) -> int:
+    """Tokens of an answer that a row has when so many have been fed; see ``Window``. None: all."""
+    return answered if window is None else min(answered, window - 1)
+
+
 @dataclass
 class Window:
     """Of an answer that sees its prompt and its own last ``size`` tokens: which of them leaves the cache next.

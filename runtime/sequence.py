@@ -20,6 +20,7 @@ from models.settings import InferenceSettings
 
 from .candidates import Chooser
 from .confidence import Distribution, Tally, TokenLogprob, described
+from .kv_cache import kept
 from .requests import REASONS, FinishDetail, Finished, Stage, TextDelta, Timings, Usage
 from .stop import Stop
 from .text import LoopDetector, TextStream
@@ -167,7 +168,7 @@ class Sequence:
     def length(self) -> int:
         """Tokens in the KV cache: the newest token is not yet among them, and those that left its window no more."""
         answered = max(0, len(self.tokens) - 1)
-        return self.prefilled + (answered if self.window is None else min(answered, self.window - 1))
+        return self.prefilled + kept(answered, self.window)
 
     @property
     def newest(self) -> int:

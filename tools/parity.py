@@ -1,9 +1,11 @@
 """How far an exported model is from transformers' own modules, on the checkpoint that it was made from.
 
     python -m tools.parity CHECKPOINT_DIR EXPORTED_FOLDER [EXPORTED_FOLDER ...] [--image page.png] [--steps 64]
+    python -m tools.parity ... --task pages --image 1.png --image 2.png     several pages in one answer
 
 Both sides are fed the same tokens (the reference's greedy ones), so that one flipped near-tie does not spoil the rest.
-The reference runs first, in float32, and is freed before the exports are loaded: DeepSeek-OCR at full size wants 16 GB
+Where an answer looks back through a window, it goes on far beyond that, and what lies there is told by itself. The
+reference runs first, in float32, and is freed before the exports are loaded: DeepSeek-OCR at full size wants 16 GB
 of memory.
 """
 
@@ -12,7 +14,7 @@ from __future__ import annotations
 import argparse
 import gc
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +26,7 @@ from models.family import task_prompt
 from models.manifest import Manifest
 from models.registry import family_of
 from runtime.decoder import Decoder
+from runtime.kv_cache import kept
 from runtime.providers import find_device
 from runtime.vision import VisionTower
 from tools.reference_family import Reference, load_family
@@ -31,17 +34,29 @@ from tools.reference_family import Reference, load_family
 
 @dataclass(frozen=True)
 class Parity:
-    """Distances of one export: maximum errors relative to the largest reference value, mean KL in nats."""
+    """Distances of one export: maximum errors relative to the largest reference value, mean KL in nats.
+
+    beyond : of the logits alone, after those of the answer's tokens that no longer see all that came before; None:
+    there are none.
+    """
 
     feature_cosine: float
     feature_error: float
     logit_error: float
     divergence: float
     top_1_agreement: float
+    beyond: Parity | None = None
 
 
-def run_reference(checkpoint: Path, folder: Path, image: Image.Image, steps: int) -> Reference:
-    """Load the checkpoint into transformers and decode greedily what the family's default task asks for.
+def default_steps(manifest: Manifest) -> int:
+    """Tokens to decode where nobody says how many: where there is a window, as many again behind it."""
+    return 64 if manifest.sizes.window is None else 64 + 2 * manifest.sizes.window
+
+
+def run_reference(
+    checkpoint: Path, folder: Path, images: Sequence[Image.Image], steps: int, task: str | None = None
+) -> Reference:
+    """Load the checkpoint into transformers and decode greedily what a task asks for; None: the family's default.
 
     folder : any export of the checkpoint, for the prompt and, with DeepSeek-OCR, the image rules.
     """
@@ -50,42 +65,48 @@ def run_reference(checkpoint: Path, folder: Path, image: Image.Image, steps: int
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    prompt = task_prompt(family.tasks, family.default_task)
+    prompt = task_prompt(family.tasks, task or family.default_task, images=len(images))
 
     def prompt_ids(image_tokens: Sequence[int]) -> list[int]:
         encode = lambda text: list(tokenizer.encode(text, add_special_tokens=False).ids)
         return family.prompt_ids(prompt, image_tokens, encode)
 
     known = tokenizer.get_vocab_size(with_added_tokens=True)
-    return load_family(checkpoint).read(manifest, [image], steps, prompt_ids, known)
+    return load_family(checkpoint).read(manifest, images, steps, prompt_ids, known)
 
 
-def measure(folder: Path, image: Image.Image, reference: Reference) -> Parity:
-    """Feed an export what the reference was fed, and compare."""
+def measure(folder: Path, images: Sequence[Image.Image], reference: Reference) -> Parity:
+    """Feed an export what the reference was fed, as the runtime does, and compare."""
     manifest = Manifest.load(folder)
     family = family_of(manifest)
     device = find_device("cpu")
-    prepared = family.prepare_image(image, {})
+    prepared = [family.prepare_image(image, {}, "", len(images)) for image in images]
     vision = VisionTower(folder, manifest, device)
-    features = prepared.assemble([vision.encode(make()) for make in prepared.passes])
+    features = [one.assemble([vision.encode(make()) for make in one.passes]) for one in prepared]
     del vision
     decoder = Decoder(folder, manifest, device, slots=1)
-    ids = reference.prompt_ids
+    ids, window = reference.prompt_ids, family.window({})
     embeddings = decoder.embed(ids).copy()
-    embeddings[np.array(ids) == manifest.tokens.image] = features
-    positions = family.positions(ids, [prepared])
-    rows = [decoder.prefill(0, embeddings, positions.axes)]
+    embeddings[np.array(ids) == manifest.tokens.image] = np.concatenate(features)
+    positions = family.positions(ids, prepared)
+    rows = [decoder.prefill(0, embeddings, positions.axes, window)]
     for i, token in enumerate(reference.tokens[:-1]):
-        rows.append(decoder.step([token], [len(ids) + i], [positions.next + i])[0].copy())
-    logits = np.stack(rows)
-    found = divergence(reference.logits, logits)
-    return Parity(
-        feature_cosine=cosine([features], reference.features),
-        feature_error=_relative(features, reference.features[0]),
-        logit_error=_relative(logits, reference.logits),
-        divergence=found["mean_kl"],
-        top_1_agreement=found["top_1_agreement"],
-    )
+        rows.append(decoder.step([token], [len(ids) + kept(i, window)], [positions.next + i])[0].copy())
+    ours, theirs = np.concatenate(features), np.concatenate(reference.features)
+    found = Parity(cosine([ours], [theirs]), _relative(ours, theirs), *_logits(np.stack(rows), reference.logits))
+    if window is None or len(rows) <= window + 1:
+        return found
+    behind = slice(window + 1, None)  # the row after the prompt, and those of as many tokens as the window has
+    return replace(found, beyond=replace(found, **dict(zip(
+        ("logit_error", "divergence", "top_1_agreement"),
+        _logits(np.stack(rows[behind]), reference.logits[behind]), strict=True,
+    ))))  # fmt: skip
+
+
+def _logits(ours: np.ndarray, reference: np.ndarray) -> tuple[float, float, float]:
+    """Largest error, mean KL and agreement of the first choice, over [positions, vocabulary]."""
+    found = divergence(reference, ours)
+    return _relative(ours, reference), found["mean_kl"], found["top_1_agreement"]
 
 
 def sample_page() -> Image.Image:
@@ -102,25 +123,31 @@ def _relative(ours: np.ndarray, reference: np.ndarray) -> float:
     return float(np.abs(ours - reference).max() / np.abs(reference).max())
 
 
+def _row(p: Parity) -> str:
+    return f"| {p.logit_error:.1e} | {p.divergence:.2e} | {100 * p.top_1_agreement:.1f} % |"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Print one row for each export."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("folders", type=Path, nargs="+", metavar="folder")
-    parser.add_argument("--image", type=Path, help="picture to read (default: a generated page)")
-    parser.add_argument("--steps", type=int, default=64, help="tokens to decode")
+    parser.add_argument("--image", type=Path, action="append", help="picture to read (default: a generated page)")
+    parser.add_argument("--task", help="what to ask (default: the family's default task)")
+    parser.add_argument(
+        "--steps", type=int, help="tokens to decode (default: 64, and twice the window where it has one)"
+    )
     args = parser.parse_args(argv)
-    image = Image.open(args.image) if args.image else sample_page()
-    reference = run_reference(args.checkpoint, args.folders[0], image, args.steps)
+    images = [Image.open(file) for file in args.image] if args.image else [sample_page()]
+    steps = args.steps or default_steps(Manifest.load(args.folders[0]))
+    reference = run_reference(args.checkpoint, args.folders[0], images, steps, args.task)
     gc.collect()
     print("| export | features: cosine | max error | logits: max error | KL, nats | top-1 |\n|---|---|---|---|---|---|")
     for folder in args.folders:
-        p = measure(folder, image, reference)
-        print(
-            f"| {folder.name} | {p.feature_cosine:.6f} | {p.feature_error:.1e} | {p.logit_error:.1e} "
-            f"| {p.divergence:.2e} | {100 * p.top_1_agreement:.1f} % |",
-            flush=True,
-        )
+        p = measure(folder, images, reference)
+        print(f"| {folder.name} | {p.feature_cosine:.6f} | {p.feature_error:.1e} {_row(p)}", flush=True)
+        if p.beyond is not None:
+            print(f"| {folder.name}, beyond the window | | {_row(p.beyond)}", flush=True)
     return 0
 
 

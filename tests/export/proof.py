@@ -14,6 +14,7 @@ from models.manifest import Manifest
 from models.registry import family_of
 from runtime import Model
 from runtime.decoder import Decoder
+from runtime.kv_cache import kept
 from runtime.providers import find_device
 from runtime.vision import VisionTower
 from tools.reference_family import Reference, ReferenceFamily, load_family
@@ -58,8 +59,7 @@ class Proof:
         window = self.family.window(self.settings)
         rows = [decoder.prefill(0, embeddings, window=window)]
         for i, token in enumerate(reference.tokens[:-1]):
-            kept = len(ids) + (i if window is None else min(i, window - 1))
-            rows.append(decoder.step([token], [kept], [len(ids) + i])[0].copy())
+            rows.append(decoder.step([token], [len(ids) + kept(i, window)], [len(ids) + i])[0].copy())
         return np.stack(rows)
 
     def text_of(self, reference: Reference) -> str:

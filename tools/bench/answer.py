@@ -14,6 +14,7 @@ import numpy as np
 import psutil
 
 from models.manifest import Manifest
+from runtime.kv_cache import kept
 
 from .ours import Ours
 from .plan import Case, Kind, Plan
@@ -71,8 +72,7 @@ class Answer:
             self._decoder.prefill(0, self._decoder.embed(self._random(self._prompt)), window=self._window)
             self._length = 0
         for token, step in zip(self._random(length - self._length), range(self._length, length), strict=True):
-            kept = step if self._window is None else min(step, self._window - 1)
-            self._decoder.score([token], [self._prompt + kept], [self._prompt + step])
+            self._decoder.score([token], [self._prompt + kept(step, self._window)], [self._prompt + step])
         self._length = length
 
     def _random(self, count: int) -> list[int]:
