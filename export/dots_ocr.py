@@ -1,14 +1,23 @@
-"""dots.ocr checkpoints as graphs."""
+"""dots.ocr and dots.mocr checkpoints as graphs: the tower without biases, and a Qwen2 decoder that counts tokens."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .config_values import check_values, required, size
+from models.chat_template import PromptRules
+from models.dots_ocr.images import ImageRules
+from models.dots_ocr.prompts import PLACEHOLDER, SERVING_TEMPLATE
+from models.manifest import TokenIds
+
+from .checkpoint import Checkpoint
+from .config_values import check_decoder, check_values, required, rope_values, size
+from .decoder import DecoderSpec
 from .errors import ExportError
 from .layers import Precision
 from .mergers import MergerSpec, MlpMerger
+from .page_export import PageExport
+from .prompt_files import control_tokens
 from .rms_vision import Tower, TowerNames, TowerSpec
 
 VISION = "vision_tower"
@@ -18,6 +27,8 @@ NAMES = TowerNames(
     proj="attn.proj", norm2="norm2", gate="mlp.fc1", up="mlp.fc3", down="mlp.fc2",
 )  # fmt: skip
 
+# What the graphs implement; another value would change the arithmetic. The first one stands where the config is silent.
+_REQUIRED: Mapping[str, tuple[Any, ...]] = {"hidden_act": ("silu",), "attention_bias": (True,)}
 _REQUIRED_OF_VISION: Mapping[str, tuple[Any, ...]] = {
     "num_channels": (3,),
     "temporal_patch_size": (1,),
@@ -26,6 +37,81 @@ _REQUIRED_OF_VISION: Mapping[str, tuple[Any, ...]] = {
     "is_causal": (False,),
 }
 _MERGER_EPSILON = 1e-6  # published code
+# <|endoftext|> ends an answer too; only generation_config.json says so of this one.
+_END = "<|endofassistant|>"
+
+
+class DotsOcrExport(PageExport):
+    """One checkpoint of the family, understood; see ``export.family.FamilyExport``."""
+
+    names = NAMES
+
+    def __init__(self, checkpoint: Checkpoint, processor: Mapping[str, Any]) -> None:
+        self._config = config = checkpoint.config
+        tied = bool(config.get("tie_word_embeddings")) and not checkpoint.has("lm_head.weight")
+        decoder = decoder_spec(config, tied=tied)
+        super().__init__(checkpoint, processor, decoder, tower_spec(config))
+        self.merger = merger_spec(config, decoder.hidden)
+
+    def tower(self, precision: Precision) -> Tower:
+        return tower(self.tower_spec, self.merger, precision)
+
+    @property
+    def image_rules(self) -> ImageRules:
+        """The checkpoint's image settings."""
+        spec = self.tower_spec
+        return ImageRules(
+            head_dim=spec.head_dim, **self.images.limits("dots.ocr"),
+            **self.images.patch_rules(patch=spec.patch, merge=self.merger.merge),
+        )  # fmt: skip
+
+    def tokens(self, token_id: Mapping[str, int]) -> TokenIds:
+        """Ids of the tokens with a meaning."""
+        return self.token_ids(token_id, required(self._config, "image_token_id"), PLACEHOLDER, (_END,))
+
+    def prompt_rules(self, token_id: Mapping[str, int], special: Sequence[str]) -> PromptRules:
+        """The form in which the authors serve the model.
+
+        Raises
+        ------
+        ExportError
+            when the tokenizer would read a part of that as a text.
+        """
+        tags = [f"<|{name}|>" for name in ("user", "img", "endofimg", "endofuser", "assistant")]
+        if missing := [tag for tag in tags if tag not in token_id]:
+            raise ExportError(f"the tokenizer has no token {missing[0]}, which prompts have; use the model's own one")
+        control = control_tokens([*special, *tags, PLACEHOLDER, _END])
+        return PromptRules(chat_template=SERVING_TEMPLATE, placeholder=PLACEHOLDER, control_tokens=control)
+
+
+def decoder_spec(config: Mapping[str, Any], *, tied: bool) -> DecoderSpec:
+    """The decoder's sizes and rules from config.json.
+
+    Raises
+    ------
+    ExportError
+        when a key is missing or has a value that the graphs do not implement.
+    """
+    check_values(config, _REQUIRED, "config.json")
+    check_decoder(config, computed=("attention_bias",))
+    hidden, heads = size(config, "hidden_size"), size(config, "num_attention_heads")
+    layers = size(config, "num_hidden_layers")
+    return DecoderSpec(
+        hidden=hidden,
+        layers=layers,
+        heads=heads,
+        kv_heads=config.get("num_key_value_heads") or heads,
+        head_dim=config.get("head_dim") or hidden // heads,
+        mlp_width=size(config, "intermediate_size"),
+        dense_layers=layers,
+        moe=None,
+        vocabulary=size(config, "vocab_size"),
+        max_length=size(config, "max_position_embeddings"),
+        rope_theta=float(rope_values(config).get("rope_theta") or config.get("rope_theta", 1e6)),
+        rms_epsilon=float(config.get("rms_norm_eps", 1e-6)),
+        qkv_bias=True,
+        tied_head=tied,
+    )
 
 
 def tower_spec(config: Mapping[str, Any]) -> TowerSpec:

@@ -1,13 +1,25 @@
-"""LightOnOCR checkpoints as graphs."""
+"""LightOnOCR checkpoints as graphs: Pixtral's tower, a projection, and a Qwen3 decoder with a tied head.
+
+``model_type`` in config.json is another model's (mistral3); ``architectures`` is what tells these.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .config_values import required, size
+from models.chat_template import PromptRules
+from models.lighton_ocr.images import ImageRules
+from models.manifest import TokenIds
+
+from .checkpoint import Checkpoint
+from .config_values import check_decoder, check_values, first, required, rope_values, size
+from .decoder import DecoderSpec
+from .errors import ExportError
 from .layers import Precision
 from .mergers import LinearMerger, MergerSpec
+from .page_export import PageExport
+from .prompt_files import prompt_rules
 from .rms_vision import Tower, TowerNames, TowerSpec
 
 VISION, PROJECTION = "model.vision_encoder", "model.vision_projection"
@@ -18,7 +30,86 @@ NAMES = TowerNames(
     gate="feed_forward.gate_proj", up="feed_forward.up_proj", down="feed_forward.down_proj",
 )  # fmt: skip
 
+# What the graphs implement; another value would change the arithmetic. The first one stands where the config is silent.
+_REQUIRED: Mapping[str, tuple[Any, ...]] = {
+    "multimodal_projector_bias": (False,),
+    "projector_hidden_act": ("gelu",),
+    "vision_feature_layer": (-1,),
+}
+_REQUIRED_OF_TEXT: Mapping[str, tuple[Any, ...]] = {"hidden_act": ("silu",)}
+_REQUIRED_OF_VISION: Mapping[str, tuple[Any, ...]] = {"hidden_act": ("silu",), "num_channels": (3,)}
 _EPSILON = 1e-5  # of the tower, by Pixtral's published code
+_PLACEHOLDER, _END = "<|image_pad|>", "<|im_end|>"
+
+
+class LightOnOcrExport(PageExport):
+    """One checkpoint of the family, understood; see ``export.family.FamilyExport``."""
+
+    names = NAMES
+    decoder_at = "model.language_model"
+
+    def __init__(self, checkpoint: Checkpoint, processor: Mapping[str, Any]) -> None:
+        self._config = config = checkpoint.config
+        check_values(config, _REQUIRED, "config.json")
+        text = required(config, "text_config")
+        tied = first(config.get("tie_word_embeddings"), text.get("tie_word_embeddings"), True)
+        decoder = decoder_spec(text, tied=tied and not checkpoint.has("lm_head.weight"))
+        super().__init__(checkpoint, processor, decoder, tower_spec(config, decoder.rms_epsilon))
+        self.merger = MergerSpec(self.tower_spec.width, size(config, "spatial_merge_size"), decoder.hidden)
+
+    def tower(self, precision: Precision) -> Tower:
+        return tower(self.tower_spec, self.merger, precision)
+
+    @property
+    def image_rules(self) -> ImageRules:
+        """The checkpoint's image settings."""
+        spec, vision, images = self.tower_spec, self._config["vision_config"], self.images
+        longest = (images.values.get("size") or {}).get("longest_edge")
+        if type(longest) is not int or longest < spec.patch * self.merger.merge:
+            raise ExportError(f"{images.where}: longest_edge is {longest!r}; expected pixels, such as 1540")
+        return ImageRules(
+            head_dim=spec.head_dim, longest_edge=longest,
+            rope_theta=float(rope_values(vision).get("rope_theta") or vision.get("rope_theta", 10_000.0)),
+            **images.patch_rules(patch=spec.patch, merge=self.merger.merge),
+        )  # fmt: skip
+
+    def tokens(self, token_id: Mapping[str, int]) -> TokenIds:
+        """Ids of the tokens with a meaning."""
+        image, text = required(self._config, "image_token_id"), self._config["text_config"]
+        return self.token_ids(token_id, image, _PLACEHOLDER, (_END,), config=text)
+
+    def prompt_rules(self, token_id: Mapping[str, int], special: Sequence[str]) -> PromptRules:
+        """The chat template with what it may name, and what a prompt may not."""
+        return prompt_rules(self.folder, required(self._config, "image_token_id"), token_id, special)
+
+
+def decoder_spec(config: Mapping[str, Any], *, tied: bool) -> DecoderSpec:
+    """The decoder's sizes and rules from its part of config.json.
+
+    Raises
+    ------
+    ExportError
+        when a key is missing or has a value that the graphs do not implement.
+    """
+    check_values(config, _REQUIRED_OF_TEXT, "config.json: text_config")
+    check_decoder(config)
+    heads, layers = size(config, "num_attention_heads"), size(config, "num_hidden_layers")
+    return DecoderSpec(
+        hidden=size(config, "hidden_size"),
+        layers=layers,
+        heads=heads,
+        kv_heads=config.get("num_key_value_heads") or heads,
+        head_dim=size(config, "head_dim"),
+        mlp_width=size(config, "intermediate_size"),
+        dense_layers=layers,
+        moe=None,
+        vocabulary=size(config, "vocab_size"),
+        max_length=size(config, "max_position_embeddings"),
+        rope_theta=float(rope_values(config).get("rope_theta") or config.get("rope_theta", 1e6)),
+        rms_epsilon=float(config.get("rms_norm_eps", 1e-6)),
+        qk_norm=True,
+        tied_head=tied,
+    )
 
 
 def tower_spec(config: Mapping[str, Any], decoder_epsilon: float) -> TowerSpec:
@@ -30,10 +121,14 @@ def tower_spec(config: Mapping[str, Any], decoder_epsilon: float) -> TowerSpec:
         when a key is missing or has a value that the graph does not implement.
     """
     vision = required(config, "vision_config")
+    check_values(vision, _REQUIRED_OF_VISION, "config.json: vision_config")
+    width, heads = size(vision, "hidden_size"), size(vision, "num_attention_heads")
+    if vision.get("head_dim", width // heads) * heads != width:
+        raise ExportError(f"config.json: vision_config: {heads} heads of {vision['head_dim']} are not {width} channels")
     return TowerSpec(
-        width=size(vision, "hidden_size"),
+        width=width,
         layers=size(vision, "num_hidden_layers"),
-        heads=size(vision, "num_attention_heads"),
+        heads=heads,
         mlp_width=size(vision, "intermediate_size"),
         patch=size(vision, "patch_size"),
         epsilon=_EPSILON,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from models.chat_template import PromptRules, compiled
@@ -26,12 +26,15 @@ def prompt_rules(folder: Path, image: int, token_id: Mapping[str, int], special:
     template = chat_template(folder)
     compiled(template)
     placeholder = next(token for token, number in token_id.items() if number == image)
-    # Some tokenizers call digits or line breaks special, too: only what looks like a tag is control.
-    control = sorted(token for token in special if len(token) > 2 and (token[0], token[-1]) == ("<", ">"))
     return PromptRules(
         chat_template=template, placeholder=placeholder, special_tokens=special_tokens(folder),
-        control_tokens=tuple(control),
+        control_tokens=control_tokens(special),
     )  # fmt: skip
+
+
+def control_tokens(special: Iterable[str]) -> tuple[str, ...]:
+    """Of the tokens that a tokenizer calls special those that are: some call digits or line breaks so, too."""
+    return tuple(sorted({token for token in special if len(token) > 2 and (token[0], token[-1]) == ("<", ">")}))
 
 
 def chat_template(folder: Path) -> str:

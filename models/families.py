@@ -10,6 +10,8 @@ from types import MappingProxyType
 
 from .deepseek_ocr.registration import DEEPSEEK_OCR
 from .deepseek_ocr2.registration import DEEPSEEK_OCR_2
+from .dots_ocr.registration import DOTS_OCR
+from .lighton_ocr.registration import LIGHTON_OCR
 from .paddleocr_vl.registration import PADDLEOCR_VL
 from .registration import ModelEntry, Registration
 from .unlimited_ocr.registration import UNLIMITED_OCR
@@ -19,7 +21,6 @@ log = logging.getLogger(__name__)
 ENTRY_POINTS = "ocr_onnx.families"
 
 _KNOWN_BY_NAME = (
-    Registration("dots-ocr", (ModelEntry("dots-ocr", "dots-ocr", "rednote-hilab/dots.ocr"),), ("DotsOCRForCausalLM",)),
     Registration(
         "glm-ocr", (ModelEntry("glm-ocr", "glm-ocr", "zai-org/GLM-OCR"),), ("GlmOcrForConditionalGeneration",)
     ),
@@ -58,7 +59,7 @@ def gathered(own: Iterable[Registration], others: Iterable[Registration]) -> Map
     return MappingProxyType(families)
 
 
-_OWN = (DEEPSEEK_OCR, DEEPSEEK_OCR_2, UNLIMITED_OCR, PADDLEOCR_VL, *_KNOWN_BY_NAME)
+_OWN = (DEEPSEEK_OCR, DEEPSEEK_OCR_2, UNLIMITED_OCR, PADDLEOCR_VL, DOTS_OCR, LIGHTON_OCR, *_KNOWN_BY_NAME)
 FAMILIES: Mapping[str, Registration] = gathered(_OWN, _others())
 
 

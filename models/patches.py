@@ -6,6 +6,7 @@ beside these: each patch's angles, and which patches become one feature (see ``e
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from functools import lru_cache
@@ -18,6 +19,8 @@ from pydantic import BaseModel, ConfigDict
 from models.errors import InvalidInput
 from models.family import Feeds, PreparedImage, kept
 from models.pixels import upright_rgb
+
+log = logging.getLogger(__name__)
 
 LARGEST_ASPECT_RATIO = 200  # published code
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -81,6 +84,15 @@ def limited(rules: Limited, settings: PixelLimits, most: int | None = None) -> L
         "max_pixels": high or max(own, low or own),
     }
     return rules.model_copy(update=found)
+
+
+def say_limit(model_id: str, most: int, rules: LimitedRules) -> None:
+    """Tell the log that pictures are reduced further than the publisher reduces them, where nobody sets a limit."""
+    if most < rules.max_pixels:
+        log.info(
+            "%s reads pictures at %.1f megapixels at most, which a CPU bears; published are %.1f: max_pixels = %d",
+            model_id, most / 1e6, rules.max_pixels / 1e6, rules.max_pixels,
+        )  # fmt: skip
 
 
 def whole_blocks(width: int, height: int, rules: LimitedRules, given: tuple[int, int]) -> tuple[int, int]:

@@ -11,17 +11,13 @@ vocabulary is empty. See ``tools.checkpoints`` for how the weights are drawn.
 from __future__ import annotations
 
 import argparse
-import json
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from tqdm import tqdm
+from tokenizers import Tokenizer
 
-from .checkpoints import write_safetensors
+from .small_checkpoints import byte_tokenizer, write_folder
 
 IMAGE, IMAGE_START, IMAGE_END = 100295, 101305, 101306
 BEGIN, END, PLACEHOLDER = "<|begin_of_sentence|>", "<|end_of_sentence|>", "<|IMAGE_PLACEHOLDER|>"
@@ -259,14 +255,8 @@ def preprocessor_config(s: PaddleSizes, revision: Revision) -> dict[str, object]
 
 
 def small_tokenizer() -> Tokenizer:
-    """A byte-level tokenizer without merges: 256 byte tokens, and the family's special tokens at their ids."""
-    alphabet = {token: i for i, token in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()), start=3)}
-    tokenizer = Tokenizer(models.BPE(vocab={**SPECIAL, **CELLS, **alphabet}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
-    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in CELLS])
-    return tokenizer
+    """A byte-level tokenizer with the family's special tokens at their ids."""
+    return byte_tokenizer(SPECIAL, CELLS, start=3)
 
 
 def write_paddle_checkpoint(
@@ -274,7 +264,6 @@ def write_paddle_checkpoint(
     progress: bool = False,
 ) -> Path:  # fmt: skip
     """Write a checkpoint of random bfloat16 weights in the published layout, one tensor in memory at a time."""
-    folder.mkdir(parents=True, exist_ok=True)
     files: dict[str, object] = {
         "config.json": published_config(sizes),
         "preprocessor_config.json": preprocessor_config(sizes, revision),
@@ -284,15 +273,9 @@ def write_paddle_checkpoint(
             "bos_token": {"content": "<s>"}, "cls_token": {"content": BEGIN}, "eos_token": {"content": "</s>"},
             "pad_token": {"content": "<unk>"}, "sep_token": {"content": END}, "unk_token": {"content": "<unk>"},
         },
+        "chat_template.jinja": revision.chat_template,
     }  # fmt: skip
-    for name, value in files.items():
-        (folder / name).write_text(json.dumps(value, indent=1))
-    (folder / "chat_template.jinja").write_text(revision.chat_template)
-    small_tokenizer().save(str(folder / "tokenizer.json"))
-    shapes = tensor_shapes(sizes)
-    with tqdm(total=sum(map(math.prod, shapes.values())) * 2, unit="B", unit_scale=True, disable=not progress) as bar:
-        write_safetensors(folder / "model.safetensors", shapes, np.random.default_rng(seed), bar)
-    return folder
+    return write_folder(folder, files, small_tokenizer(), tensor_shapes(sizes), seed=seed, progress=progress)
 
 
 def main() -> None:

@@ -118,15 +118,17 @@ def embed(model: UnlimitedOcrForConditionalGeneration, token_ids: Sequence[int])
 
 @torch.no_grad()
 def greedy_logits(
-    model: UnlimitedOcrForConditionalGeneration, embeddings: np.ndarray, steps: int, vocabulary: int
+    model: Any, embeddings: np.ndarray, steps: int, allowed: int | np.ndarray
 ) -> tuple[np.ndarray, list[int]]:
-    """Prefill, then decode greedily with transformers' cache, among the first ``vocabulary`` tokens.
+    """Prefill, then decode greedily with transformers' cache.
 
-    embeddings : [prompt tokens, hidden]. Returns logits [steps + 1, all rows] and the chosen tokens [steps + 1].
+    embeddings : [prompt tokens, hidden]. allowed : the first so many tokens, or ids of those. Returns logits
+    [steps + 1, all rows] and the chosen tokens [steps + 1].
     """
+    ids = np.arange(allowed) if isinstance(allowed, int) else allowed
     output = model(inputs_embeds=torch.from_numpy(embeddings)[None], use_cache=True)
     logits = [output.logits[0, -1]]
-    tokens = [int(logits[-1][:vocabulary].argmax())]
+    tokens = [int(ids[int(logits[-1][ids].argmax())])]
     for step in range(steps):
         output = model(
             inputs_embeds=model.get_input_embeddings()(torch.tensor([[tokens[-1]]])),
@@ -135,7 +137,7 @@ def greedy_logits(
             use_cache=True,
         )
         logits.append(output.logits[0, -1])
-        tokens.append(int(logits[-1][:vocabulary].argmax()))
+        tokens.append(int(ids[int(logits[-1][ids].argmax())]))
     return torch.stack(logits).numpy(), tokens
 
 

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
+from tokenizers import Tokenizer
 
 from models.families import by_architecture, unknown_architecture
 from models.manifest import Manifest
@@ -274,3 +275,88 @@ class PaddleReference:
         ids = prompt_ids([len(one) for one in features])
         logits, tokens = greedy(self.model, ids, features, grids, steps, np.arange(manifest.sizes.vocabulary))
         return Reference(features, logits, tokens, ids)
+
+
+class PatchesReference:
+    """See ``ReferenceFamily``. Of families whose pages are one pass and whose tokens are counted."""
+
+    vision_part: str
+    model: Any
+
+    def __init__(self, checkpoint: Path, dtype: Any) -> None:
+        self._dtype = dtype
+        # Random weights choose ids between the published ones, which the small tokenizers of the tests have not.
+        vocabulary = Tokenizer.from_file(str(checkpoint / "tokenizer.json")).get_vocab(with_added_tokens=True)
+        self._known = np.sort(np.fromiter(vocabulary.values(), np.int64))
+
+    def view(self, side: int) -> tuple[Any, ...]:
+        noise = np.random.default_rng(side).integers(0, 256, (side, side, 3), np.uint8)
+        return self.page(Image.fromarray(noise))
+
+    def page(self, image: Image.Image) -> tuple[Any, ...]:
+        raise NotImplementedError
+
+    def features(self, *inputs: Any) -> Any:
+        raise NotImplementedError
+
+    def places(self, start: int, tokens: int) -> Mapping[str, Any]:
+        return {}
+
+    def read(
+        self, manifest: Manifest, images: Sequence[Image.Image], steps: int, prompt_ids: PromptIds, vocabulary: int
+    ) -> Reference:
+        """The library's own processor cuts the image."""
+        import torch
+
+        from tools.reference import embed, greedy_logits
+
+        with torch.no_grad():
+            features = [self.features(*self.page(image)).numpy() for image in images]
+        ids = prompt_ids([len(one) for one in features])
+        embeddings = embed(self.model, ids).copy()
+        if features:
+            embeddings[np.array(ids) == manifest.tokens.image] = np.concatenate(features)
+        logits, tokens = greedy_logits(self.model, embeddings, steps, self._known)
+        return Reference(features, logits, tokens, ids)
+
+
+class DotsReference(PatchesReference):
+    """See ``ReferenceFamily``. A page is no larger than the family's own default lets it be."""
+
+    vision_part = "vision_tower"
+
+    def __init__(self, checkpoint: Path, dtype: Any) -> None:
+        from models.dots_ocr.images import MAX_PIXELS
+        from tools.dots_reference import image_processor, load_dots
+
+        super().__init__(checkpoint, dtype)
+        self.model, self._processor = load_dots(checkpoint, dtype), image_processor(checkpoint, MAX_PIXELS)
+
+    def page(self, image: Image.Image) -> tuple[Any, ...]:
+        prepared = self._processor(image, return_tensors="pt")
+        return prepared["pixel_values"].to(self._dtype), prepared["image_grid_thw"]
+
+    def features(self, *inputs: Any) -> Any:
+        pixels, grid = inputs
+        return self.model.model.vision_tower(pixels, grid_thw=grid).pooler_output
+
+
+class LightOnReference(PatchesReference):
+    """See ``ReferenceFamily``."""
+
+    vision_part = "vision_encoder"
+
+    def __init__(self, checkpoint: Path, dtype: Any) -> None:
+        from tools.lighton_reference import image_processor, load_lighton
+
+        super().__init__(checkpoint, dtype)
+        self.model, self._processor = load_lighton(checkpoint, dtype), image_processor(checkpoint)
+
+    def page(self, image: Image.Image) -> tuple[Any, ...]:
+        import torch
+
+        prepared = self._processor(image, return_tensors="pt")
+        return prepared["pixel_values"].to(self._dtype), torch.as_tensor(np.asarray(prepared["image_sizes"]))
+
+    def features(self, *inputs: Any) -> Any:
+        return self.model.model.get_image_features(*inputs).pooler_output[0]

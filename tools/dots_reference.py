@@ -1,0 +1,77 @@
+"""The independent reference for dots.ocr, of transformers' modules alone: the library has no module of that name.
+
+Its tower is that of dots3-note without the norms of queries and keys, its decoder Qwen2. Nothing of the repository's
+remote code runs.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers.models.dots3_note.configuration_dots3_note import Dots3NoteVisionConfig
+from transformers.models.dots3_note.modeling_dots3_note import Dots3NoteVisionModel
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+_TOWER = "vision_tower."
+# Published part of a name -> the library's.
+_RENAMED = {
+    "patch_embed.patchifier.": "patch_embed.", "mlp.fc1.": "mlp.gate_proj.", "mlp.fc3.": "mlp.up_proj.",
+    "mlp.fc2.": "mlp.down_proj.", "post_trunk_norm.": "norm.",
+}  # fmt: skip
+
+
+def load_dots(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
+    """Qwen2 with the tower as ``model.model.vision_tower``, all weights from the checkpoint, in evaluation mode."""
+    config = json.loads((folder / "config.json").read_text())
+    tensors: dict[str, torch.Tensor] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        tensors |= {name: tensor.to(dtype) for name, tensor in load_file(file).items()}
+    vision = config["vision_config"]
+    tower = tower_of(vision).to(dtype)
+    names = [name for name in tensors if name.startswith(_TOWER)]
+    of_tower = {published_to_library(name.removeprefix(_TOWER)): tensors.pop(name) for name in names}
+    proj = "patch_embed.proj.weight"
+    of_tower[proj] = of_tower[proj].reshape(tower.state_dict()[proj].shape)
+    tower.load_state_dict(of_tower)
+    text = {key: value for key, value in config.items() if key not in ("auto_map", "architectures", "vision_config")}
+    rope = {"rope_type": "default", "rope_theta": config["rope_theta"]}
+    decoder = Qwen2Config(**{**text, "model_type": "qwen2", "rope_parameters": rope})
+    model = Qwen2ForCausalLM._from_config(decoder, dtype=dtype, attn_implementation="eager")
+    model.load_state_dict(tensors)
+    model.model.vision_tower = tower
+    return model.eval()
+
+
+def published_to_library(name: str) -> str:
+    """The name of one of the tower's tensors, without ``vision_tower.``, in the library."""
+    for published, ours in _RENAMED.items():
+        name = name.replace(published, ours)
+    return name
+
+
+def tower_of(vision: Any) -> Any:
+    """The library's tower for a published ``vision_config``, without weights."""
+    layers, width = vision["num_hidden_layers"], vision["embed_dim"]
+    config = Dots3NoteVisionConfig(
+        hidden_size=width, intermediate_size=vision["intermediate_size"], num_hidden_layers=layers,
+        num_attention_heads=vision["num_attention_heads"], patch_size=vision["patch_size"],
+        mlp_layer_types=["dense"] * layers, adapter_in_dim=width, adapter_out_dim=vision["hidden_size"],
+        attention_bias=False, mlp_bias=False, rms_norm_eps=vision["rms_norm_eps"],
+    )  # fmt: skip
+    tower = Dots3NoteVisionModel(config)
+    for block in tower.blocks:
+        block.attn.q_norm = block.attn.k_norm = torch.nn.Identity()
+    return tower.eval()
+
+
+def image_processor(folder: Path, max_pixels: int) -> Qwen2VLImageProcessorPil:
+    """transformers' processor on Pillow, with the checkpoint's settings but for the limit."""
+    settings = json.loads((folder / "preprocessor_config.json").read_text())
+    left_out = ("image_processor_type", "processor_class", "auto_map")
+    kept = {key: value for key, value in settings.items() if key not in left_out}
+    return Qwen2VLImageProcessorPil(**{**kept, "max_pixels": min(max_pixels, settings["max_pixels"])})
