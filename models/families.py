@@ -22,6 +22,11 @@ ENTRY_POINTS = "ocr_onnx.families"
 
 _KNOWN_BY_NAME = (
     Registration(
+        "hunyuan-ocr",
+        (ModelEntry("hunyuan-ocr", "hunyuan-ocr", "tencent/HunyuanOCR"),),
+        ("HunYuanVLForConditionalGeneration",),
+    ),
+    Registration(
         "glm-ocr", (ModelEntry("glm-ocr", "glm-ocr", "zai-org/GLM-OCR"),), ("GlmOcrForConditionalGeneration",)
     ),
 )

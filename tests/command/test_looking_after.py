@@ -42,7 +42,7 @@ def test_models_are_listed_with_their_exports(ocr: Program, cache: Callable[...,
     (broken / "tokenizer.json").unlink()
     models = listed(ocr)
     assert models["deepseek-ocr"]["supported"] is True
-    assert models["glm-ocr"]["supported"] is False
+    assert models["hunyuan-ocr"]["supported"] is False
     (export,) = models["deepseek-ocr"]["exports"]
     assert (export["dtype"], export["folder"], export["problem"]) == ("q8", str(folder), None)
     assert export["bytes"] == sum(file.stat().st_size for file in folder.iterdir())
@@ -51,7 +51,7 @@ def test_models_are_listed_with_their_exports(ocr: Program, cache: Callable[...,
     assert "tasks: markdown (default), ocr, free" in ocr.out
     assert f"exported: q8, {export['bytes'] / 1e6:.1f} MB" in ocr.out
     assert "unusable: " in ocr.out
-    assert "glm-ocr  (this version cannot use it yet)" in ocr.out
+    assert "hunyuan-ocr  (this version cannot use it yet)" in ocr.out
 
 
 def test_models_of_config_toml_are_listed_and_forgotten_ones_too(

@@ -138,9 +138,9 @@ def test_an_unknown_model_is_refused_with_the_known_ones(config, jobs, capsys) -
 
 
 def test_a_model_of_a_family_to_come_is_refused_by_its_family(config, checkpoint, jobs, capsys) -> None:
-    config.write_text(f"[models.entries.mine]\nkind = 'glm_ocr'\nsource = '{checkpoint}'\n")
+    config.write_text(f"[models.entries.mine]\nkind = 'hunyuan_ocr'\nsource = '{checkpoint}'\n")
     assert run("mine", "--config", config) == 1
-    assert "'glm-ocr', which this version does not support yet" in capsys.readouterr().err
+    assert "'hunyuan-ocr', which this version does not support yet" in capsys.readouterr().err
     assert not jobs
 
 

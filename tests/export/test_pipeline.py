@@ -628,8 +628,8 @@ def test_a_config_that_names_no_architecture_is_taken_for_what_was_asked(
 
 
 def test_a_family_without_an_exporter_is_answered_with_those_that_have_one(checkpoint: Path, target: Path) -> None:
-    with pytest.raises(ExportError, match=r"'dots-ocr'; known are deepseek-ocr, .*paddleocr-vl"):
-        export(checkpoint, target, family="dots-ocr")
+    with pytest.raises(ExportError, match=r"'hunyuan-ocr'; known are deepseek-ocr, .*paddleocr-vl"):
+        export(checkpoint, target, family="hunyuan-ocr")
 
 
 # Killed at any moment.

@@ -48,8 +48,8 @@ def test_every_id_is_a_safe_folder_name_and_the_builtin_model_is_packaged() -> N
 
 def test_a_family_that_is_not_there_yet_is_an_error_only_when_used() -> None:
     catalog.require_supported(catalog.CATALOG["deepseek-ocr"])
-    with pytest.raises(ConfigError, match=r"'dots-ocr'.*not support.*deepseek-ocr"):
-        catalog.require_supported(catalog.CATALOG["dots-ocr"])
+    with pytest.raises(ConfigError, match=r"'hunyuan-ocr'.*not support.*deepseek-ocr"):
+        catalog.require_supported(catalog.CATALOG["hunyuan-ocr"])
 
 
 @pytest.mark.parametrize(("device", "instead"), [("cpu", "q8"), ("coreml", "f16")])

@@ -274,6 +274,7 @@ LEVELS: dict[str, tuple[Any, Any, Any, Any]] = {
     "crop_mode": (False, True, False, True),
     "max_tiles": (2, 4, 6, 9),
     "full_attention": (True, False, True, False),
+    "page_headers": (False, True, False, True),
     "min_pixels": (1000, 2000, 3000, 4000),
     "max_pixels": (100_000, 200_000, 300_000, 400_000),
     "max_new_tokens": (10, 20, 30, 40),

@@ -376,4 +376,4 @@ def test_tasks_that_cannot_be_are_explained(task: str, text: str, words: str) ->
 def test_the_default_task_is_the_entrys_or_else_the_familys() -> None:
     assert default_task(CATALOG["deepseek-ocr"]) == "markdown"
     assert default_task(CATALOG["tiny-ocr"]) == "free"
-    assert tasks_of("dots-ocr") == {}
+    assert tasks_of("hunyuan-ocr") == {}

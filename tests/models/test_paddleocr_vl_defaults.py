@@ -18,7 +18,7 @@ def guards(settings: InferenceSettings) -> tuple[int, bool]:
 
 
 def test_families_without_defaults_of_their_own_have_none() -> None:
-    assert defaults_of("dots-ocr") == {}
+    assert defaults_of("hunyuan-ocr") == {}
     assert defaults_of("deepseek-ocr") == {
         "no_repeat_ngram_window": 90, "no_repeat_ngram_whitelist": (128821, 128822),
     }  # fmt: skip

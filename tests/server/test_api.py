@@ -162,7 +162,7 @@ def test_models_are_listed_and_found(service: Service) -> None:
     ("body", "status", "param", "words"),
     [
         ({"model": "nope", "messages": chat()["messages"]}, 404, "model", "deepseek-ocr"),
-        ({"model": "dots-ocr", "messages": chat()["messages"]}, 404, "model", "does not support"),
+        ({"model": "hunyuan-ocr", "messages": chat()["messages"]}, 404, "model", "does not support"),
         ({"messages": chat()["messages"]}, 400, "model", "required"),
         ({"model": 3, "messages": chat()["messages"]}, 400, "model", "string"),
         ({"model": "deepseek-ocr"}, 400, "messages", "required"),

@@ -111,7 +111,7 @@ def test_flags_win_over_the_file_and_lists_are_joined() -> None:
     ("arguments", "words"),
     [
         (["--model", "nope"], "known models: deepseek-ocr"),
-        (["--model", "glm-ocr"], "does not support"),
+        (["--model", "hunyuan-ocr"], "does not support"),
         (["--tokenizer", "/nowhere/tokenizer.json"], "tokenizer file of model"),
         (["--device", "cuda"], "onnxruntime-gpu"),
         (["--api-key-file", "/nowhere"], "cannot be read"),
@@ -211,7 +211,7 @@ def test_without_the_export_extra_the_commands_are_named(tmp_path: Path, monkeyp
 
 
 def test_a_file_without_a_supported_model_still_lists_the_catalogue(tmp_path: Path) -> None:
-    models = source(tmp_path, "[models.entries.other]\nkind = 'glm_ocr'\n")
+    models = source(tmp_path, "[models.entries.other]\nkind = 'hunyuan_ocr'\n")
     assert models.model_ids() == [
         "deepseek-ocr", "deepseek-ocr-2", "paddleocr-vl", "paddleocr-vl-1.5", "paddleocr-vl-1.6", "tiny-ocr",
         "unlimited-ocr",

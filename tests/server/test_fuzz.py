@@ -164,7 +164,8 @@ SETTING_VALUES = st.lists(st.sampled_from(SPELLINGS), max_size=3).flatmap(
     )
 )
 MODELS = mostly(
-    st.sampled_from(["deepseek-ocr", "tiny-ocr", "deepseek-ocr-q8"]), st.sampled_from(["dots-ocr", "../x", ""]) | JSON
+    st.sampled_from(["deepseek-ocr", "tiny-ocr", "deepseek-ocr-q8"]),
+    st.sampled_from(["hunyuan-ocr", "../x", ""]) | JSON,
 )
 OCR = st.fixed_dictionaries(
     {},
