@@ -30,6 +30,12 @@ from tests.server.fake import Script, ScriptedModel, hello
 
 ROOT = Path(__file__).parents[2]
 
+# Ids of the catalogue that this version serves, in the order of /v1/models without one to start with.
+MODELS = [
+    "deepseek-ocr", "deepseek-ocr-2", "dots-mocr", "dots-ocr", "lighton-ocr", "lighton-ocr-3", "paddleocr-vl",
+    "paddleocr-vl-1.5", "paddleocr-vl-1.6", "tiny-ocr", "unlimited-ocr",
+]  # fmt: skip
+
 
 def data_url(image: Image.Image | None = None, form: str = "PNG") -> str:
     """A data: URL of an image, a small white one by default."""

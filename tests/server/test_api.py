@@ -20,7 +20,7 @@ from runtime.requests import Request
 from server import auth, schema
 from server.errors import ApiError, ModelUnavailable
 from server.messages import from_chat
-from tests.server.conftest import MakeService, Service, chat, data_url, image_part
+from tests.server.conftest import MODELS, MakeService, Service, chat, data_url, image_part
 from tests.server.fake import Step
 
 
@@ -149,10 +149,7 @@ def test_a_request_without_an_image_gets_a_readable_answer(service: Service, str
 def test_models_are_listed_and_found(service: Service) -> None:
     listed = service.client.simulate_get("/v1/models").json
     ids = [model["id"] for model in listed["data"]]
-    assert ids == [
-        "deepseek-ocr", "deepseek-ocr-2", "paddleocr-vl", "paddleocr-vl-1.5", "paddleocr-vl-1.6", "tiny-ocr",
-        "unlimited-ocr",
-    ]  # fmt: skip
+    assert ids == MODELS
     assert service.client.simulate_get("/v1/models/tiny-ocr").json["id"] == "tiny-ocr"
     assert service.client.simulate_get("/v1/models/deepseek-ocr-q8").json["id"] == "deepseek-ocr-q8"
     assert service.client.simulate_get("/v1/models/nope").status_code == 404

@@ -21,7 +21,7 @@ import psutil
 import pytest
 
 from tests.pdfs import text_pdf
-from tests.server.conftest import ServerProcess, StartServer, chat, data_url, image_part
+from tests.server.conftest import MODELS, ServerProcess, StartServer, chat, data_url, image_part
 
 TEXT = "Grüße, 世界."
 INPUT = [
@@ -30,11 +30,6 @@ INPUT = [
         "content": [{"type": "input_image", "image_url": data_url()}, {"type": "input_text", "text": "Free OCR."}],
     }
 ]
-
-MODELS = [
-    "deepseek-ocr", "deepseek-ocr-2", "paddleocr-vl", "paddleocr-vl-1.5", "paddleocr-vl-1.6", "tiny-ocr",
-    "unlimited-ocr",
-]  # fmt: skip
 
 
 @pytest.fixture
