@@ -82,8 +82,12 @@ def knows(entry: ModelEntry, words: str) -> bool:
     if takes_any_prompt(entry):
         return True
     others = FAMILIES[entry.family].known_prompts
-    known = [_bare(prompt).split(TEXT_SLOT) for prompt in (*element_tasks(entry).values(), *(others or ()))]
-    return any(re.fullmatch(".+".join(map(re.escape, texts)), _bare(words), re.DOTALL) for texts in known)
+    return any(is_asked(prompt, words) for prompt in (*element_tasks(entry).values(), *(others or ())))
+
+
+def is_asked(prompt: str, words: str) -> bool:
+    """Whether words are a task's prompt, with some text in its slot."""
+    return bool(re.fullmatch(".+".join(map(re.escape, _bare(prompt).split(TEXT_SLOT))), _bare(words), re.DOTALL))
 
 
 def with_slots(text: str, images: int) -> str:

@@ -69,6 +69,7 @@ class Registration:
     prompts : texts with the ids that the published tokenizer gives them: a rewritten one is told by them.
     page : how pages are read by their parts; None: by the plain rules. elements : which task reads what, see
     ``models.layout.page_rules``; None: those of the same name, and the default task for text.
+    extraction : the task that takes a JSON template as its text and fills it; None: its models do not.
     rules : None for a family that is known by name only.
     exporter : class with the members of ``export.family.FamilyExport``.
     reference : class with the members of ``tools.reference_family.ReferenceFamily``; None: nothing to compare with.
@@ -82,6 +83,7 @@ class Registration:
     known_prompts: tuple[str, ...] | None = None
     page: PageRules | None = None
     elements: Mapping[str, str] | None = None
+    extraction: str | None = None
     rules: FamilyClass | None = None
     exporter: str | None = None
     reference: str | None = None

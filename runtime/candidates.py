@@ -15,7 +15,7 @@ import numpy as np
 
 from models.settings import InferenceSettings
 
-from .logits import Greedy, VocabularyFilter, filters_for, sampler_for
+from .logits import Greedy, LogitFilter, VocabularyFilter, filters_for, sampler_for
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,10 @@ class Chooser:
         """forbidden : vocabulary rows without a token, [n]."""
         self.filters = filters_for(settings, forbidden)
         self.sampler = sampler_for(settings)
+
+    def follow(self, grammar: LogitFilter) -> None:
+        """From here on, hold the answer to a grammar. Called between the prompt's tokens and the answer's."""
+        self.filters.append(grammar)
 
     def observe(self, token: int) -> None:
         """Take note of the next token of the sequence, prompt and answer alike."""

@@ -9,6 +9,7 @@ import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -20,6 +21,7 @@ from tokenizers import Tokenizer
 from models.asking import check_document, question, tasks_for
 from models.blocks import Block, scaled, seen_per_pixel
 from models.errors import ContextExceeded, InvalidInput, ManifestError
+from models.extraction import extraction, schema_text
 from models.family import QUOTE_MARK, Family, OutputFilter, PreparedImage, Verbatim
 from models.grounding import Box
 from models.layout.step import page_defaults
@@ -35,6 +37,7 @@ from .decoder import Decoder
 from .engine import Engine
 from .engines import EngineGroup
 from .errors import GenerationFailed
+from .grammar import Grammars
 from .layout_step import entry_of, page_reader, with_layout
 from .locate import exported_folder
 from .pages import Detector, PageGeneration
@@ -89,6 +92,7 @@ class Model:
             manifest.tokens.image,
             _rows_without_token(self._tokenizer, manifest.sizes.vocabulary),
         )
+        self._grammars = Grammars(self._tokenizer, manifest.sizes.vocabulary, manifest.tokens.eos)
         self.slots = 0  # of all devices together
         engines = [self._engine_on(one, folder, slots, max_queue, vision_cache_mb, warm_up) for one in devices]
         self._engine: Engine | EngineGroup = engines[0] if len(engines) == 1 else EngineGroup(engines)
@@ -195,18 +199,23 @@ class Model:
         if len(images) == 1:
             page, seen = sizes[0], images[0].seen or sizes[0]
             blocks, scale = partial(_blocks_on, self._family, page=page, seen=seen), seen_per_pixel(seen, page)
-        output = Verbatim() if request.raw else self._family.output(request.prompt, request.settings.family, scale)
+        grammar, settings = None, request.settings
+        if request.schema is not None:
+            grammar = self._grammars.follow(request.schema)
+            settings = replace(settings, no_repeat_ngram_size=0)  # keys of a list's items repeat, and must
+        own_words = request.raw or grammar is not None
+        output = Verbatim() if own_words else self._family.output(request.prompt, settings.family, scale)
         sequence = EngineSequence(
-            prompt_ids, images, request.settings, self._vocabulary, limit, time.monotonic() - started, output,
+            prompt_ids, images, settings, self._vocabulary, limit, time.monotonic() - started, output,
             self._family.positions(prompt_ids, images), request.client, request.alternatives,
-            self._family.window(request.settings.family), blocks,
+            self._family.window(request.settings.family), blocks, grammar,
         )  # fmt: skip
         self._engine.submit(sequence)
         return sequence
 
     def read(
         self, image: ImageLike | Sequence[ImageLike], prompt: str | None = None, *,
-        task: str | None = None, raw: bool = False, **settings: Any,
+        task: str | None = None, raw: bool = False, schema: Any = None, **settings: Any,
     ) -> Result:  # fmt: skip
         """Read one or several images and return the whole answer.
 
@@ -221,6 +230,9 @@ class Model:
             one of ``tasks``; None without a prompt is ``default_task``.
         raw
             the text as the model writes it, not as its family presents it.
+        schema
+            a JSON schema, as text or as what that stands for; the answer is JSON that follows it. For models that can
+            be asked for fields.
         settings
             fields of ``models.settings.InferenceSettings``; the rest are the family's defaults, or the dataclass's.
 
@@ -233,7 +245,7 @@ class Model:
         GenerationFailed
             when the engine failed on this request.
         """
-        sequence = self._start(image, prompt, task, raw, settings)
+        sequence = self._start(image, prompt, task, raw, schema, settings)
         pieces: list[str] = []
         try:
             while not isinstance(event := sequence.next_event(), Finished):
@@ -246,10 +258,10 @@ class Model:
 
     def stream(
         self, image: ImageLike | Sequence[ImageLike], prompt: str | None = None, *,
-        task: str | None = None, raw: bool = False, **settings: Any,
+        task: str | None = None, raw: bool = False, schema: Any = None, **settings: Any,
     ) -> Iterator[str]:  # fmt: skip
         """Like ``read``, piece by piece as the text comes. Closing the iterator cancels the request."""
-        sequence = self._start(image, prompt, task, raw, settings)
+        sequence = self._start(image, prompt, task, raw, schema, settings)
         try:
             while not isinstance(event := sequence.next_event(), Finished):
                 if isinstance(event, TextDelta):
@@ -317,15 +329,18 @@ class Model:
         self.close()
 
     def _start(
-        self, image: ImageLike | Sequence[ImageLike], prompt: str | None, task: str | None, raw: bool,
+        self, image: ImageLike | Sequence[ImageLike], prompt: str | None, task: str | None, raw: bool, schema: Any,
         settings: dict[str, Any],
     ) -> Generation:  # fmt: skip
         images = [image] if isinstance(image, (str, os.PathLike, bytes, Image.Image)) else list(image)
-        if task is not None or prompt is None:
+        if schema is not None:
+            schema = schema_text(schema)
+            prompt = extraction(self._entry, task, prompt or "", schema, len(images)).prompt
+        elif task is not None or prompt is None:
             prompt = question(self._entry, task, prompt or "", len(images)).prompt
         defaults = {**defaults_of(self.manifest.family, len(images)), **page_defaults(self._entry, prompt)}
         values = InferenceSettings().override({**defaults, **settings})
-        return self.submit(Request(prompt, [_open_image(one) for one in images], values, raw))
+        return self.submit(Request(prompt, [_open_image(one) for one in images], values, raw, schema=schema))
 
     def _prepared(self, request: Request) -> tuple[list[PreparedImage], list[tuple[int, int]]]:
         """The request's images, cut one after the other, and their sizes: nobody keeps a picture beyond that."""

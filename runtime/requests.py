@@ -56,6 +56,7 @@ class Request:
     client: str = ""  # whose request it is: turns are shared out evenly among clients
     alternatives: int | None = None  # told of each token with its log-probability, at most 20; None: neither is told
     rules: PageRules | None = None  # of a page that is read by its parts; None: the model's
+    schema: str | None = None  # JSON text of a schema that the answer follows, to its last token
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from models.settings import InferenceSettings
 from .candidates import Chooser
 from .confidence import Distribution, Tally, TokenLogprob, described
 from .kv_cache import kept
+from .logits import LogitFilter
 from .requests import REASONS, FinishDetail, Finished, Stage, TextDelta, Timings, Usage
 from .stop import Stop
 from .text import LoopDetector, TextStream
@@ -81,11 +82,11 @@ class Sequence:
         self, prompt_ids: list[int], images: SequenceOf[PreparedImage], settings: InferenceSettings,
         vocabulary: Vocabulary, max_length: int, prepare_seconds: float = 0.0, output: OutputFilter | None = None,
         positions: Positions | None = None, client: str = "", alternatives: int | None = None,
-        window: int | None = None, blocks: Blocks | None = None,
+        window: int | None = None, blocks: Blocks | None = None, grammar: LogitFilter | None = None,
     ) -> None:  # fmt: skip
         """window : how many of its own tokens the answer sees, the newest among them; None: all.
 
-        blocks : finds the page's blocks in the answer as the model wrote it.
+        blocks : finds the page's blocks in the answer as the model wrote it. grammar : what the answer is held to.
         """
         self.prompt_ids = prompt_ids
         self._positions = positions or counted(len(prompt_ids))
@@ -125,6 +126,8 @@ class Sequence:
         self._cancelled = False
         for token in prompt_ids:
             self.chooser.observe(token)
+        if grammar is not None:
+            self.chooser.follow(grammar)
 
     # What the caller sees (runtime.requests.Generation).
 

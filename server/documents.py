@@ -257,8 +257,9 @@ class DocumentGeneration:
             page.size, page.warnings = self._drawn.image.size, self._drawn.warnings
             page.truncated = self._drawn.truncated
             request = Request(
-                self._prompt, [self._drawn.image], settings, self._reading.raw, self._client, self._reading.alternatives
-            )
+                self._prompt, [self._drawn.image], settings, self._reading.raw, self._client,
+                self._reading.alternatives, schema=self._reading.schema,
+            )  # fmt: skip
             page.generation = self._model.submit(request)
         except InvalidInput as error:
             page.error = str(error)

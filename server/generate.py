@@ -328,6 +328,12 @@ class Generator:
             )  # fmt: skip
         document, indices = self._documents.open(prompt.files[0], reading.pages, stop, transparency)
         record.pages = len(indices)
+        if reading.structure is not None and len(indices) > 1:
+            field = reading.structure.field
+            raise BadRequest(
+                f"{field}: each page has an answer of its own, and {len(indices)} pages are asked for; choose one by "
+                "ocr.pages", param=field,
+            )  # fmt: skip
         if joint:
             return JointPages(document, indices, reading, record.client, self._admission, stop)
         return _Pages(document, indices, reading, record, self._admission, stop)
@@ -412,9 +418,11 @@ class _Pictures:
 
     def begin(self, model: TextModel, prompt: str, settings: InferenceSettings) -> Generation:
         with self._pictures.decoded(self._stop) as images:
-            return model.submit(
-                Request(prompt, images, settings, self._reading.raw, self._client, self._reading.alternatives)
+            reading = self._reading
+            request = Request(
+                prompt, images, settings, reading.raw, self._client, reading.alternatives, schema=reading.schema
             )
+            return model.submit(request)
 
     def report(self, model: TextModel, pieces: Sequence[TextDelta], finished: Finished) -> dict[str, Any]:
         said = describe_warnings(self._pictures.warnings, self._pictures.truncated)

@@ -6,12 +6,14 @@ import logging
 
 from models.asking import Question, question, tasks_for
 from models.errors import InvalidInput
+from models.extraction import extraction
 from models.registration import ModelEntry
 
 from .errors import BadRequest
 from .messages import Prompt
 from .options import ServerOptions
 from .schema import Reading
+from .unsupported import CODE
 
 log = logging.getLogger(__name__)
 
@@ -35,10 +37,21 @@ class Questions:
             self._has_said = True
             log.info("system messages are ignored; --system-messages prompt makes them part of the prompt")
         words = prompt.words(self._tags, system=self._with_system and reading.task is None)
+        if reading.structure is not None:
+            return _structured(entry, reading, words, prompt)
         try:
             return question(entry, reading.task, words, prompt.images)
         except InvalidInput as error:
             raise BadRequest(str(error), param="task") from error
+
+
+def _structured(entry: ModelEntry, reading: Reading, words: str, prompt: Prompt) -> Question:
+    assert reading.structure is not None
+    field = reading.structure.field
+    try:
+        return extraction(entry, reading.task, words, reading.structure.schema, prompt.images)
+    except InvalidInput as error:
+        raise BadRequest(f"{field} is not supported here: {error}", param=field, code=CODE) from error
 
 
 def check_task(reading: Reading, entry: ModelEntry) -> None:

@@ -92,7 +92,7 @@ def _response(body: Any, record: RequestRecord) -> dict[str, Any]:
         "previous_response_id": None,
         "store": False,
         "temperature": body.temperature,
-        "text": {"format": {"type": "text"}},
+        "text": body.text or {"format": {"type": "text"}},
         "tool_choice": "none",
         "tools": [],
         "top_logprobs": body.top_logprobs or 0,

@@ -16,6 +16,7 @@ from models import precedence
 
 from . import unsupported
 from .errors import BadRequest, TooLarge
+from .structured import Structure, structure_of
 
 _TYPES: dict[precedence.Kind, Any] = {
     "integer": int | None,
@@ -145,6 +146,12 @@ class Reading:
     pages: str | None = None
     progress: bool = False
     alternatives: int | None = None  # told of each token with its log-probability; None: neither is told
+    structure: Structure | None = None  # what the answer follows
+
+    @property
+    def schema(self) -> str | None:
+        """JSON text of what the answer follows."""
+        return None if self.structure is None else self.structure.schema
 
 
 class ResponseItem(_Lenient):
@@ -176,6 +183,12 @@ class _Base(_Lenient):
     ocr: OcrOptions | None = None
     vllm_xargs: VllmArguments | None = None
     top_logprobs: int | None = Field(default=None, description="most probable tokens in each place, at most 20")
+    response_format: dict[str, JsonValue] | None = Field(
+        default=None, description="json_schema or json_object, for models that can be asked for fields"
+    )
+    text: dict[str, JsonValue] | None = Field(default=None, description="its format is Responses' response_format")
+    guided_json: str | dict[str, JsonValue] | None = Field(default=None, description="a JSON schema, as in vLLM")
+    structured_outputs: dict[str, JsonValue] | None = Field(default=None, description="json: a JSON schema")
 
     def alternatives(self) -> int | None:
         """How many alternatives are told of each token; None where log-probabilities are not asked for.
@@ -241,14 +254,14 @@ def reading_of(body: _Base) -> Reading:
     Raises
     ------
     BadRequest
-        for two tasks that disagree.
+        for two tasks that disagree, and for a schema that is none.
     """
     options = body.ocr or OcrOptions()
     if body.task is not None and options.task is not None and body.task != options.task:
         raise BadRequest("task and ocr.task disagree; send one of them", param="task")
     return Reading(
         body.task or options.task, bool(options.raw), bool(options.boxes), options.pages, bool(options.progress),
-        body.alternatives(),
+        body.alternatives(), structure_of(body),
     )  # fmt: skip
 
 

@@ -24,8 +24,12 @@ def _none_of(*values: Any) -> Callable[[Any], bool]:
     return lambda value: value is None or value in values
 
 
-def _text_format(value: Any) -> bool:
-    return value is None or (isinstance(value, dict) and value.get("type") == "text")
+def _known_format(value: Any) -> bool:
+    return value is None or (isinstance(value, dict) and value.get("type") in ("text", "json_object", "json_schema"))
+
+
+def _schema_only(value: Any) -> bool:
+    return value is None or (isinstance(value, dict) and value.keys() <= {"json"})
 
 
 def _free_choice(value: Any) -> bool:
@@ -42,13 +46,15 @@ def _few(value: Any) -> bool:
 
 
 _TEXT_ONLY = "answers are text as it stands on the page; leave it out"
+_FORMATS = "there are text, json_schema and json_object"
+_SCHEMAS = "answers follow a JSON schema (response_format), and nothing else"
 _NOTHING_KEPT = "nothing is kept between requests; send the conversation itself"
 _BY_TEXT = "answers are not steered by it; leave it out"
 
 # Field -> whether a value asks for nothing, and what to say of one that does.
 _FIELDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
-    "response_format": (_text_format, _TEXT_ONLY),
-    "text.format": (_text_format, _TEXT_ONLY),
+    "response_format": (_known_format, _FORMATS),
+    "text.format": (_known_format, _FORMATS),
     "modalities": (_none_of([], ["text"]), _TEXT_ONLY),
     "tool_choice": (_free_choice, "the model calls no tools; send auto or none"),
     "function_call": (_free_choice, "the model calls no functions; send auto or none"),
@@ -65,8 +71,8 @@ _FIELDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "min_tokens": (_none_of(0), _BY_TEXT),
     "ignore_eos": (_none_of(False), _BY_TEXT),
     "top_logprobs": (_few, f"at most {MOST_ALTERNATIVES} tokens are told in each place"),
-    "structured_outputs": (_absent, _TEXT_ONLY),
-    **{f"guided_{kind}": (_absent, _TEXT_ONLY) for kind in ("json", "regex", "choice", "grammar")},
+    "structured_outputs": (_schema_only, _SCHEMAS),
+    **{f"guided_{kind}": (_absent, _SCHEMAS) for kind in ("regex", "choice", "grammar")},
 }
 
 

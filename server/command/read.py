@@ -24,6 +24,7 @@ from models.arguments import read_config
 from models.asking import question
 from models.config import Config
 from models.errors import ConfigError, InvalidInput
+from models.extraction import extraction, schema_text
 from models.family import IMAGE_SLOT
 from models.nearest import did_you_mean
 from models.pixels import Transparency
@@ -134,6 +135,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument(
         "--raw", action="store_true", default=False, help="the text as the model writes it: tables as OTSL ..."
     )
+    what.add_argument(
+        "--schema", type=Path, metavar="FILE", default=None,
+        help="a JSON schema that each page's answer follows, for models that can be asked for fields",
+    )  # fmt: skip
     what.add_argument("--prompt-file", type=Path, metavar="FILE", default=None, help="the prompt, from a file")
     going_on = parser.add_argument_group("going on")
     going_on.add_argument(
@@ -237,6 +242,7 @@ class _Command:
         self._config = read_config(given)
         self._options = _options(self._config, given, self._settings_given)
         self._prompt = _prompt(given)
+        self._schema = _schema(given["schema"])
         self._transparency: Transparency = "white"  # of pictures, which are drawn before a reader gets them
         self._stop = threading.Event()
         self._workers = Workers(min(os.cpu_count() or 1, MOST_WORKERS), Limits(self._options.page_timeout))
@@ -360,13 +366,16 @@ class _Command:
             self._transparency = self._settings_given.get("transparency", self._transparency)
             return RemoteReader(
                 self._given["server"], self._given.get("model"), task=task, prompt=prompt, raw=self._given["raw"],
-                settings={**READ_DEFAULTS, **self._settings_given},
+                schema=self._schema, settings={**READ_DEFAULTS, **self._settings_given},
                 several={**SEVERAL_DEFAULTS, **self._settings_given} if may_be_joint(task, prompt) else None,
                 api_key=self._given["api_key"], retries=self._given["retries"], timeout=self._given["timeout"],
                 stop=self._stop, jobs=SERVER_JOBS,
             )  # fmt: skip
         entry = self._config.entry(self._options.model)
-        asked = question(entry, task, prompt or "", 1)
+        if self._schema is None:
+            asked = question(entry, task, prompt or "", 1)
+        else:
+            asked = extraction(entry, task, prompt or "", self._schema, 1)
         if asked.ignored:
             say(f"warning: {entry.id} knows only its own prompts; the pages are read with {asked.prompt!r}")
         settings = self._settings(entry, 1, READ_DEFAULTS)
@@ -374,7 +383,7 @@ class _Command:
         joint = reads_jointly(entry.family, asked.prompt)
         return LocalReader(
             self._config, self._options, asked.prompt, settings, self._stop, raw=self._given["raw"],
-            several=self._settings(entry, 2, SEVERAL_DEFAULTS) if joint else None,
+            schema=self._schema, several=self._settings(entry, 2, SEVERAL_DEFAULTS) if joint else None,
         )  # fmt: skip
 
     def _settings(self, entry: ModelEntry, images: int, defaults: Mapping[str, Any]) -> InferenceSettings:
@@ -450,6 +459,15 @@ def _prompt(given: Mapping[str, Any]) -> str | None:
     if prompt is not None and prompt.count(IMAGE_SLOT) > 1:
         raise UsageError(f"the prompt has {prompt.count(IMAGE_SLOT)} {IMAGE_SLOT} slots; a page takes one")
     return prompt
+
+
+def _schema(file: Path | None) -> str | None:
+    if file is None:
+        return None
+    try:
+        return schema_text(file.expanduser().read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, InvalidInput) as error:
+        raise UsageError(f"--schema {file} cannot be taken: {error}") from error
 
 
 def _options(config: Config, given: Mapping[str, Any], inference: Mapping[str, Any]) -> ServerOptions:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +12,6 @@ from typing import Protocol
 
 from PIL import Image
 
-from models.blocks import Block, boxes_of
 from models.config import Config
 from models.grounding import Box
 from models.joint import PagePart, joint_prompt, not_reached, page_parts
@@ -43,7 +43,6 @@ class Reading:
     completion_tokens: int = 0
     timings: dict[str, float] = field(default_factory=dict)
     confidence: Confidence | None = None
-    blocks: tuple[Block, ...] = ()  # in reading order; none: nobody named any
 
 
 class Reader(Protocol):
@@ -120,13 +119,13 @@ class LocalReader:
 
     def __init__(
         self, config: Config, options: ServerOptions, prompt: str, settings: InferenceSettings, stop: threading.Event,
-        *, raw: bool = False, several: InferenceSettings | None = None,
+        *, raw: bool = False, schema: str | None = None, several: InferenceSettings | None = None,
     ) -> None:  # fmt: skip
         """several : for an answer to several pages, where the prompt asks for one; None: it does not."""
         from runtime.providers import find_device  # needs ONNX Runtime, and seconds to import it
 
         self._prompt, self._settings, self._stop, self._raw = prompt, settings, stop, raw
-        self._several = several
+        self._schema, self._several = schema, several
         device = find_device(options.device, options.threads or None)
         self._source = ModelSource(config, options, device.name)
         self._key: ModelKey = self._source.key(self._source.entry(options.model))
@@ -139,8 +138,8 @@ class LocalReader:
             return None  # not exported yet
         digest = hashlib.sha256(manifest)
         raw = ["raw"] if self._raw else []
-        several = [] if self._several is None else [self._several]
-        digest.update(repr((self._prompt, self._settings, *several, *raw)).encode())
+        others = [one for one in (self._several, self._schema) if one is not None]
+        digest.update(repr((self._prompt, self._settings, *others, *raw)).encode())
         return digest.hexdigest()
 
     def describe(self) -> dict[str, object]:
@@ -149,6 +148,7 @@ class LocalReader:
             "dtype": self._key.dtype,
             "prompt": self._prompt,
             "raw": self._raw,
+            **({"schema": json.loads(self._schema)} if self._schema else {}),
             "settings": asdict(self._several or self._settings),
         }
 
@@ -179,9 +179,11 @@ class LocalReader:
 
     def read(self, page: Image.Image, work: PageWork | None = None) -> Reading:
         assert self._model is not None
-        pieces, event = self._answer(Request(self._prompt, [page], self._settings, self._raw), work or PageWork())
+        pieces, event = self._answer(
+            Request(self._prompt, [page], self._settings, self._raw, schema=self._schema), work or PageWork()
+        )
         text = "".join(piece.text for piece in pieces)
-        return _reading(text, event, tuple(self._model.boxes(text, *page.size)) or boxes_of(event.blocks))
+        return _reading(text, event, tuple(self._model.boxes(text, *page.size)))
 
     def read_together(self, pages: DrawnPages, work: PageWork | None = None) -> list[Reading | PageFailed]:
         assert self._model is not None
@@ -234,6 +236,4 @@ class LocalReader:
 def _reading(text: str, event: Finished, boxes: tuple[Box, ...] = ()) -> Reading:
     timings = {stage: round(seconds, 4) for stage, seconds in asdict(event.timings).items()}
     usage = event.usage
-    return Reading(
-        text, boxes, event.detail, usage.prompt_tokens, usage.completion_tokens, timings, event.confidence, event.blocks
-    )
+    return Reading(text, boxes, event.detail, usage.prompt_tokens, usage.completion_tokens, timings, event.confidence)

@@ -27,14 +27,12 @@ from urllib.parse import SplitResult, unquote, urlsplit
 from PIL import Image
 from PIL.TiffImagePlugin import AppendingTiffWriter
 
-from models.blocks import boxes_of
 from models.grounding import Box
 from models.joint import PagePart
 from models.precedence import BY_NAME
 from runtime.confidence import Confidence
 from runtime.documents import DrawnPages
 from server.auth import ENVIRONMENT
-from server.writers.result import block_of
 
 from .errors import CommandFailed, Interrupted, PageFailed, UsageError
 from .progress import PageWork
@@ -65,7 +63,7 @@ class RemoteReader:
     def __init__(
         self, url: str, model: str | None, *, task: str | None, prompt: str | None, settings: Mapping[str, Any],
         api_key: str | None, retries: int, timeout: float, stop: threading.Event, jobs: int, raw: bool = False,
-        several: Mapping[str, Any] | None = None,
+        several: Mapping[str, Any] | None = None, schema: str | None = None,
     ) -> None:  # fmt: skip
         """several : settings of an answer to several pages, where one is asked for.
 
@@ -78,7 +76,7 @@ class RemoteReader:
         self._url = address._replace(netloc=address.netloc.rpartition("@")[2])  # as it is told and written
         self._proxy = _proxy_for(self._url)
         self._model, self._task, self._prompt = model, task, prompt
-        self._settings, self._raw = dict(settings if several is None else several), raw
+        self._settings, self._raw, self._schema = dict(settings if several is None else several), raw, schema
         self.joint = several is not None
         self._retries, self._timeout, self._stop, self._jobs = retries, timeout, stop, jobs
         key = _checked_key((api_key or os.environ.get(ENVIRONMENT, "").split(",")[0]).strip())
@@ -94,8 +92,8 @@ class RemoteReader:
     def identity(self) -> str | None:
         if self._model is None:
             return None
-        raw = ["raw"] if self._raw else []
-        what = ("server", self._model, self._task, self._prompt, sorted(self._settings.items()), *raw)
+        others = [*(["raw"] if self._raw else []), *([self._schema] if self._schema else [])]
+        what = ("server", self._model, self._task, self._prompt, sorted(self._settings.items()), *others)
         return hashlib.sha256(repr(what).encode()).hexdigest()
 
     def describe(self) -> dict[str, object]:
@@ -105,6 +103,7 @@ class RemoteReader:
             "task": self._task,
             "prompt": self._prompt,
             "raw": self._raw,
+            **({"schema": json.loads(self._schema)} if self._schema else {}),
             "settings": self._settings,
         }
 
@@ -170,6 +169,9 @@ class RemoteReader:
             "stream_options": {"include_usage": True},
             "ocr": {"boxes": True, "raw": self._raw},
         }
+        if self._schema is not None:
+            schema = {"name": "page", "schema": json.loads(self._schema), "strict": True}
+            body["response_format"] = {"type": "json_schema", "json_schema": schema}
         if self._task is not None:
             body["task"] = self._task
         for name, value in self._settings.items():
@@ -208,16 +210,14 @@ class RemoteReader:
             self._told = True
             log.warning("the server's model knows only its own prompts; the pages are read with its default task")
         sure = extension.get("confidence")
-        blocks = tuple(block_of(entry) for entry in extension.get("blocks", ()))
         reading = Reading(
             "".join(pieces),
-            tuple(_box(box) for box in extension.get("boxes", ())) or boxes_of(blocks),
+            tuple(_box(box) for box in extension.get("boxes", ())),
             str(extension.get("finish_detail", "eos")),
             int(usage.get("prompt_tokens", 0)),
             int(usage.get("completion_tokens", 0)),
             {str(stage): float(seconds) for stage, seconds in extension.get("timings", {}).items()},
             Confidence(float(sure["mean"]), float(sure["lowest"])) if sure else None,
-            blocks,
         )
         return reading, extension
 

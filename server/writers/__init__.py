@@ -14,20 +14,10 @@ from typing import Any, Protocol
 
 from .as_json import JsonLinesWriter, JsonWriter
 from .material import Material
-from .result import CUT_OFF, SCHEMA_VERSION, PageResult, page_blocks
+from .result import CUT_OFF, SCHEMA_VERSION, PageResult
 from .text import MarkdownWriter, TextWriter
 
-__all__ = [
-    "CUT_OFF",
-    "FORMATS",
-    "INSTALL",
-    "SCHEMA_VERSION",
-    "Format",
-    "Material",
-    "PageResult",
-    "Writer",
-    "page_blocks",
-]
+__all__ = ["CUT_OFF", "FORMATS", "INSTALL", "SCHEMA_VERSION", "Format", "Material", "PageResult", "Writer"]
 
 
 class Writer(Protocol):

@@ -88,7 +88,7 @@ class Program:
 
     def make_reader(
         self, config: Any, options: Any, prompt: str, settings: Any, stop: threading.Event, *, raw: bool,
-        several: Any = None,
+        several: Any = None, schema: str | None = None,
     ) -> Any:  # fmt: skip
         assert several is None, "the scripted reader reads page by page"
         reader = ScriptedReader(stop, prompt, settings, raw)

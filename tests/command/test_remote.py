@@ -150,6 +150,20 @@ def test_raw_text_is_asked_of_the_server(ocr: Program, proxy: FaultyProxy, tmp_p
         assert proxy.chats[-1][1]["ocr"]["raw"] is raw
 
 
+def test_a_schema_is_passed_on(ocr: Program, proxy: FaultyProxy, tmp_path: Path) -> None:
+    schema = {"type": "object", "properties": {"total": {"type": "number"}}}
+    (tmp_path / "fields.json").write_text(json.dumps(schema))
+    assert ocr("read", document(tmp_path, 1), "--server", proxy.url, "--schema", tmp_path / "fields.json") != 0
+    assert "cannot be asked for fields" in ocr.err  # the server's model says so
+    assert proxy.chats[-1][1]["response_format"]["json_schema"]["schema"] == schema
+
+
+def test_a_schema_that_is_none_is_told_with_its_file(ocr: Program, tmp_path: Path) -> None:
+    (tmp_path / "fields.json").write_text("[1]")
+    assert ocr("read", document(tmp_path, 1), "--schema", tmp_path / "fields.json") == 2
+    assert "fields.json cannot be taken: the schema is a list" in ocr.err
+
+
 def test_tokens_boxes_and_timings_come_back(ocr: Program, proxy: FaultyProxy, tmp_path: Path) -> None:
     assert ocr("read", document(tmp_path, 1), "--server", proxy.url, "--format", "json") == 0
     page = json.loads(ocr.out)["pages"][0]
