@@ -49,7 +49,7 @@ def check_graphs(folder: Path, manifest: Manifest) -> dict[Provider, Checked]:
         when a graph does not load, gives a value that is not finite, or another value on CUDA than on the CPU.
     """
     reference = _forward(folder, manifest, "cpu", mapped_session)
-    if not _cuda_works(folder / graph_file("embed", "cuda")):
+    if not cuda_works(folder / graph_file("embed", "cuda")):
         for name in ("vision", "embed", "decoder"):
             check_structure(folder / graph_file(name, "cuda"))
         return {"cpu": "run", "cuda": "structure only, not run"}
@@ -65,7 +65,7 @@ def check_graphs(folder: Path, manifest: Manifest) -> dict[Provider, Checked]:
     return {"cpu": "run", "cuda": "run"}
 
 
-def _cuda_works(file: Path) -> bool:
+def cuda_works(file: Path) -> bool:
     """Whether a GPU is there, and not only the build for one: ONNX Runtime falls back to the CPU without an error."""
     if best_device() != "cuda":
         return False

@@ -94,7 +94,7 @@ def export_model(job: Job, report: Callable[[str], None]) -> Manifest:
         kept = [job.source.folder / name for name in _KEPT_FILES if (job.source.folder / name).is_file()]
         options = f"{_vision_dtype(job)} {_block_size(job)}"
         read = [*checkpoint.files, tokenizer_file, *kept]
-        fingerprint = _fingerprint(read, options)
+        fingerprint = fingerprint_of(read, options)
         if not job.force and (present := _present(job, fingerprint)) is not None:
             report(f"{job.target} is there already; --force exports it again")
             return present
@@ -161,7 +161,7 @@ def export_model(job: Job, report: Callable[[str], None]) -> Manifest:
                 tokens=tokens,
                 image=image_rules,
                 prompt=prompt_rules,
-                files={file.name: _file_info(file, hashes.get(file.name)) for file in sorted(folder.iterdir())},
+                files={file.name: file_info(file, hashes.get(file.name)) for file in sorted(folder.iterdir())},
             )
             report("checking the graphs")
             manifest = manifest.model_copy(update={"checked": check_graphs(folder, manifest)})
@@ -263,7 +263,7 @@ def _present(job: Job, fingerprint: str) -> Manifest | None:
     return manifest if same and not outdated and (manifest.report or not job.report) else None
 
 
-def _fingerprint(files: Iterable[Path], options: str) -> str:
+def fingerprint_of(files: Iterable[Path], options: str) -> str:
     """Hash of the options and of the files' paths, sizes and times.
 
     Not of their content: reading 7 GB to find that nothing changed would take too long.
@@ -322,7 +322,7 @@ def _tokenizer(tokenizer_file: Path) -> Tokenizer:
     return tokenizer
 
 
-def _file_info(path: Path, sha256: str | None) -> FileInfo:
+def file_info(path: Path, sha256: str | None) -> FileInfo:
     if sha256 is None:
         with path.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()

@@ -69,6 +69,15 @@ def blocks_of(boxes: Iterable[Box]) -> tuple[Block, ...]:
     )
 
 
+def boxes_of(blocks: Iterable[Block]) -> tuple[Box, ...]:
+    """The places of blocks, as they are told where an answer holds no places of its own."""
+    return tuple(
+        Box(FIGURE_LABEL if block.kind == "figure" else block.label or block.kind, block.text, block.box)
+        for block in blocks
+        if block.box is not None
+    )
+
+
 def scaled(blocks: Iterable[Block], seen: tuple[int, int], page: tuple[int, int]) -> tuple[Block, ...]:
     """The blocks with boxes in pixels of the page, from such in pixels of the picture of it that a model saw.
 

@@ -11,7 +11,7 @@ from PIL import Image
 from models.errors import InvalidInput
 from runtime.documents import Document, Drawn, DrawnPages, Stop, Stopped
 
-from ..writers import PageResult
+from ..writers import PageResult, page_blocks
 from .errors import CommandFailed, Interrupted, PageFailed
 from .progress import PageWork
 from .readers import Reader, Reading
@@ -86,7 +86,8 @@ def _read(index: int, drawn: Drawn, reading: Reading, seconds: float, min_confid
     sure, (width, height) = reading.confidence, drawn.image.size
     return PageResult(
         page=index + 1, state="done", width=width, height=height, text=reading.text,
-        boxes=reading.boxes, finish_detail=reading.finish_detail, prompt_tokens=reading.prompt_tokens,
+        boxes=reading.boxes, blocks=page_blocks(reading.text, reading.boxes, reading.blocks),
+        finish_detail=reading.finish_detail, prompt_tokens=reading.prompt_tokens,
         completion_tokens=reading.completion_tokens, seconds=seconds, timings=reading.timings, confidence=sure,
         doubtful=sure is not None and sure.mean < min_confidence, warnings=drawn.warnings, truncated=drawn.truncated,
     )  # fmt: skip

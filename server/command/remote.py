@@ -27,12 +27,14 @@ from urllib.parse import SplitResult, unquote, urlsplit
 from PIL import Image
 from PIL.TiffImagePlugin import AppendingTiffWriter
 
+from models.blocks import boxes_of
 from models.grounding import Box
 from models.joint import PagePart
 from models.precedence import BY_NAME
 from runtime.confidence import Confidence
 from runtime.documents import DrawnPages
 from server.auth import ENVIRONMENT
+from server.writers.result import block_of
 
 from .errors import CommandFailed, Interrupted, PageFailed, UsageError
 from .progress import PageWork
@@ -210,14 +212,16 @@ class RemoteReader:
             self._told = True
             log.warning("the server's model knows only its own prompts; the pages are read with its default task")
         sure = extension.get("confidence")
+        blocks = tuple(block_of(entry) for entry in extension.get("blocks", ()))
         reading = Reading(
             "".join(pieces),
-            tuple(_box(box) for box in extension.get("boxes", ())),
+            tuple(_box(box) for box in extension.get("boxes", ())) or boxes_of(blocks),
             str(extension.get("finish_detail", "eos")),
             int(usage.get("prompt_tokens", 0)),
             int(usage.get("completion_tokens", 0)),
             {str(stage): float(seconds) for stage, seconds in extension.get("timings", {}).items()},
             Confidence(float(sure["mean"]), float(sure["lowest"])) if sure else None,
+            blocks,
         )
         return reading, extension
 

@@ -14,10 +14,20 @@ from typing import Any, Protocol
 
 from .as_json import JsonLinesWriter, JsonWriter
 from .material import Material
-from .result import CUT_OFF, SCHEMA_VERSION, PageResult
+from .result import CUT_OFF, SCHEMA_VERSION, PageResult, page_blocks
 from .text import MarkdownWriter, TextWriter
 
-__all__ = ["CUT_OFF", "FORMATS", "INSTALL", "SCHEMA_VERSION", "Format", "Material", "PageResult", "Writer"]
+__all__ = [
+    "CUT_OFF",
+    "FORMATS",
+    "INSTALL",
+    "SCHEMA_VERSION",
+    "Format",
+    "Material",
+    "PageResult",
+    "Writer",
+    "page_blocks",
+]
 
 
 class Writer(Protocol):

@@ -5,13 +5,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, Self
 from urllib.parse import quote
 
+from models.blocks import KINDS, Block, blocks_of
 from models.grounding import FIGURE_LABEL, Box, to_markdown
 from runtime.confidence import Confidence
+
+from .markdown_blocks import markdown_blocks
 
 # major: a reader of the one before would be misled; minor: something was added.
 SCHEMA_VERSION = "1.0"
@@ -37,6 +40,7 @@ class PageResult:
     height: int = 0
     text: str = ""  # with the places of the answer still in it
     boxes: tuple[Box, ...] = ()
+    blocks: tuple[Block, ...] = ()  # in reading order, see page_blocks
     figures: tuple[str, ...] = ()  # where the picture of each figure is, from the document's own folder
     finish_detail: str | None = None
     prompt_tokens: int = 0
@@ -73,6 +77,7 @@ class PageResult:
             "markdown": self.markdown(),
             "text": self.text,
             "boxes": boxes,
+            "blocks": self._described_blocks(),
             "finish_detail": self.finish_detail,
             "usage": {"prompt_tokens": self.prompt_tokens, "completion_tokens": self.completion_tokens},
             "seconds": round(self.seconds, 3),
@@ -82,6 +87,14 @@ class PageResult:
             "warnings": list(self.warnings),
             **({"truncated": True} if self.truncated else {}),
         }
+
+    def _described_blocks(self) -> list[dict[str, Any]]:
+        figures = iter(self.figures)
+        described = [describe_block(block) for block in self.blocks]
+        for entry in described:
+            if entry["kind"] == "figure" and (picture := next(figures, None)) is not None:
+                entry["image"] = picture
+        return described
 
     @classmethod
     def from_json(cls, entry: Mapping[str, Any]) -> Self:
@@ -105,6 +118,7 @@ class PageResult:
             height=int(entry["height"]),
             text=str(entry["text"]),
             boxes=tuple(Box(box["label"], box["text"], _four(box["box"])) for box in boxes),
+            blocks=tuple(map(block_of, entry.get("blocks", ()))),
             figures=tuple(box["image"] for box in boxes if "image" in box),
             finish_detail=entry["finish_detail"],
             prompt_tokens=int(entry["usage"]["prompt_tokens"]),
@@ -116,6 +130,36 @@ class PageResult:
             warnings=tuple(map(str, entry.get("warnings", ()))),
             truncated=bool(entry.get("truncated")),
         )
+
+
+def page_blocks(text: str, boxes: Sequence[Box], blocks: Sequence[Block]) -> tuple[Block, ...]:
+    """A page's blocks: those that its reader named, else by the places in its answer, else by its Markdown.
+
+    The last have no places. text : the answer, with its places.
+    """
+    return tuple(blocks) or blocks_of(boxes) or markdown_blocks(text)
+
+
+def describe_block(block: Block) -> dict[str, Any]:
+    """A block as JSON's types; what is not known of it is left out, but for its place."""
+    said = asdict(block)
+    always = {"kind": block.kind, "text": block.text, "box": None if block.box is None else list(block.box)}
+    return always | {name: value for name, value in said.items() if name not in always and value not in (None, "", 0)}
+
+
+def block_of(entry: Mapping[str, Any]) -> Block:
+    """Read what ``describe_block`` made; what is added to it by others is passed over.
+
+    Raises
+    ------
+    KeyError, TypeError, ValueError
+        for anything else.
+    """
+    if entry["kind"] not in KINDS:
+        raise ValueError(f"{entry['kind']!r} is no kind of a block")
+    known = {one.name for one in fields(Block)} - {"box"}
+    box = None if entry["box"] is None else _four(entry["box"])
+    return Block(box=box, **{name: value for name, value in entry.items() if name in known})
 
 
 def _link(path: str) -> str:

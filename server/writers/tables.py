@@ -12,7 +12,7 @@ from typing import Literal
 Form = Literal["markdown", "html"]
 
 _RULE = r"[ \t]*\|?[ \t]*:?-+:?[ \t]*(?:\|[ \t]*:?-+:?[ \t]*)*\|?[ \t]*"
-_TABLE = re.compile(
+TABLE = re.compile(
     r"<table\b[\s\S]*?</table\s*>"
     # A line with a bar, a rule under it, and all lines with a bar that follow.
     rf"|^[^\n]*\|[^\n]*\n(?=[^\n]*\|){_RULE}(?:\n[^\n]*\|[^\n]*)*$",
@@ -31,7 +31,7 @@ def take_out(markdown: str, form: Form, place: Callable[[str], str]) -> str:
             return place(text if form == "html" else to_pipes(html_rows(text)))
         return place(text if form == "markdown" else to_html(pipe_rows(text)))
 
-    return _TABLE.sub(replaced, markdown)
+    return TABLE.sub(replaced, markdown)
 
 
 def pipe_rows(text: str) -> list[list[str]]:

@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from export.pipeline import _file_info
+from export.pipeline import file_info
 from models.manifest import FILE_NAME
 
 _NARROW = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
@@ -29,7 +29,7 @@ def twin_of(folder: Path, target: Path) -> Path:
     for name in ("vision", "embed", "decoder"):
         ir.save(widened(ir.load(folder / f"{name}.cuda.onnx")), target / f"{name}.onnx")
         manifest[name] = {"files": {"cpu": f"{name}.onnx"}, "compute": {"cpu": "float32"}}
-    manifest["files"] = {file.name: _file_info(file, "-").model_dump() for file in target.iterdir()}
+    manifest["files"] = {file.name: file_info(file, "-").model_dump() for file in target.iterdir()}
     (target / FILE_NAME).write_text(json.dumps(manifest))
     return target
 

@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 
 from models.grounding import parse_boxes
-from server.writers import FORMATS, PageResult
+from server.writers import FORMATS, PageResult, page_blocks
 from server.writers.material import Original
 
 
@@ -36,7 +36,8 @@ NOTHING = Given()
 def done(page: int, text: str, size: tuple[int, int] = (100, 200), **more: Any) -> PageResult:
     """A page that was read, with the places that its text names."""
     boxes = tuple(parse_boxes(text, *size))
-    return PageResult(page, "done", text=text, width=size[0], height=size[1], finish_detail="eos", boxes=boxes, **more)
+    blocks = page_blocks(text, boxes, more.pop("blocks", ()))
+    return PageResult(page, "done", None, False, *size, text, boxes, blocks, finish_detail="eos", **more)
 
 
 def written(form: str, results: Sequence[PageResult], material: Given = NOTHING, name: str = "x.pdf") -> bytes:

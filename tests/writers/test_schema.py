@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from models.blocks import KINDS, Block
+from models.grounding import Box
 from runtime.confidence import Confidence
 from server.writers import SCHEMA_VERSION, PageResult
 from tests.command.conftest import Program, page_of
@@ -21,6 +23,15 @@ PAGES = [
     PageResult(
         2, "done", width=3, height=4, text="x", finish_detail="loop", timings={"decode": 0.5}, seconds=1.25,
         confidence=Confidence(0.5, 0.25), doubtful=True, warnings=("a font is missing",), truncated=True,
+    ),
+    PageResult(
+        5, "done", width=3, height=4, finish_detail="eos", figures=("images/a-p5-0.jpg",),
+        boxes=(Box("image", "", (0, 1, 2, 3)),),
+        blocks=(
+            Block("title", "A", (0, 0, 3, 1), "doc_title", 0.5, 1),
+            Block("figure", "", (0, 1, 2, 3), "image"),
+            Block("text", ""),
+        ),
     ),
     PageResult(3, "failed", "busy", True, seconds=1.5),
     PageResult(4, "failed", "no page"),
@@ -59,7 +70,12 @@ def test_what_the_program_writes_fits_the_schema(ocr: Program, tmp_path: Path) -
     validator("document").validate(document)
     assert document["schema_version"] == SCHEMA_VERSION
     assert [page["state"] for page in document["pages"]] == ["done", "done", "failed"]
-    assert document["pages"][1]["boxes"][0]["image"] == "images/a-p2-0.jpg"
+    second = document["pages"][1]
+    assert second["boxes"][0]["image"] == "images/a-p2-0.jpg"
+    assert second["blocks"][0] == {"kind": "figure", "text": "", "box": [0, 0, 30, 20], "label": "image"} | {
+        "image": "images/a-p2-0.jpg"
+    }
+    assert second["blocks"][1]["text"] == "An"
     for line, page in zip(lines, document["pages"], strict=True):
         validator("line").validate(line)
         assert {key: value for key, value in line.items() if key in page} == page
@@ -72,6 +88,16 @@ def test_json_lines_come_page_by_page_on_standard_output(ocr: Program) -> None:
     page_of(7).save("a.png")
     assert ocr("read", "a.png", "--format", "jsonl") == 0
     assert [json.loads(line)["markdown"] for line in ocr.out.splitlines()] == ["page 7"]
+
+
+def test_the_schema_knows_every_kind_of_block() -> None:
+    schema = json.loads(FILE.read_text())
+    assert tuple(schema["$defs"]["block"]["properties"]["kind"]["enum"]) == KINDS
+
+
+def test_what_is_no_kind_of_a_block_is_refused() -> None:
+    with pytest.raises(ValueError, match="'poem' is no kind of a block"):
+        PageResult.from_json(PAGES[0].to_json() | {"blocks": [{"kind": "poem", "text": "", "box": None}]})
 
 
 def test_the_schema_is_of_the_version_that_is_written() -> None:

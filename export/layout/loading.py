@@ -1,0 +1,123 @@
+"""A published checkpoint -> transformers' module, with every tensor in its place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from transformers.utils import logging as transformers_logging
+
+from models.layout.detectors import Detector
+from models.layout.labels import LABELS
+from models.layout.rules import DetectionRules
+
+from ..checkpoint import Checkpoint
+from ..errors import ExportError
+
+_CLASSES = {
+    "pp_doclayout_v2": "PPDocLayoutV2ForObjectDetection",
+    "pp_doclayout_v3": "PPDocLayoutV3ForObjectDetection",
+}
+# Not stored: a counter of training, and V2's position tables, which its order network does not use.
+_NEVER_STORED = ("num_batches_tracked", "rel_pos_x_bias", "rel_pos_y_bias")
+# Heads that V3 has once, and older programs wrote twice.
+_TIED = {"decoder.class_embed": "enc_score_head", "decoder.bbox_embed": "enc_bbox_head"}
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A detector that can be traced.
+
+    model : transformers' module in float32. rules : what its vendor does with its boxes, with the checkpoint's own
+    thresholds where it has some.
+    """
+
+    model: Any
+    detector: Detector
+    rules: DetectionRules
+
+
+def load_detector(checkpoint: Checkpoint, detector: Detector) -> Loaded:
+    """Load a checkpoint into transformers' module.
+
+    Raises
+    ------
+    ExportError
+        for a config that the module does not take, other labels than the published ones, and for every tensor that is
+        missing, unexpected or of another shape.
+    """
+    _check_labels(checkpoint, detector)
+    _check_tied(checkpoint, detector)
+    module = getattr(transformers, _CLASSES[detector.kind])
+    log: Any = transformers_logging
+    log.set_verbosity_error()  # what it would warn of is refused below
+    log.disable_progress_bar()
+    try:
+        model, found = module.from_pretrained(
+            checkpoint.folder, local_files_only=True, use_safetensors=True, dtype=torch.float32,
+            output_loading_info=True, ignore_mismatched_sizes=True,
+        )  # fmt: skip
+    except Exception as error:  # whatever a value of the wrong kind leads to in the library
+        raise ExportError(f"transformers cannot load {checkpoint.folder}: {error}") from error
+    problems = [
+        *(f"missing: {name}" for name in sorted(found["missing_keys"]) if not name.endswith(_NEVER_STORED)),
+        *(f"unexpected: {name}" for name in sorted(found["unexpected_keys"]) if not name.endswith(_NEVER_STORED)),
+        *(f"wrong shape: {name} is {list(is_)}, expected {list(wanted)}"
+          for name, is_, wanted in sorted(found["mismatched_keys"])),
+        *found["error_msgs"],
+    ]  # fmt: skip
+    if problems:
+        shown = problems[:20] + ([f"... and {len(problems) - 20} more"] if len(problems) > 20 else [])
+        raise ExportError(
+            f"the tensors in {checkpoint.folder} do not fit {detector.id} as transformers "
+            f"{transformers.__version__} knows it:\n  " + "\n  ".join(shown)
+        )
+    return Loaded(model.eval(), detector, _rules(checkpoint, detector))
+
+
+def _check_labels(checkpoint: Checkpoint, detector: Detector) -> None:
+    """A detector of other things may number them as it likes: nobody could tell what its boxes are."""
+    rows = checkpoint.shape("model.enc_score_head.weight")[0]
+    if rows != len(LABELS):
+        raise ExportError(
+            f"{checkpoint.folder} tells {rows} kinds of blocks apart, and {detector.id} {len(LABELS)}; a detector that "
+            "was trained on other labels cannot be used"
+        )
+    if detector.kind == "pp_doclayout_v2":
+        for key in ("class_thresholds", "class_order"):
+            values = checkpoint.config.get(key)
+            listed = isinstance(values, list) and len(values) == len(LABELS)
+            if not listed or not all(isinstance(value, int | float) for value in values or ()):
+                raise ExportError(
+                    f"{checkpoint.folder / 'config.json'}: {key} is {values!r:.80}; {detector.id} needs a number for "
+                    f"each of its {len(LABELS)} labels"
+                )
+
+
+def _check_tied(checkpoint: Checkpoint, detector: Detector) -> None:
+    """V3's decoder shares its heads with the encoder. Two that differ cannot both be loaded."""
+    if detector.kind != "pp_doclayout_v3":
+        return
+    for name in checkpoint.tensors:
+        for copy, original in _TIED.items():
+            if f"model.{copy}." not in name:
+                continue
+            first = name.replace(copy, original)
+            if not checkpoint.has(first) or not np.array_equal(checkpoint.load(name), checkpoint.load(first)):
+                raise ExportError(
+                    f"{checkpoint.folder}: {name} and {first} are one tensor in {detector.id}, and differ here; the "
+                    "checkpoint was written with heads that were never loaded (transformers 5.3 to 5.5 did that)"
+                )
+
+
+def _rules(checkpoint: Checkpoint, detector: Detector) -> DetectionRules:
+    """V2 says itself from which score on it means a label."""
+    values = checkpoint.config.get("class_thresholds")
+    if detector.kind != "pp_doclayout_v2" or values is None:
+        return detector.rules
+    usual = detector.rules.threshold
+    own = {label: float(value) for label, value in zip(LABELS, values, strict=True) if value != usual}
+    return detector.rules.model_copy(update={"thresholds": own})
