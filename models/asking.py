@@ -21,10 +21,11 @@ from .registry import default_task, element_tasks, reads_jointly
 
 @dataclass(frozen=True)
 class Question:
-    """prompt : with a slot for each image. ignored : the person's words are not in it."""
+    """prompt : with a slot for each image. ignored : the person's words are not in it. note : what could be better."""
 
     prompt: str
     ignored: bool = False
+    note: str | None = None
 
 
 def question(entry: ModelEntry, task: str | None, words: str, images: int) -> Question:
@@ -39,11 +40,23 @@ def question(entry: ModelEntry, task: str | None, words: str, images: int) -> Qu
     if task is None and words:
         if knows(entry, words):
             return Question(with_slots(words, images))
-        return Question(task_prompt(tasks_for(entry), default_task(entry, images), images=images), ignored=True)
-    task = task or default_task(entry, images)
+        return Question(_by_default(entry, images), True, _misses_detector(entry, images))
+    if task is None:
+        return Question(_by_default(entry, images), note=_misses_detector(entry, images))
     if task == DOCUMENT:
         check_document(entry, images)
     return Question(task_prompt(tasks_for(entry), task, words, images))
+
+
+def _by_default(entry: ModelEntry, images: int) -> str:
+    return task_prompt(tasks_for(entry), default_task(entry, images), images=images)
+
+
+def _misses_detector(entry: ModelEntry, images: int) -> str | None:
+    """What to say of a page that is read whole, because the detector that its model has is not here."""
+    if images > 1 or entry.detector is not None or entry.layout is None or entry.task not in (None, DOCUMENT):
+        return None
+    return f"the page was read whole, without its layout: {without_detector(entry)}"
 
 
 def tasks_for(entry: ModelEntry) -> Mapping[str, str]:

@@ -6,11 +6,11 @@ One vocabulary of kinds for all of them, so that whatever writes a page down nee
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-from .grounding import FIGURE_LABEL, Box
+from .grounding import FIGURE_LABEL, Box, pictures_in
 
 Kind = Literal[
     "text", "title", "list", "table", "figure", "formula", "caption", "code", "header", "footer", "page_number",
@@ -78,6 +78,12 @@ def boxes_of(blocks: Iterable[Block]) -> tuple[Box, ...]:
     )
 
 
+def places_of(blocks: Sequence[Block], found: Iterable[Box]) -> tuple[Box, ...]:
+    """The places of a page: its blocks', where each has a label; else what was ``found`` in its text, if any."""
+    labelled = bool(blocks) and all(block.label for block in blocks)
+    return boxes_of(blocks) if labelled else tuple(found) or boxes_of(blocks)
+
+
 def scaled(blocks: Iterable[Block], seen: tuple[int, int], page: tuple[int, int]) -> tuple[Block, ...]:
     """The blocks with boxes in pixels of the page, from such in pixels of the picture of it that a model saw.
 
@@ -102,3 +108,24 @@ def on_page(
         int(min(max(value / part, 0), side)) for value, part, side in zip(box, scale * 2, page * 2, strict=True)
     )
     return left, top, right, bottom
+
+
+def figures_of(boxes: Iterable[Box], text: str) -> list[Box]:
+    """The boxes that a page's text shows as pictures, in their order: those that it says so of, else by their label."""
+    shown = pictures_in(text)
+    return [box for box in boxes if (box.box in shown if shown else box.label == FIGURE_LABEL)]
+
+
+def flaws_of(blocks: Iterable[Block]) -> dict[int, str]:
+    """What is wrong with blocks that are not whole, a sentence each, by their number from 1."""
+    return {order: _flaw(block, order) for order, block in enumerate(blocks, 1) if block.detail or block.error}
+
+
+def _flaw(block: Block, order: int) -> str:
+    what = f"block {order} ({block.label or block.kind})"
+    if block.error:
+        return f"{what} could not be read: {block.error}"
+    if block.detail == "loop":
+        return f"{what} was ended because its tail repeated itself"
+    unread = block.detail in ("deadline", "cancelled") and not block.text
+    return f"{what} was not read ({block.detail})" if unread else f"{what} was cut off by {block.detail}"

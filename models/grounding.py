@@ -10,7 +10,7 @@ holds; what is not well formed is left alone. Families call this for their ``box
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 FIGURE_LABEL = "image"  # the reference that marks a figure, which Markdown shows as a picture
@@ -21,7 +21,9 @@ _INNERMOST_LIST = re.compile(r"\[([^\[\]]*)\]")
 _NUMBER = re.compile(r"\s*[+-]?[0-9]+(?:\.[0-9]*)?\s*")
 _LABELLED = re.compile(r"\s*([^\s\[\]][^\[\]]*?)\s*(\[[^\[\]]*\])\s*")  # between det tags, where the label is inside
 LOCATION = re.compile(r"<\|LOC_([0-9]{1,4})\|>")  # see models.locations
+_PICTURE = re.compile(r"<!-- image (?:\[([0-9]+), ([0-9]+), ([0-9]+), ([0-9]+)\] )?-->")  # where it is on its page
 PAGE_BREAK = "<PAGE>"
+_LEFT_OUT = "\ufdd1"  # stands for nothing in Unicode
 _OPERATORS = {"\\coloneqq": ":=", "\\eqqcolon": "=:"}  # as the published tool writes them
 
 Corners = tuple[float, float, float, float]
@@ -91,10 +93,34 @@ def to_markdown(text: str, figure_link: Callable[[int], str] | None = None) -> s
             pieces.append(f"{reference.label.strip()}\n")
         if line_begins and text.startswith("\n", done):
             done += 1
-    markdown = LOCATION.sub("", "".join([*pieces, text[done:]]))
+    markdown = LOCATION.sub("", with_pictures("".join([*pieces, text[done:]]), {}))
     for command, plain in _OPERATORS.items():
         markdown = markdown.replace(command, plain)
     return markdown.strip()
+
+
+def picture_place(box: tuple[int, int, int, int]) -> str:
+    """A picture in Markdown that does not have it: a comment that says where it is on the page."""
+    return f"<!-- image {list(box)} -->"
+
+
+def pictures_in(text: str) -> set[tuple[int, int, int, int]]:
+    """Where the pictures are that a text has comments for."""
+    return {_place(found) for found in _PICTURE.finditer(text) if found[1]}
+
+
+def with_pictures(text: str, links: Mapping[tuple[int, int, int, int], str]) -> str:
+    """A text with links to its pictures instead of the comments; those without a link are left out."""
+
+    def shown(found: re.Match[str]) -> str:
+        link = links.get(_place(found)) if found[1] else None
+        return _LEFT_OUT if link is None else f"![]({link})"
+
+    return re.sub(rf"{_LEFT_OUT}\n*", "", _PICTURE.sub(shown, text))
+
+
+def _place(found: re.Match[str]) -> tuple[int, int, int, int]:
+    return int(found[1]), int(found[2]), int(found[3]), int(found[4])
 
 
 def _is_nothing_but(references: Sequence[_Reference], text: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
 from typing import Literal, Protocol
 
@@ -71,6 +71,10 @@ class Timings:
     first_token: float = 0.0  # from submission to the first token
     layout: float = 0.0  # finding the parts of a page that is read by its parts
     blocks: float = 0.0  # from there to the end of the last of them: the stages above are sums over all
+
+    def by_stage(self) -> dict[str, float]:
+        """As JSON has them; those of pages that are read by their parts for such pages only."""
+        return {name: seconds for name, seconds in asdict(self).items() if seconds or name not in ("layout", "blocks")}
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from .metrics import decode_rate
 
 log = logging.getLogger(__name__)
 
+_MOST_FLAWS = 20  # blocks that a warning names
 _LEAST = -9999.0  # what OpenAI says for a token without any probability; JSON has no infinity
 
 
@@ -28,18 +29,10 @@ def extension(finished: Finished, request_id: str, budget_field: str, report: Ma
 
     budget_field : the name of the token budget in this API. report : boxes and pages, where they were asked for.
     """
-    timings = finished.timings
     rate = decode_rate(finished)
     fields: dict[str, Any] = {
         "finish_detail": finished.detail,
-        "timings": {
-            "queued": timings.queued,
-            "prepare": timings.prepare,
-            "vision": timings.vision,
-            "prefill": timings.prefill,
-            "decode": timings.decode,
-            "first_token": timings.first_token,
-        },
+        "timings": finished.timings.by_stage(),
         "tokens_per_second": rate,
         **report,
     }
@@ -69,8 +62,10 @@ def engine_error(finished: Finished) -> ApiError:
 def _warnings(finished: Finished, budget_field: str, report: Mapping[str, Any]) -> str | None:
     """For a document whose pages are answers of their own, what there is to say about each."""
     pages = [page for page in report.get("pages", ()) if "error" in page or "finish_detail" in page]
+    flaws = [f"page {flaw['page']}, {flaw['warning']}" for flaw in report.get("blocks_not_whole", ())][:_MOST_FLAWS]
     if not pages:
-        return _warning(finished.detail, finished.usage.completion_tokens, budget_field)
+        said = _warning(finished.detail, finished.usage.completion_tokens, budget_field)
+        return "; ".join([*([said] if said else []), *flaws]) or None
     numbers: dict[str, list[int]] = {}
     for page in pages:
         if "error" in page:
@@ -82,7 +77,7 @@ def _warnings(finished: Finished, budget_field: str, report: Mapping[str, Any]) 
     lines = [f"page {', '.join(map(str, which))}: {warning}" for warning, which in numbers.items()]
     if unread := report.get("pages_not_read"):
         lines.append(f"page {', '.join(map(str, unread))}: {_warning(finished.detail, 0, budget_field)}")
-    return "; ".join(lines) or None
+    return "; ".join([*lines, *flaws]) or None
 
 
 def _warning(detail: str, tokens: int, budget_field: str) -> str | None:

@@ -13,7 +13,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from models.blocks import Block, flaws_of, places_of
 from models.errors import InvalidInput
+from models.layout.task import is_document
 from models.pixels import Transparency
 from models.settings import InferenceSettings
 from runtime.confidence import TokenLogprob
@@ -26,6 +28,7 @@ from .admission import PATIENCE, Admission, Held
 from .errors import BadRequest, ClientGone, Unavailable
 from .images import decode_data_url
 from .schema import Reading
+from .writers.result import describe_block
 
 log = logging.getLogger(__name__)
 
@@ -110,10 +113,15 @@ class Page:
     start: int = 0  # of its text in the whole answer, characters
     end: int = 0
     sent: int = 0  # pieces that have been passed on
+    pixels: Held | None = None  # what a page that is read by its parts takes of the house until it is over
 
     @property
     def text(self) -> str:
         return "".join(self.pieces)
+
+    @property
+    def blocks(self) -> Sequence[Block]:
+        return self.finished.blocks if self.finished is not None else ()
 
     @property
     def done(self) -> bool:
@@ -132,9 +140,15 @@ class Page:
             else:
                 self.finished = event
                 self.generation = None
+                self.let_go()
                 if event.detail == "error":
                     log.error("the engine failed on a page: %s", event.error)
                     self.error = "the model failed on this page"
+
+    def let_go(self) -> None:
+        """Of its pixels. Idempotent."""
+        if self.pixels is not None:
+            self.pixels.release()
 
 
 class DocumentGeneration:
@@ -220,8 +234,12 @@ class DocumentGeneration:
             fields["boxes"] = [
                 described
                 for page in self.pages
-                for described in describe_boxes(self._model, page.text, page.size, page.number)
+                for described in describe_boxes(self._model, page.text, page.size, page.number, page.blocks)
             ]
+            if any(page.blocks for page in self.pages):
+                fields["blocks"] = [one for page in self.pages for one in describe_blocks(page.blocks, page.number)]
+        if flaws := [flaw for page in self.pages for flaw in describe_flaws(page.blocks, page.number)]:
+            fields["blocks_not_whole"] = flaws
         return fields
 
     def _fill(self) -> bool:
@@ -309,11 +327,15 @@ class DocumentGeneration:
             self._pixels = None
 
     def close(self) -> None:
-        """Give back what a page holds that was drawn and has not begun. Idempotent."""
+        """Give back what pages hold that were drawn. Idempotent."""
         self._let_go()
+        for page in self.pages:
+            page.let_go()
 
     def _take(self, page: Page) -> None:
         """The next page has begun, or failed to."""
+        if page.generation is not None and is_document(self._prompt):
+            page.pixels, self._pixels = self._pixels, None
         self._let_go()
         self._todo.popleft()
         self.pages.append(page)
@@ -362,10 +384,35 @@ class DocumentGeneration:
         return Finished(REASONS[detail], detail, usage, timings, confidence=confidence_of(ends))
 
 
-def describe_boxes(model: TextModel, text: str, size: tuple[int, int], page: int) -> list[dict[str, Any]]:
-    """The places that a page's text names, as the API says them."""
+def describe_boxes(
+    model: TextModel, text: str, size: tuple[int, int], page: int, blocks: Sequence[Block] = ()
+) -> list[dict[str, Any]]:
+    """The places of a page, as the API says them: of its blocks, where they have labels, else those in its text."""
+    places = places_of(blocks, model.boxes(text, *size))
+    boxes: list[dict[str, Any]] = [{"label": one.label, "text": one.text, "box": list(one.box)} for one in places]
+    if len(boxes) == len(blocks) and all(block.label for block in blocks):
+        boxes = [
+            {**box, **_known(block, order)} for order, (box, block) in enumerate(zip(boxes, blocks, strict=True), 1)
+        ]
+    return [{**box, "page": page} for box in boxes]
+
+
+def _known(block: Block, order: int) -> dict[str, Any]:
+    """What is told of a block beside its place. order : in its page, from 1."""
+    sure = {} if block.confidence is None else {"confidence": block.confidence}
+    return {"label": block.label, "kind": block.kind, "order": order, **sure}
+
+
+def describe_blocks(blocks: Sequence[Block], page: int) -> list[dict[str, Any]]:
+    """The blocks of a page, as results have them."""
+    return [{**describe_block(block), "page": page} for block in blocks]
+
+
+def describe_flaws(blocks: Sequence[Block], page: int) -> list[dict[str, Any]]:
+    """Blocks of a page that are not whole: which, and why."""
     return [
-        {"label": box.label, "text": box.text, "box": list(box.box), "page": page} for box in model.boxes(text, *size)
+        {"page": page, "block": order, "detail": blocks[order - 1].detail, "warning": warning}
+        for order, warning in flaws_of(blocks).items()
     ]
 
 

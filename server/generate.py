@@ -18,6 +18,8 @@ from PIL import Image
 from models import precedence
 from models.config import Config
 from models.errors import InvalidInput
+from models.layout.step import page_defaults
+from models.layout.task import is_document
 from models.pixels import Transparency
 from models.registration import ModelEntry
 from models.registry import defaults_of, reads_jointly, usual
@@ -30,7 +32,15 @@ from runtime.requests import Finished, Generation, Request, Stage, TextDelta, Te
 from .admission import Admission, Held
 from .answers import engine_error
 from .ceilings import Ceilings
-from .documents import DocumentGeneration, DocumentReader, Page, describe_boxes, describe_warnings
+from .documents import (
+    DocumentGeneration,
+    DocumentReader,
+    Page,
+    describe_blocks,
+    describe_boxes,
+    describe_flaws,
+    describe_warnings,
+)
 from .errors import BadRequest, ClientGone, Unavailable
 from .exporting import Exports, refuse_switch
 from .images import ImageReader, Pictures
@@ -248,13 +258,14 @@ class Generator:
         entry = self._source.entry(model_id)
         record.model = model_id
         self._ceilings.check(body)
-        settings = self._settings(entry, floor, body, prompt.images)
+        self._settings(entry, floor, body)
         check_task(reading, entry)
         if not prompt.images:
             return Job(_Notice(NO_IMAGE), record, is_gone, lambda job: self.leave())
         asked = self._questions.of(prompt, reading, entry)
+        settings = self._settings(entry, floor, body, prompt.images, asked.prompt)
         key = self._key(entry)
-        note = self._ceilings.note(body)
+        notes = [note for note in (self._ceilings.note(body), asked.note) if note is not None]
         joint = reads_jointly(entry.family, asked.prompt)
         with ExitStack() as held:
             held.enter_context(self._admission.take("tokens", settings.max_new_tokens))
@@ -280,7 +291,7 @@ class Generator:
             on_close=lambda job: self._end(job, lease, held_by_job),
             report=lambda pieces, finished: {
                 **({"prompt_ignored": True} if asked.ignored else {}),
-                **({} if note is None else {"note": note}),
+                **({"note": "; ".join(notes)} if notes else {}),
                 **content.report(lease.model, pieces, finished),
             },
             draw=content.draw, progress=reading.progress,
@@ -293,10 +304,11 @@ class Generator:
         return job
 
     def _settings(
-        self, entry: ModelEntry, floor: Mapping[str, Any], body: Mapping[str, Any], images: int
+        self, entry: ModelEntry, floor: Mapping[str, Any], body: Mapping[str, Any], images: int = 1, prompt: str = ""
     ) -> InferenceSettings:
         """Of a request with so many images that are read together."""
-        inference = {**floor, **defaults_of(entry.family, images), **self._config.inference}
+        defaults = {**defaults_of(entry.family, images), **page_defaults(entry, prompt)}
+        inference = {**floor, **defaults, **self._config.inference}
         settings = precedence.resolve(inference, entry.defaults, self._options.inference_flags, body)
         return self._ceilings.hold(settings, usual(entry.family, "max_tiles"))
 
@@ -415,9 +427,13 @@ class _Pictures:
         self._pictures, self._reading, self._client, self._stop = pictures, reading, client, stop
         self._sizes = list(pictures.sizes)
         self._joint = joint and len(self._sizes) > 1
+        self._held = ExitStack()  # what a page that is read by its parts takes of the house until it is over
 
     def begin(self, model: TextModel, prompt: str, settings: InferenceSettings) -> Generation:
-        with self._pictures.decoded(self._stop) as images:
+        with ExitStack() as held:
+            images = held.enter_context(self._pictures.decoded(self._stop))
+            if is_document(prompt):
+                self._held.push(held.pop_all())
             reading = self._reading
             request = Request(
                 prompt, images, settings, reading.raw, self._client, reading.alternatives, schema=reading.schema
@@ -429,6 +445,8 @@ class _Pictures:
         if self._joint:
             numbers = range(1, len(self._sizes) + 1)
             return said | describe_pages(model, pieces, finished, numbers, self._sizes, self._reading.boxes)
+        if flaws := describe_flaws(finished.blocks, 1):
+            said["blocks_not_whole"] = flaws
         if not self._reading.boxes:
             return said
         ((width, height),) = self._sizes
@@ -436,7 +454,8 @@ class _Pictures:
         return {
             **said,
             "pages": [{"page": 1, "width": width, "height": height}],
-            "boxes": describe_boxes(model, text, (width, height), 1),
+            "boxes": describe_boxes(model, text, (width, height), 1, finished.blocks),
+            **({"blocks": describe_blocks(finished.blocks, 1)} if finished.blocks else {}),
         }
 
     def draw(self, number: int) -> Image.Image:
@@ -444,6 +463,7 @@ class _Pictures:
 
     def close(self) -> None:
         self._pictures.close()
+        self._held.close()
 
 
 class _Pages:

@@ -162,6 +162,7 @@ class ModelSource:
                 vision_cache_mb=options.vision_cache_mb,
                 warm_up=None if options.warm_up == "auto" else options.warm_up,
                 max_context=options.max_context or None,
+                entry=key.entry,
                 max_queue=options.capacity,  # the server bounds the queue itself, before a request costs anything
             )
         except (ManifestError, RuntimeUnavailable) as error:

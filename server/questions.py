@@ -7,6 +7,8 @@ import logging
 from models.asking import Question, question, tasks_for
 from models.errors import InvalidInput
 from models.extraction import extraction
+from models.layout.place import without_detector
+from models.layout.task import DOCUMENT
 from models.registration import ModelEntry
 
 from .errors import BadRequest
@@ -63,6 +65,8 @@ def check_task(reading: Reading, entry: ModelEntry) -> None:
         listing those that it has.
     """
     tasks = tasks_for(entry)
+    if reading.task == DOCUMENT and entry.detector is None:
+        raise BadRequest(without_detector(entry), param="task", code="unknown_task")
     if reading.task is not None and reading.task not in tasks:
         raise BadRequest(
             f"task {reading.task[:60]!r} is unknown to model {entry.id}; its tasks are {', '.join(tasks)}",

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from models.blocks import Block
+from models.grounding import picture_place
 
 from .page_rules import PageRules
 from .parts import Part, corners
@@ -105,7 +106,7 @@ def to_markdown(block: Block, rules: PageRules, picture: Callable[[Block], str] 
 def place_of(block: Block) -> str:
     """A picture in Markdown that cannot have it: where it is on the page, as a comment."""
     assert block.box is not None
-    return f"<!-- image [{', '.join(map(str, block.box))}] -->"
+    return picture_place(block.box)
 
 
 def _tagged(block: Block, number: str) -> Block:

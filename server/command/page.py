@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from PIL import Image
 
+from models.blocks import flaws_of
 from models.errors import InvalidInput
 from runtime.documents import Document, Drawn, DrawnPages, Stop, Stopped
 
@@ -84,12 +85,14 @@ def _read_drawn(reader: Reader, pages: DrawnPages, work: PageWork | None) -> lis
 
 def _read(index: int, drawn: Drawn, reading: Reading, seconds: float, min_confidence: float) -> PageResult:
     sure, (width, height) = reading.confidence, drawn.image.size
+    flaws = flaws_of(reading.blocks)
     return PageResult(
         page=index + 1, state="done", width=width, height=height, text=reading.text,
         boxes=reading.boxes, blocks=page_blocks(reading.text, reading.boxes, reading.blocks),
         finish_detail=reading.finish_detail, prompt_tokens=reading.prompt_tokens,
         completion_tokens=reading.completion_tokens, seconds=seconds, timings=reading.timings, confidence=sure,
-        doubtful=sure is not None and sure.mean < min_confidence, warnings=drawn.warnings, truncated=drawn.truncated,
+        warnings=(*drawn.warnings, *flaws.values()), doubtful=sure is not None and sure.mean < min_confidence,
+        truncated=drawn.truncated,
     )  # fmt: skip
 
 

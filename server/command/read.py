@@ -26,6 +26,7 @@ from models.config import Config
 from models.errors import ConfigError, InvalidInput
 from models.extraction import extraction, schema_text
 from models.family import IMAGE_SLOT
+from models.layout.step import page_defaults
 from models.nearest import did_you_mean
 from models.pixels import Transparency
 from models.registration import ModelEntry
@@ -378,7 +379,9 @@ class _Command:
             asked = extraction(entry, task, prompt or "", self._schema, 1)
         if asked.ignored:
             say(f"warning: {entry.id} knows only its own prompts; the pages are read with {asked.prompt!r}")
-        settings = self._settings(entry, 1, READ_DEFAULTS)
+        if asked.note:
+            say(f"warning: {asked.note}")
+        settings = self._settings(entry, 1, READ_DEFAULTS, asked.prompt)
         self._transparency = settings.transparency
         joint = reads_jointly(entry.family, asked.prompt)
         return LocalReader(
@@ -386,9 +389,12 @@ class _Command:
             schema=self._schema, several=self._settings(entry, 2, SEVERAL_DEFAULTS) if joint else None,
         )  # fmt: skip
 
-    def _settings(self, entry: ModelEntry, images: int, defaults: Mapping[str, Any]) -> InferenceSettings:
+    def _settings(
+        self, entry: ModelEntry, images: int, defaults: Mapping[str, Any], prompt: str = ""
+    ) -> InferenceSettings:
         """For answers to so many images. defaults : of this command."""
-        inference = {**defaults_of(entry.family, images), **defaults, **self._config.inference}
+        of_pages = page_defaults(entry, prompt) if images == 1 else {}
+        inference = {**defaults_of(entry.family, images), **defaults, **of_pages, **self._config.inference}
         return precedence.resolve(inference, entry.defaults, self._settings_given, {})
 
     def _summarise(self, plans: Sequence[DocumentPlan], total: int, seconds: float) -> None:

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from PIL import Image
 
-from models.blocks import Block, boxes_of
+from models.blocks import Block, places_of
 from models.config import Config
 from models.grounding import Box
 from models.joint import PagePart, joint_prompt, not_reached, page_parts
@@ -185,7 +185,7 @@ class LocalReader:
             Request(self._prompt, [page], self._settings, self._raw, schema=self._schema), work or PageWork()
         )
         text = "".join(piece.text for piece in pieces)
-        return _reading(text, event, tuple(self._model.boxes(text, *page.size)) or boxes_of(event.blocks))
+        return _reading(text, event, places_of(event.blocks, self._model.boxes(text, *page.size)))
 
     def read_together(self, pages: DrawnPages, work: PageWork | None = None) -> list[Reading | PageFailed]:
         assert self._model is not None
@@ -236,7 +236,7 @@ class LocalReader:
 
 
 def _reading(text: str, event: Finished, boxes: tuple[Box, ...] = ()) -> Reading:
-    timings = {stage: round(seconds, 4) for stage, seconds in asdict(event.timings).items()}
+    timings = {stage: round(seconds, 4) for stage, seconds in event.timings.by_stage().items()}
     usage = event.usage
     return Reading(
         text, boxes, event.detail, usage.prompt_tokens, usage.completion_tokens, timings, event.confidence, event.blocks

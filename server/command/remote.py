@@ -27,7 +27,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 from PIL import Image
 from PIL.TiffImagePlugin import AppendingTiffWriter
 
-from models.blocks import boxes_of
+from models.blocks import places_of
 from models.grounding import Box
 from models.joint import PagePart
 from models.precedence import BY_NAME
@@ -215,7 +215,7 @@ class RemoteReader:
         blocks = tuple(block_of(entry) for entry in extension.get("blocks", ()))
         reading = Reading(
             "".join(pieces),
-            tuple(_box(box) for box in extension.get("boxes", ())) or boxes_of(blocks),
+            places_of(blocks, (_box(box) for box in extension.get("boxes", ()))),
             str(extension.get("finish_detail", "eos")),
             int(usage.get("prompt_tokens", 0)),
             int(usage.get("completion_tokens", 0)),

@@ -95,6 +95,7 @@ class OcrReader:
     def answer(self, order: Order, job: Job, text: str, finished: Finished) -> dict[str, Any]:
         """The whole answer, from a job that has ended and is not closed yet."""
         report = job.report()
+        report.pop("blocks", None)
         writer = PageWriter(order.body, job.draw)
         boxes: dict[int, list[Box]] = {}
         for box in report.pop("boxes"):

@@ -11,8 +11,9 @@ from typing import Any
 
 from PIL import Image
 
+from models.blocks import figures_of, kind_of
 from models.errors import InvalidInput
-from models.grounding import FIGURE_LABEL, Box, to_markdown
+from models.grounding import Box, to_markdown, with_pictures
 from runtime.documents import DEFAULT_DPI
 
 from ..writers import tables
@@ -22,7 +23,7 @@ from ..writers.figures import JPEG_QUALITY, cut_out
 _BLOCKS = {
     "title": "title", "sub_title": "title", "table": "table", "image": "image", "equation": "equation",
     "formula": "equation", "list": "list", "header": "header", "footer": "footer", "code": "code",
-    "image_caption": "caption", "table_caption": "caption",
+    "image_caption": "caption", "table_caption": "caption", "caption": "caption", "reference": "references",
 }  # fmt: skip
 
 Draw = Callable[[int], Image.Image]  # number of a page, from 1 -> the page as it was read
@@ -49,11 +50,10 @@ class PageWriter:
             # Mistral's form has no field for it. Text here would be taken for the page's own.
             return {**page, "error": described["error"]}
         self._page = None
-        links: list[str] = []
-        for box in boxes:
-            if box.label == FIGURE_LABEL:
-                links.append(self._figure(page, box, described["page"]))
-        markdown = to_markdown(text, links.__getitem__)
+        figures = figures_of(boxes, text)
+        links = [self._figure(page, box, described["page"]) for box in figures]
+        places = {box.box: link for box, link in zip(figures, links, strict=True)}
+        markdown = to_markdown(with_pictures(text, places), links.__getitem__)
         for link in links:  # as Mistral writes them; of a figure that is not wanted nothing is left
             shown = f"![{link}]({link})\n\n" if link else ""
             markdown = re.sub(rf"!\[\]\({re.escape(link)}\)\n*", shown, markdown, count=1)
@@ -62,7 +62,7 @@ class PageWriter:
             markdown = tables.take_out(markdown, self.body.table_format, lambda table: self._table(page, table))
         page["markdown"] = markdown.strip()
         if self.body.include_blocks:
-            page["blocks"] = _blocks(boxes, iter(links))
+            page["blocks"] = _blocks(boxes, figures, iter(links))
         return page
 
     def _figure(self, page: dict[str, Any], box: Box, number: int) -> str:
@@ -95,14 +95,14 @@ class PageWriter:
         return f"[{name}]({name})"
 
 
-def _blocks(boxes: list[Box], links: Any) -> list[dict[str, Any]]:
+def _blocks(boxes: list[Box], figures: list[Box], links: Any) -> list[dict[str, Any]]:
     blocks = []
     for box in boxes:
         x0, y0, x1, y1 = box.box
-        kind = _BLOCKS.get(box.label, "text")
+        kind = "image" if box in figures else _BLOCKS.get(box.label, _BLOCKS.get(kind_of(box.label), "text"))
         block = {
             "type": kind, "top_left_x": x0, "top_left_y": y0, "bottom_right_x": x1, "bottom_right_y": y1,
-            "content": box.text or ("" if box.label in _BLOCKS else box.label),
+            "content": box.text or ("" if kind_of(box.label) != "other" else box.label),
         }  # fmt: skip
         if kind == "image":
             block["image_id"] = next(links)

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 
 from PIL import Image, ImageDraw, ImageFont
 
-from models.grounding import FIGURE_LABEL, Box
+from models.blocks import figures_of
+from models.grounding import Box
 
 from .result import PageResult
 
@@ -23,11 +24,6 @@ def _colour(label: str) -> str:
     return _COLOURS[(zlib.crc32(label.encode("utf-8", "surrogateescape")) >> 16) % len(_COLOURS)]
 
 
-def figure_boxes(boxes: Sequence[Box]) -> list[Box]:
-    """The boxes of figures, in the order in which the Markdown links them."""
-    return [box for box in boxes if box.label == FIGURE_LABEL]
-
-
 def cut_out(page: Image.Image, box: Box) -> Image.Image:
     """One figure; at least a pixel of it, wherever the model put its corners."""
     x0, y0, x1, y1 = box.box
@@ -35,18 +31,21 @@ def cut_out(page: Image.Image, box: Box) -> Image.Image:
     return page.crop((x0, y0, max(x1, x0 + 1), max(y1, y0 + 1)))
 
 
-def overlay(page: Image.Image, boxes: Sequence[Box]) -> Image.Image:
-    """A copy of the page with each box outlined and labelled, one colour for each label."""
+def overlay(page: Image.Image, boxes: Sequence[Box], *, numbered: bool = False) -> Image.Image:
+    """A copy of the page with each box outlined and labelled, one colour for each label.
+
+    numbered : the boxes are those of blocks, whose order is told.
+    """
     drawn = page.copy()
     draw = ImageDraw.Draw(drawn)
     side = max(drawn.size)
     width = max(1, side // 600)
     font = ImageFont.load_default(max(10, side // 90))
-    for box in boxes:
+    for order, box in enumerate(boxes, 1):
         colour = _colour(box.label)
         x0, y0, x1, y1 = box.box
         draw.rectangle((x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)), outline=colour, width=width)
-        label = box.label[:40]
+        label = f"{order} {box.label[:40]}" if numbered else box.label[:40]
         left, top, right, bottom = draw.textbbox((x0, y0), label, font=font)
         draw.rectangle((left - 1, top - 1, right + 1, bottom + 1), fill=colour)
         draw.text((x0, y0), label, fill="white", font=font)
@@ -67,14 +66,14 @@ class Pictures:
         """
         made: dict[str, bytes] = {}
         links: dict[tuple[int, int, int, int], str] = {}
-        boxes = figure_boxes(result.boxes) if self.images is not None else []
+        boxes = figures_of(result.boxes, result.text) if self.images is not None else []
         for box in boxes:
             if box.box not in links:
                 name = f"{self.images}-p{result.page}-{len(links)}.jpg"
                 made[name] = as_jpeg(cut_out(page, box))
                 links[box.box] = "/".join(name.split("/")[-2:])
         if self.overlays is not None:
-            made[f"{self.overlays}-p{result.page}.jpg"] = as_jpeg(overlay(page, result.boxes))
+            made[f"{self.overlays}-p{result.page}.jpg"] = as_jpeg(overlay(page, result.boxes, numbered=result.numbered))
         return replace(result, figures=tuple(links[box.box] for box in boxes)), made
 
 

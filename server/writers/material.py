@@ -9,7 +9,9 @@ from typing import Protocol
 
 from PIL import Image
 
-from .figures import as_jpeg, cut_out, figure_boxes
+from models.blocks import figures_of as figures_of_page
+
+from .figures import as_jpeg, cut_out
 from .result import PageResult
 
 
@@ -41,6 +43,6 @@ class Material(Protocol):
 
 def figures_of(result: PageResult, material: Material) -> Sequence[bytes]:
     """The figures of a page as JPEG, in the order in which its Markdown links them. Raises as ``Material.picture``."""
-    boxes = figure_boxes(result.boxes)
+    boxes = figures_of_page(result.boxes, result.text)
     page = material.picture(result.page) if boxes else None
     return [as_jpeg(cut_out(page, box)) for box in boxes] if page else []

@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, Self
 from urllib.parse import quote
 
-from models.blocks import KINDS, Block, blocks_of
-from models.grounding import FIGURE_LABEL, Box, to_markdown
+from models.blocks import KINDS, Block, blocks_of, figures_of
+from models.grounding import Box, to_markdown, with_pictures
 from runtime.confidence import Confidence
 
 from .markdown_blocks import markdown_blocks
@@ -55,18 +55,26 @@ class PageResult:
     def markdown(self) -> str:
         """The text with figures as links, or without them where there are no pictures."""
         links = [_link(path) for path in self.figures]
-        return to_markdown(self.text, links.__getitem__ if links else None)
+        places = [box.box for box in figures_of(self.boxes, self.text)]
+        text = with_pictures(self.text, dict(zip(places, links, strict=False)))
+        return to_markdown(text, links.__getitem__ if links else None)
+
+    @property
+    def numbered(self) -> bool:
+        """Whether the boxes are those of the page's blocks, one each, in reading order."""
+        return bool(self.boxes) and [box.box for box in self.boxes] == [block.box for block in self.blocks]
 
     def to_json(self) -> dict[str, Any]:
         """As JSON's types."""
         if self.state == "failed":
             failure = {"page": self.page, "state": self.state, "error": self.error, "seconds": round(self.seconds, 3)}
             return {**failure, "transient": True} if self.transient else failure
+        shown = figures_of(self.boxes, self.text)
         figures = iter(self.figures)
         boxes: list[dict[str, Any]] = []
         for box in self.boxes:
             entry: dict[str, Any] = {"label": box.label, "text": box.text, "box": list(box.box)}
-            if box.label == FIGURE_LABEL and (picture := next(figures, None)) is not None:
+            if box in shown and (picture := next(figures, None)) is not None:
                 entry["image"] = picture
             boxes.append(entry)
         return {
@@ -90,9 +98,10 @@ class PageResult:
 
     def _described_blocks(self) -> list[dict[str, Any]]:
         figures = iter(self.figures)
+        shown = {box.box for box in figures_of(self.boxes, self.text)}
         described = [describe_block(block) for block in self.blocks]
-        for entry in described:
-            if entry["kind"] == "figure" and (picture := next(figures, None)) is not None:
+        for entry, block in zip(described, self.blocks, strict=True):
+            if block.box in shown and (picture := next(figures, None)) is not None:
                 entry["image"] = picture
         return described
 

@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from models.blocks import figures_of
 from models.grounding import Box, parse_boxes
 from server.writers import FORMATS, PageResult
-from server.writers.figures import cut_out, figure_boxes, overlay
+from server.writers.figures import cut_out, overlay
 from tests.writers.made import NOTHING
 
 GROUNDED = (
@@ -105,7 +106,7 @@ _BOXES = st.lists(
 
 @given(st.text(max_size=200), _BOXES, st.floats(0, 1e6))
 def test_a_result_survives_its_way_through_a_part(text: str, boxes: list[Box], seconds: float) -> None:
-    figures = tuple(f"images/{number}.jpg" for number, _ in enumerate(figure_boxes(boxes)))
+    figures = tuple(f"images/{number}.jpg" for number, _ in enumerate(figures_of(boxes, "")))
     result = done(5, "plain " + text.replace("<|", ""), boxes=tuple(boxes), figures=figures, seconds=round(seconds, 3))
     assert PageResult.from_json(json.loads(json.dumps(result.to_json()))) == result
     assert PageResult.from_json(FAILED.to_json()) == FAILED
