@@ -230,7 +230,7 @@ def test_convolutions_in_float16_round_and_change_no_more(
     half = layout_parity.run_with_features(tmp_path / "half.onnx", pixels)
     for feature in layout_parity.feature_names(wide):
         error = np.linalg.norm(half[feature].astype(np.float32) - wide[feature]) / np.linalg.norm(wide[feature])
-        assert 1e-5 < error < 0.05  # it is rounded, and is no noise
+        assert 1e-5 < error < 0.1  # rounded, which noise of a random net grows from, and no noise itself
     assert (tmp_path / "half.onnx.data").stat().st_size < (detector.folder / "layout.onnx.data").stat().st_size
 
 
