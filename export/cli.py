@@ -7,22 +7,26 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from models.arguments import Parser, add_config_flags, read_config
 from models.catalog import CATALOG, SUPPORTED_FAMILIES, require_supported
 from models.config import Config
 from models.errors import ModelError
+from models.layout.detectors import DETECTORS
 from models.registration import ModelEntry
 
 from . import source
 from .errors import ExportError
+from .layout.bringing import Bringing, check_asked_for
 
 _BUILT_IN = ", ".join(entry.id for entry in CATALOG.values() if entry.family in SUPPORTED_FAMILIES)
 DESCRIPTION = f"""\
 Convert a published OCR model into a folder of ONNX graphs that ocr-onnx-serve and the Python API load.
 
 MODEL_ID is a built-in id ({_BUILT_IN}) or an entry [models.entries.MODEL_ID] of config.toml.
+Layout detectors, which models that read whole pages block by block bring along: {", ".join(DETECTORS)}.
 """
 EXAMPLES = """\
 examples:
@@ -35,6 +39,9 @@ examples:
   ocr-onnx export deepseek-ocr --weights W --tokenizer T --model-config C     these three, and no hub or cache
   ocr-onnx export deepseek-ocr --revision COMMIT           a pinned revision of the hub repository
   ocr-onnx export tiny-ocr --output /srv/models/tiny       publish somewhere else
+  ocr-onnx export paddleocr-vl-1.6 --layout none           without the layout detector, which whole pages need
+  ocr-onnx export deepseek-ocr --layout v3                 with one, for reading dense pages block by block
+  ocr-onnx export pp-doclayout-v3 --source ~/detector      a detector alone
 
 HF_HOME, HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE are honoured; when the Hugging Face hub cannot be reached,
 ModelScope's copy of the same id is tried.
@@ -80,6 +87,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="measure what quantisation costs: the error of each weight, and how far features and logits are from "
         "float32 on two drawn pages; takes minutes, and disk for the checkpoint once more",
     )
+    parser.add_argument(
+        "--layout",
+        metavar="none|v2|v3|DIR",
+        help="layout detector to export along (default: the model's own; needs the extra layout)",
+    )
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder to publish (default: in the cache)")
     add_config_flags(parser)
     parser.add_argument("--force", action="store_true", help="export again even if a good export is there")
@@ -117,14 +129,17 @@ def _export(given: Mapping[str, Any]) -> None:
         see ``export.pipeline.export_model``, ``export.source.fetch`` and ``models.config.load_config``.
     """
     config = read_config(given)
+    bringing = Bringing(config.cache_dir, given.get("offline", False), given.get("force", False), report)
+    if (detector := DETECTORS.get(given["model_id"])) is not None:
+        _refuse_flags_of_models(given)
+        _pipeline()
+        source_of_it = given.get("source", detector.source)
+        bringing.detector(detector, source_of_it, given.get("revision"), given.get("output"))
+        return
     entry = _with_flags(config.entry(given["model_id"]), given)
     require_supported(entry)
-    try:
-        from . import pipeline
-    except ImportError as error:
-        raise ExportError(
-            f"exporting needs more packages ({error}); install them with: pip install 'ocr-onnx[export,cpu]'"
-        ) from error
+    check_asked_for(given.get("layout"))
+    pipeline = _pipeline()
     dtype = given.get("dtype") or config.dtype_of(entry, _device(config))
     if dtype not in pipeline.DTYPES:
         known = ", ".join(pipeline.DTYPES)
@@ -154,6 +169,50 @@ def _export(given: Mapping[str, Any]) -> None:
         adapter=entry.adapter,
     )
     pipeline.export_model(job, report)
+    if "layout" in given:
+        bringing.asked_for(given["layout"])
+    else:
+        bringing.usual(entry, from_hub=found.origin != "directory")
+
+
+def _pipeline() -> ModuleType:
+    """The module that imports what exporting needs.
+
+    Raises
+    ------
+    ExportError
+        with the line that installs it.
+    """
+    try:
+        from . import pipeline
+    except ImportError as error:
+        raise ExportError(
+            f"exporting needs more packages ({error}); install them with: pip install 'ocr-onnx[export,cpu]'"
+        ) from error
+    return pipeline
+
+
+def _refuse_flags_of_models(given: Mapping[str, Any]) -> None:
+    """Raises ExportError for a flag that says nothing of a layout detector."""
+    known = {
+        "model_id",
+        "source",
+        "revision",
+        "output",
+        "config",
+        "init_config",
+        "offline",
+        "force",
+        "command",
+        "run",
+        "usage_error",
+    }
+    for flag in given.keys() - known:
+        if given[flag] not in (None, False):
+            raise ExportError(
+                f"--{flag.replace('_', '-')} is of models that read; {given['model_id']} is a layout detector, "
+                "with one export for all devices"
+            )
 
 
 def _device(config: Config) -> str:

@@ -10,6 +10,8 @@ import pytest
 from tokenizers import Tokenizer
 
 from export import cli, pipeline
+from export.errors import ExportError
+from export.source import Source
 from models.catalog import CATALOG, DTYPES
 from models.families import FAMILIES
 from models.manifest import Manifest
@@ -273,3 +275,99 @@ def test_weights_tokenizer_and_config_together_need_no_hub_and_no_cache(config, 
     assert two_of_three.returncode == 1
     assert "downloading deepseek-ai/DeepSeek-OCR needs more packages" in two_of_three.stderr
     assert "pip install 'ocr-onnx[export]', or name a directory that has the model with --source" in two_of_three.stderr
+
+
+# Layout detectors.
+
+
+@pytest.fixture
+def detectors(monkeypatch, tmp_path: Path) -> list[tuple[str, str | None, bool]]:
+    """Note what detectors are fetched, (source, revision, offline), and export none."""
+    from export.layout import pipeline as layout
+
+    asked: list[tuple[str, str | None, bool]] = []
+
+    def fetch(source: str, revision: str | None = None, *, offline: bool, **_) -> Source:
+        asked.append((source, revision, offline))
+        return Source(tmp_path, source, "0" * 40, "directory" if Path(source).is_dir() else "huggingface")
+
+    monkeypatch.setattr(cli.source, "fetch", fetch)
+    monkeypatch.setattr(layout, "require_extra", lambda: None)
+    monkeypatch.setattr(layout, "export_detector", lambda job, report: made.append(job))
+    made: list[layout.DetectorJob] = []
+    monkeypatch.setenv("OCR_ONNX_CACHE", str(tmp_path / "cache"))
+    return asked
+
+
+V2, V3 = (f"PaddlePaddle/PP-DocLayoutV{number}_safetensors" for number in (2, 3))
+
+
+def test_a_model_brings_its_own_detector_along(jobs, detectors, config) -> None:
+    for model, detector in (("paddleocr-vl", V2), ("paddleocr-vl-1.5", V3), ("paddleocr-vl-1.6", V3)):
+        detectors.clear()
+        assert run(model, "--config", config) == 0
+        assert detectors == [
+            (f"PaddlePaddle/{jobs[-1].source.name.split('/')[1]}", None, False),
+            (detector, None, False),
+        ]
+    detectors.clear()
+    assert run("deepseek-ocr", "--config", config) == 0
+    assert [name for name, _, _ in detectors] == ["deepseek-ai/DeepSeek-OCR"]
+
+
+def test_layout_says_which_detector_comes_along_or_that_none_does(jobs, detectors, config, tmp_path: Path) -> None:
+    own = tmp_path / "my-detector"
+    own.mkdir()
+    for said, expected in (("v3", [V3]), ("pp-doclayout-v2", [V2]), (own, [str(own)]), ("none", [])):
+        detectors.clear()
+        assert run("paddleocr-vl", "--layout", said, "--offline", "--config", config) == 0
+        assert detectors[1:] == [(name, None, True) for name in expected]
+
+
+def test_a_detector_that_cannot_be_had_ends_a_models_export_only_where_it_was_asked_for(
+    jobs, detectors, config, monkeypatch, capsys
+) -> None:
+    from export.layout import pipeline as layout
+
+    def refuse() -> None:
+        raise ExportError("needs more packages; install them with: pip install 'ocr-onnx[layout]'")
+
+    monkeypatch.setattr(layout, "require_extra", refuse)
+    assert run("paddleocr-vl-1.6", "--config", config) == 0
+    told = capsys.readouterr().err
+    assert "was not exported; whole pages need it; get it with: ocr-onnx export pp-doclayout-v3" in told
+    assert "ocr-onnx[layout]" in told
+    assert len(jobs) == 1
+    assert run("paddleocr-vl-1.6", "--layout", "v3", "--config", config) == 1
+    assert "ocr-onnx[layout]" in capsys.readouterr().err
+    assert len(jobs) == 1  # it is looked at before the model, which takes minutes
+
+
+def test_a_model_from_a_folder_looks_for_no_detector_in_the_network(
+    jobs, detectors, config, checkpoint, capsys
+) -> None:
+    assert run("paddleocr-vl-1.6", "--source", checkpoint, "--config", config) == 0
+    assert [name for name, _, _ in detectors] == [str(checkpoint)]
+    assert "was not looked for; whole pages need it; get it with: ocr-onnx export pp-docl" in capsys.readouterr().err
+
+
+def test_a_detector_is_exported_alone_by_its_id(jobs, detectors, config, tmp_path: Path) -> None:
+    assert run("pp-doclayout-v3", "--revision", "abc", "--config", config) == 0
+    assert run("pp-doclayout-v2", "--source", tmp_path, "--force", "--config", config) == 0
+    assert detectors == [(V3, "abc", False), (str(tmp_path), None, False)]
+    assert not jobs
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["paddleocr-vl", "--layout", "v9"], "layout detector 'v9' is unknown; known are v2 (pp-doclayout-v2)"),
+        (["pp-doclayout-v3", "--dtype", "q8"], "--dtype is of models that read; pp-doclayout-v3 is a layout detector"),
+        (["pp-doclayout-v3", "--layout", "v2"], "--layout is of models that read"),
+        (["pp-doclayout-v4"], "model 'pp-doclayout-v4' is not known"),
+    ],
+)
+def test_wrong_words_about_detectors_are_errors(jobs, detectors, config, capsys, arguments, expected) -> None:
+    assert run(*arguments, "--config", config) == 1
+    assert expected in capsys.readouterr().err
+    assert not jobs
