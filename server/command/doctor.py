@@ -23,6 +23,7 @@ from models.arguments import add_config_flags, read_config
 from models.config import Config
 from models.errors import ConfigError, ManifestError
 from models.exporter import environment
+from models.layout.detectors import DETECTORS
 from models.paths import CACHE_VARIABLE, cache_dir
 from server.loading import missing_for_export
 
@@ -219,7 +220,7 @@ def _reading(config: Config | None) -> Check:
 
 def _exports(verify: bool, config: Config | None, cache: Path) -> Iterator[Check]:
     exports = find_exports(cache)
-    known = config.model_ids() if config else []
+    known = [*(config.model_ids() if config else []), *DETECTORS]
     for export in exports:
         problem = export.problem
         if verify and export.manifest is not None:
@@ -229,7 +230,8 @@ def _exports(verify: bool, config: Config | None, cache: Path) -> Iterator[Check
                 problem = str(error)
         what = f"{export.folder}, {gigabytes(export.size)}"
         again = export.model_id in known and not export.replaced  # otherwise its flags are unknown here
-        export_again = f"ocr-onnx export {export.model_id} --dtype {export.dtype} --force, or " if again else ""
+        dtype = "" if export.model_id in DETECTORS else f" --dtype {export.dtype}"
+        export_again = f"ocr-onnx export {export.model_id}{dtype} --force, or " if again else ""
         remedy = f"{export_again}ocr-onnx prune{'' if export.problem else f' {export.model_id}'}"
         name = f"{export.model_id} {export.dtype}"
         yield Check(name, "problem", problem, remedy) if problem else Check(name, "ok", what)

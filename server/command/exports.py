@@ -9,6 +9,7 @@ from pathlib import Path
 
 from models.catalog import DTYPES
 from models.errors import ConfigError, ManifestError
+from models.layout.manifest import LayoutManifest, load_any
 from models.manifest import FILE_NAME, Manifest, restore_retired
 from models.paths import check_model_id
 
@@ -24,7 +25,7 @@ class Export:
     model_id: str
     dtype: str
     size: int  # bytes
-    manifest: Manifest | None
+    manifest: Manifest | LayoutManifest | None
     problem: str | None  # why it cannot be used
 
     @property
@@ -96,8 +97,8 @@ def _folders(parent: Path) -> list[Path]:
         return []
 
 
-def _manifest(folder: Path) -> tuple[Manifest | None, str | None]:
+def _manifest(folder: Path) -> tuple[Manifest | LayoutManifest | None, str | None]:
     try:
-        return Manifest.load(folder), None
+        return load_any(folder), None
     except ManifestError as error:
         return None, str(error)

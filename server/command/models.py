@@ -11,6 +11,7 @@ from models.arguments import add_config_flags, read_config
 from models.asking import tasks_for
 from models.catalog import SUPPORTED_FAMILIES
 from models.errors import ConfigError
+from models.layout.detectors import DETECTORS, Detector
 from models.registration import ModelEntry
 from models.registry import default_task
 
@@ -45,17 +46,25 @@ def run(given: Mapping[str, Any]) -> int:
     exports = find_exports(config.cache_dir)
     known = [config.entry(model_id) for model_id in config.model_ids()]
     listed = [_describe(entry, [export for export in exports if export.model_id == entry.id]) for entry in known]
-    unknown = [export for export in exports if export.model_id not in {entry.id for entry in known}]
+    detectors = [
+        _describe_detector(one, [export for export in exports if export.model_id == one.id])
+        for one in DETECTORS.values()
+    ]
+    named = {*(entry.id for entry in known), *DETECTORS}
+    unknown = [export for export in exports if export.model_id not in named]
     if given["json"]:
         document = {
             "cache": str(models_root(config.cache_dir)),
             "models": listed,
+            "layout_detectors": detectors,
             "others": [_describe_export(one) for one in unknown],
         }
         print(json.dumps(document, indent=1, ensure_ascii=False))
         return 0
     for model in listed:
         _print(model)
+    for detector in detectors:
+        _print_detector(detector)
     for export in unknown:
         print(f"\n{export.model_id}  (config.toml does not name it any more)\n{_line(_describe_export(export))}")
     print(f"\nexports are in {models_root(config.cache_dir)}")
@@ -73,6 +82,17 @@ def _describe(entry: ModelEntry, exports: list[Export]) -> dict[str, Any]:
         "revision": entry.revision,
         "tasks": list(tasks_for(entry)),
         "default_task": default_task(entry) if supported else None,
+        "layout": entry.layout,
+        "exports": [_describe_export(export) for export in exports],
+    }
+
+
+def _describe_detector(detector: Detector, exports: list[Export]) -> dict[str, Any]:
+    return {
+        "id": detector.id,
+        "name": detector.name,
+        "description": detector.description,
+        "source": detector.source,
         "exports": [_describe_export(export) for export in exports],
     }
 
@@ -89,7 +109,7 @@ def _describe_export(export: Export) -> dict[str, Any]:
         "source": manifest.source.name if manifest else None,
         "revision": manifest.source.revision if manifest else None,
         "created_by": manifest.created_by if manifest else None,
-        "devices": sorted(manifest.decoder.files) if manifest else [],
+        "devices": manifest.providers if manifest else [],
     }
 
 
@@ -106,6 +126,14 @@ def _print(model: Mapping[str, Any]) -> None:
         print(_line(export))
     if model["supported"] and not model["exports"]:
         print(f"  not exported; done on first use, or by hand: ocr-onnx export {model['id']}")
+
+
+def _print_detector(detector: Mapping[str, Any]) -> None:
+    print(f"\n{detector['id']}  (layout detector)\n  {detector['description']}\n  from {detector['source']}")
+    for export in detector["exports"]:
+        print(_line(export))
+    if not detector["exports"]:
+        print(f"  not exported; by hand: ocr-onnx export {detector['id']}")
 
 
 def _line(export: Mapping[str, Any]) -> str:

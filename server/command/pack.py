@@ -17,7 +17,8 @@ from models.arguments import add_config_flags, read_config
 from models.catalog import DTYPES, split_variant
 from models.config import Config
 from models.errors import ConfigError, ManifestError
-from models.manifest import FILE_NAME, Manifest
+from models.layout.manifest import load_any
+from models.manifest import FILE_NAME
 from models.nearest import did_you_mean
 
 from .errors import CommandFailed, UsageError
@@ -51,7 +52,7 @@ def run(given: Mapping[str, Any]) -> int:
     """
     try:
         folder = _folder(read_config(given), given["model"], given.get("dtype"))
-        manifest = Manifest.load(folder)
+        manifest = load_any(folder)
         manifest.verify(folder)
     except (ConfigError, ManifestError) as error:
         raise CommandFailed(str(error)) from error

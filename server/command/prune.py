@@ -22,6 +22,7 @@ from models.arguments import add_config_flags, read_config
 from models.catalog import split_variant
 from models.config import Config, UnknownModel
 from models.errors import ConfigError
+from models.layout.detectors import DETECTORS
 from models.manifest import lock_file
 
 from .errors import CommandFailed, UsageError
@@ -123,6 +124,8 @@ def _needless(config: Config, export: Export) -> str | None:
     """Why nobody needs an export; None when somebody may."""
     if export.problem is not None:
         return f"cannot be used: {export.problem}"
+    if export.model_id in DETECTORS:
+        return None
     try:
         entry = config.entry(export.model_id)
     except UnknownModel:

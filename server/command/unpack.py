@@ -20,7 +20,9 @@ from models.arguments import add_config_flags, read_config
 from models.catalog import CATALOG
 from models.config import Config
 from models.errors import ConfigError, ManifestError
-from models.manifest import FILE_NAME, Manifest, lock_file, retired_folder
+from models.layout.detectors import DETECTORS
+from models.layout.manifest import load_any, peek_any
+from models.manifest import FILE_NAME, lock_file, retired_folder
 from models.paths import check_model_id
 
 from .errors import CommandFailed
@@ -60,7 +62,7 @@ def run(given: Mapping[str, Any]) -> int:
         raise CommandFailed(f"{file}: {error}") from error
     print(f"unpacked to {target}")
     model_id = target.parents[1].name
-    if model_id not in CATALOG and model_id not in config.entries:
+    if model_id not in (*CATALOG, *DETECTORS, *config.entries):
         print(f"config.toml has no [models.entries.{model_id}] yet; the model can be asked for when it has")
     return 0
 
@@ -72,7 +74,7 @@ def _unpack(tar: tarfile.TarFile, config: Config, file: Path, *, force: bool) ->
         folder = Path(place) / "export"
         folder.mkdir()
         _take_files(tar, folder, file)
-        manifest = Manifest.load(folder)
+        manifest = load_any(folder)
         manifest.verify(folder)
         target = root / check_model_id(manifest.id) / "onnx" / manifest.dtype
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -98,7 +100,7 @@ def _take_files(tar: tarfile.TarFile, folder: Path, file: Path) -> None:
         with source, (folder / name).open("wb") as out:
             shutil.copyfileobj(source, out, 1 << 20)
         if number == 0:
-            allowed |= {name: info.size for name, info in Manifest.peek(folder).files.items()}
+            allowed |= {name: info.size for name, info in peek_any(folder).files.items()}
             needed, free = sum(allowed.values()), shutil.disk_usage(folder).free
             if free < needed:
                 raise CommandFailed(f"the cache has {gigabytes(free)} free, and the export needs {gigabytes(needed)}")

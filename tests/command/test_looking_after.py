@@ -17,6 +17,7 @@ from filelock import FileLock
 from models.manifest import lock_file
 from server.command import doctor, prune
 from tests.command.conftest import Program
+from tests.detectors import write_detector
 
 
 @pytest.fixture
@@ -52,6 +53,45 @@ def test_models_are_listed_with_their_exports(ocr: Program, cache: Callable[...,
     assert f"exported: q8, {export['bytes'] / 1e6:.1f} MB" in ocr.out
     assert "unusable: " in ocr.out
     assert "hunyuan-ocr  (this version cannot use it yet)" in ocr.out
+
+
+@pytest.fixture
+def detector(ocr: Program, tmp_path: Path) -> Path:
+    """The export of a layout detector in the program's cache."""
+    folder = tmp_path / "cache/deepseek-ocr/models/pp-doclayout-v3/onnx/f32"
+    return write_detector(folder, [("text", (0.1, 0.1, 0.9, 0.9), 0.9)])
+
+
+def test_layout_detectors_are_listed_with_their_exports(ocr: Program, detector: Path) -> None:
+    assert ocr("models", "--json") == 0
+    told = json.loads(ocr.out)
+    v2, v3 = told["layout_detectors"]
+    assert (v2["id"], v2["name"], v2["exports"]) == ("pp-doclayout-v2", "v2", [])
+    (export,) = v3["exports"]
+    assert (export["folder"], export["problem"], export["devices"]) == (str(detector), None, ["cpu"])
+    assert told["others"] == []
+    layouts = {model["id"]: model["layout"] for model in told["models"]}
+    assert (layouts["paddleocr-vl"], layouts["paddleocr-vl-1.6"]) == ("pp-doclayout-v2", "pp-doclayout-v3")
+    assert layouts["deepseek-ocr"] is None
+    assert ocr("models") == 0
+    assert "pp-doclayout-v3  (layout detector)" in ocr.out
+    assert "not exported; by hand: ocr-onnx export pp-doclayout-v2" in ocr.out
+
+
+def test_layout_detectors_are_looked_after_as_models_are(ocr: Program, detector: Path) -> None:
+    assert ocr("prune", "--yes") == 0
+    assert "nothing to remove" in ocr.out
+    (detector / "layout.onnx").write_bytes(b"cut off")
+    assert ocr("doctor", "--quick") == 1
+    assert "layout.onnx is 7 bytes" in ocr.out
+    assert "ocr-onnx export pp-doclayout-v3 --force, or ocr-onnx prune" in ocr.out
+    assert ocr("prune", "--yes") == 0
+    assert not detector.exists()
+
+
+def test_a_layout_detector_is_pruned_when_it_is_named(ocr: Program, detector: Path) -> None:
+    assert ocr("prune", "pp-doclayout-v3", "--yes") == 0
+    assert not detector.exists()
 
 
 def test_models_of_config_toml_are_listed_and_forgotten_ones_too(

@@ -11,6 +11,7 @@ import pytest
 
 from models.manifest import Manifest
 from tests.command.conftest import Program
+from tests.detectors import write_detector
 
 
 @pytest.fixture
@@ -106,3 +107,15 @@ def test_a_file_that_is_no_tar_is_named(ocr: Program, packed: Path, content: byt
     packed.write_bytes(content)
     assert ocr("unpack", packed) == 1
     assert str(packed) in ocr.err
+
+
+def test_a_layout_detector_travels_too(ocr: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OCR_ONNX_CACHE", str(tmp_path / "here"))
+    place = "models/pp-doclayout-v3/onnx/f32"
+    folder = write_detector(tmp_path / "here" / place, [("text", (0.1, 0.1, 0.9, 0.9), 0.9)])
+    assert ocr("pack", "pp-doclayout-v3", "-o", "layout.tar") == 0
+    monkeypatch.setenv("OCR_ONNX_CACHE", str(tmp_path / "there"))
+    assert ocr("unpack", "layout.tar") == 0
+    assert "config.toml has no" not in ocr.out
+    files = {file.name: file.read_bytes() for file in folder.iterdir()}
+    assert {file.name: file.read_bytes() for file in (tmp_path / "there" / place).iterdir()} == files
