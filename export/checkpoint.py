@@ -114,12 +114,13 @@ class Checkpoint:
 
     def _with_rows(self, config: Mapping[str, Any], note: Callable[[str], None]) -> Mapping[str, Any]:
         """The config with the vocabulary that the embedding has: resizing it leaves the old number behind."""
-        tables = [info.shape[0] for name, info in self.tensors.items() if name.endswith("embed_tokens.weight")]
+        tables = {info.shape[0] for name, info in self.tensors.items() if name.endswith("embed_tokens.weight")}
         if len(tables) != 1:
             return config
-        changed = _replaced(config, "vocab_size", tables[0])
+        (rows,) = tables
+        changed = _replaced(config, "vocab_size", rows)
         if changed != config:
-            note(f"{self._config_file} gives another vocab_size than the embedding has rows; {tables[0]} is taken")
+            note(f"{self._config_file} gives another vocab_size than the embedding has rows; {rows} is taken")
         return changed
 
     @property

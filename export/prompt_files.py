@@ -11,10 +11,13 @@ from .config_values import optional_json
 from .errors import ExportError
 
 
-def prompt_rules(folder: Path, image: int, token_id: Mapping[str, int], special: Sequence[str]) -> PromptRules:
+def prompt_rules(
+    folder: Path, image: int, token_id: Mapping[str, int], special: Sequence[str], *, template: str | None = None
+) -> PromptRules:
     """The chat template with what it may name, and what a prompt may not.
 
     image : id of the placeholder. token_id : the tokenizer's vocabulary; special : the tokens that it calls so.
+    template : in place of the folder's own.
 
     Raises
     ------
@@ -23,7 +26,7 @@ def prompt_rules(folder: Path, image: int, token_id: Mapping[str, int], special:
     ManifestError
         when it is no template.
     """
-    template = chat_template(folder)
+    template = template or chat_template(folder)
     compiled(template)
     placeholder = next(token for token, number in token_id.items() if number == image)
     return PromptRules(
@@ -37,6 +40,11 @@ def control_tokens(special: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted({token for token in special if len(token) > 2 and (token[0], token[-1]) == ("<", ">")}))
 
 
+def has_chat_template(folder: Path) -> bool:
+    """Whether any file of the checkpoint has one."""
+    return _found_template(folder) is not None
+
+
 def chat_template(folder: Path) -> str:
     """The checkpoint's chat template, from whichever file has it.
 
@@ -45,6 +53,13 @@ def chat_template(folder: Path) -> str:
     ExportError
         when none has.
     """
+    found = _found_template(folder)
+    if found is None:
+        raise ExportError(f"{folder} has no chat template; chat_template.jinja is part of the published checkpoint")
+    return found
+
+
+def _found_template(folder: Path) -> str | None:
     jinja = folder / "chat_template.jinja"
     if jinja.is_file():
         return jinja.read_text(encoding="utf-8")
@@ -55,7 +70,7 @@ def chat_template(folder: Path) -> str:
             template = named[0].get("template") if named else None
         if isinstance(template, str):
             return template
-    raise ExportError(f"{folder} has no chat template; chat_template.jinja is part of the published checkpoint")
+    return None
 
 
 def special_tokens(folder: Path) -> dict[str, str]:

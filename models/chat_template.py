@@ -57,13 +57,20 @@ def chat_prompt(
         if token in text:
             raise InvalidInput(f"the prompt holds {token}, which is a control token of the model; leave it out")
     # Encoded as a whole, as transformers' processor does: what stands beside a special token may depend on it.
-    ids = encode(_expanded(_rendered(text, len(image_tokens), rules), image_tokens, rules.placeholder))
+    ids = encode(_expanded(rendered(text, len(image_tokens), rules), image_tokens, rules.placeholder))
     if ids.count(image_token) != sum(image_tokens):
         raise ManifestError(f"the tokenizer does not read {rules.placeholder} as one token; export the model again")
     return ids
 
 
-def _rendered(text: str, images: int, rules: PromptRules) -> str:
+def rendered(text: str, images: int, rules: PromptRules) -> str:
+    """One user message with so many images in front of its text, as the template writes it.
+
+    Raises
+    ------
+    ManifestError
+        when the template fails.
+    """
     content: list[dict[str, str]] = [{"type": "image"}] * images + [{"type": "text", "text": text}]
     message = {"role": "user", "content": content}
     try:
@@ -95,7 +102,9 @@ def compiled(chat_template: str) -> Template:
         when it is no template.
     """
     # The options are transformers': templates are written for them.
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
     try:
         return environment.from_string(chat_template)
     except TemplateError as error:

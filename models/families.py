@@ -11,6 +11,7 @@ from types import MappingProxyType
 from .deepseek_ocr.registration import DEEPSEEK_OCR
 from .deepseek_ocr2.registration import DEEPSEEK_OCR_2
 from .dots_ocr.registration import DOTS_OCR
+from .glm_ocr.registration import GLM_OCR
 from .lighton_ocr.registration import LIGHTON_OCR
 from .paddleocr_vl.registration import PADDLEOCR_VL
 from .registration import ModelEntry, Registration
@@ -25,9 +26,6 @@ _KNOWN_BY_NAME = (
         "hunyuan-ocr",
         (ModelEntry("hunyuan-ocr", "hunyuan-ocr", "tencent/HunyuanOCR"),),
         ("HunYuanVLForConditionalGeneration",),
-    ),
-    Registration(
-        "glm-ocr", (ModelEntry("glm-ocr", "glm-ocr", "zai-org/GLM-OCR"),), ("GlmOcrForConditionalGeneration",)
     ),
 )
 
@@ -64,7 +62,7 @@ def gathered(own: Iterable[Registration], others: Iterable[Registration]) -> Map
     return MappingProxyType(families)
 
 
-_OWN = (DEEPSEEK_OCR, DEEPSEEK_OCR_2, UNLIMITED_OCR, PADDLEOCR_VL, DOTS_OCR, LIGHTON_OCR, *_KNOWN_BY_NAME)
+_OWN = (DEEPSEEK_OCR, DEEPSEEK_OCR_2, UNLIMITED_OCR, PADDLEOCR_VL, GLM_OCR, DOTS_OCR, LIGHTON_OCR, *_KNOWN_BY_NAME)
 FAMILIES: Mapping[str, Registration] = gathered(_OWN, _others())
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Protocol, TypeVar
 
@@ -17,7 +17,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict
 
 from models.errors import InvalidInput
-from models.family import Feeds, PreparedImage, kept
+from models.family import Feeds, Positions, PreparedImage, kept
 from models.pixels import upright_rgb
 
 log = logging.getLogger(__name__)
@@ -187,3 +187,25 @@ def one_page(pixels: np.ndarray, rules: PatchRules) -> PreparedImage:
         return {"pixel_values": normalise(pixels, rules), **page_inputs(*patches, rules)}
 
     return PreparedImage([feeds], rows * columns, lambda outputs: outputs[0]["features"], (rows, columns))
+
+
+def token_positions(prompt_ids: Sequence[int], image_token: int, images: Sequence[PreparedImage]) -> Positions:
+    """Time, row and column of each token of a prompt.
+
+    A text token has the same number in all three. An image that begins at position p stays at time p, and its features
+    spread over rows and columns from p on; the text after it goes on behind the largest of those numbers.
+    """
+    pieces, position, start = [], 0, 0
+    is_image = np.asarray(prompt_ids) == image_token
+    for image in images:
+        begin = start + int(is_image[start:].argmax())
+        pieces.append(np.tile(np.arange(position, position + begin - start), (3, 1)))
+        position += begin - start
+        rows, columns = image.grid
+        row, column = np.divmod(np.arange(rows * columns), columns)
+        pieces.append(position + np.stack([np.zeros_like(row), row, column]))
+        position += max(rows, columns)
+        start = begin + rows * columns
+    rest = len(prompt_ids) - start
+    pieces.append(np.tile(np.arange(position, position + rest), (3, 1)))
+    return Positions(np.concatenate(pieces, axis=1), position + rest)

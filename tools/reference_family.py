@@ -242,10 +242,16 @@ class PaddleReference:
     vision_part = "visual"
 
     def __init__(self, checkpoint: Path, dtype: Any) -> None:
+        self.model, self._processor = self.load(checkpoint, dtype)
+        self._dtype = dtype
+        vocabulary = Tokenizer.from_file(str(checkpoint / "tokenizer.json")).get_vocab(with_added_tokens=True)
+        self._known = np.sort(np.fromiter(vocabulary.values(), np.int64))  # other rows have no token
+
+    def load(self, checkpoint: Path, dtype: Any) -> tuple[Any, Any]:
+        """The model and its image processor."""
         from tools.paddle_reference import image_processor, load_paddle
 
-        self.model: Any = load_paddle(checkpoint, dtype=dtype)
-        self._processor, self._dtype = image_processor(checkpoint), dtype
+        return load_paddle(checkpoint, dtype=dtype), image_processor(checkpoint)
 
     def view(self, side: int) -> tuple[Any, ...]:
         noise = np.random.default_rng(side).integers(0, 256, (side, side, 3), np.uint8)
@@ -273,8 +279,19 @@ class PaddleReference:
         found = [page_features(self.model, self._processor, image) for image in images]
         features, grids = [one for one, _ in found], [grid for _, grid in found]
         ids = prompt_ids([len(one) for one in features])
-        logits, tokens = greedy(self.model, ids, features, grids, steps, np.arange(manifest.sizes.vocabulary))
+        logits, tokens = greedy(self.model, ids, features, grids, steps, self._known)
         return Reference(features, logits, tokens, ids)
+
+
+class GlmReference(PaddleReference):
+    """See ``ReferenceFamily``. Images have the limit that the product sets, where the published one is higher."""
+
+    def load(self, checkpoint: Path, dtype: Any) -> tuple[Any, Any]:
+        from models.glm_ocr.images import MAX_PIXELS
+        from tools.glm_reference import image_processor, load_glm
+
+        size = {"shortest_edge": 12_544, "longest_edge": 2 * MAX_PIXELS}  # of two frames, as the library counts
+        return load_glm(checkpoint, dtype), image_processor(checkpoint, size=size)
 
 
 class PatchesReference:

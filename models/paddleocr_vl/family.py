@@ -17,12 +17,12 @@ from models.family_settings import FamilySettings
 from models.grounding import Box
 from models.locations import parse_locations
 from models.manifest import Manifest
-from models.patches import limited, normalise, resize
+from models.patches import limited, normalise, resize, token_positions
 from models.pixels import noise
 
 from .images import ImageRules, ImageSettings, for_spotting, resized_size
 from .output import DEFAULT_TASK, DEFAULTS, SPOTTING, TASKS, output_filter
-from .positions import page_inputs, token_positions
+from .positions import page_inputs
 
 
 class PaddleOcrVl:

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 from tokenizers import Tokenizer
 
+from models.family import PreparedImage
 from models.manifest import Manifest
 from models.registry import family_of
 from runtime import Model
@@ -47,19 +48,28 @@ class Proof:
     def features(self, images: Sequence[Image.Image], folder: Path | None = None) -> list[np.ndarray]:
         folder = folder or self.folder
         tower = VisionTower(folder, Manifest.load(folder), find_device("cpu"))
-        prepared = [family_of(Manifest.load(folder)).prepare_image(image, {}, "", len(images)) for image in images]
-        return [one.assemble([tower.encode(make()) for make in one.passes]) for one in prepared]
+        return [one.assemble([tower.encode(make()) for make in one.passes]) for one in self.prepared(images)]
 
-    def logits(self, reference: Reference, features: list[np.ndarray], folder: Path | None = None) -> np.ndarray:
-        """Ours after the prompt and after each of the reference's tokens but the last."""
+    def prepared(self, images: Sequence[Image.Image]) -> list[PreparedImage]:
+        return [self.family.prepare_image(image, {}, "", len(images)) for image in images]
+
+    def logits(
+        self, reference: Reference, features: list[np.ndarray], folder: Path | None = None,
+        images: Sequence[Image.Image] = (),
+    ) -> np.ndarray:  # fmt: skip
+        """Ours after the prompt and after each of the reference's tokens but the last.
+
+        images : of the prompt, for a family whose positions follow them.
+        """
         folder, ids = folder or self.folder, reference.prompt_ids
+        positions = self.family.positions(ids, self.prepared(images))
         decoder = Decoder(folder, Manifest.load(folder), find_device("cpu"), slots=1)
         embeddings = decoder.embed(ids).copy()
         embeddings[np.array(ids) == self.manifest.tokens.image] = np.concatenate(features)
         window = self.family.window(self.settings)
-        rows = [decoder.prefill(0, embeddings, window=window)]
+        rows = [decoder.prefill(0, embeddings, positions.axes, window=window)]
         for i, token in enumerate(reference.tokens[:-1]):
-            rows.append(decoder.step([token], [len(ids) + kept(i, window)], [len(ids) + i])[0].copy())
+            rows.append(decoder.step([token], [len(ids) + kept(i, window)], [positions.next + i])[0].copy())
         return np.stack(rows)
 
     def text_of(self, reference: Reference) -> str:
@@ -75,7 +85,7 @@ class Proof:
         for mine, theirs in zip(features, reference.features, strict=True):
             assert mine.shape == theirs.shape
             assert relative_error(mine, theirs) < 1e-4
-        logits = self.logits(reference, features)
+        logits = self.logits(reference, features, images=images)
         for step, (mine, theirs) in enumerate(zip(logits, reference.logits, strict=True)):
             assert relative_error(mine, theirs) < 1e-4, f"step {step}"
         with Model.open(self.folder, device="cpu", slots=1) as model:

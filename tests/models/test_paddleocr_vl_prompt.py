@@ -10,7 +10,7 @@ import pytest
 from models.chat_template import PromptRules, chat_prompt
 from models.errors import InvalidInput, ManifestError
 from models.family import PreparedImage
-from models.paddleocr_vl.positions import token_positions
+from models.patches import token_positions
 from tests.conftest import SHARED
 
 pytest.importorskip("ml_dtypes")  # of the export extra: the generator of checkpoints

@@ -1,0 +1,288 @@
+"""Random checkpoints in the published GLM-OCR layout: real file names, real tensor names, any sizes::
+
+    python -m tools.glm_checkpoints FOLDER --full
+
+The published tokenizer and chat template cannot be fetched where this project is developed. In their place stand a
+byte-level tokenizer with the published ids of the special tokens and of single bytes, and a template that writes the
+published prompt.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from tqdm import tqdm
+
+from .checkpoints import write_safetensors
+
+FIRST_SPECIAL = 59246
+SPECIAL = (
+    "<|endoftext|>", "[MASK]", "[gMASK]", "[sMASK]", "<sop>", "<eop>", "<|system|>", "<|user|>", "<|assistant|>",
+    "<|observation|>", "<|begin_of_image|>", "<|end_of_image|>", "<|begin_of_video|>", "<|end_of_video|>",
+    "<|begin_of_audio|>", "<|end_of_audio|>", "<|begin_of_transcription|>", "<|end_of_transcription|>",
+    "<|code_prefix|>", "<|code_middle|>", "<|code_suffix|>", "<think>", "</think>", "<tool_call>", "</tool_call>",
+    "<tool_response>", "</tool_response>", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>", "/nothink",
+    "<|begin_of_box|>", "<|end_of_box|>", "<|image|>", "<|video|>",
+)  # fmt: skip
+SPECIAL_IDS = {token: FIRST_SPECIAL + i for i, token in enumerate(SPECIAL)}
+IMAGE, USER, END = (SPECIAL_IDS[token] for token in ("<|image|>", "<|user|>", "<|endoftext|>"))
+
+TEMPLATE = """\
+[gMASK]<sop>
+{%- macro visible_text(content) -%}
+    {%- if content is string -%}
+        {{- content }}
+    {%- else -%}
+        {%- for item in content -%}
+            {%- if item.type == 'image' -%}
+                <|begin_of_image|><|image|><|end_of_image|>
+            {%- elif item.type == 'text' -%}
+                {{- item.text }}
+            {%- endif -%}
+        {%- endfor -%}
+    {%- endif -%}
+{%- endmacro -%}
+{%- for m in messages -%}
+    {%- if m.role == 'user' -%}
+        {{- '<|user|>\\n' + visible_text(m.content) }}
+    {%- elif m.role == 'system' -%}
+        {{- '<|system|>\\n' + visible_text(m.content) }}
+    {%- elif m.role == 'assistant' -%}
+        {{- '<|assistant|>\\n' + visible_text(m.content) }}
+    {%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+    {{- '<|assistant|>\\n' }}
+    {%- if enable_thinking is defined and not enable_thinking -%}
+        {{- '<think></think>\\n' }}
+    {%- endif -%}
+{%- endif -%}
+"""
+
+
+@dataclass(frozen=True)
+class GlmSizes:
+    """Sizes of a GLM-OCR checkpoint; the defaults make a small one that keeps every part of the architecture."""
+
+    # decoder
+    hidden: int = 64
+    layers: int = 3
+    heads: int = 4
+    kv_heads: int = 2
+    head_dim: int = 32  # more than hidden / heads, as published
+    sections: tuple[int, int, int] = (4, 6, 6)
+    mlp: int = 96
+    vocabulary: int = 59392
+    max_positions: int = 8192
+    drafts: int = 1  # layers for multi-token prediction
+    # vision tower
+    width: int = 48
+    vision_layers: int = 2
+    vision_heads: int = 3
+    vision_mlp: int = 88
+    patch: int = 14
+    merge: int = 2
+    frames: int = 2
+
+
+FULL_SIZE = GlmSizes(
+    hidden=1536, layers=16, heads=16, kv_heads=8, head_dim=128, sections=(16, 24, 24), mlp=4608, max_positions=131072,
+    width=1024, vision_layers=24, vision_heads=16, vision_mlp=4096,
+)  # fmt: skip
+
+
+def tensor_shapes(sizes: GlmSizes) -> dict[str, tuple[int, ...]]:
+    """Every tensor of the checkpoint with its published name and its shape."""
+    return dict(_shapes(sizes))
+
+
+def _shapes(s: GlmSizes) -> Iterator[tuple[str, tuple[int, ...]]]:
+    decoder, vision = "model.language_model", "model.visual"
+    yield f"{decoder}.embed_tokens.weight", (s.vocabulary, s.hidden)
+    yield "lm_head.weight", (s.vocabulary, s.hidden)
+    yield f"{decoder}.norm.weight", (s.hidden,)
+    for i in range(s.layers + s.drafts):
+        yield from _layer(f"{decoder}.layers.{i}", s)
+    for i in range(s.layers, s.layers + s.drafts):
+        at = f"{decoder}.layers.{i}"
+        yield f"{at}.eh_proj.weight", (s.hidden, 2 * s.hidden)
+        for name in ("enorm", "hnorm", "shared_head.norm"):
+            yield f"{at}.{name}.weight", (s.hidden,)
+        for name in ("embed_tokens", "shared_head.head"):
+            yield f"{at}.{name}.weight", (s.vocabulary, s.hidden)
+    yield f"{vision}.patch_embed.proj.weight", (s.width, 3, s.frames, s.patch, s.patch)
+    yield f"{vision}.patch_embed.proj.bias", (s.width,)
+    for i in range(s.vision_layers):
+        at = f"{vision}.blocks.{i}"
+        yield from _linear(f"{at}.attn.qkv", s.width, 3 * s.width)
+        yield from _linear(f"{at}.attn.proj", s.width, s.width)
+        for name in ("q_norm", "k_norm"):
+            yield f"{at}.attn.{name}.weight", (s.width // s.vision_heads,)
+        for name in ("norm1", "norm2"):
+            yield f"{at}.{name}.weight", (s.width,)
+        yield from _linear(f"{at}.mlp.gate_proj", s.width, s.vision_mlp)
+        yield from _linear(f"{at}.mlp.up_proj", s.width, s.vision_mlp)
+        yield from _linear(f"{at}.mlp.down_proj", s.vision_mlp, s.width)
+    yield f"{vision}.post_layernorm.weight", (s.width,)
+    yield f"{vision}.downsample.weight", (s.hidden, s.width, s.merge, s.merge)
+    yield f"{vision}.downsample.bias", (s.hidden,)
+    merger = f"{vision}.merger"
+    yield f"{merger}.proj.weight", (s.hidden, s.hidden)
+    yield f"{merger}.post_projection_norm.weight", (s.hidden,)
+    yield f"{merger}.post_projection_norm.bias", (s.hidden,)
+    yield f"{merger}.gate_proj.weight", (3 * s.hidden, s.hidden)
+    yield f"{merger}.up_proj.weight", (3 * s.hidden, s.hidden)
+    yield f"{merger}.down_proj.weight", (s.hidden, 3 * s.hidden)
+
+
+def _layer(at: str, s: GlmSizes) -> Iterator[tuple[str, tuple[int, ...]]]:
+    for name, heads in (("q", s.heads), ("k", s.kv_heads), ("v", s.kv_heads)):
+        yield f"{at}.self_attn.{name}_proj.weight", (heads * s.head_dim, s.hidden)
+    yield f"{at}.self_attn.o_proj.weight", (s.hidden, s.heads * s.head_dim)
+    yield f"{at}.mlp.gate_up_proj.weight", (2 * s.mlp, s.hidden)
+    yield f"{at}.mlp.down_proj.weight", (s.hidden, s.mlp)
+    for name in ("input", "post_self_attn", "post_attention", "post_mlp"):
+        yield f"{at}.{name}_layernorm.weight", (s.hidden,)
+
+
+def _linear(at: str, inputs: int, outputs: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    yield f"{at}.weight", (outputs, inputs)
+    yield f"{at}.bias", (outputs,)
+
+
+def published_config(s: GlmSizes) -> dict[str, object]:
+    """config.json as published."""
+    return {
+        "architectures": ["GlmOcrForConditionalGeneration"],
+        "model_type": "glm_ocr",
+        "text_config": {
+            "model_type": "glm_ocr_text",
+            "pad_token_id": END,
+            "vocab_size": s.vocabulary,
+            "eos_token_id": [END, USER],
+            "attention_bias": False,
+            "attention_dropout": 0.0,
+            "head_dim": s.head_dim,
+            "hidden_act": "silu",
+            "hidden_size": s.hidden,
+            "initializer_range": 0.02,
+            "intermediate_size": s.mlp,
+            "max_position_embeddings": s.max_positions,
+            "num_attention_heads": s.heads,
+            "num_hidden_layers": s.layers,
+            "num_nextn_predict_layers": s.drafts,
+            "num_key_value_heads": s.kv_heads,
+            "rms_norm_eps": 1e-05,
+            "dtype": "bfloat16",
+            "rope_parameters": {
+                "rope_type": "default",
+                "mrope_section": list(s.sections),
+                "partial_rotary_factor": 1.0,
+                "rope_theta": 10000,
+            },
+            "tie_word_embeddings": False,
+            "use_cache": True,
+        },
+        "vision_config": {
+            "model_type": "glm_ocr_vision",
+            "hidden_size": s.width,
+            "depth": s.vision_layers,
+            "num_heads": s.vision_heads,
+            "attention_bias": True,
+            "intermediate_size": s.vision_mlp,
+            "hidden_act": "silu",
+            "hidden_dropout_prob": 0.0,
+            "initializer_range": 0.02,
+            "image_size": 336,
+            "patch_size": s.patch,
+            "out_hidden_size": s.hidden,
+            "rms_norm_eps": 1e-05,
+            "spatial_merge_size": s.merge,
+            "temporal_patch_size": s.frames,
+        },
+        "image_start_token_id": SPECIAL_IDS["<|begin_of_image|>"],
+        "image_end_token_id": SPECIAL_IDS["<|end_of_image|>"],
+        "video_start_token_id": SPECIAL_IDS["<|begin_of_video|>"],
+        "video_end_token_id": SPECIAL_IDS["<|end_of_video|>"],
+        "image_token_id": IMAGE,
+        "video_token_id": SPECIAL_IDS["<|video|>"],
+        "transformers_version": "5.0.1dev0",
+    }
+
+
+def preprocessor_config(s: GlmSizes) -> dict[str, object]:
+    """preprocessor_config.json as published."""
+    return {
+        "size": {"shortest_edge": 12544, "longest_edge": 9633792},
+        "do_rescale": True,
+        "patch_size": s.patch,
+        "temporal_patch_size": s.frames,
+        "merge_size": s.merge,
+        "image_mean": [0.48145466, 0.4578275, 0.40821073],
+        "image_std": [0.26862954, 0.26130258, 0.27577711],
+        "image_processor_type": "Glm46VImageProcessor",
+        "processor_class": "Glm46VProcessor",
+    }
+
+
+def small_tokenizer() -> Tokenizer:
+    """A byte-level tokenizer without merges: each byte at its own number, and the special tokens at their ids."""
+    seen = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]  # bytes that stand for themselves
+    unseen = [byte for byte in range(256) if byte not in seen]
+    alphabet = {chr(byte): byte for byte in seen} | {chr(256 + i): byte for i, byte in enumerate(unseen)}
+    tokenizer = Tokenizer(models.BPE(vocab={**alphabet, **SPECIAL_IDS}, merges=[], ignore_merges=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    marks = ("<think>", "</think>", "/nothink")
+    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL if _special(t)])
+    tokenizer.add_tokens([AddedToken(t, normalized=False) for t in SPECIAL if not _special(t)])
+    assert all(tokenizer.token_to_id(token) == SPECIAL_IDS[token] for token in (*SPECIAL, *marks))
+    return tokenizer
+
+
+def _special(token: str) -> bool:
+    """Fifteen of the added tokens are not marked as special."""
+    return not token.startswith(("<think", "</think", "<tool_", "</tool_", "<arg_", "</arg_", "/nothink", "<|code_"))
+
+
+def write_glm_checkpoint(
+    folder: Path, sizes: GlmSizes = GlmSizes(), *, seed: int = 0, progress: bool = False
+) -> Path:  # fmt: skip
+    """Write a checkpoint of random bfloat16 weights in the published layout, one tensor in memory at a time."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files: dict[str, object] = {
+        "config.json": published_config(sizes),
+        "preprocessor_config.json": preprocessor_config(sizes),
+        "generation_config.json": {
+            "_from_model_config": True, "do_sample": False, "eos_token_id": [END, USER], "pad_token_id": END,
+        },
+        "tokenizer_config.json": {"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"},
+    }  # fmt: skip
+    for name, value in files.items():
+        (folder / name).write_text(json.dumps(value, indent=1))
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    small_tokenizer().save(str(folder / "tokenizer.json"))
+    shapes = tensor_shapes(sizes)
+    with tqdm(total=sum(map(math.prod, shapes.values())) * 2, unit="B", unit_scale=True, disable=not progress) as bar:
+        write_safetensors(folder / "model.safetensors", shapes, np.random.default_rng(seed), bar)
+    return folder
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--full", action="store_true", help="the published sizes: 526 tensors, 2.65 GB")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    write_glm_checkpoint(args.folder, FULL_SIZE if args.full else GlmSizes(), seed=args.seed, progress=True)
+
+
+if __name__ == "__main__":
+    main()
