@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from itertools import count, takewhile
 from typing import Any
 
 from models.chat_template import PromptRules, rendered
 from models.glm_ocr.images import ImageRules
-from models.manifest import DecoderInfo, RotaryInfo, TokenIds
+from models.manifest import TokenIds
 
 from .checkpoint import Checkpoint
-from .config_values import check_decoder, check_values, optional_json, required, rope_values, size
-from .decoder import Decoder, DecoderSpec, Embedding, decoder_graph, embedding_graph
+from .config_values import check_decoder, check_values, first, required, rope_values, size
+from .decoder import DecoderSpec
 from .errors import ExportError
-from .family import Part, Parts
 from .glm_vision import NAMES, merger_spec, tower, tower_spec
-from .image_files import ImageFile
 from .layers import Precision
-from .outliers import OutlierSite
+from .page_export import PageExport
 from .prompt_files import has_chat_template, prompt_rules
-from .rms_vision import tower_graph, tower_outliers
-
-DECODER = "model.language_model"
+from .rms_vision import Tower
 
 # What the graphs implement; another value would change the arithmetic. The first one stands where the config is silent.
 _REQUIRED: Mapping[str, tuple[Any, ...]] = {"hidden_act": ("silu",)}
@@ -36,7 +31,7 @@ _MARKERS: Mapping[str, str] = {
     "<|end_of_image|>": "image_end_token_id",
     "<|image|>": "image_token_id",
 }
-_BEGIN, _USER, _ASSISTANT = "[gMASK]", "<|user|>", "<|assistant|>"
+_TURNS = ("[gMASK]", "<sop>", "<|user|>", "<|assistant|>")
 
 # The published form of a prompt, for folders without a template, and to compare one with: templates decide a prompt's
 # ids, and an unexpected one would be found in a page's text only.
@@ -47,61 +42,42 @@ PUBLISHED_TEMPLATE = (
 )
 
 
-class GlmOcrExport:
+class GlmOcrExport(PageExport):
     """One checkpoint of the family, understood; see ``export.family.FamilyExport``."""
 
+    names = NAMES
+    decoder_at = "model.language_model"
+
     def __init__(self, checkpoint: Checkpoint, processor: Mapping[str, Any]) -> None:
-        folder, config = checkpoint.folder, checkpoint.config
+        config = checkpoint.config
         text = required(config, "text_config")
-        tied = bool(first_tied(config, text)) and not checkpoint.has("lm_head.weight")
-        self._decoder = decoder_spec(text, tied_head=tied)
-        self._tower = tower_spec(config)
-        self._merger = merger_spec(config, self._decoder.hidden)
-        self._images = ImageFile.of(folder, processor)
-        self._generation = optional_json(folder / "generation_config.json")
-        self._folder, self._text, self._config = folder, text, config
-        self._drafts = draft_layers(checkpoint, text)
+        tied = first(text.get("tie_word_embeddings"), config.get("tie_word_embeddings"))
+        spec = decoder_spec(text, tied_head=bool(tied) and not checkpoint.has("lm_head.weight"))
+        super().__init__(checkpoint, processor, spec, tower_spec(config))
+        self._merger = merger_spec(config, spec.hidden)
+        self._text, self._config = text, config
+        # Layers that draft further tokens (multi-token prediction), which the library's module ignores too.
+        self.unused = tuple(f"{self.decoder_at}.layers.{i}." for i in draft_layers(checkpoint, text, self.decoder_at))
 
-    @property
-    def unused(self) -> tuple[str, ...]:
-        """Layers that draft further tokens (multi-token prediction), which the library's module ignores too."""
-        return tuple(f"{DECODER}.layers.{i}." for i in self._drafts)
-
-    def parts(self, vision: Precision, decoder: Precision) -> Parts:
-        seeing = tower(self._tower, self._merger, vision)
-        embedding = Embedding(f"{DECODER}.embed_tokens.weight", self._decoder, decoder)
-        layers = Decoder(DECODER, "lm_head", self._decoder, decoder)
-        return {
-            "vision": Part(seeing, partial(tower_graph, seeing)),
-            "embed": Part(embedding, partial(embedding_graph, embedding)),
-            "decoder": Part(layers, partial(decoder_graph, layers)),
-        }
-
-    @property
-    def vision_outliers(self) -> list[OutlierSite]:
-        return list(tower_outliers(NAMES, self._tower))
-
-    @property
-    def sizes(self) -> DecoderInfo:
-        spec = self._decoder
-        assert spec.rotary_sections is not None
-        return DecoderInfo(
-            layers=spec.layers, hidden_size=spec.hidden, kv_heads=spec.kv_heads, head_dim=spec.head_dim,
-            vocabulary=spec.vocabulary, max_length=spec.max_length,
-            rotary=RotaryInfo(theta=spec.rope_theta, sections=spec.rotary_sections),
-        )  # fmt: skip
+    def tower(self, precision: Precision) -> Tower:
+        return tower(self.tower_spec, self._merger, precision)
 
     @property
     def image_rules(self) -> ImageRules:
         """The checkpoint's image settings; the limits of its file are of all frames."""
-        rules = self._images.patch_rules(patch=self._tower.patch, merge=self._merger.merge, frames=_FRAMES)
-        limits = self._images.limits("GLM-OCR", frames=_FRAMES)
-        return ImageRules(head_dim=self._tower.head_dim, **rules, **limits)
+        rules = self.images.patch_rules(patch=self.tower_spec.patch, merge=self._merger.merge, frames=_FRAMES)
+        limits = self.images.limits("GLM-OCR", frames=_FRAMES)
+        return ImageRules(head_dim=self.tower_spec.head_dim, **rules, **limits)
 
     def tokens(self, token_id: Mapping[str, int]) -> TokenIds:
         """Ids of the tokens with a meaning, by the configs; ``token_id`` is the tokenizer's vocabulary.
 
-        An answer ends at whatever any of the configs says, and where the user's turn would begin.
+        An answer ends where the user's turn would begin, too, whatever the configs say.
+
+        Raises
+        ------
+        ExportError
+            when the tokenizer has other ids than config.json, or not all tokens that prompts are made of.
         """
         for token, key in _MARKERS.items():
             if token_id.get(token) != (expected := required(self._config, key)):
@@ -109,14 +85,10 @@ class GlmOcrExport:
                     f"the tokenizer gives {token} the id {token_id.get(token)}, and config.json says {expected} "
                     f"({key}); use the model's own tokenizer"
                 )
-        missing = [token for token in (_BEGIN, _USER, _ASSISTANT) if token not in token_id]
-        if missing:
+        if missing := [token for token in _TURNS if token not in token_id]:
             raise ExportError(f"the tokenizer has no token {', '.join(missing)}; use the model's own one")
-        ends = {token_id[_USER]}
-        for config in (self._generation, self._text, self._config):
-            found = config.get("eos_token_id")
-            ends |= set(found if isinstance(found, list) else [] if found is None else [found])
-        return TokenIds(bos=token_id[_BEGIN], eos=tuple(sorted(ends)), image=token_id["<|image|>"])
+        image = token_id["<|image|>"]
+        return self.token_ids(token_id, image, "<|image|>", ("<|user|>", "<|endoftext|>"), config=self._text)
 
     def prompt_rules(self, token_id: Mapping[str, int], special: Sequence[str]) -> PromptRules:
         """The chat template with what it may name, and what a prompt may not.
@@ -127,31 +99,29 @@ class GlmOcrExport:
             when the folder's template writes another prompt than the published one.
         """
         image = required(self._config, "image_token_id")
-        published = prompt_rules(self._folder, image, token_id, special, template=PUBLISHED_TEMPLATE)
-        if not has_chat_template(self._folder):
+        published = prompt_rules(self.folder, image, token_id, special, template=PUBLISHED_TEMPLATE)
+        if not has_chat_template(self.folder):
             return published
-        rules = prompt_rules(self._folder, image, token_id, special)
+        rules = prompt_rules(self.folder, image, token_id, special)
         wanted, found = (rendered("Text Recognition:", 1, one) for one in (published, rules))
         if found != wanted:
             raise ExportError(
-                f"the chat template in {self._folder} writes {found!r:.300}, and GLM-OCR was trained with {wanted!r}; "
+                f"the chat template in {self.folder} writes {found!r:.300}, and GLM-OCR was trained with {wanted!r}; "
                 "take the model's own template, or the file away to have the published form"
             )
         return rules
 
 
-def first_tied(config: Mapping[str, Any], text: Mapping[str, Any]) -> Any:
-    """Whether head and embedding are tied, where the decoder's config or the whole one says so."""
-    return text.get("tie_word_embeddings", config.get("tie_word_embeddings"))
+def draft_layers(checkpoint: Checkpoint, text: Mapping[str, Any], at: str) -> list[int]:
+    """Numbers of the layers for multi-token prediction: those that the config tells of, and those that are there.
 
-
-def draft_layers(checkpoint: Checkpoint, text: Mapping[str, Any]) -> list[int]:
-    """Numbers of the layers for multi-token prediction: those that the config tells of, and those that are there."""
+    at : the decoder's path.
+    """
     layers = size(text, "num_hidden_layers")
     told = text.get("num_nextn_predict_layers") or 0
     if type(told) is not int or told < 0:
         raise ExportError(f"config.json: num_nextn_predict_layers is {told!r}; expected a whole number of at least 0")
-    there = takewhile(lambda i: checkpoint.has(f"{DECODER}.layers.{i}.eh_proj.weight"), count(layers))
+    there = takewhile(lambda i: checkpoint.has(f"{at}.layers.{i}.eh_proj.weight"), count(layers))
     return sorted({*range(layers, layers + told), *there})
 
 

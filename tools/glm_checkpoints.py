@@ -9,18 +9,14 @@ published prompt.
 
 from __future__ import annotations
 
-import argparse
 import json
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from tqdm import tqdm
+from tokenizers import Tokenizer
 
-from .checkpoints import write_safetensors
+from .small_checkpoints import byte_tokenizer, main, write_folder
 
 FIRST_SPECIAL = 59246
 SPECIAL = (
@@ -233,56 +229,42 @@ def preprocessor_config(s: GlmSizes) -> dict[str, object]:
 
 
 def small_tokenizer() -> Tokenizer:
-    """A byte-level tokenizer without merges: each byte at its own number, and the special tokens at their ids."""
-    seen = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]  # bytes that stand for themselves
+    """Byte-level, each byte at its own number, as published; which added tokens are not special is a guess."""
+    marked = {token: number for token, number in SPECIAL_IDS.items() if not token.startswith(_UNMARKED)}
+    others = {token: number for token, number in SPECIAL_IDS.items() if token not in marked}
+    tokenizer = byte_tokenizer(marked, others)
+    document = json.loads(tokenizer.to_str())
+    document["model"]["ignore_merges"] = True
+    vocabulary = document["model"]["vocab"]
+    vocabulary |= {character: byte for byte, character in enumerate(_byte_characters())}
+    return Tokenizer.from_str(json.dumps(document))
+
+
+_UNMARKED = ("<think", "</think", "<tool_", "</tool_", "<arg_", "</arg_", "/nothink", "<|code_")
+
+
+def _byte_characters() -> list[str]:
+    """GPT-2's character for each byte: itself where it can be seen, else one from 256 on, in order."""
+    seen = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     unseen = [byte for byte in range(256) if byte not in seen]
-    alphabet = {chr(byte): byte for byte in seen} | {chr(256 + i): byte for i, byte in enumerate(unseen)}
-    tokenizer = Tokenizer(models.BPE(vocab={**alphabet, **SPECIAL_IDS}, merges=[], ignore_merges=True))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    marks = ("<think>", "</think>", "/nothink")
-    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL if _special(t)])
-    tokenizer.add_tokens([AddedToken(t, normalized=False) for t in SPECIAL if not _special(t)])
-    assert all(tokenizer.token_to_id(token) == SPECIAL_IDS[token] for token in (*SPECIAL, *marks))
-    return tokenizer
-
-
-def _special(token: str) -> bool:
-    """Fifteen of the added tokens are not marked as special."""
-    return not token.startswith(("<think", "</think", "<tool_", "</tool_", "<arg_", "</arg_", "/nothink", "<|code_"))
+    return [chr(byte) if byte in seen else chr(256 + unseen.index(byte)) for byte in range(256)]
 
 
 def write_glm_checkpoint(
     folder: Path, sizes: GlmSizes = GlmSizes(), *, seed: int = 0, progress: bool = False
 ) -> Path:  # fmt: skip
     """Write a checkpoint of random bfloat16 weights in the published layout, one tensor in memory at a time."""
-    folder.mkdir(parents=True, exist_ok=True)
-    files: dict[str, object] = {
+    documents: dict[str, object] = {
         "config.json": published_config(sizes),
         "preprocessor_config.json": preprocessor_config(sizes),
         "generation_config.json": {
             "_from_model_config": True, "do_sample": False, "eos_token_id": [END, USER], "pad_token_id": END,
         },
         "tokenizer_config.json": {"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"},
+        "chat_template.jinja": TEMPLATE,
     }  # fmt: skip
-    for name, value in files.items():
-        (folder / name).write_text(json.dumps(value, indent=1))
-    (folder / "chat_template.jinja").write_text(TEMPLATE)
-    small_tokenizer().save(str(folder / "tokenizer.json"))
-    shapes = tensor_shapes(sizes)
-    with tqdm(total=sum(map(math.prod, shapes.values())) * 2, unit="B", unit_scale=True, disable=not progress) as bar:
-        write_safetensors(folder / "model.safetensors", shapes, np.random.default_rng(seed), bar)
-    return folder
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--full", action="store_true", help="the published sizes: 526 tensors, 2.65 GB")
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    write_glm_checkpoint(args.folder, FULL_SIZE if args.full else GlmSizes(), seed=args.seed, progress=True)
+    return write_folder(folder, documents, small_tokenizer(), tensor_shapes(sizes), seed=seed, progress=progress)
 
 
 if __name__ == "__main__":
-    main()
+    main(write_glm_checkpoint, GlmSizes(), FULL_SIZE, "526 tensors, 2.65 GB", __doc__)

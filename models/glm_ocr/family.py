@@ -14,7 +14,7 @@ from models.family import Encode, OutputFilter, Positions, PreparedImage
 from models.family_settings import FamilySettings
 from models.grounding import Box
 from models.manifest import Manifest
-from models.patches import limited, one_page, resize, token_positions
+from models.patches import limited, one_page, resize, say_limit, token_positions
 from models.pixels import noise
 
 from .images import MAX_PIXELS, ImageRules, ImageSettings, resized_size
@@ -35,6 +35,7 @@ class GlmOcr:
         self.tokens = manifest.tokens
         self.rules = ImageRules.model_validate(manifest.image)
         self.prompt_rules = PromptRules.model_validate(manifest.prompt)
+        say_limit(manifest.id, MAX_PIXELS, self.rules)
 
     def prepare_image(
         self, image: Image.Image, settings: Mapping[str, Any], prompt: str = "", images: int = 1
