@@ -44,7 +44,7 @@ def check_template(prompt: str) -> None:
     Raises
     ------
     InvalidInput
-        when the prompt is that of the task ``extract``, and no JSON object comes with it.
+        when the prompt is that of the task ``extract``, and no JSON comes with it that has fields.
     """
     words = prompt.replace(IMAGE_SLOT, "").strip()
     if not words.startswith(_EXTRACT):
@@ -54,9 +54,9 @@ def check_template(prompt: str) -> None:
         found = json.loads(given)
     except (ValueError, RecursionError):
         found = None
-    if not isinstance(found, dict) or not found:
+    if not isinstance(found, (dict, list)) or not found:
         raise InvalidInput(
-            f"what is to be extracted is {given[:80]!r}; it must be a JSON object with the names of the fields and "
+            f"what is to be extracted is {given[:80]!r}; it must be JSON: an object with the names of the fields and "
             'empty strings for their values, such as {"date": "", "total": ""}'
         )
 

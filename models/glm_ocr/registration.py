@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from types import MappingProxyType
 
+from models.layout.page_rules import GLM_SDK
 from models.registration import ModelEntry, Registration
 
 from .family import GlmOcr
@@ -26,13 +27,15 @@ GLM_OCR = Registration(
     "glm-ocr",
     (
         ModelEntry(
-            "glm-ocr", "glm-ocr", "zai-org/GLM-OCR",
+            "glm-ocr", "glm-ocr", "zai-org/GLM-OCR", layout="pp-doclayout-v3",
             description="GLM-OCR: text, tables, formulas, best in single blocks, and fields as JSON; 0.9 B parameters",
         ),
     ),
     ("GlmOcrForConditionalGeneration",),
     prompts=_PROMPTS,
     known_prompts=KNOWN_PROMPTS,
+    page=GLM_SDK,
+    extraction="extract",
     rules=GlmOcr,
     exporter="export.glm_ocr:GlmOcrExport",
     reference="tools.reference_family:GlmReference",

@@ -168,7 +168,7 @@ def test_what_is_to_be_extracted_is_a_json_object(proof_of, picture) -> None:
     )
     with Model.open(proof.folder, device="cpu", slots=1) as model:
         for wrong in ("the total", "[]", "{}", '{"a": '):
-            with pytest.raises(InvalidInput, match="must be a JSON object"):
+            with pytest.raises(InvalidInput, match="must be JSON: an object"):
                 model.read(picture(60, 60), wrong, task="extract")
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from models.asking import question
 from models.catalog import CATALOG
+from models.extraction import extraction
 from models.glm_ocr.output import TASKS, output_filter
 from runtime.text import LoopDetector
 
@@ -89,6 +90,12 @@ SIGNS = st.sampled_from(
 @given(st.lists(SIGNS, max_size=30).map("".join), st.integers(1, 9), st.sampled_from(list(TASKS)))
 def test_the_streamed_text_is_the_whole_text_however_it_is_cut(text: str, step: int, task: str) -> None:
     assert run(text, task, step) == run(text, task)
+
+
+def test_fields_are_asked_for_by_the_template_of_a_schema() -> None:
+    schema = '{"type": "object", "properties": {"total": {"type": "string"}}}'
+    asked = extraction(CATALOG["glm-ocr"], None, "", schema, 1).prompt
+    assert asked == TASKS["extract"].replace("{text}", '{\n  "total": ""\n}')
 
 
 def test_words_of_ones_own_are_not_asked_and_a_known_prompt_is() -> None:

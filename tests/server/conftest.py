@@ -32,8 +32,8 @@ ROOT = Path(__file__).parents[2]
 
 # Ids of the catalogue that this version serves, in the order of /v1/models without one to start with.
 MODELS = [
-    "deepseek-ocr", "deepseek-ocr-2", "dots-mocr", "dots-ocr", "lighton-ocr", "lighton-ocr-3", "paddleocr-vl",
-    "paddleocr-vl-1.5", "paddleocr-vl-1.6", "tiny-ocr", "unlimited-ocr",
+    "deepseek-ocr", "deepseek-ocr-2", "dots-mocr", "dots-ocr", "glm-ocr", "lighton-ocr", "lighton-ocr-3",
+    "paddleocr-vl", "paddleocr-vl-1.5", "paddleocr-vl-1.6", "tiny-ocr", "unlimited-ocr",
 ]  # fmt: skip
 
 
