@@ -47,7 +47,12 @@ class DocumentReader:
     max_pages: int = 200
 
     def open(
-        self, url: str, pages: str | None, stop: Stop = never, transparency: Transparency = "white"
+        self,
+        url: str,
+        pages: str | None,
+        stop: Stop = never,
+        transparency: Transparency = "white",
+        password: str | None = None,
     ) -> tuple[Document, list[int]]:
         """The document in a data: URL and its chosen pages, counted from 0.
 
@@ -72,7 +77,7 @@ class DocumentReader:
         try:
             document = open_document(
                 content, name="the file", max_pixels=self.max_pixels, workers=self.workers, stop=stop,
-                transparency=transparency,
+                transparency=transparency, password=password,
             )  # fmt: skip
         except InvalidInput as error:
             raise BadRequest(str(error), param="file_data", code="invalid_file") from error

@@ -338,7 +338,7 @@ class Generator:
                 f"a document is read alone; the message has {len(prompt.files)} files and {len(prompt.image_urls)} "
                 "images", param="messages",
             )  # fmt: skip
-        document, indices = self._documents.open(prompt.files[0], reading.pages, stop, transparency)
+        document, indices = self._documents.open(prompt.files[0], reading.pages, stop, transparency, reading.password)
         record.pages = len(indices)
         if reading.structure is not None and len(indices) > 1:
             field = reading.structure.field

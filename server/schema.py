@@ -6,7 +6,7 @@ that ask for what cannot be had are refused (see ``unsupported``).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, create_model, model_validator
@@ -134,6 +134,7 @@ class OcrOptions(BaseModel):
     pages: str | None = Field(
         default=None, max_length=1000, description="pages of the document to read, such as 1-5,9 or 12-; default: all"
     )
+    password: str | None = Field(default=None, max_length=1000, description="of an encrypted PDF", repr=False)
 
 
 @dataclass(frozen=True)
@@ -145,6 +146,7 @@ class Reading:
     boxes: bool = False
     pages: str | None = None
     progress: bool = False
+    password: str | None = field(default=None, repr=False)
     alternatives: int | None = None  # told of each token with its log-probability; None: neither is told
     structure: Structure | None = None  # what the answer follows
 
@@ -261,7 +263,7 @@ def reading_of(body: _Base) -> Reading:
         raise BadRequest("task and ocr.task disagree; send one of them", param="task")
     return Reading(
         body.task or options.task, bool(options.raw), bool(options.boxes), options.pages, bool(options.progress),
-        body.alternatives(), structure_of(body),
+        options.password, body.alternatives(), structure_of(body),
     )  # fmt: skip
 
 

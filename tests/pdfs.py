@@ -56,10 +56,10 @@ def rotated(data: bytes, degrees: int) -> bytes:
     return _saved(pdf)
 
 
-def encrypted(data: bytes, password: str) -> bytes:
+def encrypted(data: bytes, password: str, algorithm: str = "AES-256") -> bytes:
     """The same document behind a password; an empty one opens in every viewer."""
     writer = PdfWriter(clone_from=PdfReader(io.BytesIO(data)))
-    writer.encrypt(password, owner_password="owner", algorithm="AES-256")
+    writer.encrypt(password, owner_password="owner", algorithm=algorithm)
     return _written(writer)
 
 
@@ -79,6 +79,21 @@ def _saved(pdf: pdfium.PdfDocument) -> bytes:
     pdf.save(buffer)
     pdf.close()
     return buffer.getvalue()
+
+
+def drawn_pdf(content: str, page: str = "", more: Sequence[str] = (), size: tuple[int, int] = (300, 200)) -> bytes:
+    """One page, 300 x 200 points, with a content stream as it is written; /F in it is Helvetica.
+
+    page : more entries of the page. more : further objects, the first of which is number 6.
+    """
+    resources = "" if "/Resources" in page else "/Resources << /Font << /F 5 0 R >> >>"
+    sheet = f"/MediaBox [0 0 {size[0]} {size[1]}] /Contents 4 0 R {resources} {page}"
+    return _numbered([
+        "<< /Type /Catalog /Pages 2 0 R >>", "<< /Type /Pages /Kids [3 0 R] /Count 1 >>",
+        f"<< /Type /Page /Parent 2 0 R {sheet} >>",
+        f"<< /Length {len(content)} >>\nstream\n{content}\nendstream",
+        "<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>", *more,
+    ])  # fmt: skip
 
 
 def nested_pdf(depth: int = 14, uses: int = 10, pages: int = 1) -> bytes:

@@ -19,6 +19,7 @@ from .limits import (
     DEFAULT_MAX_PIXELS,
     DPI_RANGE,
     IMAGE_FORMATS,
+    How,
     Limits,
     Stop,
     Stopped,
@@ -29,8 +30,23 @@ from .pages import page_ranges, parse_pages
 from .workers import Workers
 
 __all__ = [
-    "DEFAULT_DPI", "DEFAULT_MAX_PIXELS", "DPI_RANGE", "IMAGE_FORMATS", "Document", "Drawn", "DrawnPages", "Limits",
-    "Stop", "Stopped", "TooManyPixels", "Workers", "never", "open_document", "open_picture", "page_ranges",
+    "DEFAULT_DPI",
+    "DEFAULT_MAX_PIXELS",
+    "DPI_RANGE",
+    "IMAGE_FORMATS",
+    "Document",
+    "Drawn",
+    "DrawnPages",
+    "How",
+    "Limits",
+    "Stop",
+    "Stopped",
+    "TooManyPixels",
+    "Workers",
+    "never",
+    "open_document",
+    "open_picture",
+    "page_ranges",
     "parse_pages",
 ]  # fmt: skip
 
@@ -44,6 +60,7 @@ def open_document(
     workers: Workers | None = None,
     stop: Stop = never,
     transparency: Transparency = "white",
+    password: str | None = None,
 ) -> Document:
     """Open a PDF or a picture. What it is, is decided by its content.
 
@@ -62,6 +79,8 @@ def open_document(
         the processes that open the file and draw its pages; by default one of the document's own, which ends with it.
     transparency
         what is laid under a picture that is transparent in places (see ``models.pixels.to_rgb``).
+    password
+        of an encrypted PDF; other documents need none, and take any.
     stop
         asked about twenty times a second; when it turns true, opening is ended.
 
@@ -76,9 +95,8 @@ def open_document(
     if not DPI_RANGE[0] <= dpi <= DPI_RANGE[1]:
         raise InvalidInput(f"dpi is {dpi}; it must be between {DPI_RANGE[0]} and {DPI_RANGE[1]}")
     name = name or ("the document" if isinstance(source, bytes) else str(source))
-    return Document(
-        source, name, max_pixels, workers, stop, {"dpi": dpi, "picture": False, "transparency": transparency}
-    )
+    how = {"dpi": dpi, "picture": False, "transparency": transparency, "password": password}
+    return Document(source, name, max_pixels, workers, stop, how)
 
 
 def open_picture(

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from models.errors import InvalidInput
-from models.pixels import MORE_FORMATS
+from models.pixels import MORE_FORMATS, Transparency
 
 DEFAULT_DPI = 144
 DPI_RANGE = (18, 1200)
@@ -19,6 +19,16 @@ Stop = Callable[[], bool]  # asked now and then whether the caller wants an end
 def never() -> bool:
     """The ``Stop`` of a caller that waits."""
     return False
+
+
+@dataclass(frozen=True)
+class How:
+    """How a document is opened and its pages are drawn; the fields are arguments of ``open_document``."""
+
+    dpi: int = DEFAULT_DPI
+    max_pixels: int = DEFAULT_MAX_PIXELS
+    transparency: Transparency = "white"
+    password: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,10 @@ from PIL import Image
 
 from models.errors import InvalidInput
 
+from .annotations import give_appearances
 from .drawn import Drawn
+from .repair import REPAIRED, repaired
+from .structure import Structure
 
 _POINTS_PER_INCH = 72
 _LONGEST_SIDE = 32_000  # pixels; pdfium draws nothing beyond 32,767
@@ -25,7 +28,8 @@ _LONGEST_SIDE = 32_000  # pixels; pdfium draws nothing beyond 32,767
 _ERRORS = {
     pdfium_c.FPDF_ERR_FILE: "the file cannot be opened",
     pdfium_c.FPDF_ERR_FORMAT: "it is damaged or cut off; get the file again, or repair it (qpdf, mutool clean)",
-    pdfium_c.FPDF_ERR_PASSWORD: "it is encrypted; remove its password first (qpdf --decrypt --password=...)",
+    pdfium_c.FPDF_ERR_PASSWORD: "it is encrypted; give its password (--password, OCR_ONNX_PDF_PASSWORD; ocr.password "
+    "in a request), or remove it first (qpdf --decrypt --password=...)",
     pdfium_c.FPDF_ERR_SECURITY: "its encryption is of an unknown kind; save it without a password",
 }
 
@@ -33,32 +37,31 @@ _ERRORS = {
 class PdfPages:
     """The pages of an opened PDF."""
 
-    def __init__(self, source: Path | bytes, name: str, dpi: int, max_pixels: int) -> None:
+    def __init__(self, source: Path | bytes, name: str, dpi: int, max_pixels: int, password: str | None = None) -> None:
         self._name, self._dpi, self._max_pixels = name, dpi, max_pixels
-        self._source = source  # pdfium reads the bytes as long as the document is open
-        self._pdf = pdfium.PdfDocument(_load(source, name))
+        self.warnings: tuple[str, ...] = ()  # of the document, for each of its pages
+        # pdfium reads the bytes as long as the document is open
+        handle, self._source = self._load(source, password)
+        self._structure = Structure(self._source, password)
+        self._pdf = pdfium.PdfDocument(handle)
         with contextlib.suppress(pdfium.PdfiumError):  # a damaged form: the rest of the page can still be read
             self._pdf.init_forms()
         self.count = len(self._pdf)
 
     def size(self, index: int) -> tuple[int, int]:
         """Width and height in pixels of the page as ``page`` draws it."""
-        try:
-            width, height = self._pdf.get_page_size(index)
-        except pdfium.PdfiumError as error:
-            raise self._damaged(index, error) from error
+        with contextlib.closing(self._page(index)) as page:
+            width, height = page.get_size()
         scale = self._scale(width, height, index)
         return math.ceil(width * scale), math.ceil(height * scale)
 
     def page(self, index: int) -> Drawn:
         """One page, in RGB."""
-        try:
-            page = self._pdf[index]
-        except pdfium.PdfiumError as error:
-            raise self._damaged(index, error) from error
+        page = self._page(index)
         try:
             width, height = page.get_size()
             scale = self._scale(width, height, index)
+            give_appearances(page.raw, lambda annotation: self._structure.stroke_width(index, annotation))
             bitmap = page.render(scale=scale, rev_byteorder=True, limit_image_cache=True)
             try:
                 image: Image.Image = bitmap.to_pil()
@@ -70,6 +73,18 @@ class PdfPages:
         finally:
             page.close()
 
+    def _page(self, index: int) -> Any:
+        """An opened page, to be closed. One whose crop lies beside its sheet is shown whole, as other viewers do."""
+        try:
+            page = self._pdf[index]
+            if min(page.get_size()) > 0:
+                return page
+            page.set_cropbox(*page.get_mediabox())  # which counts when the page is opened the next time
+            page.close()
+            return self._pdf[index]
+        except pdfium.PdfiumError as error:
+            raise self._damaged(index, error) from error
+
     def _damaged(self, index: int, error: Exception) -> InvalidInput:
         return InvalidInput(f"page {index + 1} of {self._name} is damaged: {error}; repair the file")
 
@@ -79,7 +94,7 @@ class PdfPages:
             raise InvalidInput(
                 f"page {index + 1} of {self._name} has size {width:g} x {height:g} points; repair the file"
             )
-        wanted = self._dpi / _POINTS_PER_INCH
+        wanted = self._dpi / _POINTS_PER_INCH * self._structure.user_unit(index)
         # pdfium rounds up, by less than a pixel a side.
         largest = math.sqrt(self._max_pixels / (width * height)) * 0.999
         return min(wanted, largest, _LONGEST_SIDE / max(width, height))
@@ -87,18 +102,47 @@ class PdfPages:
     def close(self) -> None:
         """Let go of the file."""
         self._pdf.close()
+        self._structure.close()
+
+    def _load(self, source: Path | bytes, password: str | None) -> tuple[Any, Path | bytes]:
+        """pdfium's handle of a document with pages, repaired where that is needed, and what it was opened from."""
+        handle, code = _open(source, password)
+        if handle:
+            return handle, source
+        if code in (pdfium_c.FPDF_ERR_FORMAT, _NO_PAGES):
+            for other in repaired(source, password):
+                handle, _ = _open(other, password)
+                if handle:
+                    self.warnings = (REPAIRED,)
+                    return handle, other
+        if code == pdfium_c.FPDF_ERR_PASSWORD and password is not None:
+            raise InvalidInput(f"{self._name} cannot be read: the password that was given is not the one that opens it")
+        if code == _NO_PAGES:
+            raise InvalidInput(f"{self._name} has no pages; save it anew with the program that made it")
+        raise InvalidInput(f"{self._name} cannot be read: {_ERRORS.get(code, f'pdfium error {code}')}")
 
 
-def _load(source: Path | bytes, name: str) -> Any:
-    """pdfium's handle of a document with pages. (pypdfium2's own loading takes one without pages for a damaged one.)"""
-    if isinstance(source, bytes):
-        handle = pdfium_c.FPDF_LoadMemDocument64(source, len(source), None)
-    else:
-        handle = pdfium_c.FPDF_LoadDocument(os.fsencode(source) + b"\0", None)
-    if not handle:
+_NO_PAGES = -1  # beside pdfium's errors
+
+
+def _open(source: Path | bytes, password: str | None) -> tuple[Any, int]:
+    """pdfium's handle, or None and an error. (pypdfium2's own loading takes one without pages for a damaged one.)"""
+    code = 0
+    for encoding in ("utf-8", "latin-1"):  # newer and older kinds of encryption
+        try:
+            secret = None if password is None else password.encode(encoding)
+        except UnicodeEncodeError:
+            break
+        if isinstance(source, bytes):
+            handle = pdfium_c.FPDF_LoadMemDocument64(source, len(source), secret)
+        else:
+            handle = pdfium_c.FPDF_LoadDocument(os.fsencode(source) + b"\0", secret)
+        if handle and pdfium_c.FPDF_GetPageCount(handle) > 0:
+            return handle, 0
+        if handle:
+            pdfium_c.FPDF_CloseDocument(handle)
+            return None, _NO_PAGES
         code = pdfium_c.FPDF_GetLastError()
-        raise InvalidInput(f"{name} cannot be read: {_ERRORS.get(code, f'pdfium error {code}')}")
-    if pdfium_c.FPDF_GetPageCount(handle) < 1:
-        pdfium_c.FPDF_CloseDocument(handle)
-        raise InvalidInput(f"{name} has no pages; save it anew with the program that made it")
-    return handle
+        if code != pdfium_c.FPDF_ERR_PASSWORD or password is None:
+            break
+    return None, code

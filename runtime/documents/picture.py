@@ -36,6 +36,7 @@ class PicturePages:
     def __init__(
         self, source: Path | bytes, name: str, max_pixels: int, *, first_only: bool, transparency: Transparency
     ) -> None:
+        self.warnings: tuple[str, ...] = ()  # of the document; a frame's come with it
         self._source, self._name, self._max_pixels, self._transparency = source, name, max_pixels, transparency
         self._taken = ("formats are " if first_only else "documents are PDF, ") + ", ".join(IMAGE_FORMATS)
         Image.MAX_IMAGE_PIXELS = None  # every frame is checked here, before anything is decoded

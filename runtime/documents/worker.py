@@ -7,7 +7,7 @@
 ``do``       with                                     answer
 ===========  =======================================  =========================================
 ``open``     path or bytes, name, dpi, max_pixels,    ``pages``
-             picture
+             picture, transparency, password
 ``size``     page                                     ``width``, ``height``
 ``draw``     page                                     ``width``, ``height``, ``warnings``, ``truncated`` and the
                                                       pixels
@@ -39,11 +39,10 @@ from .limits import TooManyPixels
 from .mutters import Mutters
 from .pdf import PdfPages
 from .picture import PicturePages
+from .repair import EDGE, HEADER, HEADER_WITHIN, is_pdf_without_its_start
 
 STRIP_BYTES = 1 << 20  # of pixels that are sent at once
 TIRED_BYTES = 256 << 20  # of memory beyond the beginning's that is not given back, after which another worker is better
-
-_PDF_MARK_WITHIN = 1024  # bytes; readers accept a header that is not at the very start
 
 
 def main(memory: int, seconds: float) -> None:
@@ -111,7 +110,7 @@ class _Drawer:
                 self._close()
                 self._mutters.taken()  # of the one before
                 self._pages = _opened(command, content)
-                self._warnings = self._mutters.taken()
+                self._warnings = (*self._pages.warnings, *self._mutters.taken())
                 self._answer({"pages": self._pages.count})
             case "size":
                 width, height = self._opened.size(command["page"])
@@ -161,25 +160,33 @@ def rows_of_a_strip(width: int) -> int:
 def _opened(command: dict[str, Any], content: bytes) -> PdfPages | PicturePages:
     name, max_pixels, first_only = command["name"], command["max_pixels"], command["picture"]
     source = content if command["path"] is None else Path(command["path"])
-    start = _first_bytes(source, name)
+    start, end = _edges(source, name)
     if not start:
         raise InvalidInput(f"{name} is empty; it has 0 bytes")
-    if b"%PDF-" in start and not first_only:
-        return PdfPages(source, name, command["dpi"], max_pixels)
-    if b"%PDF-" in start:
-        raise InvalidInput(
-            f'{name} is a PDF; send it in a part {{"type": "file", "file": {{"file_data": '
-            '"data:application/pdf;base64,..."}} (Responses: input_file)'
-        )
-    return PicturePages(source, name, max_pixels, first_only=first_only, transparency=command["transparency"])
+    is_pdf = HEADER in start[:HEADER_WITHIN]
+    if not is_pdf:
+        try:
+            return PicturePages(source, name, max_pixels, first_only=first_only, transparency=command["transparency"])
+        except InvalidInput:
+            if not is_pdf_without_its_start(start, end):
+                raise
+    if not first_only:
+        return PdfPages(source, name, command["dpi"], max_pixels, command["password"])
+    raise InvalidInput(
+        f'{name} is a PDF; send it in a part {{"type": "file", "file": {{"file_data": '
+        '"data:application/pdf;base64,..."}} (Responses: input_file)'
+    )
 
 
-def _first_bytes(source: Path | bytes, name: str) -> bytes:
+def _edges(source: Path | bytes, name: str) -> tuple[bytes, bytes]:
+    """The first and the last bytes of a file."""
     if isinstance(source, bytes):
-        return source[:_PDF_MARK_WITHIN]
+        return source[:EDGE], source[-EDGE:]
     try:
         with source.open("rb") as file:
-            return file.read(_PDF_MARK_WITHIN)
+            start = file.read(EDGE)
+            file.seek(max(0, file.seek(0, os.SEEK_END) - EDGE))
+            return start, file.read(EDGE)
     except OSError as error:
         raise InvalidInput(f"{name} cannot be opened: {os.strerror(error.errno or 0)}") from error
 

@@ -14,8 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath, PurePosixPath
 
-from models.pixels import Transparency
-from runtime.documents import IMAGE_FORMATS, Document, Stop, Workers, open_document
+from runtime.documents import IMAGE_FORMATS, Document, How, Stop, Workers, open_document
 
 from ..writers import FORMATS
 from .errors import UsageError
@@ -57,19 +56,12 @@ class Source:
         status = self.path.stat()
         return f"{status.st_size}-{status.st_mtime_ns}"
 
-    def open(
-        self, dpi: int, max_pixels: int, workers: Workers, stop: Stop, transparency: Transparency = "white"
-    ) -> Document:
+    def open(self, how: How, workers: Workers, stop: Stop) -> Document:
         """Open it; see ``runtime.documents.open_document``."""
         if self.path is None or self.data is not None:
             name = str(self.path or "standard input")
-            return open_document(
-                self.data or b"", dpi=dpi, name=name, max_pixels=max_pixels, workers=workers, stop=stop,
-                transparency=transparency,
-            )  # fmt: skip
-        return open_document(
-            self.path, dpi=dpi, max_pixels=max_pixels, workers=workers, stop=stop, transparency=transparency
-        )
+            return open_document(self.data or b"", name=name, workers=workers, stop=stop, **vars(how))
+        return open_document(self.path, workers=workers, stop=stop, **vars(how))
 
 
 def find_sources(inputs: Sequence[str], out: Path | None, read_stdin: Callable[[], bytes]) -> list[Source]:

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -28,11 +28,10 @@ from models.extraction import extraction, schema_text
 from models.family import IMAGE_SLOT
 from models.layout.step import page_defaults
 from models.nearest import did_you_mean
-from models.pixels import Transparency
 from models.registration import ModelEntry
 from models.registry import defaults_of, may_be_joint, reads_jointly
 from models.settings import InferenceSettings
-from runtime.documents import DEFAULT_DPI, DPI_RANGE, Document, Limits, Stopped, Workers, page_ranges, parse_pages
+from runtime.documents import DEFAULT_DPI, DPI_RANGE, Document, How, Limits, Stopped, Workers, page_ranges, parse_pages
 from runtime.errors import RuntimeUnavailable
 from server import flags, memory
 from server.options import ServerOptions, server_options
@@ -78,6 +77,7 @@ MOST_WORKERS = 8  # processes that draw pages at once
 _MOST_SECONDS = 1_000_000  # more than any page takes, and less than what a socket cannot hold
 
 _ENDINGS = {f".{form.ending.rpartition('.')[2]}": name for name, form in FORMATS.items()}  # of -o FILE
+PASSWORD_VARIABLE = "OCR_ONNX_PDF_PASSWORD"
 _LIKE_A_FORMAT = re.compile(r"[a-z][a-z0-9]{1,4}")  # the ending of a file, and hardly that of a folder
 
 _LOCAL_ONLY = (
@@ -120,6 +120,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         default=DEFAULT_DPI,
         help=f"dots per inch at which the pages of a PDF are drawn (default: {DEFAULT_DPI})",
+    )
+    what.add_argument(
+        "--password",
+        metavar="TEXT",
+        default=None,
+        help=f"what opens encrypted PDFs; better in the environment, as {PASSWORD_VARIABLE}",
     )
     what.add_argument(
         "--task",
@@ -244,7 +250,9 @@ class _Command:
         self._options = _options(self._config, given, self._settings_given)
         self._prompt = _prompt(given)
         self._schema = _schema(given["schema"])
-        self._transparency: Transparency = "white"  # of pictures, which are drawn before a reader gets them
+        self._how = How(  # ``_reader`` adds the transparency, since pages are drawn before a reader gets them
+            dpi=given["dpi"], max_pixels=self._options.max_image_megapixels * 1_000_000, password=_password(given)
+        )
         self._stop = threading.Event()
         self._workers = Workers(min(os.cpu_count() or 1, MOST_WORKERS), Limits(self._options.page_timeout))
 
@@ -354,17 +362,15 @@ class _Command:
         return hashlib.sha256(repr((plan.version, how)).encode()).hexdigest()[:32]
 
     def _open(self, plan: DocumentPlan) -> Document:
-        return plan.source.open(
-            self._given["dpi"], self._options.max_image_megapixels * 1_000_000, self._workers, self._stop.is_set,
-            self._transparency,
-        )  # fmt: skip
+        return plan.source.open(self._how, self._workers, self._stop.is_set)
 
     def _reader(self) -> Reader:
         task, prompt = self._given["task"], self._prompt
         if self._given["server"] is not None:
             from .remote import RemoteReader
 
-            self._transparency = self._settings_given.get("transparency", self._transparency)
+            if "transparency" in self._settings_given:
+                self._how = replace(self._how, transparency=self._settings_given["transparency"])
             return RemoteReader(
                 self._given["server"], self._given.get("model"), task=task, prompt=prompt, raw=self._given["raw"],
                 schema=self._schema, settings={**READ_DEFAULTS, **self._settings_given},
@@ -382,7 +388,7 @@ class _Command:
         if asked.note:
             say(f"warning: {asked.note}")
         settings = self._settings(entry, 1, READ_DEFAULTS, asked.prompt)
-        self._transparency = settings.transparency
+        self._how = replace(self._how, transparency=settings.transparency)
         joint = reads_jointly(entry.family, asked.prompt)
         return LocalReader(
             self._config, self._options, asked.prompt, settings, self._stop, raw=self._given["raw"],
@@ -448,6 +454,11 @@ def _target(given: Mapping[str, Any]) -> _Target:
             f"{did_you_mean(suffix, _ENDINGS)} (a folder of that name: -o {out.name}/)"
         )
     return _Target(out, formats or ["md"])
+
+
+def _password(given: Mapping[str, Any]) -> str | None:
+    password: str | None = given["password"]
+    return password if password is not None else os.environ.get(PASSWORD_VARIABLE)
 
 
 def _prompt(given: Mapping[str, Any]) -> str | None:

@@ -126,7 +126,7 @@ class WebPages:
     """``POST /web/pages``: a document's pages as pictures, drawn one after the other, a JSON object a line.
 
     The body is the file itself, as ``application/octet-stream``: a type that pages of other origins may not send
-    without leave. Query: ``pages`` (such as ``1-5,9``), ``skip`` of these, ``password``.
+    without leave. Query: ``pages`` (such as ``1-5,9``), ``skip`` of these.
     """
 
     def __init__(self, generator: Generator, options: ServerOptions, workers: Workers, admission: Admission) -> None:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.errors import InvalidInput
-from runtime.documents import Workers
+from runtime.documents import How, Workers
 from server.command.errors import UsageError
 from server.command.inputs import Source, find_sources, output_names
 from tests.command.conftest import page_of
@@ -84,10 +84,10 @@ def test_a_pipe_is_read_once_and_is_a_document(tree: Path) -> None:
     assert (source.path, source.data) == (pipe, page)
     assert source.fingerprint == source.fingerprint
     with Workers(1) as workers:
-        with source.open(144, 1000, workers, lambda: False) as document:
+        with source.open(How(max_pixels=1000), workers, lambda: False) as document:
             assert document.page(0).size == (5, 4)
         with pytest.raises(InvalidInput, match=f"{pipe} has 5 x 4 pixels"):
-            source.open(144, 1, workers, lambda: False).page(0)
+            source.open(How(max_pixels=1), workers, lambda: False).page(0)
 
 
 @pytest.mark.parametrize(

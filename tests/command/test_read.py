@@ -864,3 +864,17 @@ def test_an_output_file_of_no_format_is_refused_and_a_folder_may_have_such_a_nam
     assert ocr("read", "a.png", "-o", "x.html5/") == 0
     assert ocr("read", "a.png", "-o", "x.html5", "--force") == 0  # a folder by now
     assert (tmp_path / "x.html5" / "a.md").is_file()
+
+
+def test_the_password_of_encrypted_documents_comes_from_the_flag_or_the_environment(
+    ocr: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pdf = tmp_path / "secret.pdf"
+    pdf.write_bytes(encrypted(scanned_pdf([page_of(1)]), "open sesame"))
+    assert ocr("read", pdf) == 1
+    assert "give its password (--password, OCR_ONNX_PDF_PASSWORD" in ocr.err
+    assert ocr("read", pdf, "--password", "open sesame", "-o", tmp_path / "out") == 0
+    assert "sesame" not in (tmp_path / "out" / "ocr-run.jsonl").read_text()
+    monkeypatch.setenv("OCR_ONNX_PDF_PASSWORD", "open sesame")
+    assert ocr("read", pdf) == 0
+    assert ocr("read", pdf, "--password", "other") == 1

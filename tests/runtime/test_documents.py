@@ -179,7 +179,7 @@ def cut_off_pdf() -> bytes:
     [
         (b"", "is empty; it has 0 bytes"),
         (b"just words", "not a known format.*documents are PDF, PNG"),
-        (encrypted(text_pdf(["secret"]), "pass"), "encrypted; remove its password first"),
+        (encrypted(text_pdf(["secret"]), "pass"), "it is encrypted; give its password"),
         (cut_off_pdf(), "damaged or cut off; get the file again"),
         (b"%PDF-1.7\nnothing else", "damaged or cut off"),
         (without_pages(), "has no pages; save it anew"),

@@ -1,0 +1,171 @@
+"""PDFs as broken programs and transfers leave them, and what other viewers draw and pdfium alone does not."""
+
+from __future__ import annotations
+
+import io
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pikepdf
+import pytest
+from PIL import Image
+
+from models.errors import InvalidInput
+from runtime.documents import Drawn, open_document
+from runtime.documents.repair import REPAIRED
+from tests.pdfs import drawn_pdf, encrypted, text_pdf
+
+CASES = Path(__file__).parents[1] / "documents"
+WORD = "BT /F 18 Tf 20 150 Td (Hello visible) Tj ET"
+poppler = pytest.mark.skipif(shutil.which("pdftoppm") is None, reason="needs poppler (apt-get install poppler-utils)")
+
+
+def first(data: bytes, **how: object) -> Drawn:
+    with open_document(data, name="it", **how) as document:  # type: ignore[arg-type]
+        return document.draw(0)
+
+
+def seen(data: bytes, **how: object) -> np.ndarray:
+    return np.asarray(first(data, **how).image.convert("L"), int)
+
+
+def by_poppler(data: bytes, folder: Path) -> np.ndarray:
+    """The first page at 144 dots per inch, in greys."""
+    (folder / "page.pdf").write_bytes(data)
+    command = ["pdftoppm", "-r", "144", "-png", "-singlefile", "page.pdf", "page"]
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    return np.asarray(Image.open(folder / "page.png").convert("L"), int)
+
+
+WHOLE = drawn_pdf(WORD)
+DAMAGED: dict[str, tuple[bytes, bool]] = {  # and whether it must be said: pdfium mends some by itself
+    "no header": (WHOLE[WHOLE.index(b"1 0 obj") :], True),
+    "2 KB of junk in front": (b"junk\n" * 410 + WHOLE, True),
+    "40 KB of zeros in front": (bytes(40_000) + WHOLE, True),
+    "no cross-reference table": (WHOLE[: WHOLE.index(b"xref\n")], True),
+    "no trailer": (WHOLE[: WHOLE.index(b"trailer")], True),
+    "cut off in the last object": (WHOLE[: WHOLE.index(b"/BaseFont") + 20], True),
+    "a table that points nowhere": (re.sub(rb"startxref\n\d+", b"startxref\n0", WHOLE), False),
+    "a table that counts from 1": (WHOLE.replace(b"xref\n0 6", b"xref\n1 6"), False),
+    "a table whose places are wrong": (re.sub(rb"(\d{10}) 00000 n", rb"0000000001 00000 n", WHOLE), False),
+    "carriage returns": (WHOLE.replace(b"\n", b"\r"), False),
+    "a length that is wrong": (WHOLE.replace(b"/Length %d" % len(WORD), b"/Length 9"), False),
+    "no end of objects": (WHOLE.replace(b"endobj", b"      "), False),
+}
+
+
+@pytest.mark.parametrize(("data", "said"), DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_pdf_shows_the_page_that_it_held(data: bytes, said: bool) -> None:
+    page = first(data)
+    whole = seen(WHOLE)
+    if data is not DAMAGED["cut off in the last object"][0]:  # which was the font
+        assert np.abs(np.asarray(page.image.convert("L"), int) - whole).max() == 0
+    assert page.image.size == (600, 400)
+    assert page.warnings == ((REPAIRED,) if said else ())
+
+
+def test_the_shared_cases_are_drawn() -> None:
+    for name in ("no_header.pdf", "crop_outside.pdf"):
+        page = seen((CASES / name).read_bytes())
+        assert page.shape == (400, 600)
+        assert page.min() < 50
+
+
+def test_what_is_no_pdf_at_all_is_still_refused() -> None:
+    for data in (b"%PDF-1.7\nnothing else", b"just words", b"1 0 obj\nof words\n", bytes(5000)):
+        with pytest.raises(InvalidInput, match="it cannot be read"):
+            first(data)
+
+
+def test_a_picture_with_a_pdfs_mark_far_in_it_is_a_picture() -> None:
+    buffer = io.BytesIO()
+    Image.new("L", (40, 30), 255).save(buffer, "TIFF", description="x" * 2000 + "%PDF-1.4")
+    assert seen(buffer.getvalue()).shape == (30, 40)
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize("unit", [0.5, 1, 4])
+def test_a_page_in_larger_units_has_more_pixels(unit: float, compressed: bool) -> None:
+    pdf = pikepdf.open(io.BytesIO(WHOLE))
+    pdf.pages[0].obj.UserUnit = unit
+    buffer = io.BytesIO()
+    mode = pikepdf.ObjectStreamMode.generate if compressed else pikepdf.ObjectStreamMode.disable
+    pdf.save(buffer, object_stream_mode=mode)
+    assert seen(buffer.getvalue()).shape == (400 * unit, 600 * unit)
+
+
+def test_units_that_make_no_sense_are_left_alone() -> None:
+    for unit in ("0", "-3", "1e30", "(two)", "[2]", "null"):
+        assert seen(drawn_pdf(WORD, f"/UserUnit {unit}")).shape == (400, 600)
+
+
+ANNOTATIONS = {
+    "ink": "/Subtype /Ink /InkList [[50 50 80 110 110 60 150 120]] /C [1 0 0] /BS << /W 3 >>",
+    "two strokes of ink": "/Subtype /Ink /InkList [[50 50 80 110] [110 60 150 120]] /C [0 0 1]",
+    "line": "/Subtype /Line /L [50 50 150 120] /C [0 0 1] /BS << /W 2 >>",
+    "line without a colour": "/Subtype /Line /L [50 50 150 120]",
+    "polygon": "/Subtype /Polygon /Vertices [50 50 150 50 100 120] /C [0 0.5 0] /IC [1 1 0] /BS << /W 2 >>",
+    "hollow polygon": "/Subtype /Polygon /Vertices [50 50 150 50 100 120] /C [0 0.5 0] /Border [0 0 3]",
+    "polyline": "/Subtype /PolyLine /Vertices [50 50 150 50 100 120] /C [0 0.5 0] /Border [0 0 4]",
+    "square": "/Subtype /Square /C [0 0.5 0] /BS << /W 2 >>",
+}
+
+
+@poppler
+@pytest.mark.parametrize("annotation", ANNOTATIONS.values(), ids=ANNOTATIONS)
+def test_an_annotation_without_appearance_is_drawn_as_poppler_draws_it(annotation: str, tmp_path: Path) -> None:
+    data = drawn_pdf(WORD, f"/Annots [<< /Type /Annot /Rect [50 50 150 120] {annotation} >>]")
+    ours, theirs = seen(data), by_poppler(data, tmp_path)
+    assert np.abs(ours - seen(WHOLE)).mean() > 0.5  # something was added
+    assert np.abs(ours - theirs).mean() < 0.6  # of 255: the edges of strokes and letters
+    assert (np.abs(ours - theirs) > 128).mean() < 0.001
+
+
+def test_annotations_of_any_shape_stop_nothing() -> None:
+    odd = [
+        "/Subtype /Ink /InkList [[]]", "/Subtype /Ink /InkList 7", "/Subtype /Line /L [1]", "/Subtype /Line",
+        "/Subtype /Polygon /Vertices [1 2]", "/Subtype /Polygon /Vertices [(a) (b) (c) (d)]", "/Subtype /Nothing",
+        "/Subtype /Line /L [0 0 1e30 -1e30]", "/Subtype /Ink /InkList [[1 2 3 4]] /BS 3", "/AP 9 /Subtype /Line",
+    ]  # fmt: skip
+    annotations = " ".join(f"<< /Type /Annot /Rect [50 50 150 120] {one} >>" for one in odd)
+    assert seen(drawn_pdf(WORD, f"/Annots [{annotations} 99 0 R null]")).min() < 50
+
+
+# Passwords.
+
+
+@pytest.mark.parametrize("algorithm", ["AES-256", "AES-128", "RC4-128", "RC4-40"])
+@pytest.mark.parametrize("password", ["pass", "Grüße", "owner"])
+def test_an_encrypted_document_opens_with_its_password(algorithm: str, password: str) -> None:
+    data = encrypted(text_pdf(["secret"]), "pass" if password == "owner" else password, algorithm)
+    assert seen(data, password=password).min() < 50
+
+
+@pytest.mark.parametrize(("password", "words"), [
+    (None, r"it is encrypted; give its password \(--password, OCR_ONNX_PDF_PASSWORD; ocr.password"),
+    ("", "the password that was given is not the one that opens it"),
+    ("other", "the password that was given is not the one that opens it"),
+    ("\U0001f511" * 50, "the password that was given is not the one that opens it"),
+])  # fmt: skip
+def test_a_missing_or_wrong_password_is_said(password: str | None, words: str) -> None:
+    with pytest.raises(InvalidInput, match=words) as caught:
+        first(encrypted(text_pdf(["secret"]), "pass"), password=password)
+    assert password is None or not password or password not in str(caught.value)
+
+
+def test_a_password_for_what_is_not_encrypted_is_no_mistake(picture: Callable[..., Image.Image]) -> None:
+    assert seen(text_pdf(["open"]), password="any").min() < 50
+    buffer = io.BytesIO()
+    picture(30, 20).save(buffer, "PNG")
+    assert seen(buffer.getvalue(), password="any").shape == (20, 30)
+
+
+def test_an_encrypted_document_that_is_damaged_is_repaired_with_its_password() -> None:
+    data = encrypted(text_pdf(["secret"]), "pass", "RC4-128")
+    page = first(b"junk\n" * 500 + data, password="pass")
+    assert page.warnings == (REPAIRED,)
+    assert np.asarray(page.image).min() < 50
