@@ -30,17 +30,22 @@ def add_model_flags(group: argparse._ArgumentGroup, model: str) -> None:
         "--weights", type=Path, metavar="PATH", help="safetensors file or folder, instead of the model's"
     )
     group.add_argument("--adapter", type=Path, metavar="DIR", help="LoRA adapter to merge when the model is exported")
-    group.add_argument(
-        "--device",
-        type=_device,
-        metavar="{" + ",".join((*DEVICES, "cuda:N", "cuda:all")) + "}",
-        help="where to compute; metal is coreml, cuda:1 the second of several GPUs, cuda:all every one (default: cpu)",
-    )
+    add_device_flag(group)
     group.add_argument(
         "--dtype",
         choices=DTYPES,
         help="type of the weights (default: f16 on cuda and coreml; on the CPU q8, or f32 for models under 100 M "
         "parameters)",
+    )
+
+
+def add_device_flag(group: argparse._ArgumentGroup) -> None:
+    """Where to compute."""
+    group.add_argument(
+        "--device",
+        type=_device,
+        metavar="{" + ",".join((*DEVICES, "cuda:N", "cuda:all")) + "}",
+        help="where to compute; metal is coreml, cuda:1 the second of several GPUs, cuda:all every one (default: cpu)",
     )
 
 

@@ -26,6 +26,7 @@ DESCRIPTION = "OCR with vision-language models on ONNX Runtime: read documents, 
 EPILOG = """\
 examples:
   ocr-onnx read report.pdf -o out        a PDF to Markdown, with its figures
+  ocr-onnx layout page.png               where its parts stand, as JSON
   ocr-onnx serve --dtype q4              the OpenAI-compatible server (the same as ocr-onnx-serve)
   ocr-onnx export deepseek-ocr           download a checkpoint and convert it to graphs
   ocr-onnx models                        what can be used, and what is exported
@@ -53,6 +54,7 @@ class _Command:
 
 COMMANDS: Mapping[str, _Command] = {
     "read": _Command("server.command.read", "read PDFs, pictures and folders into Markdown, JSON or text"),
+    "layout": _Command("server.command.layout", "find the parts of pages, with a layout detector alone"),
     "serve": _Command("server.command.serve", "serve the OpenAI-compatible API; the same as ocr-onnx-serve"),
     "models": _Command("server.command.models", "list the models: known, exported, where, how large"),
     "export": _Command("export.cli", "convert a published checkpoint into graphs; the same as ocr-onnx-export"),

@@ -106,7 +106,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     output.add_argument(
         "--min-confidence",
-        type=_probability,
+        type=probability,
         metavar="P",
         default=0.0,
         help="mark pages whose tokens have a lower mean probability, from 0 to 1, as doubtful (default: 0, none)",
@@ -193,8 +193,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flags.add_setting_flags(parser.add_argument_group("decoding"), READ_DEFAULTS)
 
 
-def run(given: Mapping[str, Any]) -> int:
+def run(given: Mapping[str, Any], command: type[ReadCommand] | None = None) -> int:
     """Read everything. Returns 0, or 1 when a page failed.
+
+    command : what does it, where that is another than ``read`` itself.
 
     Raises
     ------
@@ -204,7 +206,7 @@ def run(given: Mapping[str, Any]) -> int:
     configure_log(quiet=given["quiet"])
     memory.limit_arenas()
     try:
-        return _Command(given).run()
+        return (command or ReadCommand)(given).run()
     except (InvalidInput, ConfigError) as error:
         raise UsageError(str(error)) from error
     except RuntimeUnavailable as error:
@@ -220,8 +222,10 @@ class _Target:
     single: str | None = None
 
 
-class _Command:
+class ReadCommand:
     """One call of the program."""
+
+    default_format = "md"
 
     def __init__(self, given: Mapping[str, Any]) -> None:
         """Check the flags.
@@ -233,7 +237,7 @@ class _Command:
         """
         self._given = given
         self._settings_given = flags.given_settings(given)
-        self._target = _target(given)
+        self._target = _target(given, self.default_format)
         _check_installed(self._target.formats)
         if given["server"] is not None:
             local = [name for name in _LOCAL_ONLY if name in given]
@@ -428,13 +432,13 @@ class _Command:
         ])))  # fmt: skip
 
 
-def _target(given: Mapping[str, Any]) -> _Target:
+def _target(given: Mapping[str, Any], default: str) -> _Target:
     """Raises UsageError when the output and the formats do not fit together."""
     out, formats = given["output"], given["format"]
     if out is None:
         if formats is not None and len(formats) > 1:
             raise UsageError("standard output takes one --format; name a folder for several with -o")
-        formats = formats or ["md"]
+        formats = formats or [default]
         if FORMATS[formats[0]].binary and sys.stdout.isatty():
             raise UsageError(f"{formats[0]} is no text for a terminal; name a file with -o, or send it on with >")
         return _Target(None, formats)
@@ -453,7 +457,7 @@ def _target(given: Mapping[str, Any]) -> _Target:
             f"-o {out.name} ends in {suffix}, which is no format; there are {', '.join(_ENDINGS)}"
             f"{did_you_mean(suffix, _ENDINGS)} (a folder of that name: -o {out.name}/)"
         )
-    return _Target(out, formats or ["md"])
+    return _Target(out, formats or [default])
 
 
 def _password(given: Mapping[str, Any]) -> str | None:
@@ -536,7 +540,8 @@ def _count_or_none(text: str) -> int:
     return int(text)
 
 
-def _probability(text: str) -> float:
+def probability(text: str) -> float:
+    """Of a flag's text; raises ArgumentTypeError."""
     try:
         value = float(text)
     except ValueError:
