@@ -1,0 +1,69 @@
+"""Tables: the similarity of their trees, TEDS (Zhong et al., arXiv 1911.10683), by a package that counts as PubTabNet.
+
+Head cells count as cells and row groups as nothing, as in OmniDocBench: what a model calls a head is not what it read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from lxml import html
+from scipy.optimize import linear_sum_assignment
+from table_recognition_metric import TEDS
+
+from server.writers.render import page_html
+
+
+@dataclass(frozen=True)
+class TableScore:
+    """teds : with what the cells say. structure : the tree alone. Both 0 to 1; 0 for a table that was not read."""
+
+    teds: float
+    structure: float
+
+
+def tables_of(markdown: str) -> list[str]:
+    """The tables of a page in any of their forms, as bare HTML, in order."""
+    page = html.fragment_fromstring(page_html(markdown, longest=None), create_parent="div")
+    return [_bare(table) for table in page.iter("table")]
+
+
+def score_tables(truth: Sequence[str], read: Sequence[str]) -> list[TableScore]:
+    """One score for each table of the truth: with the table that was read which it is paired with, so that the sum of
+    similarities is the largest. Tables that were read beside those cost nothing here; their text counts as text."""
+    if not truth or not read:
+        return [TableScore(0.0, 0.0) for _ in truth]
+    whole, structure = _teds(False), _teds(True)
+    similar = np.array([[float(whole(one, other)) for other in read] for one in truth])
+    pairs = dict(zip(*linear_sum_assignment(similar, maximize=True), strict=True))
+    return [
+        TableScore(float(similar[i, pairs[i]]), float(structure(read[pairs[i]], table))) if i in pairs
+        else TableScore(0.0, 0.0)
+        for i, table in enumerate(truth)
+    ]  # fmt: skip
+
+
+@cache
+def _teds(structure_only: bool) -> TEDS:
+    return TEDS(structure_only=structure_only)
+
+
+def _bare(table: html.HtmlElement) -> str:
+    """Without attributes but spans, and with cells that are all alike."""
+    for element in list(table.iter()):
+        if element.tag == "th":
+            element.tag = "td"
+        for name in set(element.attrib) - {"rowspan", "colspan"}:
+            del element.attrib[name]
+        if element.tag == "td":
+            words = " ".join("".join(element.itertext()).split())
+            for child in list(element):
+                element.remove(child)
+            element.text = words
+    for element in list(table.iter("thead", "tbody", "tfoot", "caption")):
+        element.drop_tag()
+    table.tail = None
+    return f"<html><body>{html.tostring(table, encoding='unicode')}</body></html>"
