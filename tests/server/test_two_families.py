@@ -24,9 +24,11 @@ PAGE = data_url(Image.effect_noise((300, 200), 90).convert("RGB"))
 SIZES = ((300, 200), (200, 640), (700, 500), (90, 60))  # of each client's page
 MODELS = ("small-deepseek", "small-paddle")
 LINE = ("small-deepseek-ocr-2", "small-unlimited-ocr", "small-deepseek")  # of one decoder, with other rules around it
+TOWER = ("small-glm-ocr", "small-dots-ocr", "small-lighton-ocr")  # of one tower, with another decoder each
 PROMPTS = {
     "small-deepseek": "Free OCR.", "small-paddle": "OCR:", "small-deepseek-ocr-2": "Free OCR.",
-    "small-unlimited-ocr": "document parsing.",
+    "small-unlimited-ocr": "document parsing.", "small-glm-ocr": "Text Recognition:",
+    "small-dots-ocr": "Extract the text content from this image.", "small-lighton-ocr": "grounding",
 }  # fmt: skip
 
 
@@ -34,6 +36,9 @@ PROMPTS = {
 def server(tmp_path_factory: pytest.TempPathFactory, random_checkpoint: Path) -> Iterator[ServerProcess]:
     from tools.checkpoints import write_random_checkpoint as write
     from tools.deepseek2_checkpoints import DEEPSEEK_OCR_2, Sizes2
+    from tools.dots_checkpoints import write_dots_checkpoint
+    from tools.glm_checkpoints import write_glm_checkpoint
+    from tools.lighton_checkpoints import write_lighton_checkpoint
     from tools.paddle_checkpoints import write_paddle_checkpoint
     from tools.unlimited_checkpoints import UNLIMITED_OCR, UnlimitedSizes
 
@@ -43,14 +48,22 @@ def server(tmp_path_factory: pytest.TempPathFactory, random_checkpoint: Path) ->
         ("deepseek-ocr-2", Sizes2(), DEEPSEEK_OCR_2),
         ("unlimited-ocr", UnlimitedSizes(window=4), UNLIMITED_OCR),
     )
+    tower = {
+        "glm-ocr": write_glm_checkpoint(folder / "glm-ocr"),
+        "dots-ocr": write_dots_checkpoint(folder / "dots-ocr"),
+        "lighton-ocr": write_lighton_checkpoint(folder / "lighton-ocr"),
+    }
     config = folder / "config.toml"
     config.write_text(
-        "[inference]\nmax_new_tokens = 12\nno_repeat_ngram_size = 0\n"
+        "[inference]\nmax_new_tokens = 12\nno_repeat_ngram_size = 0\ndo_sample = false\n"
         f'[models.entries.small-deepseek]\nkind = "deepseek-ocr"\nsource = "{random_checkpoint}"\n'
         f'[models.entries.small-paddle]\nkind = "paddleocr-vl"\nsource = "{paddle}"\n'
         + "".join(
             f'[models.entries.small-{name}]\nkind = "{name}"\nsource = "{write(folder / name, size, layout=layout)}"\n'
             for name, size, layout in line
+        )
+        + "".join(
+            f'[models.entries.small-{name}]\nkind = "{name}"\nsource = "{made}"\n' for name, made in tower.items()
         )
     )
     server = ServerProcess(
@@ -149,17 +162,18 @@ def test_a_picture_too_narrow_for_the_model_is_a_bad_request(server: ServerProce
     assert "200 times" in refused.json()["error"]["message"]
 
 
-def test_the_models_of_one_line_are_switched_under_load_and_none_answers_for_another(
-    server: ServerProcess, picture: Callable[..., Image.Image]
+@pytest.mark.parametrize("models", [LINE, TOWER], ids=["a line", "a tower"])
+def test_models_that_share_parts_are_switched_under_load_and_none_answers_for_another(
+    server: ServerProcess, picture: Callable[..., Image.Image], models: tuple[str, ...]
 ) -> None:
     pages = [data_url(picture(*size, seed)) for seed, size in enumerate(SIZES[:2])]
-    expected = {(model, page): text_of(ask(server, model, page)) for model in LINE for page in pages}
-    assert len(set(expected.values())) == len(LINE) * len(pages)
+    expected = {(model, page): text_of(ask(server, model, page)) for model in models for page in pages}
+    assert len(set(expected.values())) == len(models) * len(pages)
     right: list[str] = []
 
     def client(number: int) -> None:
         for request in range(2):
-            model, page = LINE[(number + request) % len(LINE)], pages[number % 2]
+            model, page = models[(number + request) % len(models)], pages[number % 2]
             if text_of(ask(server, model, page)) == expected[model, page]:
                 right.append(model)
 
