@@ -40,6 +40,8 @@ class Block:
     text : Markdown of the block alone; of a table HTML or Markdown, of a formula LaTeX without delimiters, of a figure
     empty or its caption. box : x0, y0, x1, y1 in pixels of the page as it was read; None: nobody knows. label : what
     the model called it. confidence : of the reading, 0 to 1. level : of a title, from 1 on; 0: nobody knows.
+    detail : how its reading ended (``runtime.requests.FinishDetail``), where it is not whole. error : why it could not
+    be read. score : how sure a layout detector is of the block, 0 to 1.
     """
 
     kind: Kind
@@ -50,6 +52,7 @@ class Block:
     level: int = 0
     detail: str = ""
     error: str = ""
+    score: float | None = None
 
 
 def kind_of(label: str) -> Kind:

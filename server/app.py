@@ -32,6 +32,7 @@ from .mistral.ocr import Ocr, OcrReader
 from .models_api import Model, Models
 from .openapi import OpenApi
 from .options import ServerOptions
+from .paddlex.layout_parsing import LayoutParsing
 from .pool import ModelPool
 from .responses import Responses
 
@@ -148,6 +149,10 @@ def build(
     _route(app, ChatCompletions.path, ChatCompletions(generator, metrics, max_body))
     _route(app, Responses.path, Responses(generator, metrics, max_body))
     _route(app, Ocr.path, Ocr(generator, metrics, max_body, reader))
+    _route(
+        app, LayoutParsing.path,
+        LayoutParsing(generator, metrics, max_body, source, fetcher, max_file, options.model),
+    )  # fmt: skip
     _route(app, Jobs.path, Jobs(jobs, max_body))
     _route(app, f"{Jobs.path}/{{job_id}}", JobById(jobs))
     _route(app, f"{Jobs.path}/{{job_id}}/cancel", JobCancel(jobs))

@@ -74,7 +74,7 @@ def _headers(req: falcon.Request) -> tuple[str, str]:
 
 def _key(authorization: str, x_api_key: str) -> str:
     scheme, _, given = authorization.partition(" ")
-    bearer = given.strip() if scheme.lower() == "bearer" else ""
+    bearer = given.strip() if scheme.lower() in ("bearer", "token") else ""  # PaddleX's clients say token
     return bearer or x_api_key.strip()
 
 

@@ -281,7 +281,7 @@ class DocumentGeneration:
             page.truncated = self._drawn.truncated
             request = Request(
                 self._prompt, [self._drawn.image], settings, self._reading.raw, self._client,
-                self._reading.alternatives, schema=self._reading.schema,
+                self._reading.alternatives, self._reading.page, self._reading.schema,
             )  # fmt: skip
             page.generation = self._model.submit(request)
         except InvalidInput as error:

@@ -18,7 +18,7 @@ from PIL import Image
 from models import precedence
 from models.config import Config
 from models.errors import InvalidInput
-from models.layout.step import page_defaults
+from models.layout.step import page_defaults, rules_of
 from models.layout.task import is_document
 from models.pixels import Transparency
 from models.registration import ModelEntry
@@ -264,6 +264,8 @@ class Generator:
             return Job(_Notice(NO_IMAGE), record, is_gone, lambda job: self.leave())
         asked = self._questions.of(prompt, reading, entry)
         settings = self._settings(entry, floor, body, prompt.images, asked.prompt)
+        if reading.rules and is_document(asked.prompt):
+            reading = replace(reading, page=rules_of(entry).change(reading.rules))
         key = self._key(entry)
         notes = [note for note in (self._ceilings.note(body), asked.note) if note is not None]
         joint = reads_jointly(entry.family, asked.prompt)
@@ -436,7 +438,7 @@ class _Pictures:
                 self._held.push(held.pop_all())
             reading = self._reading
             request = Request(
-                prompt, images, settings, reading.raw, self._client, reading.alternatives, schema=reading.schema
+                prompt, images, settings, reading.raw, self._client, reading.alternatives, reading.page, reading.schema
             )
             return model.submit(request)
 

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from .mistral.schema import OcrRequest
+from .paddlex.schema import LayoutParsingRequest
 from .schema import ChatRequest, ResponsesRequest
 
 _ERRORS = {
@@ -24,7 +25,7 @@ _ERRORS = {
 
 def document() -> dict[str, Any]:
     """The OpenAPI 3.1 document of this server."""
-    bodies: list[type[BaseModel]] = [ChatRequest, ResponsesRequest, OcrRequest]
+    bodies: list[type[BaseModel]] = [ChatRequest, ResponsesRequest, OcrRequest, LayoutParsingRequest]
     _, definitions = models_json_schema(
         [(body, "validation") for body in bodies], ref_template="#/components/schemas/{model}"
     )
@@ -34,6 +35,12 @@ def document() -> dict[str, Any]:
         "Answer": _ANSWER,
         "Ocr": _OCR,
         "OcrAnswer": _OCR_ANSWER,
+        "LayoutParsingAnswer": _LAYOUT_PARSING,
+        "LayoutParsingError": {
+            **_LAYOUT_PARSING,
+            "properties": _LAYOUT_PARSING_HEAD,
+            "required": [*_LAYOUT_PARSING_HEAD],
+        },
         "File": _FILE,
     }
     return {
@@ -47,6 +54,7 @@ def document() -> dict[str, Any]:
             "/v1/chat/completions": {"post": _generation("createChatCompletion", "ChatRequest")},
             "/v1/responses": {"post": _generation("createResponse", "ResponsesRequest")},
             "/v1/ocr": {"post": _json("ocr", "OcrRequest", "OcrAnswer", *_ERRORS)},
+            "/layout-parsing": {"post": _layout_parsing()},
             "/v1/ocr/jobs": {
                 "get": _get("listOcrJobs", "this key's jobs, without their results", "401"),
                 "post": _json("submitOcrJob", "OcrRequest", "OcrJob", *_ERRORS, status="202"),
@@ -205,6 +213,36 @@ _OCR = {
 }
 
 
+_LAYOUT_PARSING_HEAD = {
+    "logId": {"type": "string"},
+    "errorCode": {"type": "integer", "description": "0, or the status of an error"},
+    "errorMsg": {"type": "string"},
+}
+_LAYOUT_PARSING = {
+    "type": "object",
+    "required": ["logId", "errorCode", "errorMsg", "result"],
+    "properties": {
+        **_LAYOUT_PARSING_HEAD,
+        "result": {
+            "type": "object",
+            "properties": {
+                "layoutParsingResults": {
+                    "type": "array",
+                    "description": "a page each",
+                    "items": {
+                        "type": "object",
+                        "properties": {
+                            "prunedResult": {"type": "object", "description": "blocks, and what the detector found"},
+                            "markdown": {"type": "object", "description": "text, and images (base64) by their paths"},
+                            "outputImages": {"type": ["object", "null"], "description": "with visualize"},
+                        },
+                    },
+                },
+                "dataInfo": {"type": "object"},
+            },
+        },
+    },
+}
 _OCR_ANSWER = {
     "type": "object",
     "description": "Mistral's answer, and what it has no field for",
@@ -259,6 +297,16 @@ _FORM = {
 
 def _path(name: str) -> dict[str, Any]:
     return {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+
+
+def _layout_parsing() -> dict[str, Any]:
+    """PaddleX's own form, errors too."""
+    described = _json("layoutParsing", "LayoutParsingRequest", "LayoutParsingAnswer", *_ERRORS)
+    error = {"application/json": {"schema": {"$ref": "#/components/schemas/LayoutParsingError"}}}
+    for status, response in described["responses"].items():
+        if status not in ("200", "401"):
+            response["content"] = error
+    return described
 
 
 def _json(operation: str, body: str, answer: str, *errors: str, status: str = "200") -> dict[str, Any]:

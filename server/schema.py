@@ -6,6 +6,7 @@ that ask for what cannot be had are refused (see ``unsupported``).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -13,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, c
 from pydantic_core import from_json
 
 from models import precedence
+from models.layout.page_rules import PageRules
 
 from . import unsupported
 from .errors import BadRequest, TooLarge
@@ -149,6 +151,8 @@ class Reading:
     password: str | None = field(default=None, repr=False)
     alternatives: int | None = None  # told of each token with its log-probability; None: neither is told
     structure: Structure | None = None  # what the answer follows
+    rules: Mapping[str, Any] = field(default_factory=dict)  # changes of how a page is read by its parts
+    page: PageRules | None = None  # what has become of them; None: the model's
 
     @property
     def schema(self) -> str | None:
@@ -309,5 +313,5 @@ def _location(location: tuple[str | int, ...]) -> tuple[str | int, ...]:
     return tuple(
         part
         for part in location
-        if isinstance(part, int) or (part.islower() and "[" not in part and part not in _TYPE_NAMES)
+        if isinstance(part, int) or (part[:1].islower() and "[" not in part and part not in _TYPE_NAMES)
     )

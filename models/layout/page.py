@@ -49,9 +49,12 @@ class Page:
             block = _tagged(block, self._number)
         self._number = None
         self._open.append(len(self.blocks))
-        self.blocks.append(block)
+        self.blocks.append(replace(block, score=part.regions[0].score))
         self._join()
-        self.blocks += [replace(self.blocks[-1], text="", box=box, confidence=None) for box in others]
+        self.blocks += [
+            replace(self.blocks[-1], text="", box=box, confidence=None, score=one.score)
+            for one, box in zip(part.regions[1:], others, strict=True)
+        ]
         return self._give(self._ahead)
 
     def finish(self) -> str:

@@ -375,4 +375,4 @@ def test_each_model_reads_elements_with_its_own_tasks() -> None:
 def test_a_block_says_what_stands_where() -> None:
     page = Page(WIDTH, HEIGHT, PADDLEX)
     page.add(Part((region("paragraph_title", (9.6, 20.2, 300.4, 50)),), "text"), Answer("1.1 A", 0.5))
-    assert page.blocks == [Block("title", "1.1 A", (10, 20, 300, 50), "paragraph_title", 0.5, 3)]
+    assert page.blocks == [Block("title", "1.1 A", (10, 20, 300, 50), "paragraph_title", 0.5, 3, score=0.9)]

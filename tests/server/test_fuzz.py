@@ -60,7 +60,7 @@ def still_healthy(service: Service) -> None:
 def test_bodies_made_from_the_schema_never_break_the_server(service: Service, mode: Any) -> None:
     schema = schemathesis.openapi.from_wsgi("/openapi.json", service.application.wsgi)
     made = 0
-    for path in ("/v1/chat/completions", "/v1/responses", "/v1/ocr"):
+    for path in ("/v1/chat/completions", "/v1/responses", "/v1/ocr", "/layout-parsing"):
         strategy = schema[path]["POST"].as_strategy(generation_mode=mode)
 
         @settings(NO_SHRINKING, max_examples=SCHEMA_EXAMPLES)
