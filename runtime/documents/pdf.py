@@ -19,6 +19,9 @@ from models.errors import InvalidInput
 
 from .annotations import give_appearances
 from .drawn import Drawn
+from .font_mapper import mapper
+from .fonts import has_fontconfig
+from .glyphs import Lacking, lacking
 from .repair import REPAIRED, repaired
 from .structure import Structure
 
@@ -42,10 +45,10 @@ class PdfPages:
         self.warnings: tuple[str, ...] = ()  # of the document, for each of its pages
         # pdfium reads the bytes as long as the document is open
         handle, self._source = self._load(source, password)
-        self._structure = Structure(self._source, password)
-        self._pdf = pdfium.PdfDocument(handle)
-        with contextlib.suppress(pdfium.PdfiumError):  # a damaged form: the rest of the page can still be read
-            self._pdf.init_forms()
+        self._structure, self._password = Structure(self._source, password), password
+        self._fonts = mapper()
+        self._fonts.needed = frozenset()
+        self._pdf = _with_forms(handle)
         self.count = len(self._pdf)
 
     def size(self, index: int) -> tuple[int, int]:
@@ -57,6 +60,13 @@ class PdfPages:
 
     def page(self, index: int) -> Drawn:
         """One page, in RGB."""
+        image, missing = self._drawn(index)
+        if missing and self._find_fonts(missing):
+            image, missing = self._drawn(index)
+        return Drawn(image, (missing.warning(),) if missing else ())
+
+    def _drawn(self, index: int) -> tuple[Image.Image, Lacking]:
+        """A page, and the letters that it lacks."""
         page = self._page(index)
         try:
             width, height = page.get_size()
@@ -65,13 +75,27 @@ class PdfPages:
             bitmap = page.render(scale=scale, rev_byteorder=True, limit_image_cache=True)
             try:
                 image: Image.Image = bitmap.to_pil()
-                return Drawn(image.convert("RGB"))
+                image = image.convert("RGB")
             finally:
                 bitmap.close()
+            return image, lacking(page.raw, image)
         except pdfium.PdfiumError as error:
             raise InvalidInput(f"page {index + 1} of {self._name} cannot be drawn: {error}") from error
         finally:
             page.close()
+
+    def _find_fonts(self, missing: Lacking) -> bool:
+        """Let fonts be chosen by the letters that are missing, too; whether there is anything new to try."""
+        letters = frozenset(missing.letters) - {0} - self._fonts.needed
+        if not letters or not has_fontconfig():
+            return False
+        self._fonts.needed |= letters
+        self._pdf.close()
+        handle, code = _open(self._source, self._password)
+        if not handle:
+            raise InvalidInput(f"{self._name} cannot be read any more (pdfium error {code}); was it changed?")
+        self._pdf = _with_forms(handle)  # fonts are chosen once for an open document
+        return True
 
     def _page(self, index: int) -> Any:
         """An opened page, to be closed. One whose crop lies beside its sheet is shown whole, as other viewers do."""
@@ -120,6 +144,13 @@ class PdfPages:
         if code == _NO_PAGES:
             raise InvalidInput(f"{self._name} has no pages; save it anew with the program that made it")
         raise InvalidInput(f"{self._name} cannot be read: {_ERRORS.get(code, f'pdfium error {code}')}")
+
+
+def _with_forms(handle: Any) -> pdfium.PdfDocument:
+    pdf = pdfium.PdfDocument(handle)
+    with contextlib.suppress(pdfium.PdfiumError):  # a damaged form: the rest of the page can still be read
+        pdf.init_forms()
+    return pdf
 
 
 _NO_PAGES = -1  # beside pdfium's errors

@@ -25,6 +25,7 @@ from models.errors import ConfigError, ManifestError
 from models.exporter import environment
 from models.layout.detectors import DETECTORS
 from models.paths import CACHE_VARIABLE, cache_dir
+from runtime.documents.fonts import SCRIPTS, has_fontconfig, missing_scripts
 from server.loading import missing_for_export
 
 from .exports import find_exports, find_leftovers, gigabytes
@@ -78,6 +79,7 @@ def run(given: Mapping[str, Any]) -> int:
         *_runtime(),
         *_gpu(),
         *_machine(cache),
+        _fonts(),
         checked,
         *_exporter(),
         *_exports(given["verify"], config, cache),
@@ -173,6 +175,20 @@ def _machine(cache: Path) -> Iterator[Check]:
     state: State = "problem" if free < _LEAST_DISK else "note" if free < _WANTED_DISK else "ok"
     remedy = "ocr-onnx prune removes exports; DeepSeek-OCR takes 2 (q4) to 13 GB (f32)" if state != "ok" else None
     yield Check("disk", state, f"{gigabytes(free)} free for the cache, {cache}", remedy)
+
+
+def _fonts() -> Check:
+    """Fonts for PDFs that do not hold theirs."""
+    if not has_fontconfig():
+        remedy = "apt-get install fontconfig" if sys.platform == "linux" else None  # others have ways of their own
+        return Check("fonts", "note", "no fontconfig: fonts are chosen by their names alone", remedy)
+    missing = missing_scripts()
+    if not missing:
+        return Check("fonts", "ok", f"there are some for all {len(SCRIPTS)} scripts that were looked for")
+    names = ", ".join(script.name for script in missing)
+    packages = " ".join(sorted({script.package for script in missing}))
+    found = f"none for {names}: PDFs that do not hold theirs lose such text, and say so"
+    return Check("fonts", "note", found, f"apt-get install {packages}")
 
 
 def _config(given: Mapping[str, Any]) -> tuple[Config | None, Check]:

@@ -1,0 +1,117 @@
+"""Letters of a page that were not drawn, since neither the PDF nor this machine has a font for them.
+
+Where a page's text says that a letter stands and its picture shows nothing, the glyph was missing. Only fonts that are
+not in the file are looked at. Only a worker process calls this.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import unicodedata
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pypdfium2.raw as pdfium_c
+from PIL import Image
+
+from .fonts import script_of
+
+_MOST_LETTERS = 5_000  # of a page that are looked at
+_TRIES = 2  # places of one letter of one font
+_LEAST_CONTRAST = 24  # of 255, between a letter and its ground
+_WHITE = 230  # a letter of this colour may be meant to be unseen
+_INVISIBLE = (pdfium_c.FPDF_TEXTRENDERMODE_INVISIBLE, pdfium_c.FPDF_TEXTRENDERMODE_CLIP)
+
+
+@dataclass
+class Lacking:
+    """What is missing on a page."""
+
+    letters: Counter[int] = field(default_factory=Counter)  # by code point; 0 where the file does not say which
+    fonts: set[str] = field(default_factory=set)
+
+    def __bool__(self) -> bool:
+        return bool(self.letters)
+
+    def warning(self) -> str:
+        """A line for the user."""
+        count, known = self.letters.total(), [letter for letter, _ in self.letters.most_common() if letter]
+        example = f", such as {chr(known[0])} (U+{known[0]:04X})" if known else ""
+        scripts = [script for script in map(script_of, known) if script is not None]
+        name, package = (scripts[0].name, scripts[0].package) if scripts else ("its script", "fonts-noto-core")
+        fonts = ", ".join(sorted(self.fonts))[:80]
+        return (
+            f"{count} letter{'s' * (count != 1)}{example} could not be drawn: the font {fonts} is not in the file, and "
+            f"this machine has none for {name} (apt-get install {package})"
+        )
+
+
+def lacking(page: Any, picture: Image.Image) -> Lacking:
+    """Look for letters that are not there. ``page``: pdfium's handle; ``picture``: of the whole page, in RGB."""
+    found = Lacking()
+    text = pdfium_c.FPDFText_LoadPage(page)
+    if not text:
+        return found
+    try:
+        tried: dict[tuple[str, int], list[bool]] = {}  # whether a letter was drawn, in the first places where it stands
+        outside: dict[int, str | None] = {}  # text object -> name of its font, where that is not in the file
+        for index in range(min(pdfium_c.FPDFText_CountChars(text), _MOST_LETTERS)):
+            thing = pdfium_c.FPDFText_GetTextObject(text, index)
+            key = ctypes.cast(thing, ctypes.c_void_p).value or 0
+            if key not in outside:
+                outside[key] = _font_outside(thing) if key else None
+            font = outside[key]
+            letter = int(pdfium_c.FPDFText_GetUnicode(text, index))
+            if font is None or not _is_seen(letter):
+                continue
+            tries = tried.setdefault((font, letter), [])
+            if len(tries) < _TRIES and not any(tries):
+                tries.append(_is_drawn(page, text, index, picture))
+            if not any(tries):
+                found.letters[letter if letter < 0xE000 or letter > 0xF8FF else 0] += 1
+                found.fonts.add(font)
+    finally:
+        pdfium_c.FPDFText_ClosePage(text)
+    return found
+
+
+def _font_outside(thing: Any) -> str | None:
+    """The name of a text's font, unless it is in the file, or the text is not meant to be seen."""
+    font = pdfium_c.FPDFTextObj_GetFont(thing)
+    if not font or pdfium_c.FPDFFont_GetIsEmbedded(font):
+        return None
+    if pdfium_c.FPDFTextObj_GetTextRenderMode(thing) in _INVISIBLE:
+        return None
+    colour = [ctypes.c_uint() for _ in range(4)]
+    if pdfium_c.FPDFPageObj_GetFillColor(thing, *colour) and min(part.value for part in colour[:3]) >= _WHITE:
+        return None
+    buffer = ctypes.create_string_buffer(200)
+    pdfium_c.FPDFFont_GetBaseFontName(font, buffer, len(buffer))
+    return buffer.value.decode("utf-8", "replace") or "without a name"
+
+
+def _is_seen(letter: int) -> bool:
+    return unicodedata.category(chr(letter))[0] not in "ZCM" or 0xE000 <= letter <= 0xF8FF
+
+
+def _is_drawn(page: Any, text: Any, index: int, picture: Image.Image) -> bool:
+    """Whether there is anything where the letter stands; also for one that stands outside of the page."""
+    box = pdfium_c.FS_RECTF()
+    if not pdfium_c.FPDFText_GetLooseCharBox(text, index, box):
+        return True
+    width, height = picture.size
+    places = []
+    for across, up in ((box.left, box.top), (box.right, box.bottom)):
+        x, y = ctypes.c_int(), ctypes.c_int()
+        pdfium_c.FPDF_PageToDevice(page, 0, 0, width, height, 0, across, up, x, y)
+        places.append((x.value, y.value))
+    (x0, y0), (x1, y1) = places
+    x0, x1, y0, y1 = min(x0, x1), max(x0, x1), min(y0, y1), max(y0, y1)
+    if x1 <= 0 or y1 <= 0 or x0 >= width or y0 >= height or y1 - y0 < 3:
+        return True
+    if x1 - x0 < 2:
+        return False  # a font that lacks a letter says that it has no width
+    part = np.asarray(picture.crop((max(0, x0), max(0, y0), min(x1, width), min(y1, height))), np.int16)
+    return bool((part.max((0, 1)) - part.min((0, 1))).max() >= _LEAST_CONTRAST)
