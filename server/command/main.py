@@ -57,6 +57,7 @@ COMMANDS: Mapping[str, _Command] = {
     "layout": _Command("server.command.layout", "find the parts of pages, with a layout detector alone"),
     "serve": _Command("server.command.serve", "serve the OpenAI-compatible API; the same as ocr-onnx-serve"),
     "compare": _Command("server.command.compare", "compare two readings: characters, words, tables, order"),
+    "eval": _Command("server.command.evaluate", "read a published benchmark and score it: OmniDocBench, olmOCR-bench"),
     "models": _Command("server.command.models", "list the models: known, exported, where, how large"),
     "export": _Command("export.cli", "convert a published checkpoint into graphs; the same as ocr-onnx-export"),
     "doctor": _Command("server.command.doctor", "check this machine, and say how to mend what is missing"),

@@ -4,4 +4,14 @@ Used by ``ocr-onnx compare`` and ``ocr-onnx eval``. The packages that it counts 
 """
 
 INSTALL = "pip install 'ocr-onnx[eval]'"
-NEEDS = ("rapidfuzz", "scipy", "lxml", "table_recognition_metric", "latex2mathml", "mdit_py_plugins", "nh3")
+NEEDS = (
+    "apted",
+    "pylatexenc",
+    "rapidfuzz",
+    "scipy",
+    "lxml",
+    "table_recognition_metric",
+    "latex2mathml",
+    "mdit_py_plugins",
+    "nh3",
+)
