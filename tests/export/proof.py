@@ -20,7 +20,7 @@ from runtime.providers import find_device
 from runtime.vision import VisionTower
 from tools.reference_family import Reference, ReferenceFamily, load_family
 
-GREEDY = {"no_repeat_ngram_size": 0, "stop_on_loop": False}
+GREEDY = {"no_repeat_ngram_size": 0, "stop_on_loop": False, "do_sample": False}
 
 
 class Proof:
@@ -65,7 +65,8 @@ class Proof:
         positions = self.family.positions(ids, self.prepared(images))
         decoder = Decoder(folder, Manifest.load(folder), find_device("cpu"), slots=1)
         embeddings = decoder.embed(ids).copy()
-        embeddings[np.array(ids) == self.manifest.tokens.image] = np.concatenate(features)
+        if features:
+            embeddings[np.array(ids) == self.manifest.tokens.image] = np.concatenate(features)
         window = self.family.window(self.settings)
         rows = [decoder.prefill(0, embeddings, positions.axes, window=window)]
         for i, token in enumerate(reference.tokens[:-1]):
