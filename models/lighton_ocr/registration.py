@@ -33,6 +33,7 @@ LIGHTON_OCR = Registration(
     ("LightOnOCRForConditionalGeneration", "LightOnOcrForConditionalGeneration"),
     kinds=("lightonocr", "lighton"),
     prompts=PROMPTS,
+    known_prompts=(),  # trained without instructions
     rules=LightOnOcr,
     exporter="export.lighton_ocr:LightOnOcrExport",
     reference="tools.reference_family:LightOnReference",
