@@ -314,7 +314,7 @@ CONFIGS: list[tuple[str, str, Change, str]] = [
     ("dots-ocr", "preprocessor_config.json", lambda c: c.update(temporal_patch_size=2), "temporal_patch_size is 2"),
     ("dots-ocr", "preprocessor_config.json", lambda c: c.update(patch_size=16), "patch_size is 16, and the model's is"),
     ("dots-ocr", "preprocessor_config.json", lambda c: c.pop("max_pixels"), "no min_pixels and max_pixels"),
-    ("dots-ocr", "preprocessor_config.json", lambda c: c.update(min_pixels=9e9), "expected whole numbers in order"),
+    ("dots-ocr", "preprocessor_config.json", lambda c: c.update(min_pixels=9e9), "expected two whole numbers in order"),
     ("lighton-ocr", "config.json", lambda c: c.update(multimodal_projector_bias=True), "projector_bias is True"),
     ("lighton-ocr", "config.json", lambda c: c.update(projector_hidden_act="silu"), "projector_hidden_act is 'silu'"),
     ("lighton-ocr", "config.json", lambda c: c.update(vision_feature_layer=-2), "vision_feature_layer is -2"),
