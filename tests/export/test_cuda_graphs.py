@@ -24,6 +24,9 @@ from runtime.vision import VisionTower
 from tests.export.twins import twin_of
 from tools.checkpoints import write_random_checkpoint
 from tools.deepseek2_checkpoints import DEEPSEEK_OCR_2, Sizes2
+from tools.dots_checkpoints import write_dots_checkpoint
+from tools.glm_checkpoints import write_glm_checkpoint
+from tools.lighton_checkpoints import write_lighton_checkpoint
 from tools.paddle_checkpoints import write_paddle_checkpoint
 
 DTYPES = ("f32", "f16", "bf16", "q8", "q4")
@@ -98,6 +101,13 @@ def test_the_next_export_does_not_take_an_old_one_for_good(old_export, random_ch
     assert Manifest.load(old_export).graph_version == GRAPH_VERSION
 
 
+# Families whose towers take a page of any proportions.
+PATCHES = {
+    "paddleocr-vl": write_paddle_checkpoint, "glm-ocr": write_glm_checkpoint, "dots-ocr": write_dots_checkpoint,
+    "lighton-ocr": write_lighton_checkpoint,
+}  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def export_of(export_checkpoint, random_checkpoint, tmp_path_factory):
     """The export of a family's small checkpoint in a dtype, made once."""
@@ -108,8 +118,8 @@ def export_of(export_checkpoint, random_checkpoint, tmp_path_factory):
         if family not in checkpoints:
             target = tmp_path_factory.mktemp(family) / "checkpoint"
             checkpoints[family] = (
-                write_paddle_checkpoint(target)
-                if family == "paddleocr-vl"
+                PATCHES[family](target)
+                if family in PATCHES
                 else write_random_checkpoint(target, Sizes2(), layout=DEEPSEEK_OCR_2)
             )
         if (family, dtype) not in made:
@@ -151,7 +161,7 @@ def reference_of(folder: Path, target: Path) -> Path:
     return target
 
 
-@pytest.mark.parametrize("family", ["deepseek-ocr", "deepseek-ocr-2", "paddleocr-vl"])
+@pytest.mark.parametrize("family", ["deepseek-ocr", "deepseek-ocr-2", *PATCHES])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_graphs_for_cuda_compute_what_the_graphs_for_a_cpu_compute(
     family, dtype, export_of, tmp_path, monkeypatch, picture
@@ -246,7 +256,7 @@ def test_nodes_that_cuda_has_no_kernel_for_are_not_published(export_of, tmp_path
     file = export_of("deepseek-ocr", "bf16") / "decoder.cuda.onnx"
     with pytest.raises(ExportError, match="ReduceMax has no kernel on CUDA"):
         check.check_structure(changed(file, tmp_path, slow))
-    for family in ("deepseek-ocr", "deepseek-ocr-2", "paddleocr-vl"):
+    for family in ("deepseek-ocr", "deepseek-ocr-2", *PATCHES):
         for name in ("vision", "embed", "decoder"):
             check.check_structure(export_of(family, "bf16") / f"{name}.cuda.onnx")
 
@@ -297,7 +307,7 @@ def test_graphs_that_give_something_else_on_cuda_are_not_published(
             check.check_graphs(folder, manifest)
 
 
-@pytest.mark.parametrize("family", ["deepseek-ocr", "deepseek-ocr-2", "paddleocr-vl"])
+@pytest.mark.parametrize("family", ["deepseek-ocr", "deepseek-ocr-2", *PATCHES])
 def test_vision_graphs_for_cuda_pad_nothing_and_compute_no_shapes(family, export_of) -> None:
     """Each was seen to cost a GPU more than the arithmetic around it."""
     kinds = {node.op_type for node in ir.load(export_of(family, "f16") / "vision.cuda.onnx").graph}

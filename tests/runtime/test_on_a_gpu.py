@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,6 +26,9 @@ from runtime.providers import Device, find_device
 from runtime.small_graphs import identity_graph
 from runtime.vision import VisionTower
 from tools.checkpoints import Sizes, write_random_checkpoint
+from tools.dots_checkpoints import DotsSizes, write_dots_checkpoint
+from tools.glm_checkpoints import GlmSizes, write_glm_checkpoint
+from tools.lighton_checkpoints import LightOnSizes, write_lighton_checkpoint
 from tools.paddle_checkpoints import PaddleSizes, write_paddle_checkpoint
 
 pytestmark = pytest.mark.gpu
@@ -38,6 +42,12 @@ DTYPES = ("f32", "f16", "bf16", "q8", "q4")
 SIZES = Sizes(hidden=256, heads=4, kv_heads=4, layers=3, experts=16, top_k=4, expert_mlp=128, dense_mlp=512,
               max_positions=4096)  # fmt: skip
 PADDLE = PaddleSizes(hidden=256, heads=4, kv_heads=2, head_dim=64, sections=(8, 12, 12), mlp=512)
+
+CHECKPOINTS: dict[str, tuple[Callable[..., Path], Any]] = {
+    "deepseek-ocr": (write_random_checkpoint, SIZES), "paddleocr-vl": (write_paddle_checkpoint, PADDLE),
+    "glm-ocr": (write_glm_checkpoint, GlmSizes()), "dots-ocr": (write_dots_checkpoint, DotsSizes(hidden=256)),
+    "lighton-ocr": (write_lighton_checkpoint, LightOnSizes(head_dim=64)),
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -59,11 +69,8 @@ def export_of(tmp_path_factory, export_checkpoint) -> Callable[[str, str], Path]
     def export(family: str, dtype: str) -> Path:
         if family not in checkpoints:
             target = tmp_path_factory.mktemp(family) / "checkpoint"
-            checkpoints[family] = (
-                write_paddle_checkpoint(target, PADDLE)
-                if family == "paddleocr-vl"
-                else write_random_checkpoint(target, SIZES)
-            )
+            write, sizes = CHECKPOINTS[family]
+            checkpoints[family] = write(target, sizes)
         if (family, dtype) not in made:
             made[family, dtype] = export_checkpoint(checkpoints[family], dtype, family, family)
         return made[family, dtype]
@@ -112,7 +119,7 @@ def reference(export_of) -> Callable[[str, str, int], np.ndarray]:
 
 @pytest.mark.parametrize("replays", [False, True], ids=["plain", "recorded"])
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("family", ["deepseek-ocr", "paddleocr-vl"])
+@pytest.mark.parametrize("family", CHECKPOINTS)
 def test_every_dtype_gives_what_the_cpu_gives(cuda, export_of, reference, family, dtype, replays) -> None:
     # The CPU's 8-bit products are the larger part of the distance of quantised exports.
     bound = {"f32": 1e-3, "f16": 1e-2, "bf16": 1e-2}.get(dtype, 5e-2)
@@ -133,7 +140,7 @@ def test_a_cache_that_grows_while_rows_are_replayed_changes_nothing(cuda, export
 
 
 @pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
-@pytest.mark.parametrize("family", ["deepseek-ocr", "paddleocr-vl"])
+@pytest.mark.parametrize("family", CHECKPOINTS)
 def test_vision_features_point_where_the_cpus_point(cuda, export_of, picture, family, dtype) -> None:
     found = []
     for folder, device in ((export_of(family, "f32"), Device("cpu", 0)), (export_of(family, dtype), cuda)):
