@@ -71,9 +71,6 @@ class PageRules:
     # Where no parts are found.
     whole_when_empty: bool = True  # a page that is not blank is read as one text
 
-    # Across pages, on request.
-    join_tables: bool = False  # a table that goes on on the next page
-
     # What becomes of the detector's boxes; None: as the detector says.
     detection: DetectionRules | None = None
 

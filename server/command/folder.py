@@ -18,7 +18,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,6 +31,7 @@ from runtime.documents import parse_pages
 
 from ..writers import FORMATS, Material, PageResult
 from ..writers.figures import Pictures
+from ..writers.joined import with_joined_tables
 from .errors import CommandFailed, UsageError
 from .plan import DocumentPlan
 
@@ -51,8 +52,14 @@ class _Part:
 class OutputFolder:
     """Where one run's results go. A context manager: two runs never write to one folder at once."""
 
-    def __init__(self, folder: Path, formats: Sequence[str], *, overlay: bool, single: str | None = None) -> None:
-        """single : file name of the only document's only result, instead of names of their own (``-o page.md``)."""
+    def __init__(
+        self, folder: Path, formats: Sequence[str], *, overlay: bool, single: str | None = None,
+        join_tables: bool = False,
+    ) -> None:  # fmt: skip
+        """single : file name of the only document's only result, instead of names of their own (``-o page.md``).
+        join_tables : see ``with_joined_tables``.
+        """
+        self._join_tables = join_tables
         prefix = f".{single}" if single else ""
         self.folder = folder
         self._formats, self._overlay = formats, overlay
@@ -220,10 +227,8 @@ class OutputFolder:
             with _told(target), self._publishing(target, binary=FORMATS[form].binary) as file:
                 writer = FORMATS[form].write(file, material)
                 writer.begin(head)
-                for index in plan.pages:
-                    part = self._load(plan, index)
-                    lost = PageResult(index + 1, "failed", "its part is not there any more; read it again")
-                    writer.page(part.result if part else lost)
+                for result in self._results(plan):
+                    writer.page(result)
                 writer.end()
         self._note(
             "document", document=plan.source.name, output=plan.output, state="failed" if plan.failed else "done",
@@ -232,6 +237,16 @@ class OutputFolder:
         )  # fmt: skip
         if not plan.failed:
             shutil.rmtree(self._part_folder(plan), ignore_errors=True)
+
+    def _results(self, plan: DocumentPlan) -> Iterable[PageResult]:
+        """Of all pages, one at a time in memory unless they are looked at together."""
+        results = (self._result(plan, index) for index in plan.pages)
+        return with_joined_tables(list(results)) if self._join_tables else results
+
+    def _result(self, plan: DocumentPlan, index: int) -> PageResult:
+        part = self._load(plan, index)
+        lost = PageResult(index + 1, "failed", "its part is not there any more; read it again")
+        return part.result if part else lost
 
     def fail(self, plan: DocumentPlan) -> None:
         """Note a document that cannot be opened."""

@@ -102,6 +102,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--overlay", action="store_true", default=False, help="write each page with its boxes drawn, to overlays/"
     )
     output.add_argument(
+        "--join-tables", action="store_true", default=False, help="write tables that go on on the next page as one"
+    )
+    output.add_argument(
         "--force", action="store_true", default=False, help="replace result files that this program has not made"
     )
     output.add_argument(
@@ -247,7 +250,7 @@ class ReadCommand:
             raise UsageError(f"--dpi is {given['dpi']}; it must be between {DPI_RANGE[0]} and {DPI_RANGE[1]}")
         if given["pages"] is not None:
             page_ranges(given["pages"])
-        for flag in ("resume", "retry_failed", "overlay"):
+        for flag in ("resume", "retry_failed", "overlay", "join_tables"):
             if given[flag] and self._target.folder is None:
                 raise UsageError(f"--{flag.replace('_', '-')} needs an output folder; name one with -o")
         self._config = read_config(given)
@@ -279,7 +282,11 @@ class ReadCommand:
             if folder is not None:
                 output = stack.enter_context(
                     OutputFolder(
-                        folder, self._target.formats, overlay=self._given["overlay"], single=self._target.single
+                        folder,
+                        self._target.formats,
+                        overlay=self._given["overlay"],
+                        single=self._target.single,
+                        join_tables=self._given["join_tables"],
                     )
                 )
                 names = output.names

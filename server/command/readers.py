@@ -16,6 +16,7 @@ from models.blocks import Block, places_of
 from models.config import Config
 from models.grounding import Box
 from models.joint import PagePart, joint_prompt, not_reached, page_parts
+from models.layout.task import is_document
 from models.manifest import FILE_NAME
 from models.settings import InferenceSettings
 from runtime.confidence import Confidence
@@ -140,7 +141,8 @@ class LocalReader:
             return None  # not exported yet
         digest = hashlib.sha256(manifest)
         raw = ["raw"] if self._raw else []
-        others = [one for one in (self._several, self._schema) if one is not None]
+        of_pages = (self._key.entry.layout, dict(self._key.entry.page)) if is_document(self._prompt) else None
+        others = [one for one in (self._several, self._schema, of_pages) if one is not None]
         digest.update(repr((self._prompt, self._settings, *others, *raw)).encode())
         return digest.hexdigest()
 

@@ -271,7 +271,7 @@ def test_a_page_that_breaks_the_reader_in_an_unforeseen_way_is_recorded(ocr: Pro
 def test_a_page_whose_pictures_cannot_be_made_is_recorded(ocr: Program, tmp_path: Path, monkeypatch: Any) -> None:
     from server.writers import figures
 
-    def overlay(page: Image.Image, boxes: Any) -> Image.Image:
+    def overlay(page: Image.Image, boxes: Any, *, numbered: bool = False) -> Image.Image:
         if page.getpixel((0, 0)) == (2, 0, 0):
             raise RuntimeError("no font")
         return page
