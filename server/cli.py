@@ -18,8 +18,10 @@ from runtime.errors import RuntimeUnavailable
 
 from . import auth, flags, logs, memory
 from .app import Application, build
+from .command.errors import CommandFailed, UsageError
 from .loading import ModelSource
 from .options import ServerOptions, server_options
+from .ray import serving
 from .serve import HttpServer
 
 log = logging.getLogger(__name__)
@@ -57,6 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     server = parser.add_argument_group("server")
     flags.add_server_flags(server)
     server.add_argument("--api-key-file", type=Path, metavar="PATH", help="file with one API key a line")
+    serving.add_arguments(parser)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -73,11 +76,16 @@ def serve(given: dict[str, Any], usage_error: Callable[[str], NoReturn]) -> int:
     except InvalidInput as error:
         usage_error(str(error))
     logs.configure(given.get("log_format", "text"))
+    if "ray" in given:
+        try:
+            return serving.run(given)
+        except (ModelError, RuntimeUnavailable, UsageError, CommandFailed) as error:
+            return _explain(error)
     try:
         config = read_config(given)
-        options = _options(config, given, inference)
+        options = options_of(config, given, inference)
         logs.configure(options.log_format, options.log_level)
-        application = _application(config, options)
+        application = application_of(config, options)
     except (ModelError, RuntimeUnavailable) as error:
         return _explain(error)
     try:
@@ -92,7 +100,8 @@ def serve(given: dict[str, Any], usage_error: Callable[[str], NoReturn]) -> int:
     return 0 if preload.failure is None else _explain(preload.failure)
 
 
-def _options(config: Config, given: dict[str, Any], inference: dict[str, Any]) -> ServerOptions:
+def options_of(config: Config, given: dict[str, Any], inference: dict[str, Any]) -> ServerOptions:
+    """The server's options from parsed flags and config.toml."""
     keys = [*(given.get("api_keys") or []), *auth.extra_keys(given.get("api_key_file"))]
     return server_options(
         config.server,
@@ -108,7 +117,7 @@ def _options(config: Config, given: dict[str, Any], inference: dict[str, Any]) -
     )
 
 
-def _application(config: Config, options: ServerOptions) -> Application:
+def application_of(config: Config, options: ServerOptions) -> Application:
     """Check what can be checked before listening, then build.
 
     Raises

@@ -14,17 +14,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import re
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any, Self, TextIO
+from typing import IO, Any, Self
 
-from filelock import FileLock, Timeout
 from PIL import Image
 
 from runtime.documents import parse_pages
@@ -32,8 +28,10 @@ from runtime.documents import parse_pages
 from ..writers import FORMATS, Material, PageResult
 from ..writers.figures import Pictures
 from ..writers.joined import with_joined_tables
+from . import buckets
 from .errors import CommandFailed, UsageError
 from .plan import DocumentPlan
+from .stores import Disk, Store
 
 MANIFEST = "ocr-run.jsonl"
 PARTS = ".ocr-parts"
@@ -53,22 +51,25 @@ class OutputFolder:
     """Where one run's results go. A context manager: two runs never write to one folder at once."""
 
     def __init__(
-        self, folder: Path, formats: Sequence[str], *, overlay: bool, single: str | None = None,
+        self, folder: Path | str, formats: Sequence[str], *, overlay: bool, single: str | None = None,
         join_tables: bool = False,
     ) -> None:  # fmt: skip
-        """single : file name of the only document's only result, instead of names of their own (``-o page.md``).
+        """folder : a path, or an address (see ``buckets``).
+
+        single : file name of the only document's only result, instead of names of their own (``-o page.md``).
         join_tables : see ``with_joined_tables``.
         """
         self._join_tables = join_tables
-        prefix = f".{single}" if single else ""
-        self.folder = folder
-        self._formats, self._overlay = formats, overlay
+        self._formats, self._overlay, self._single = formats, overlay, single
         self._links = any(FORMATS[form].links for form in formats)
-        self._manifest_path = folder / (f"{single}.{MANIFEST}" if single else MANIFEST)
-        self._parts = folder / f"{prefix}{PARTS}"
-        self._single = single
-        self._lock = FileLock(self._parts / "lock")
-        self._manifest: TextIO | None = None
+        self._parts = f".{single}{PARTS}" if single else PARTS
+        manifest = f"{single}.{MANIFEST}" if single else MANIFEST
+        self._store: Store = (
+            Disk(folder, manifest, self._parts)
+            if isinstance(folder, Path)
+            else buckets.Bucket(folder, manifest, self._parts)
+        )
+        self._where_noted = self._store.where(manifest)
         self.names: dict[str, str] = {}  # document -> its output name, from earlier runs
         self._finished: dict[str, dict[str, Any]] = {}  # document -> its last line in the last run
         self._ours: set[str] = set()  # documents below the folder that runs have written, or were about to
@@ -82,27 +83,12 @@ class OutputFolder:
         UsageError
             when it cannot be written, or another run is writing to it.
         """
-        try:
-            _make_folder(self._parts)
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise UsageError(f"another run is writing to {self.folder}; wait for it, or name another folder") from None
-        except OSError as error:
-            raise UsageError(f"{self.folder} cannot be written: {error}; name another folder with -o") from error
-        shutil.rmtree(self._temporary, ignore_errors=True)
-        self._temporary.mkdir()
+        self._store.take()
         self._read_manifest()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._manifest is not None:
-            with contextlib.suppress(OSError):  # what a full disk did not take has been told
-                self._manifest.close()
-        shutil.rmtree(self._temporary, ignore_errors=True)
-        empty = not any(path.is_dir() for path in self._parts.iterdir())
-        self._lock.release()
-        if empty:
-            shutil.rmtree(self._parts, ignore_errors=True)
+        self._store.leave()
 
     # Before the pages.
 
@@ -116,12 +102,12 @@ class OutputFolder:
         """
         for plan in plans:
             outputs = [
-                output for output in self._outputs(plan) if output not in self._ours and (self.folder / output).exists()
+                output for output in self._outputs(plan) if output not in self._ours and self._store.exists(output)
             ]
             if not force and (taken := [*outputs, *self._pictures_of_others(plan)]):
                 raise UsageError(
-                    f"{self.folder / taken[0]} exists and was not made by this program; name another folder with -o, "
-                    "or replace it with --force"
+                    f"{self._store.where(taken[0])} exists and was not made by this program; name another folder with "
+                    "-o, or replace it with --force"
                 )
 
     def begin(self, head: Mapping[str, Any], plans: Sequence[DocumentPlan], *, resume: bool) -> None:
@@ -133,12 +119,10 @@ class OutputFolder:
             when the disk refuses; so do ``settle``, ``finish`` and ``fail``.
         """
         readable = [plan for plan in plans if plan.error is None]
-        with _told(self._manifest_path):
+        with _told(self._where_noted):
             for plan in readable if not resume else ():
-                shutil.rmtree(self._part_folder(plan), ignore_errors=True)
-            self._end_torn_line()
-            self._manifest = self._manifest_path.open("a", encoding="utf-8", errors="backslashreplace", newline="\n")
-            _sync_folder(self.folder)
+                self._store.remove(self._part_folder(plan))
+            self._store.begin()
         documents = {plan.source.name: plan.output for plan in readable if not resume or self._is_new(plan)}
         self._note("run", resume=resume, documents=documents, **head)
 
@@ -194,7 +178,7 @@ class OutputFolder:
     def put(self, plan: DocumentPlan, result: PageResult, made: Mapping[str, bytes]) -> None:
         """Write one page's pictures (see ``figures.Pictures``), then its part."""
         for name, picture in made.items():
-            with self._publishing_path(self.folder / name) as path:
+            with self._store.publishing(name) as path:
                 path.write_bytes(picture)
         content = {"version": plan.version, "fingerprint": plan.fingerprint, **result.to_json()}
         with self._publishing(self._part(plan, result.page - 1)) as file:
@@ -223,8 +207,7 @@ class OutputFolder:
         outputs = self._outputs(plan)
         self._note("publishing", document=plan.source.name, output=plan.output, outputs=outputs)
         for form, output in zip(self._formats, outputs, strict=True):
-            target = self.folder / output
-            with _told(target), self._publishing(target, binary=FORMATS[form].binary) as file:
+            with _told(self._store.where(output)), self._publishing(output, binary=FORMATS[form].binary) as file:
                 writer = FORMATS[form].write(file, material)
                 writer.begin(head)
                 for result in self._results(plan):
@@ -236,7 +219,8 @@ class OutputFolder:
             fingerprint=plan.fingerprint,
         )  # fmt: skip
         if not plan.failed:
-            shutil.rmtree(self._part_folder(plan), ignore_errors=True)
+            with _told(self._store.where(self._parts)):
+                self._store.remove(self._part_folder(plan))
 
     def _results(self, plan: DocumentPlan) -> Iterable[PageResult]:
         """Of all pages, one at a time in memory unless they are looked at together."""
@@ -257,16 +241,12 @@ class OutputFolder:
 
     # Files.
 
-    @property
-    def _temporary(self) -> Path:
-        return self._parts / "tmp"
-
-    def _part_folder(self, plan: DocumentPlan) -> Path:
+    def _part_folder(self, plan: DocumentPlan) -> str:
         digest = hashlib.sha256(plan.source.name.encode("utf-8", "surrogateescape")).hexdigest()[:16]
-        return self._parts / digest
+        return f"{self._parts}/{digest}"
 
-    def _part(self, plan: DocumentPlan, index: int) -> Path:
-        return self._part_folder(plan) / f"{index + 1}.json"
+    def _part(self, plan: DocumentPlan, index: int) -> str:
+        return f"{self._part_folder(plan)}/{index + 1}.json"
 
     def _is_new(self, plan: DocumentPlan) -> bool:
         """Whether no earlier run has noted this document under this name."""
@@ -281,12 +261,12 @@ class OutputFolder:
             wanted = last["fingerprint"] == plan.fingerprint and last["pages"] == _numbers(plan.pages)
         else:
             wanted = set(plan.pages) <= set(parse_pages(last["pages"], last["page_count"]))
-        return wanted and all((self.folder / output).is_file() for output in self._outputs(plan))
+        return wanted and all(self._store.exists(output) for output in self._outputs(plan))
 
     def _load(self, plan: DocumentPlan, index: int) -> _Part | None:
         """A page that an earlier run, or this one, has dealt with; None when there is none."""
         try:
-            content = json.loads(self._part(plan, index).read_bytes())
+            content = json.loads(self._store.read(self._part(plan, index)))
             part = _Part(content["version"], content["fingerprint"], PageResult.from_json(content))
             return part if part.result.page == index + 1 else None
         except (OSError, ValueError, KeyError, TypeError):  # not there, or from a power cut
@@ -313,58 +293,33 @@ class OutputFolder:
             above, _, name = self._beside(plan, kind).rpartition("/")
             if above not in self._listed:
                 self._listed[above] = {}
-                with contextlib.suppress(OSError):  # no such folder
-                    for path in (self.folder / above).iterdir():
-                        if found := _PICTURE.fullmatch(path.name):
-                            self._listed[above][found[1]] = path.name
+                for file in self._store.names(above):
+                    if found := _PICTURE.fullmatch(file):
+                        self._listed[above][found[1]] = file
             if name in self._listed[above]:
                 yield f"{above}/{self._listed[above][name]}"
 
     @contextlib.contextmanager
-    def _publishing(self, target: Path, *, binary: bool = False) -> Iterator[IO[Any]]:
+    def _publishing(self, name: str, *, binary: bool = False) -> Iterator[IO[Any]]:
         with (
-            self._publishing_path(target) as path,
+            self._store.publishing(name) as path,
             path.open("w+b")
             if binary
             else path.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file,
         ):
             yield file
 
-    @contextlib.contextmanager
-    def _publishing_path(self, target: Path) -> Iterator[Path]:
-        """A temporary file that takes its place when the block ends well."""
-        handle, name = tempfile.mkstemp(dir=self._temporary)
-        os.close(handle)
-        path = Path(name)
-        try:
-            yield path
-            path.chmod(0o644)
-            _make_folder(target.parent)
-            _sync(path)
-            path.replace(target)
-            _sync_folder(target.parent)
-        finally:
-            path.unlink(missing_ok=True)
-
     # The manifest.
 
     def _note(self, kind: str, **fields: Any) -> None:
-        assert self._manifest is not None
         line = {"type": kind, "time": datetime.now(UTC).isoformat(timespec="milliseconds"), **fields}
-        with _told(self._manifest_path):
-            self._manifest.write(json.dumps(line, ensure_ascii=False) + "\n")
-            self._manifest.flush()
-            if kind != "page":  # a page is kept by its part
-                os.fsync(self._manifest.fileno())
+        with _told(self._where_noted):
+            self._store.add(json.dumps(line, ensure_ascii=False), durable=kind != "page")  # a page is kept by its part
 
     def _read_manifest(self) -> None:
         """Take from earlier runs which document has which name and state. Lines that make no sense are passed over."""
-        try:
-            file = self._manifest_path.open(encoding="utf-8", errors="replace")
-        except FileNotFoundError:
-            return
-        with file:
-            for text in file:
+        with _told(self._where_noted, "read"):
+            for text in self._store.lines():
                 try:
                     self._take_line(json.loads(text))
                 except (ValueError, KeyError, TypeError, AttributeError):
@@ -382,47 +337,14 @@ class OutputFolder:
         if line["type"] in ("publishing", "document"):
             self._ours.update(line["outputs"])
 
-    def _end_torn_line(self) -> None:
-        """A line that a kill cut off must not swallow the next one."""
-        with contextlib.suppress(FileNotFoundError), self._manifest_path.open("r+b") as file:
-            if file.seek(0, os.SEEK_END):
-                file.seek(-1, os.SEEK_END)
-                if file.read(1) != b"\n":
-                    file.write(b"\n")
-
 
 @contextlib.contextmanager
-def _told(target: Path) -> Iterator[None]:
+def _told(target: str, what: str = "written") -> Iterator[None]:
     """What the disk refuses ends the run, with a reason."""
     try:
         yield
     except OSError as error:
-        raise CommandFailed(f"{target} cannot be written: {error}; go on with --resume") from error
-
-
-def _make_folder(folder: Path) -> None:
-    """Make a folder and those above it, so that a power cut does not lose it."""
-    if not folder.is_dir():
-        if folder.parent != folder:
-            _make_folder(folder.parent)
-        folder.mkdir(exist_ok=True)
-        _sync_folder(folder.parent)
-
-
-def _sync(file: Path) -> None:
-    """Flush a file, so that a power cut after its rename does not leave an empty one."""
-    with file.open("r+b") as opened:  # Windows flushes only what may be written
-        os.fsync(opened.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    """Flush the names in a folder, where the system can do that (Windows cannot)."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        raise CommandFailed(f"{target} cannot be {what}: {error}; go on with --resume") from error
 
 
 def _numbers(pages: Sequence[int]) -> str:

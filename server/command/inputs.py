@@ -42,6 +42,10 @@ class Source:
         """What messages and the run manifest call it."""
         return STANDARD_INPUT if self.path is None else str(self.path)
 
+    def original(self) -> Path | bytes:
+        """The file, or the content of what is none."""
+        return self.data if self.data is not None else self.path or b""
+
     @property
     def fingerprint(self) -> str:
         """Changes when the document does.
@@ -64,8 +68,10 @@ class Source:
         return open_document(self.path, workers=workers, stop=stop, **vars(how))
 
 
-def find_sources(inputs: Sequence[str], out: Path | None, read_stdin: Callable[[], bytes]) -> list[Source]:
-    """All documents that the inputs name, in their order, each once. ``out`` below an input is not looked into.
+def find_sources(inputs: Sequence[str], out: Path | str | None, read_stdin: Callable[[], bytes]) -> list[Source]:
+    """All documents that the inputs name, in their order, each once.
+
+    out : the output folder, a path or an address; below an input it is not looked into.
 
     Raises
     ------
@@ -74,12 +80,22 @@ def find_sources(inputs: Sequence[str], out: Path | None, read_stdin: Callable[[
     """
     sources: dict[str, Source] = {}
     for text in inputs:
-        found = list(_expand(text, out, read_stdin))
+        found = list(_found(text, out, read_stdin))
         if not found:
             raise UsageError(f"{text}: no document here; documents end in {', '.join(SUFFIXES)}")
         for source in found:
             sources.setdefault(source.name, source)
     return list(sources.values())
+
+
+def _found(text: str, out: Path | str | None, read_stdin: Callable[[], bytes]) -> Iterator[Source]:
+    from . import buckets  # which knows sources, as this module does
+
+    if (local := buckets.local_path(text)) is not None:
+        text = str(local)
+    if buckets.is_url(text):
+        return buckets.find(text, out if isinstance(out, str) else None)
+    return _expand(text, out if isinstance(out, Path) else None, read_stdin)
 
 
 def _expand(text: str, out: Path | None, read_stdin: Callable[[], bytes]) -> Iterator[Source]:

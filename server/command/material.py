@@ -28,7 +28,7 @@ class OpenedAgain:
         return self._last[1]
 
     def original(self) -> Original:
-        return Original(self._source.data if self._source.data is not None else self._source.path or b"")
+        return Original(self._source.original())
 
     def __enter__(self) -> Self:
         return self

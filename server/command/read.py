@@ -35,8 +35,10 @@ from runtime.documents import DEFAULT_DPI, DPI_RANGE, Document, How, Limits, Sto
 from runtime.errors import RuntimeUnavailable
 from server import flags, memory
 from server.options import ServerOptions, server_options
+from server.ray.drawing import Drawing
 
 from ..writers import CUT_OFF, FORMATS, INSTALL
+from . import buckets, on_ray
 from .errors import CommandFailed, Interrupted, UsageError
 from .folder import OutputFolder
 from .inputs import find_sources, output_names
@@ -87,7 +89,12 @@ _LOCAL_ONLY = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """All flags of ``read``. Those of the model and its settings leave no trace when they are not given."""
-    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="file, folder, quoted pattern, or - for stdin")
+    parser.add_argument(
+        "inputs",
+        nargs="+",
+        metavar="INPUT",
+        help="file, folder, quoted pattern, address (s3://, gs://, az://, https:// ...), or - for stdin",
+    )
     output = parser.add_argument_group("output")
     output.add_argument(
         "-o",
@@ -190,6 +197,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=600.0,
         help="seconds of silence after which the server counts as gone (default: 600)",
     )
+    on_ray.add_arguments(parser)
     flags.add_model_flags(parser.add_argument_group("model"), "model to read with; with --server one of its own")
     machine = parser.add_argument_group("machine")
     flags.add_server_flags(machine, "slots", "threads", "max_image_megapixels", "page_timeout", "stale_exports")
@@ -220,7 +228,7 @@ def run(given: Mapping[str, Any], command: type[ReadCommand] | None = None) -> i
 class _Target:
     """Where results go: a folder, perhaps for one file of it; None for standard output."""
 
-    folder: Path | None
+    folder: Path | str | None
     formats: list[str]
     single: str | None = None
 
@@ -246,6 +254,7 @@ class ReadCommand:
             local = [name for name in _LOCAL_ONLY if name in given]
             if local:
                 raise UsageError(f"--{local[0].replace('_', '-')} belongs to a model in this process, not to --server")
+        on_ray.check(given)
         if not DPI_RANGE[0] <= given["dpi"] <= DPI_RANGE[1]:
             raise UsageError(f"--dpi is {given['dpi']}; it must be between {DPI_RANGE[0]} and {DPI_RANGE[1]}")
         if given["pages"] is not None:
@@ -337,7 +346,10 @@ class ReadCommand:
         started = time.monotonic()
         try:
             doubt = self._given["min_confidence"]
-            Run(reader, sink, self._open, head, progress, self._stop, doubt).read_all(plans, jobs)
+            if isinstance(reader, on_ray.ClusterReader):
+                reader.read_all(plans, self._drawing, sink, head, self._open, progress, doubt)
+            else:
+                Run(reader, sink, self._open, head, progress, self._stop, doubt).read_all(plans, jobs)
         finally:
             progress.close()
             if isinstance(sink, Printer):
@@ -401,6 +413,15 @@ class ReadCommand:
         settings = self._settings(entry, 1, READ_DEFAULTS, asked.prompt)
         self._how = replace(self._how, transparency=settings.transparency)
         joint = reads_jointly(entry.family, asked.prompt)
+        if self._given["ray"] is not None:
+            if joint:
+                raise UsageError(
+                    f"--task {task}: a document is one answer there, which --ray does not spread; leave it out"
+                )
+            return on_ray.ClusterReader(
+                self._config, self._options, asked.prompt, settings, self._stop, raw=self._given["raw"],
+                schema=self._schema, address=self._given["ray"], actors=self._given["actors"] or "auto", quiet=self._given["quiet"],
+            )  # fmt: skip
         return LocalReader(
             self._config, self._options, asked.prompt, settings, self._stop, raw=self._given["raw"],
             schema=self._schema, several=self._settings(entry, 2, SEVERAL_DEFAULTS) if joint else None,
@@ -413,6 +434,14 @@ class ReadCommand:
         of_pages = page_defaults(entry, prompt) if images == 1 else {}
         inference = {**defaults_of(entry.family, images), **defaults, **of_pages, **self._config.inference}
         return precedence.resolve(inference, entry.defaults, self._settings_given, {})
+
+    @property
+    def _drawing(self) -> Drawing:
+        """How the workers of a cluster draw what is drawn here otherwise."""
+        return Drawing(
+            self._given["dpi"], self._options.max_image_megapixels * 1_000_000, self._transparency,
+            Limits(self._options.page_timeout),
+        )  # fmt: skip
 
     def _summarise(self, plans: Sequence[DocumentPlan], total: int, seconds: float) -> None:
         if self._given["quiet"]:
@@ -449,6 +478,15 @@ def _target(given: Mapping[str, Any], default: str) -> _Target:
         if FORMATS[formats[0]].binary and sys.stdout.isatty():
             raise UsageError(f"{formats[0]} is no text for a terminal; name a file with -o, or send it on with >")
         return _Target(None, formats)
+    out = str(buckets.local_path(out) or out)
+    if buckets.is_url(out):
+        above, _, name = out.rpartition("/")
+        ending = f".{name.rpartition('.')[2].lower()}" if "." in name else ""
+        if ending not in _ENDINGS:
+            return _Target(out.rstrip("/"), formats or ["md"])
+        if formats not in (None, [_ENDINGS[ending]]):
+            raise UsageError(f"-o {out} asks for {_ENDINGS[ending]} and --format for others; leave one out")
+        return _Target(above, [_ENDINGS[ending]], name)
     meant_as_folder = out.endswith(("/", os.sep))
     out = Path(os.path.abspath(Path(out).expanduser()))
     suffix = out.suffix.lower()

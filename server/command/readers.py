@@ -14,10 +14,11 @@ from PIL import Image
 
 from models.blocks import Block, places_of
 from models.config import Config
+from models.errors import ManifestError
 from models.grounding import Box
 from models.joint import PagePart, joint_prompt, not_reached, page_parts
 from models.layout.task import is_document
-from models.manifest import FILE_NAME
+from models.manifest import FILE_NAME, Manifest
 from models.settings import InferenceSettings
 from runtime.confidence import Confidence
 from runtime.documents import DrawnPages
@@ -123,14 +124,18 @@ class LocalReader:
     def __init__(
         self, config: Config, options: ServerOptions, prompt: str, settings: InferenceSettings, stop: threading.Event,
         *, raw: bool = False, schema: str | None = None, several: InferenceSettings | None = None,
+        device: str | None = None,
     ) -> None:  # fmt: skip
-        """several : for an answer to several pages, where the prompt asks for one; None: it does not."""
-        from runtime.providers import find_device  # needs ONNX Runtime, and seconds to import it
-
+        """several : for an answer to several pages, where the prompt asks for one; None: it does not.
+        device : its name, where the model is not computed on this machine; else this machine is asked for it.
+        """
         self._prompt, self._settings, self._stop, self._raw = prompt, settings, stop, raw
         self._schema, self._several = schema, several
-        device = find_device(options.device, options.threads or None)
-        self._source = ModelSource(config, options, device.name)
+        if device is None:
+            from runtime.providers import find_device  # needs ONNX Runtime, and seconds to import it
+
+            device = find_device(options.device, options.threads or None).name
+        self._source = ModelSource(config, options, device)
         self._key: ModelKey = self._source.key(self._source.entry(options.model))
         self._model: TextModel | None = None
 
@@ -145,6 +150,14 @@ class LocalReader:
         others = [one for one in (self._several, self._schema, of_pages) if one is not None]
         digest.update(repr((self._prompt, self._settings, *others, *raw)).encode())
         return digest.hexdigest()
+
+    def model_files(self) -> str:
+        """A digest of the export's files, the same on every machine that has this export; "" while there is none."""
+        try:
+            files = Manifest.load(self._key.folder).files
+        except ManifestError:
+            return ""
+        return hashlib.sha256(repr(sorted((name, info.sha256) for name, info in files.items())).encode()).hexdigest()
 
     def describe(self) -> dict[str, object]:
         return {

@@ -20,6 +20,7 @@ from runtime.documents import Document, Stopped
 from server import memory
 
 from ..writers import Material, PageResult
+from ..writers.figures import Pictures
 from .errors import CommandFailed, Interrupted
 from .material import OpenedAgain
 from .page import failed, read_page, read_together
@@ -38,6 +39,12 @@ class Sink(Protocol):
 
     def keep(self, plan: DocumentPlan, result: PageResult, page: Image.Image | None) -> PageResult:
         """Called by the thread that read the page; ``page`` is None for one that failed."""
+
+    def pictures(self, plan: DocumentPlan) -> Pictures:
+        """Which pictures are wanted of a document's pages, where somebody else makes them."""
+
+    def put(self, plan: DocumentPlan, result: PageResult, made: Mapping[str, bytes]) -> None:
+        """As ``keep``, with pictures that have been made already."""
 
     def settle(self, plan: DocumentPlan, result: PageResult) -> None:
         """One page has been dealt with. Called by the main thread, as the next two."""
@@ -193,23 +200,29 @@ class Run:
         tell(plan, result)
 
     def _finish(self, plan: DocumentPlan) -> None:
-        """Have a document written; one that cannot be does not end the others."""
-        try:
-            with OpenedAgain(plan.source, lambda: self._open_source(plan)) as material:
-                self._sink.finish(plan, self._head(plan), material)
-            return
-        except Stopped:
-            return  # ``stop`` is set; what was read is kept for --resume
-        except CommandFailed:
-            raise
-        except InvalidInput as error:
-            reason = str(error)
-        except Exception as error:
-            log.exception("unexpected error while writing %s", plan.source.name)
-            reason = f"internal error: {type(error).__name__}: {error}"
-        plan.error = f"{plan.source.name} cannot be written: {reason}; what was read is kept for --resume"
-        self._sink.fail(plan)
-        say(f"failed: {plan.error}")
+        publish(self._sink, plan, self._head(plan), self._open_source)
+
+
+def publish(
+    sink: Sink, plan: DocumentPlan, head: Mapping[str, Any], open_source: Callable[[DocumentPlan], Document]
+) -> None:
+    """Have a document written; one that cannot be does not end the others."""
+    try:
+        with OpenedAgain(plan.source, lambda: open_source(plan)) as material:
+            sink.finish(plan, head, material)
+        return
+    except Stopped:
+        return  # ``stop`` is set; what was read is kept for --resume
+    except CommandFailed:
+        raise
+    except InvalidInput as error:
+        reason = str(error)
+    except Exception as error:
+        log.exception("unexpected error while writing %s", plan.source.name)
+        reason = f"internal error: {type(error).__name__}: {error}"
+    plan.error = f"{plan.source.name} cannot be written: {reason}; what was read is kept for --resume"
+    sink.fail(plan)
+    say(f"failed: {plan.error}")
 
 
 def tell(plan: DocumentPlan, result: PageResult) -> None:

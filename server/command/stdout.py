@@ -12,6 +12,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..writers import FORMATS, Material, PageResult, Writer
+from ..writers.figures import Pictures
 from .plan import DocumentPlan
 
 
@@ -59,6 +60,12 @@ class Printer:
 
     def keep(self, plan: DocumentPlan, result: PageResult, page: Image.Image | None) -> PageResult:
         return result
+
+    def pictures(self, plan: DocumentPlan) -> Pictures:
+        return Pictures(None, None)
+
+    def put(self, plan: DocumentPlan, result: PageResult, made: Mapping[str, bytes]) -> None:
+        """Nothing is kept."""
 
     def settle(self, plan: DocumentPlan, result: PageResult) -> None:
         if result.state == "failed":

@@ -1,0 +1,121 @@
+"""The cluster: how it is joined or started, and what it has to compute with."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from server.command.errors import CommandFailed, UsageError
+
+MISSING = "--ray needs the package ray: pip install 'ocr-onnx[ray]'"
+HERE = "here"  # --ray without an address: the cluster of this machine or of RAY_ADDRESS, else one of our own
+THREADS = 4  # of an engine on CPUs, where nobody says how many
+DRAWING = 1  # CPUs that --actors auto leaves to drawing, at least
+
+
+@dataclass(frozen=True)
+class Pool:
+    """How many engines read, and what each takes of the cluster."""
+
+    actors: int
+    threads: int  # of each engine on CPUs; 0 on GPUs, where ONNX Runtime decides
+    num_cpus: float
+    num_gpus: float
+    drawing: int  # tasks that draw at once
+
+
+def check_address(address: str) -> None:
+    """See what was given to ``--ray``, which takes the next word where there is one.
+
+    Raises
+    ------
+    UsageError
+        for what is no address.
+    """
+    if address.startswith("ray://"):
+        raise UsageError(
+            f"--ray {address}: Ray Client carries no datasets; run this on a machine of the cluster, with --ray auto, "
+            "or send it there with `ray job submit -- ocr-onnx read ... --ray`"
+        )
+    host, _, port = address.rpartition(":")
+    if address not in (HERE, "auto", "local") and not (host and port.isdecimal()):
+        raise UsageError(
+            f"--ray {address!r} is no address; write host:6379, auto (a cluster that runs here), local (one of this "
+            "program's own) or nothing, and name the documents before it"
+        )
+
+
+@contextlib.contextmanager
+def joined(address: str, *, quiet: bool = False) -> Iterator[None]:
+    """Be a driver of the cluster until the block ends; one that was started for it ends with it.
+
+    Raises
+    ------
+    UsageError
+        when Ray is not installed.
+    CommandFailed
+        when there is no cluster at the address.
+    """
+    if importlib.util.find_spec("ray") is None:
+        raise UsageError(MISSING)
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # an actor without a GPU sees what it sees now
+    import ray
+
+    mine = not ray.is_initialized()
+    if mine:
+        how: dict[str, Any] = {} if address == HERE else {"address": address}
+        try:
+            ray.init(
+                **how, include_dashboard=False, logging_level=logging.ERROR if quiet else logging.WARNING,
+                log_to_driver=not quiet, configure_logging=False,
+            )  # fmt: skip
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise CommandFailed(f"no cluster of Ray can be joined (--ray {address}): {error}") from error
+    try:
+        yield
+    finally:
+        if mine:
+            ray.shutdown()
+
+
+def has_gpus() -> bool:
+    """Whether the cluster has GPUs."""
+    import ray
+
+    return bool(ray.cluster_resources().get("GPU", 0) >= 1)
+
+
+def pool_of(actors: str, threads: int, *, gpu: bool) -> Pool:
+    """The engines for ``--actors N|auto``.
+
+    auto : one for each GPU; on CPUs as many as there are CPUs for, after one for drawing and an eighth of all.
+    threads : of each engine on CPUs; 0 for the usual number.
+
+    Raises
+    ------
+    UsageError
+        when the cluster has not got what they need.
+    """
+    import ray
+
+    resources = ray.cluster_resources()
+    cpus, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
+    if gpu:
+        count = gpus if actors == "auto" else int(actors)
+        if not 1 <= count <= gpus:
+            raise UsageError(f"--actors {actors}: the cluster has {gpus} GPUs, and each engine takes one")
+        return Pool(count, 0, 1, 1, max(DRAWING, cpus - count))
+    threads = threads or max(1, min(THREADS, cpus - DRAWING))
+    most = (cpus - DRAWING) // threads
+    count = max(1, (cpus - max(DRAWING, cpus // 8)) // threads) if actors == "auto" else int(actors)
+    if count > most:
+        raise UsageError(
+            f"--actors {actors}: the cluster has {cpus} CPUs, enough for {most} engines of {threads} threads beside "
+            "the drawing of pages; lower --actors or --threads"
+        )
+    return Pool(count, threads, threads, 0, cpus - count * threads)

@@ -1,0 +1,103 @@
+"""The actors that read pages: one engine each, fed with batches so that its slots are always taken."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from models.errors import ConfigError, InvalidInput
+from runtime.errors import RuntimeUnavailable
+from server.command.errors import CommandFailed, Interrupted
+from server.command.page import failed, read_page
+from server.command.readers import Reader
+from server.writers import PageResult
+from server.writers.figures import Pictures
+
+from .drawing import drawn_of
+
+log = logging.getLogger(__name__)
+
+MakeReader = Callable[[], Reader]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What an actor has to know of the run."""
+
+    make_reader: MakeReader
+    model_files: str  # digest of the export's files, which every machine's export must have; "" where nobody knows
+    min_confidence: float = 0.0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One page, as it comes back to the head."""
+
+    number: int  # of the document
+    result: PageResult
+    pictures: dict[str, bytes]
+
+
+class PageActor:
+    """Ray Data makes one for each engine, and calls it with batches of drawn pages, two at a time."""
+
+    def __init__(self, job: Job) -> None:
+        """Load the model. What keeps it from being loaded is the answer to the first batch: it ends the run."""
+        self._job = job
+        self._fatal = ""
+        try:
+            self._reader = job.make_reader()
+            slots = self._reader.start()
+            self._pool = ThreadPoolExecutor(2 * slots, "page")
+            self._compare()
+        except (CommandFailed, ConfigError, InvalidInput, RuntimeUnavailable) as error:
+            self._fatal = f"{_where()}: {error}"
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[bytes]]:
+        """Read a batch of rows (see ``drawing``). Each answer is a pickled ``Answer``, or the reason to stop."""
+        rows = batch.to_pylist() if hasattr(batch, "to_pylist") else batch
+        if self._fatal:
+            return {"answer": [pickle.dumps(self._fatal)]}
+        try:
+            return {"answer": list(self._pool.map(self._read, rows))}
+        except (CommandFailed, Interrupted):
+            log.exception("the engine has stopped; another actor takes its place")
+            logging.shutdown()
+            os._exit(1)  # Ray starts another one, with an engine that works, and gives it the batch
+
+    def _read(self, row: dict[str, Any]) -> bytes:
+        index, name = row["index"], row["name"].decode("utf-8", "surrogateescape")
+        started = time.monotonic()
+
+        result, page = read_page(
+            self._reader, lambda: drawn_of(row), index, name, min_confidence=self._job.min_confidence
+        )
+        made: dict[str, bytes] = {}
+        if page is not None:
+            pictures: Pictures = pickle.loads(row["pictures"])
+            try:
+                result, made = pictures.make(result, page)
+            except Exception as error:  # a picture that cannot be made of this page
+                log.exception("unexpected error while making the pictures of page %d of %s", index + 1, name)
+                result = failed(index, f"internal error: {type(error).__name__}: {error}", started)
+        return pickle.dumps(Answer(row["number"], result, made))
+
+    def _compare(self) -> None:
+        files = getattr(self._reader, "model_files", lambda: "")()
+        if self._job.model_files and files != self._job.model_files:
+            raise CommandFailed(
+                "the export of the model here is another than the one where the run was started; bring that one here "
+                "(ocr-onnx pack, ocr-onnx unpack)"
+            )
+
+
+def _where() -> str:
+    import ray
+
+    return f"on {ray.util.get_node_ip_address()}"

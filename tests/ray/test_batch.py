@@ -1,0 +1,67 @@
+"""Reading on a cluster of three nodes: nothing lost, nothing twice, whatever dies."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from server.command.errors import CommandFailed
+
+from .conftest import StubReader, picture_pages, plan_of, read_with
+
+pytestmark = pytest.mark.ray
+
+
+def lines(out: Path, kind: str) -> list[dict[str, Any]]:
+    entries = map(json.loads, (out / "ocr-run.jsonl").read_text().splitlines())
+    return [entry for entry in entries if entry["type"] == kind]
+
+
+def test_a_poisoned_page_is_recorded_and_all_others_are_read_once(three_nodes: Any, tmp_path: Path) -> None:
+    plans = [plan_of(picture_pages(tmp_path / f"{name}.tif", 100 * number, 30), 30) for number, name in enumerate("ab")]
+    read_with(StubReader(deadly=(7, 119)), plans, tmp_path / "out", actors=2)
+    pages = lines(tmp_path / "out", "page")
+    assert len(pages) == 60
+    failed = sorted((page["output"], page["page"]) for page in pages if page["state"] == "failed")
+    assert failed == [("a", 8), ("b", 20)]
+    assert all("every process that read it died" in page["error"] for page in pages if page["state"] == "failed")
+    for number, name in enumerate("ab"):
+        texts = (tmp_path / f"out/{name}.txt").read_text().split("\f")
+        lost = {"a": 7, "b": 19}[name]
+        assert texts == ["" if page == lost else f"page {100 * number + page}\n" for page in range(30)]
+    assert [plan.failed for plan in plans] == [1, 1]
+
+
+def test_pages_of_a_node_that_is_killed_are_read_again_and_none_twice(three_nodes: Any, tmp_path: Path) -> None:
+    plans = [plan_of(picture_pages(tmp_path / f"{number}.tif", 1000 * number, 100), 100) for number in range(4)]
+    killed = threading.Event()
+
+    def kill() -> None:
+        while not (tmp_path / "out/ocr-run.jsonl").exists() or len(lines(tmp_path / "out", "page")) < 100:
+            time.sleep(0.2)
+        three_nodes.remove_node(three_nodes.list_all_nodes()[-1], allow_graceful=False)
+        killed.set()
+
+    thread = threading.Thread(target=kill, daemon=True)
+    thread.start()
+    read_with(StubReader(seconds=0.03), plans, tmp_path / "out", actors=4)
+    assert killed.is_set()
+    pages = lines(tmp_path / "out", "page")
+    assert sorted((page["output"], page["page"]) for page in pages) == [
+        (str(number), page) for number in range(4) for page in range(1, 101)
+    ]
+    for number in range(4):
+        texts = (tmp_path / f"out/{number}.txt").read_text().split("\f")
+        assert texts == [f"page {1000 * number + page}\n" for page in range(100)]
+
+
+def test_a_model_that_cannot_be_loaded_ends_the_run_with_its_reason(three_nodes: Any, tmp_path: Path) -> None:
+    plans = [plan_of(picture_pages(tmp_path / "a.tif", 0, 3), 3)]
+    with pytest.raises(CommandFailed, match=r"on [0-9.]+: there is no such model"):
+        read_with(StubReader(cannot_start="there is no such model"), plans, tmp_path / "out", actors=1)
+    assert plans[0].left == 3
