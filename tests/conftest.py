@@ -24,9 +24,12 @@ QUICK = (
 )
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what is not quick."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark what is not quick, and leave out what takes minutes and is only run when it is asked for."""
+    asked = "cluster" in config.option.markexpr
     for item in items:
+        if item.get_closest_marker("cluster") and not asked:
+            item.add_marker(pytest.mark.skip(reason="takes minutes; run with: tools/dev test -m cluster"))
         if not item.nodeid.startswith(QUICK) or "200_random_sizes" in item.nodeid:
             item.add_marker(pytest.mark.slow)
 

@@ -70,7 +70,7 @@ def file_system(url: str) -> tuple[Any, str]:
     try:
         import fsspec
     except ImportError:
-        raise UsageError(f"{url}: addresses need fsspec: pip install fsspec{_and(scheme)}") from None
+        raise UsageError(f"{url}: addresses need fsspec: pip install 'ocr-onnx[addresses]'{_and(scheme)}") from None
     try:
         system, path = fsspec.core.url_to_fs(url)
     except ImportError as error:

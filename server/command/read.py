@@ -420,7 +420,8 @@ class ReadCommand:
                 )
             return on_ray.ClusterReader(
                 self._config, self._options, asked.prompt, settings, self._stop, raw=self._given["raw"],
-                schema=self._schema, address=self._given["ray"], actors=self._given["actors"] or "auto", quiet=self._given["quiet"],
+                schema=self._schema, address=self._given["ray"],
+                actors=self._given["actors"] or "auto", quiet=self._given["quiet"],
             )  # fmt: skip
         return LocalReader(
             self._config, self._options, asked.prompt, settings, self._stop, raw=self._given["raw"],

@@ -660,7 +660,7 @@ def test_everything_is_on_the_disk_before_what_it_replaces_goes(ocr: Program, tm
 
     monkeypatch.setattr(os, "fsync", watched_fsync)
     monkeypatch.setattr(Path, "replace", watched_replace)
-    monkeypatch.setattr("server.command.folder.shutil.rmtree", watched_rmtree)
+    monkeypatch.setattr("server.command.stores.shutil.rmtree", watched_rmtree)
     ocr.script = lambda number, page: GROUNDED
     assert ocr("read", png(tmp_path / "a.png", 1), "-o", "out") == 0
     assert set(numbers) == {"a.md", "1.json", "a-p1-0.jpg", "a-p1-1.jpg"}

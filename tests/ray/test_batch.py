@@ -22,6 +22,7 @@ def lines(out: Path, kind: str) -> list[dict[str, Any]]:
     return [entry for entry in entries if entry["type"] == kind]
 
 
+@pytest.mark.cluster
 def test_a_poisoned_page_is_recorded_and_all_others_are_read_once(three_nodes: Any, tmp_path: Path) -> None:
     plans = [plan_of(picture_pages(tmp_path / f"{name}.tif", 100 * number, 30), 30) for number, name in enumerate("ab")]
     read_with(StubReader(deadly=(7, 119)), plans, tmp_path / "out", actors=2)
@@ -37,6 +38,7 @@ def test_a_poisoned_page_is_recorded_and_all_others_are_read_once(three_nodes: A
     assert [plan.failed for plan in plans] == [1, 1]
 
 
+@pytest.mark.cluster
 def test_pages_of_a_node_that_is_killed_are_read_again_and_none_twice(three_nodes: Any, tmp_path: Path) -> None:
     plans = [plan_of(picture_pages(tmp_path / f"{number}.tif", 1000 * number, 100), 100) for number in range(4)]
     killed = threading.Event()
