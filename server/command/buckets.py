@@ -24,8 +24,7 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from models.errors import InvalidInput
-from models.pixels import Transparency
-from runtime.documents import Document, Stop, Workers, open_document
+from runtime.documents import Document, How, Stop, Workers, open_document
 from server.errors import BadRequest, TooLarge
 from server.fetch import Fetcher
 
@@ -101,14 +100,9 @@ class RemoteSource(Source):
     def fingerprint(self) -> str:
         return self.version or hashlib.sha256(self.content()).hexdigest()
 
-    def open(
-        self, dpi: int, max_pixels: int, workers: Workers, stop: Stop, transparency: Transparency = "white"
-    ) -> Document:
+    def open(self, how: How, workers: Workers, stop: Stop) -> Document:
         """See ``Source.open``. The content is fetched each time, into memory."""
-        return open_document(
-            self.content(), dpi=dpi, name=self.url, max_pixels=max_pixels, workers=workers, stop=stop,
-            transparency=transparency,
-        )  # fmt: skip
+        return open_document(self.content(), name=self.url, workers=workers, stop=stop, **vars(how))
 
     def original(self) -> Path | bytes:
         return self.content()

@@ -347,7 +347,8 @@ class ReadCommand:
         try:
             doubt = self._given["min_confidence"]
             if isinstance(reader, on_ray.ClusterReader):
-                reader.read_all(plans, self._drawing, sink, head, self._open, progress, doubt)
+                drawing = Drawing(self._how, Limits(self._options.page_timeout))
+                reader.read_all(plans, drawing, sink, head, self._open, progress, doubt)
             else:
                 Run(reader, sink, self._open, head, progress, self._stop, doubt).read_all(plans, jobs)
         finally:
@@ -435,14 +436,6 @@ class ReadCommand:
         of_pages = page_defaults(entry, prompt) if images == 1 else {}
         inference = {**defaults_of(entry.family, images), **defaults, **of_pages, **self._config.inference}
         return precedence.resolve(inference, entry.defaults, self._settings_given, {})
-
-    @property
-    def _drawing(self) -> Drawing:
-        """How the workers of a cluster draw what is drawn here otherwise."""
-        return Drawing(
-            self._given["dpi"], self._options.max_image_megapixels * 1_000_000, self._transparency,
-            Limits(self._options.page_timeout),
-        )  # fmt: skip
 
     def _summarise(self, plans: Sequence[DocumentPlan], total: int, seconds: float) -> None:
         if self._given["quiet"]:

@@ -204,7 +204,7 @@ class ClusterRun:
         # The tasks that draw are counted here and ask Ray for no CPU: when a machine is lost, the engines that are
         # started elsewhere would take the last one, and wait for pages that nobody can draw.
         drawers = ray.data.TaskPoolStrategy(size=pool.drawing)
-        drawn = dataset.flat_map(functools.partial(draw, how=self._drawing), num_cpus=0, compute=drawers)
+        drawn = dataset.flat_map(functools.partial(draw, drawing=self._drawing), num_cpus=0, compute=drawers)
         with warnings.catch_warnings():
             # How often an actor is started again can be said in no other way up to 2.63, the last that the extra takes.
             warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")

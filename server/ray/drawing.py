@@ -11,8 +11,7 @@ from typing import Any
 from PIL import Image
 
 from models.errors import InvalidInput
-from models.pixels import Transparency
-from runtime.documents import Document, Drawn, Limits, Stopped, Workers, never
+from runtime.documents import Document, Drawn, How, Limits, Stopped, Workers, never
 from server.command.inputs import Source
 from server.command.plan import DocumentPlan
 from server.writers.figures import Pictures
@@ -22,11 +21,9 @@ PARCEL = 16  # pages of a task: what a dead machine costs the drawing, and how f
 
 @dataclass(frozen=True)
 class Drawing:
-    """How pages are drawn."""
+    """How pages are drawn, and within which limits."""
 
-    dpi: int
-    max_pixels: int
-    transparency: Transparency
+    how: How
     limits: Limits
 
 
@@ -60,11 +57,11 @@ def parcels(
         yield {"parcel": pickle.dumps(parcel)}
 
 
-def draw(row: dict[str, Any], how: Drawing) -> Iterator[dict[str, Any]]:
+def draw(row: dict[str, Any], drawing: Drawing) -> Iterator[dict[str, Any]]:
     """The pages of a parcel, each a row of RGB pixels, or of the reason why there are none."""
     for wanted in pickle.loads(row["parcel"]):
         try:
-            document = wanted.source.open(how.dpi, how.max_pixels, _workers(how.limits), never, how.transparency)
+            document = wanted.source.open(drawing.how, _workers(drawing.limits), never)
         except (InvalidInput, OSError) as error:
             for index in wanted.pages:
                 yield _row(wanted, index, error=f"{error} (on {_node()}: do all machines of the cluster see the file?)")

@@ -14,8 +14,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from models.pixels import Transparency
-from runtime.documents import Limits, Workers, never
+from runtime.documents import How, Limits, Workers, never
 from server.command.folder import OutputFolder
 from server.command.inputs import Source
 from server.command.plan import DocumentPlan
@@ -108,14 +107,13 @@ def read_with(
     """Read the plans on the cluster that is joined, into a folder."""
     from server.ray.batch import ClusterRun
 
-    white: Transparency = "white"
-    drawing = Drawing(144, 1_000_000, white, Limits())
+    drawing = Drawing(How(), Limits())
     job = Job(lambda: reader, "")
     with OutputFolder(out, ["txt"], overlay=False) as folder:
         folder.begin(reader.describe(), plans, resume=False)
         run = ClusterRun(
             job, drawing, Pool(actors, 1, 1, 0, 2), folder, lambda plan: {"page_count": plan.page_count},
-            lambda plan: plan.source.open(144, 1_000_000, Workers(1), never), Progress(0, quiet=True),
+            lambda plan: plan.source.open(How(), Workers(1), never), Progress(0, quiet=True),
             stop or threading.Event(), batch=batch,
         )  # fmt: skip
         run.read_all(plans)
