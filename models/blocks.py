@@ -115,7 +115,7 @@ def on_page(
 
 def figures_of(boxes: Iterable[Box], text: str) -> list[Box]:
     """The boxes that a page's text shows as pictures, in their order: those that it says so of, else by their label."""
-    shown = pictures_in(text)
+    shown = set(pictures_in(text))
     return [box for box in boxes if (box.box in shown if shown else box.label == FIGURE_LABEL)]
 
 

@@ -21,7 +21,7 @@ _INNERMOST_LIST = re.compile(r"\[([^\[\]]*)\]")
 _NUMBER = re.compile(r"\s*[+-]?[0-9]+(?:\.[0-9]*)?\s*")
 _LABELLED = re.compile(r"\s*([^\s\[\]][^\[\]]*?)\s*(\[[^\[\]]*\])\s*")  # between det tags, where the label is inside
 LOCATION = re.compile(r"<\|LOC_([0-9]{1,4})\|>")  # see models.locations
-_PICTURE = re.compile(r"<!-- image (?:\[([0-9]+), ([0-9]+), ([0-9]+), ([0-9]+)\] )?-->")  # where it is on its page
+PICTURE = re.compile(r"<!-- image (?:\[([0-9]+), ([0-9]+), ([0-9]+), ([0-9]+)\] )?-->")  # where it is on its page
 PAGE_BREAK = "<PAGE>"
 _LEFT_OUT = "\ufdd1"  # stands for nothing in Unicode
 _OPERATORS = {"\\coloneqq": ":=", "\\eqqcolon": "=:"}  # as the published tool writes them
@@ -104,9 +104,9 @@ def picture_place(box: tuple[int, int, int, int]) -> str:
     return f"<!-- image {list(box)} -->"
 
 
-def pictures_in(text: str) -> set[tuple[int, int, int, int]]:
-    """Where the pictures are that a text has comments for."""
-    return {_place(found) for found in _PICTURE.finditer(text) if found[1]}
+def pictures_in(text: str) -> list[tuple[int, int, int, int]]:
+    """Where the pictures are that a text has comments for, in its order."""
+    return [_place(found) for found in PICTURE.finditer(text) if found[1]]
 
 
 def with_pictures(text: str, links: Mapping[tuple[int, int, int, int], str]) -> str:
@@ -116,7 +116,7 @@ def with_pictures(text: str, links: Mapping[tuple[int, int, int, int], str]) -> 
         link = links.get(_place(found)) if found[1] else None
         return _LEFT_OUT if link is None else f"![]({link})"
 
-    return re.sub(rf"{_LEFT_OUT}\n*", "", _PICTURE.sub(shown, text))
+    return re.sub(rf"{_LEFT_OUT}\n*", "", PICTURE.sub(shown, text))
 
 
 def _place(found: re.Match[str]) -> tuple[int, int, int, int]:

@@ -8,7 +8,7 @@ import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from models.grounding import to_markdown
+from models.grounding import pictures_in, to_markdown, with_pictures
 
 from ..writers import page_file
 from ..writers.word import WordFile
@@ -50,7 +50,8 @@ def _zip(name: str, pages: Sequence[Page]) -> bytes:
             # Figures that did not come along leave no link.
             texts.append(
                 to_markdown(
-                    page.text, paths.__getitem__ if len(paths) >= page_file.figure_count(page.html) > 0 else None
+                    with_pictures(page.text, dict(zip(pictures_in(page.text), paths, strict=False))),
+                    paths.__getitem__ if len(paths) >= page_file.figure_count(page.html) > 0 else None,
                 )
             )
         archive.writestr(f"{stem}.md", "\n\n".join(texts) + "\n")

@@ -20,7 +20,7 @@ from markdown_it import MarkdownIt
 from mdit_py_plugins.dollarmath import dollarmath_plugin
 
 from models.errors import InvalidInput
-from models.grounding import FIGURE_LABEL, to_markdown
+from models.grounding import FIGURE_LABEL, PICTURE, pictures_in, to_markdown, with_pictures
 
 MOST_CHARACTERS = 60_000  # of one page's text: more than any model writes for one
 MOST_FORMULA = 4_000  # characters of one formula
@@ -50,6 +50,7 @@ _ATTRIBUTES = {
     "td": {"colspan", "rowspan"},
     "th": {"colspan", "rowspan"},
 }
+_MARKS = re.compile(r"[\s#$\\\[\]-]*")  # what Markdown may have in front of the words of a block
 _FIGURE = "ocr-figure:"  # what a figure's link starts with until the picture takes its place
 
 # \( \) and \[ \]. No formula holds another's beginning, so the time is linear. While Markdown is parsed, a mark of two
@@ -80,6 +81,9 @@ def blocks_of(text: str, boxes: Sequence[tuple[str, str]]) -> Iterator[Block]:
     if not boxes:
         yield Block("", text)
         return
+    if "<|" not in text and any(words.strip() for _, words in boxes):
+        yield from _paragraphs(text, [words for _, words in boxes])
+        return
     before, found, _ = text.partition("<|ref|>")
     if found and before.strip():
         yield Block("", before)
@@ -91,6 +95,24 @@ def blocks_of(text: str, boxes: Sequence[tuple[str, str]]) -> Iterator[Block]:
             end += 1
         yield Block(label, words, tuple(range(at, end)))
         at = end
+
+
+def _paragraphs(text: str, words: Sequence[str]) -> Iterator[Block]:
+    """A text that has no places of its own, cut where the words of its boxes end; pictures are where it says so.
+
+    Words that the text does not have, as those of a header, have no block.
+    """
+    at = 0
+    for number, said in enumerate(words):
+        found = re.compile(re.escape(said.strip()) if said.strip() else PICTURE).search(text, at)
+        if found is None or not _MARKS.fullmatch(text[at : found.start()]):
+            continue
+        end = text.find("\n\n", found.end())
+        end = len(text) if end < 0 else end
+        yield Block("", text[at:end], (number,))
+        at = end
+    if text[at:].strip():
+        yield Block("", text[at:])
 
 
 def page_html(text: str, boxes: Sequence[tuple[str, str]] = (), longest: int | None = MOST_CHARACTERS) -> str:
@@ -114,7 +136,10 @@ def page_html(text: str, boxes: Sequence[tuple[str, str]] = (), longest: int | N
             figures += len(block.boxes)
             source = links + block.text
         else:
-            source = block.label if bare and block.boxes else to_markdown(block.text)
+            places = pictures_in(block.text) if boxes else []
+            shown = {place: f"{_FIGURE}{n}" for n, place in enumerate(places, figures)}
+            figures += len(places)
+            source = block.label if bare and block.boxes else to_markdown(with_pictures(block.text, shown))
         inner = _markdown_html(source)
         pieces.append(f'<section data-boxes="{" ".join(map(str, block.boxes))}">{inner}</section>')
     return clean("\n".join(pieces))

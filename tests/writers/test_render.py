@@ -135,3 +135,16 @@ def test_the_longest_text_of_one_kind_is_rendered(bit: str) -> None:
 def test_a_longer_text_is_refused_by_its_length() -> None:
     with pytest.raises(InvalidInput, match=r"60,001 characters; 60,000"):
         page_html("x" * (MOST_CHARACTERS + 1))
+
+
+def test_a_page_of_blocks_is_its_text_whose_sections_name_their_boxes() -> None:
+    text = "## A title\n\none\n\n<!-- image [1, 2, 3, 4] -->\n\n$$ x $$\n\n<!-- image [5, 6, 7, 8] -->\n\n- last"
+    boxes = [("header", "A head"), ("paragraph_title", "A title"), ("text", "one"), ("image", ""),
+             ("display_formula", "x"), ("chart", ""), ("header", "one"), ("text", "last")]  # fmt: skip
+    markup = page_html(text, boxes)
+    assert [found[1] for found in re.finditer(r'data-boxes="([^"]*)"', markup)] == ["1", "2", "3", "4", "5", "7"]
+    assert re.findall(r'data-figure="(\d)"', markup) == ["0", "1"]
+    assert "<h2>A title</h2>" in markup
+    assert "A head" not in markup
+    assert markup.count("one") == 1
+    assert "image [" not in page_html(text)

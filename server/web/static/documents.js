@@ -64,7 +64,8 @@ export class Page {
 
   // The figures that the text names, as blobs in its order.
   async cutFigures() {
-    const places = this.boxes.filter((box) => box.label.trim() === "image");
+    const named = this.boxes.filter(({ box }) => this.text.includes(`<!-- image [${box.join(", ")}] -->`));
+    const places = named.length ? named : this.boxes.filter((box) => box.label.trim() === "image");
     if (!places.length) return [];
     const bitmap = await createImageBitmap(this.blob, { imageOrientation: "from-image" });
     const scale = bitmap.width / this.width;
