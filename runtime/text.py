@@ -106,11 +106,12 @@ class LoopDetector:
 
     For every period up to ``longest`` it counts how many tokens in a row equal the one a period earlier. An answer is
     in a loop when such a run is both ``minimum`` tokens and ``repeats`` periods long: short enough to save a budget.
+    Some models repeat whole blocks of a table's rows (Blaizzy/mlx-vlm 1214), which have hundreds of tokens.
     Rows of empty cells, with nothing but a table's marks in them, are a blank form up to ``MOST_BLANK`` tokens.
     """
 
     def __init__(
-        self, longest: int = 128, minimum: int = 128, repeats: int = 8, decode: Callable[[list[int]], str] | None = None
+        self, longest: int = 512, minimum: int = 128, repeats: int = 8, decode: Callable[[list[int]], str] | None = None
     ) -> None:
         """decode : the text of tokens, by which a blank form is known; None knows none."""
         self._decode = decode

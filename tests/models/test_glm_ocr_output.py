@@ -111,6 +111,11 @@ def test_words_of_ones_own_are_not_asked_and_a_known_prompt_is() -> None:
 LOOPS = {
     "zai-org/GLM-OCR 220": "FAR TO ONLY COME\nTHIS FAR\nYOU DIDN'T COME THIS\n",
     "ollama 16892": "Happy birthday to you!🎂\n",
+    # a block of a table's rows
+    "mlx-vlm 1214": "".join(
+        f"<tr><td>{name}</td><td>{number}</td><td>0.0{number} mg</td></tr>"
+        for number, name in enumerate(["Benzofuran", "Benzophenone", "Benzoyl chloride", "Auramine"] * 6, 1)
+    ),
     "dots.ocr 245": "<tr><td></td><td></td><td></td><td></td></tr>",
 }
 
