@@ -11,11 +11,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import onnx_ir as ir
-from onnxscript import OpBuilder, nn
+from onnxscript import GraphBuilder, OpBuilder, nn
 
-from .layers import MICROSOFT, LayerNorm, Precision, Table, linear, new_graph
+from .layers import MICROSOFT, LayerNorm, Precision, Table, linear
 from .sam_cuda import for_each
-from .sam_vision import Sam, SamSpec, ViewInputs, float_input, float_outputs, resample, view_inputs
+from .sam_vision import Sam, SamSpec, ViewInputs, float_input, resample, sam_graph
 from .weights import Weight, copied
 
 
@@ -117,17 +117,11 @@ class VisionTower(nn.Module):
 
 
 def vision_graph(tower: VisionTower) -> ir.Graph:
-    """Declare vision.onnx. All float inputs and outputs are float32; the graph casts to what it computes in."""
-    spec, compute, storage = tower.spec, tower.precision.compute, tower.precision.storage
-    builder = new_graph("vision")
-    op = builder.op
-    pixels, view = view_inputs(builder, spec.sam, tower.precision)
-    clip_rows = float_input(builder, "clip_rows", ["q", spec.clip.grid], compute)
-    return float_outputs(
-        builder,
-        {
-            "features": (tower(op, pixels, view, clip_rows), compute, ["views", "q_q", spec.hidden]),
-            "image_newline": (op.Identity(tower.newline), storage, [spec.hidden]),
-            "view_separator": (op.Identity(tower.separator), storage, [spec.hidden]),
-        },
-    )
+    """See ``sam_graph``."""
+    spec, precision = tower.spec, tower.precision
+
+    def rows(builder: GraphBuilder) -> tuple[ir.Value, ...]:
+        return (float_input(builder, "clip_rows", ["q", spec.clip.grid], precision.compute),)
+
+    separators = {"image_newline": tower.newline, "view_separator": tower.separator}
+    return sam_graph(tower, spec.sam, precision, spec.hidden, rows, separators)

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
-from onnxscript import OpBuilder, nn
+from onnxscript import GraphBuilder, OpBuilder, nn
 
 from models.rotary import rotary_tables
 
-from .layers import INT64, MICROSOFT, GatedMlp, Precision, RmsNorm, Table, linear, new_graph
+from .layers import INT64, MICROSOFT, GatedMlp, Precision, RmsNorm, Table, linear
 from .sam_cuda import for_each
-from .sam_vision import Sam, SamSpec, ViewInputs, float_input, float_outputs, view_inputs
+from .sam_vision import Sam, SamSpec, ViewInputs, float_input, sam_graph
 from .weights import Weight, computed, copied
 
 
@@ -156,17 +156,11 @@ class QueryTower(nn.Module):
 
 
 def query_vision_graph(tower: QueryTower) -> ir.Graph:
-    """Declare vision.onnx. All float inputs and outputs are float32; the graph casts to what it computes in."""
-    spec, compute = tower.spec, tower.precision.compute
-    builder = new_graph("vision")
-    op = builder.op
-    pixels, view = view_inputs(builder, spec.sam, tower.precision)
-    rows = builder.input("query_rows", INT64, ["n"])
-    bias = float_input(builder, "attention_bias", ["2n", "2n"], compute)
-    return float_outputs(
-        builder,
-        {
-            "features": (tower(op, pixels, view, rows, bias), compute, ["views", "n", spec.hidden]),
-            "view_separator": (op.Identity(tower.separator), tower.precision.storage, [spec.hidden]),
-        },
-    )
+    """See ``sam_graph``."""
+    spec, precision = tower.spec, tower.precision
+
+    def rows_and_bias(builder: GraphBuilder) -> tuple[ir.Value, ...]:
+        rows = builder.input("query_rows", INT64, ["n"])
+        return rows, float_input(builder, "attention_bias", ["2n", "2n"], precision.compute)
+
+    return sam_graph(tower, spec.sam, precision, spec.hidden, rows_and_bias, {"view_separator": tower.separator})

@@ -7,7 +7,7 @@ resampling a position table is linear, so ``rows @ table @ columns`` is exactly 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,7 @@ from onnxscript import GraphBuilder, OpBuilder, nn
 from models.deepseek_ocr.positions import places
 
 from . import sam_cuda
-from .layers import FLOAT, INT64, MICROSOFT, Conv, LayerNorm, Precision, linear
+from .layers import FLOAT, INT64, MICROSOFT, Conv, LayerNorm, Precision, linear, new_graph
 from .sam_cuda import SquareShapes, WindowTables
 from .weights import Load, Recipe, Weight, as_float32, computed, copied
 
@@ -271,6 +271,27 @@ def view_inputs(builder: GraphBuilder, spec: SamSpec, precision: Precision) -> t
         shapes=squares,
     )
     return pixels, view
+
+
+def sam_graph(
+    tower: Callable[..., ir.Value], spec: SamSpec, precision: Precision, hidden: int,
+    inputs: Callable[[GraphBuilder], tuple[ir.Value, ...]], separators: Mapping[str, Weight],
+) -> ir.Graph:  # fmt: skip
+    """Declare vision.onnx of a tower that begins with SAM. All float inputs and outputs are float32; the graph casts.
+
+    tower : of (op, pixels, view, what ``inputs`` declares beside those) -> features [views, n, hidden].
+    separators : output -> the weights [hidden] that the host lays between features.
+    """
+    builder = new_graph("vision")
+    op = builder.op
+    pixels, view = view_inputs(builder, spec, precision)
+    features = tower(op, pixels, view, *inputs(builder))
+    outputs: dict[str, tuple[ir.Value, ir.DataType, list[str | int]]] = {
+        "features": (features, precision.compute, ["views", "n", hidden]),
+    }
+    for name, weight in separators.items():
+        outputs[name] = (op.Identity(weight), precision.storage, [hidden])
+    return float_outputs(builder, outputs)
 
 
 def float_input(builder: GraphBuilder, name: str, shape: list[str | int], compute: ir.DataType) -> ir.Value:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -18,7 +19,7 @@ from models.grounding import Box, parse_boxes
 from models.manifest import Manifest
 from models.pixels import noise
 
-from .images import ImageRules, ImageSettings, Views, lay_out, make_views, normalise, token_count
+from .images import ImageRules, ImageSettings, ViewRules, Views, lay_out, make_views, normalise, token_count
 from .output import DEFAULT_TASK, TASKS
 from .positions import view_inputs
 
@@ -27,6 +28,8 @@ from .positions import view_inputs
 DEFAULTS: Mapping[str, Any] = MappingProxyType(
     {"no_repeat_ngram_window": 90, "no_repeat_ngram_whitelist": (128821, 128822)}
 )
+
+Rules = TypeVar("Rules", bound=ViewRules)
 
 
 class DeepseekPrompts:
@@ -93,35 +96,71 @@ def passes_of(views: Views, feeds: Callable[[np.ndarray], Feeds]) -> list[Callab
     return [partial(feeds, view) for view in (*singles, views.whole)]
 
 
-class DeepseekOcr(DeepseekPrompts):
-    """See ``models.family.Family``."""
+class DeepseekFamily(DeepseekPrompts, ABC, Generic[Rules]):
+    """What the generations share of images, too; each says how it cuts them and lays out what the tower gives."""
 
-    settings: ClassVar[type[FamilySettings]] = ImageSettings
+    rules_class: type[Rules]
 
     def __init__(self, manifest: Manifest) -> None:
         super().__init__(manifest)
-        self.rules = ImageRules.model_validate(manifest.image)
+        self.rules = self.rules_class.model_validate(manifest.image)
+
+    @abstractmethod
+    def cut(self, image: Image.Image, settings: Mapping[str, Any]) -> Views:
+        """See ``models.family.Family.prepare_image``."""
+
+    @abstractmethod
+    def token_count(self, views: Views) -> int:
+        """Features of an image that was cut so."""
+
+    @abstractmethod
+    def assemble(self, views: Views, outputs: Sequence[Feeds]) -> np.ndarray:
+        """The outputs of its passes as features, [tokens, hidden]."""
+
+    @abstractmethod
+    def view_inputs(self, side: int) -> Feeds:
+        """What the vision graph needs beside the pixels, for views of so many pixels a side."""
 
     def prepare_image(
         self, image: Image.Image, settings: Mapping[str, Any], prompt: str = "", images: int = 1
     ) -> PreparedImage:
-        """Tiles as one grid and the global view, in the passes of ``passes_of``."""
-        return self.prepared(make_views(image, ImageSettings.of(settings), self.rules, self.most_tokens))
+        """Tiles and the global view, in the passes of ``passes_of``."""
+        return self.prepared(self.cut(image, settings))
 
     def prepared(self, views: Views) -> PreparedImage:
         """An image that has been cut."""
+        return PreparedImage(passes_of(views, self.feeds), self.token_count(views), partial(self.assemble, views))
 
-        def assemble(outputs: Sequence[Feeds]) -> np.ndarray:
-            *tiles, whole = outputs
-            return lay_out(
-                whole["features"][0],
-                np.concatenate([tile["features"] for tile in tiles]) if tiles else None,
-                views.grid,
-                whole["image_newline"],
-                whole["view_separator"],
-            )
+    def feeds(self, view: np.ndarray) -> Feeds:
+        """What the vision graph is fed for views [n, side, side, 3]."""
+        return {"pixel_values": normalise(view, self.rules), **self.view_inputs(view.shape[1])}
 
-        return PreparedImage(passes_of(views, self._feeds), token_count(views, self.rules), assemble)
+
+class DeepseekOcr(DeepseekFamily[ImageRules]):
+    """See ``models.family.Family``."""
+
+    settings: ClassVar[type[FamilySettings]] = ImageSettings
+    rules_class = ImageRules
+
+    def cut(self, image: Image.Image, settings: Mapping[str, Any]) -> Views:
+        return make_views(image, ImageSettings.of(settings), self.rules, self.most_tokens)
+
+    def token_count(self, views: Views) -> int:
+        return token_count(views, self.rules)
+
+    def assemble(self, views: Views, outputs: Sequence[Feeds]) -> np.ndarray:
+        """The tiles as one grid, then the global view."""
+        *tiles, whole = outputs
+        return lay_out(
+            whole["features"][0],
+            np.concatenate([tile["features"] for tile in tiles]) if tiles else None,
+            views.grid,
+            whole["image_newline"],
+            whole["view_separator"],
+        )
+
+    def view_inputs(self, side: int) -> Feeds:
+        return view_inputs(side, self.rules)
 
     def smallest_image(self, settings: Mapping[str, Any] | None = None) -> PreparedImage:
         """Without settings a single view of as few patches as one vision token has; with them an image with tiles."""
@@ -132,6 +171,3 @@ class DeepseekOcr(DeepseekPrompts):
         largest = self.rules.largest_side
         side = min(ImageSettings.of(settings).image_size or largest, largest) + 1  # is cut, but into few
         return self.prepare_image(noise(side), settings)
-
-    def _feeds(self, view: np.ndarray) -> Feeds:
-        return {"pixel_values": normalise(view, self.rules), **view_inputs(view.shape[1], self.rules)}
