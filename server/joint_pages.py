@@ -68,7 +68,8 @@ class JointPages:
         for page, warnings, truncated in zip(found["pages"], self._pages.warnings, self._pages.truncated, strict=True):
             page |= describe_warnings(warnings, truncated)
         nothing = {"width": 0, "height": 0, "start": 0, "end": 0}
-        found["pages"] += [{"page": i + 1, **nothing, "error": why} for i, why in self._pages.lost.items()]
+        lost = [{"page": index + 1, **nothing, "error": reason} for index, reason in self._pages.lost.items()]
+        found["pages"] = sorted([*found["pages"], *lost], key=lambda page: int(page["page"]))
         return found
 
     def draw(self, number: int) -> Image.Image:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from models.manifest import FILE_NAME, GRAPH_VERSION, Manifest
 from models.registry import family_of
 from runtime.decoder import Decoder
 from runtime.errors import RuntimeUnavailable
+from runtime.kv_cache import kept
 from runtime.model import Model
 from runtime.providers import Device, find_device
 from runtime.vision import VisionTower
@@ -28,8 +30,14 @@ from tools.dots_checkpoints import write_dots_checkpoint
 from tools.glm_checkpoints import write_glm_checkpoint
 from tools.lighton_checkpoints import write_lighton_checkpoint
 from tools.paddle_checkpoints import write_paddle_checkpoint
+from tools.unlimited_checkpoints import UNLIMITED_OCR, UnlimitedSizes
 
 DTYPES = ("f32", "f16", "bf16", "q8", "q4")
+UNLIMITED = UnlimitedSizes(patch=4, image_size=256, clip_image_size=224, layers=2, window=3)
+LINE = {
+    "deepseek-ocr-2": partial(write_random_checkpoint, sizes=Sizes2(), layout=DEEPSEEK_OCR_2),
+    "unlimited-ocr": partial(write_random_checkpoint, sizes=UNLIMITED, layout=UNLIMITED_OCR),
+}
 
 
 def nodes(file: Path, kind: str) -> list[ir.Node]:
@@ -117,11 +125,7 @@ def export_of(export_checkpoint, random_checkpoint, tmp_path_factory):
     def export(family: str, dtype: str) -> Path:
         if family not in checkpoints:
             target = tmp_path_factory.mktemp(family) / "checkpoint"
-            checkpoints[family] = (
-                PATCHES[family](target)
-                if family in PATCHES
-                else write_random_checkpoint(target, Sizes2(), layout=DEEPSEEK_OCR_2)
-            )
+            checkpoints[family] = {**LINE, **PATCHES}[family](target)
         if (family, dtype) not in made:
             made[family, dtype] = export_checkpoint(checkpoints[family], dtype, family, family)
         return made[family, dtype]
@@ -130,17 +134,23 @@ def export_of(export_checkpoint, random_checkpoint, tmp_path_factory):
 
 
 def logits(folder: Path) -> np.ndarray:
-    """Of three prompts, steps of three rows, and a step after a row has moved: [rows, vocabulary]."""
-    decoder = Decoder(folder, Manifest.load(folder), find_device("cpu"), slots=3)
+    """Of three prompts, steps of three rows beyond a window if there is one, and a step after a row has moved.
+
+    [rows, vocabulary]
+    """
+    manifest = Manifest.load(folder)
+    window = manifest.sizes.window
+    decoder = Decoder(folder, manifest, find_device("cpu"), slots=3)
     random = np.random.default_rng(5)
     prompts = [random.integers(10, 200, count).tolist() for count in (30, 7, 61)]
-    lengths = [len(prompt) for prompt in prompts]
-    found = [decoder.prefill(row, decoder.embed(prompt)).copy() for row, prompt in enumerate(prompts)]
-    for _ in range(4):
-        found.extend(decoder.step(random.integers(10, 200, 3).tolist(), lengths).copy())
-        lengths = [length + 1 for length in lengths]
-    decoder.move(2, 0, lengths[2])
-    found.append(decoder.step([77], [lengths[2]])[0].copy())
+    found = [decoder.prefill(row, decoder.embed(one), window=window).copy() for row, one in enumerate(prompts)]
+    for step in range(6):
+        lengths = [len(prompt) + kept(step, window) for prompt in prompts]
+        positions = [len(prompt) + step for prompt in prompts]
+        found.extend(decoder.step(random.integers(10, 200, 3).tolist(), lengths, positions).copy())
+    length = len(prompts[2]) + kept(6, window)
+    decoder.move(2, 0, length)
+    found.append(decoder.step([77], [length], [len(prompts[2]) + 6])[0].copy())
     return np.stack(found)
 
 
@@ -161,7 +171,7 @@ def reference_of(folder: Path, target: Path) -> Path:
     return target
 
 
-@pytest.mark.parametrize("family", ["deepseek-ocr", "deepseek-ocr-2", *PATCHES])
+@pytest.mark.parametrize("family", ["deepseek-ocr", *LINE, *PATCHES])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_graphs_for_cuda_compute_what_the_graphs_for_a_cpu_compute(
     family, dtype, export_of, tmp_path, monkeypatch, picture
@@ -186,7 +196,7 @@ def types_in(file: Path) -> set[ir.DataType]:
     return {value.dtype for value in graph.initializers.values()}
 
 
-@pytest.mark.parametrize("family", ["deepseek-ocr", "paddleocr-vl"])
+@pytest.mark.parametrize("family", ["deepseek-ocr", "unlimited-ocr", "paddleocr-vl"])
 def test_a_bfloat16_export_computes_in_bfloat16_between_float32_borders(family, export_of) -> None:
     folder = export_of(family, "bf16")
     manifest = Manifest.load(folder)
@@ -200,7 +210,7 @@ def test_a_bfloat16_export_computes_in_bfloat16_between_float32_borders(family, 
             assert (value.dtype == ir.DataType.BFLOAT16) == cache
         assert ir.DataType.FLOAT16 not in types_in(folder / f"{name}.cuda.onnx")
     gates = [name for name in ir.load(folder / "decoder.cuda.onnx").graph.initializers if ".mlp.gate." in name]
-    assert len(gates) == (2 if family == "deepseek-ocr" else 0)
+    assert len(gates) == {"deepseek-ocr": 2, "unlimited-ocr": 1, "paddleocr-vl": 0}[family]
     initializers = ir.load(folder / "decoder.cuda.onnx").graph.initializers
     assert {initializers[name].dtype for name in gates} <= {ir.DataType.FLOAT}
     widths = {value.dtype.itemsize for name, value in initializers.items() if name.endswith("_proj.weight")}
@@ -307,7 +317,7 @@ def test_graphs_that_give_something_else_on_cuda_are_not_published(
             check.check_graphs(folder, manifest)
 
 
-@pytest.mark.parametrize("family", ["deepseek-ocr", "deepseek-ocr-2", *PATCHES])
+@pytest.mark.parametrize("family", ["deepseek-ocr", *LINE, *PATCHES])
 def test_vision_graphs_for_cuda_pad_nothing_and_compute_no_shapes(family, export_of) -> None:
     """Each was seen to cost a GPU more than the arithmetic around it."""
     kinds = {node.op_type for node in ir.load(export_of(family, "f16") / "vision.cuda.onnx").graph}

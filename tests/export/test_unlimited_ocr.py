@@ -192,6 +192,28 @@ def test_the_smaller_dtypes_stay_close_to_float32(proof_of, picture, export_chec
     assert relative_error(proof.logits(reference, features, folder), reference.logits) < of_logits
 
 
+def test_bfloat16_is_written_for_cuda(proof_of, export_checkpoint) -> None:
+    """The exporter has checked the graphs, tests of graphs for CUDA have run their twins; nothing here can run them."""
+    manifest = Manifest.load(exported(export_checkpoint, proof_of("window of 16").checkpoint, "bf16"))
+    assert set(manifest.decoder.files) == {"cuda"}
+    assert manifest.sizes.window == 16
+
+
+@pytest.mark.parametrize("size", [(150, 100), (300, 420)], ids=["one view", "tiles"])
+def test_an_8_bit_tower_keeps_features_and_a_long_answer(proof_of, picture, export_checkpoint, size) -> None:
+    """Judged as DeepSeek-OCR's: by direction, with planted outliers too, and by what the decoder makes of it."""
+    proof, image = proof_of("window of 16"), picture(*size)
+    folder = exported(export_checkpoint, proof.checkpoint, "q8", vision_dtype="q8", report=True)
+    (ours,), (exact,) = proof.features([image], folder), proof.features([image])
+    cosines = (ours * exact).sum(1) / np.linalg.norm(ours, axis=1) / np.linalg.norm(exact, axis=1)
+    assert cosines.min() > 0.99
+    report = Manifest.load(folder).report["vision_features"]
+    assert report["cosine"] > 0.99
+    assert report["cosine_with_outliers"] > 0.98
+    reference = proof.read([image], MARKDOWN, 40)
+    assert relative_error(proof.logits(reference, [ours]), reference.logits) < 0.1
+
+
 def test_the_published_sizes_and_rules_come_from_the_config(proof_of) -> None:
     manifest: Manifest = proof_of().manifest
     assert manifest.sizes.window == 128

@@ -8,6 +8,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +24,18 @@ from runtime import model as model_module
 from runtime.candidates import Chooser, certain_tokens
 from runtime.decoder import Decoder
 from runtime.errors import RuntimeUnavailable
+from runtime.kv_cache import kept
 from runtime.model import Model
 from runtime.providers import Device, find_device
 from runtime.small_graphs import identity_graph
 from runtime.vision import VisionTower
 from tools.checkpoints import Sizes, write_random_checkpoint
+from tools.deepseek2_checkpoints import DEEPSEEK_OCR_2, Sizes2
 from tools.dots_checkpoints import DotsSizes, write_dots_checkpoint
 from tools.glm_checkpoints import GlmSizes, write_glm_checkpoint
 from tools.lighton_checkpoints import LightOnSizes, write_lighton_checkpoint
 from tools.paddle_checkpoints import PaddleSizes, write_paddle_checkpoint
+from tools.unlimited_checkpoints import UNLIMITED_OCR, UnlimitedSizes
 
 pytestmark = pytest.mark.gpu
 
@@ -43,10 +47,16 @@ DTYPES = ("f32", "f16", "bf16", "q8", "q4")
 # Large enough for the kernels that the full size takes: heads of 64, experts that are multiples of 128.
 SIZES = Sizes(hidden=256, heads=4, kv_heads=4, layers=3, experts=16, top_k=4, expert_mlp=128, dense_mlp=512,
               max_positions=4096)  # fmt: skip
+SECOND = Sizes2(hidden=256, heads=4, kv_heads=4, layers=3, experts=16, top_k=4, expert_mlp=128, dense_mlp=512,
+                max_positions=4096)  # fmt: skip
+UNLIMITED = UnlimitedSizes(**vars(SIZES), window=5)
 PADDLE = PaddleSizes(hidden=256, heads=4, kv_heads=2, head_dim=64, sections=(8, 12, 12), mlp=512)
 
 CHECKPOINTS: dict[str, tuple[Callable[..., Path], Any]] = {
-    "deepseek-ocr": (write_random_checkpoint, SIZES), "paddleocr-vl": (write_paddle_checkpoint, PADDLE),
+    "deepseek-ocr": (write_random_checkpoint, SIZES),
+    "deepseek-ocr-2": (partial(write_random_checkpoint, layout=DEEPSEEK_OCR_2), SECOND),
+    "unlimited-ocr": (partial(write_random_checkpoint, layout=UNLIMITED_OCR), UNLIMITED),
+    "paddleocr-vl": (write_paddle_checkpoint, PADDLE),
     "glm-ocr": (write_glm_checkpoint, GlmSizes()), "dots-ocr": (write_dots_checkpoint, DotsSizes(hidden=256)),
     "lighton-ocr": (write_lighton_checkpoint, LightOnSizes(head_dim=64)),
 }  # fmt: skip
@@ -81,18 +91,23 @@ def export_of(tmp_path_factory, export_checkpoint) -> Callable[[str, str], Path]
 
 
 def logits(folder: Path, device: Device, rows: int = 4) -> np.ndarray:
-    """Of prompts of every length, of steps of rows of different lengths, and after a row has moved."""
+    """Of prompts of every length, of steps of rows of different lengths, and after a row has moved.
+
+    Where answers have a window, the last steps are behind its end.
+    """
     manifest = Manifest.load(folder)
+    window = manifest.sizes.window
     decoder = Decoder(folder, manifest, device, slots=rows)
     random = np.random.default_rng(5)
     prompts = [random.integers(10, 200, PROMPTS[row % 4] if rows <= 4 else 20 + row).tolist() for row in range(rows)]
-    lengths = [len(prompt) for prompt in prompts]
-    found = [decoder.prefill(row, decoder.embed(prompt)).copy() for row, prompt in enumerate(prompts)]
-    for _ in range(STEPS):
-        found.extend(decoder.step(random.integers(10, 200, rows).tolist(), lengths).copy())
-        lengths = [length + 1 for length in lengths]
-    decoder.move(rows - 1, 0, lengths[-1])
-    found.append(decoder.step([77], [lengths[-1]])[0].copy())
+    found = [decoder.prefill(row, decoder.embed(one), window=window).copy() for row, one in enumerate(prompts)]
+    for step in range(STEPS):
+        lengths = [len(prompt) + kept(step, window) for prompt in prompts]
+        positions = [len(prompt) + step for prompt in prompts]
+        found.extend(decoder.step(random.integers(10, 200, rows).tolist(), lengths, positions).copy())
+    length = len(prompts[-1]) + kept(STEPS, window)
+    decoder.move(rows - 1, 0, length)
+    found.append(decoder.step([77], [length], [len(prompts[-1]) + STEPS])[0].copy())
     return np.stack(found)
 
 
@@ -145,8 +160,9 @@ def test_every_dtype_gives_what_the_cpu_gives(cuda, export_of, reference, family
 
 
 @pytest.mark.parametrize("rows", ROW_COUNTS)
-def test_rows_of_different_lengths_give_what_the_cpu_gives(cuda, export_of, reference, rows) -> None:
-    compare(logits(export_of("deepseek-ocr", "f16"), cuda, rows), reference("deepseek-ocr", "f32", rows), 1e-2)
+@pytest.mark.parametrize("family", ["deepseek-ocr", "unlimited-ocr"])
+def test_rows_of_different_lengths_give_what_the_cpu_gives(cuda, export_of, reference, family, rows) -> None:
+    compare(logits(export_of(family, "f16"), cuda, rows), reference(family, "f32", rows), 1e-2)
 
 
 @pytest.mark.parametrize("dtype", ["f16", "q4"])
@@ -194,3 +210,15 @@ def test_a_page_reads_alike_with_recordings_and_candidates_and_without(cuda, exp
             answers.append(model.read(picture(1240, 900), max_new_tokens=40, stop_on_loop=False).tokens)
     same = sum(ours == theirs for ours, theirs in zip(*answers, strict=True))
     assert same >= 38
+
+
+def test_a_long_answer_with_a_window_reads_alike_on_a_card_and_on_a_cpu(cuda, export_of, monkeypatch, picture) -> None:
+    """Tokens leave the window from the fifth on, rows share a batch, and full attention is another answer."""
+    answers = []
+    for device, dtype in ((Device("cpu", 0), "f32"), (cuda, "f32")):
+        monkeypatch.setattr(model_module, "find_device", lambda name, threads, device=device: device)
+        with Model.open(export_of("unlimited-ocr", dtype), slots=4) as model:
+            read = partial(model.read, picture(300, 400), max_new_tokens=60, stop_on_loop=False)
+            answers.append((read().tokens, read(full_attention=True).tokens))
+    assert answers[0] == answers[1]
+    assert answers[0][0] != answers[0][1]

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from runtime.documents import Drawn
+from models.errors import InvalidInput
+from runtime.documents import Document, Drawn
 from runtime.requests import Request
 from server.admission import Admission, Capacity
 from server.joint_pages import JointPages
@@ -91,6 +92,28 @@ def test_pages_that_the_answer_does_not_reach_are_said(make_service: MakeService
     warning = found["ocr"]["warning"]
     assert "page 2: the answer was cut off after 1 tokens" in warning
     assert "page 3, 4: the answer to all pages together ended before" in warning
+
+
+def test_a_page_that_cannot_be_drawn_is_left_out_and_stands_in_its_place(
+    make_service: MakeService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw = Document.draw
+
+    def damaged(self: Document, index: int, *more: Any) -> Drawn:
+        if index == 1:
+            raise InvalidInput("page 2 is damaged")
+        return draw(self, index, *more)
+
+    monkeypatch.setattr(Document, "draw", damaged)
+    service = make_service(script=lambda request: ["a<PAGE>b"])
+    found = service.post({**ask(numbered(3), ""), "model": "unlimited-ocr", "task": "pages"}).json
+    assert [page["page"] for page in found["ocr"]["pages"]] == [1, 2, 3]
+    assert [page.get("error") for page in found["ocr"]["pages"]] == [None, "page 2 is damaged", None]
+    (request,) = service.source.models["unlimited-ocr"].requests
+    assert request.prompt.count("<image>") == len(request.images) == 2
+    monkeypatch.setattr(Document, "draw", lambda self, index, *more: damaged(self, 1))
+    refused = service.post({**ask(numbered(3), ""), "model": "unlimited-ocr", "task": "pages"})
+    assert (refused.status_code, "damaged" in refused.text) == (400, True)
 
 
 def test_more_marks_than_pages_are_text_of_the_last(make_service: MakeService) -> None:
