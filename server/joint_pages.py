@@ -11,6 +11,7 @@ from typing import Any
 
 from PIL import Image
 
+from models.blocks import blocks_of
 from models.errors import InvalidInput
 from models.joint import joint_prompt, not_reached, page_parts
 from models.settings import InferenceSettings
@@ -18,7 +19,7 @@ from runtime.documents import Document, DrawnPages, Stop
 from runtime.requests import Finished, Generation, Request, TextDelta, TextModel
 
 from .admission import PATIENCE, Admission, Held
-from .documents import describe_boxes, describe_warnings
+from .documents import describe_blocks, describe_boxes, describe_warnings
 from .schema import Reading
 
 
@@ -91,15 +92,19 @@ def describe_pages(
     """
     text = "".join(piece.text for piece in pieces)
     parts = page_parts([(piece.text, piece.token_count) for piece in pieces], len(numbers))
-    pages, found = [], []
+    pages, places, blocks = [], [], []
     for i, (number, size) in enumerate(zip(numbers, sizes, strict=True)):
         page: dict[str, Any] = {"page": number, "width": size[0], "height": size[1]}
         if i < len(parts):
             part, last = parts[i], i + 1 == len(parts)
             page |= {"start": part.start, "end": part.end, "completion_tokens": part.tokens}
             page["finish_detail"] = finished.detail if last else "eos"
-            found += describe_boxes(model, text[part.start : part.end], size, number)
+            own = text[part.start : part.end]
+            named = blocks_of(model.boxes(own, *size))
+            places += describe_boxes(model, own, size, number, named)
+            blocks += describe_blocks(named, number)
         else:
             page |= {"start": len(text), "end": len(text), "error": not_reached(finished.detail)}
         pages.append(page)
-    return {"pages": pages, **({"boxes": found} if boxes else {})}
+    told = {"boxes": places, **({"blocks": blocks} if blocks else {})} if boxes else {}
+    return {"pages": pages, **told}

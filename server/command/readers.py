@@ -12,7 +12,7 @@ from typing import Protocol
 
 from PIL import Image
 
-from models.blocks import Block, places_of
+from models.blocks import Block, blocks_of, places_of
 from models.config import Config
 from models.errors import ManifestError
 from models.grounding import Box
@@ -99,11 +99,12 @@ class Reader(Protocol):
 
 
 def spread(
-    whole: Reading, parts: Sequence[PagePart], pages: int, boxes: Sequence[Sequence[Box]]
-) -> list[Reading | PageFailed]:
+    whole: Reading, parts: Sequence[PagePart], pages: int, boxes: Sequence[Sequence[Box]],
+    blocks: Sequence[tuple[Block, ...]],
+) -> list[Reading | PageFailed]:  # fmt: skip
     """An answer to so many pages as one reading for each: what is of the whole answer is shared out evenly.
 
-    parts, boxes : of the pages that the answer reaches.
+    parts, boxes, blocks : of the pages that the answer reaches.
     """
     reached = len(parts)
     prompt, rest = divmod(whole.prompt_tokens, reached)
@@ -111,9 +112,9 @@ def spread(
     readings: list[Reading | PageFailed] = [
         Reading(
             whole.text[part.start : part.end], tuple(own), whole.finish_detail if i + 1 == reached else "eos",
-            prompt + (rest if i == 0 else 0), part.tokens, timings, whole.confidence,
+            prompt + (rest if i == 0 else 0), part.tokens, timings, whole.confidence, named,
         )
-        for i, (part, own) in enumerate(zip(parts, boxes, strict=True))
+        for i, (part, own, named) in enumerate(zip(parts, boxes, blocks, strict=True))
     ]  # fmt: skip
     return readings + [PageFailed(not_reached(whole.finish_detail)) for _ in range(pages - reached)]
 
@@ -213,7 +214,7 @@ class LocalReader:
             self._model.boxes(whole.text[part.start : part.end], *size)
             for part, size in zip(parts, pages.sizes, strict=False)
         ]
-        return spread(whole, parts, len(pages), boxes)
+        return spread(whole, parts, len(pages), boxes, [blocks_of(own) for own in boxes])
 
     def _answer(self, request: Request, work: PageWork) -> tuple[list[TextDelta], Finished]:
         """The pieces of an answer, and how it ended."""

@@ -141,7 +141,11 @@ class RemoteReader:
         parts = [PagePart(page["start"], page["end"], page.get("completion_tokens", 0)) for page in reached]
         places = extension.get("boxes", ())
         boxes = [[_box(entry) for entry in places if entry["page"] == page["page"]] for page in reached]
-        readings = iter(spread(whole, parts, len(parts), boxes))
+        blocks = [
+            tuple(block_of(entry) for entry in extension.get("blocks", ()) if entry["page"] == page["page"])
+            for page in reached
+        ]
+        readings = iter(spread(whole, parts, len(parts), boxes, blocks))
         return [PageFailed(str(page["error"])) if "error" in page else next(readings) for page in described]
 
     def _read(self, part: Mapping[str, Any], work: PageWork) -> tuple[Reading, Mapping[str, Any]]:

@@ -355,7 +355,7 @@ def test_boxes_of_a_document_stand_on_their_pages(make_service: MakeService) -> 
     answer = make_service(script=place).post(ask(numbered(2), ocr={"boxes": True})).json
     assert answer["ocr"]["boxes"] == [
         {"label": "title", "text": "Page 1", "box": [0, 0, 101, 50], "page": 1},
-        {"label": "title", "text": "Page 2", "box": [0, 0, 102, 50], "page": 2},
+        {"label": "title", "text": "Page 2", "box": [0, 0, 102, 50], "page": 2, "kind": "title", "order": 1},
     ]
 
 
@@ -450,8 +450,8 @@ def test_a_joint_task_reads_all_pages_in_one_generation_and_parts_the_answer(mak
         answer[0], answer[2].removesuffix("<PAGE>"), "",
     ]  # fmt: skip
     assert found["ocr"]["boxes"] == [
-        {"label": "title", "text": "One", "box": [0, 0, 102, 50], "page": 2},
-        {"label": "text", "text": "Two", "box": [0, 0, 103, 25], "page": 3},
+        {"label": "title", "text": "One", "box": [0, 0, 102, 50], "page": 2, "kind": "title", "order": 1},
+        {"label": "text", "text": "Two", "box": [0, 0, 103, 25], "page": 3, "kind": "text", "order": 1},
     ]
     service.post({**ask(numbered(2), ""), "model": "unlimited-ocr"})
     requests = service.source.models["unlimited-ocr"].requests[1:]

@@ -40,9 +40,12 @@ def check_places(extension: dict[str, Any], text: str) -> None:
     assert [(page["page"], page["width"], page["height"]) for page in pages] == [(1, 200, 100), (2, 100, 300)]
     assert [text[page["start"] : page["end"]] for page in pages] == [FIRST, SECOND]
     assert extension["boxes"] == [
-        {"label": "title", "text": "One", "box": [0, 0, 200, 100], "page": 1},
-        {"label": "text", "text": "Two", "box": [0, 0, 100, 150], "page": 2},
+        {"label": "title", "text": "One", "box": [0, 0, 200, 100], "page": 1, "kind": "title", "order": 1},
+        {"label": "text", "text": "Two", "box": [0, 0, 100, 150], "page": 2, "kind": "text", "order": 1},
     ]
+    assert [(block["kind"], block["page"], block["text"]) for block in extension["blocks"]] == [
+        ("title", 1, "One"), ("text", 2, "Two"),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("asked", [{"task": "pages"}, {}], ids=["task", "words"])
