@@ -210,7 +210,7 @@ SIGNS = st.sampled_from(
 )  # fmt: skip
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(st.lists(SIGNS, max_size=30).map("".join), st.integers(1, 9), st.sampled_from([LAYOUT, TASKS["text"]]))
 def test_the_streamed_text_is_the_whole_text_however_it_is_cut(text: str, step: int, prompt: str) -> None:
     assert run(text, step, prompt) == run(text, prompt=prompt)

@@ -86,7 +86,7 @@ SIGNS = st.sampled_from(
 )
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(st.lists(SIGNS, max_size=30).map("".join), st.integers(1, 9), st.sampled_from(list(TASKS)))
 def test_the_streamed_text_is_the_whole_text_however_it_is_cut(text: str, step: int, task: str) -> None:
     assert run(text, task, step) == run(text, task)

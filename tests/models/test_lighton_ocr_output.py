@@ -100,7 +100,7 @@ SIGNS = st.sampled_from(
 )  # fmt: skip
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(st.lists(SIGNS, max_size=30).map("".join), st.integers(1, 9))
 def test_the_streamed_text_is_the_whole_text_however_it_is_cut(text, step) -> None:
     assert run(text, step) == run(text)
