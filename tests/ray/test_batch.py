@@ -67,3 +67,24 @@ def test_a_model_that_cannot_be_loaded_ends_the_run_with_its_reason(three_nodes:
     with pytest.raises(CommandFailed, match=r"on [0-9.]+: there is no such model"):
         read_with(StubReader(cannot_start="there is no such model"), plans, tmp_path / "out", actors=1)
     assert plans[0].left == 3
+
+
+@pytest.mark.cluster
+def test_2000_pages_with_a_node_killed_half_way_none_lost_and_none_twice(three_nodes: Any, tmp_path: Path) -> None:
+    plans = [plan_of(picture_pages(tmp_path / f"{number:02}.tif", 1000 * number, 100), 100) for number in range(20)]
+    killed = threading.Event()
+
+    def kill() -> None:
+        while not (tmp_path / "out/ocr-run.jsonl").exists() or len(lines(tmp_path / "out", "page")) < 1000:
+            time.sleep(0.2)
+        three_nodes.remove_node(three_nodes.list_all_nodes()[-1], allow_graceful=False)
+        killed.set()
+
+    threading.Thread(target=kill, daemon=True).start()
+    read_with(StubReader(seconds=0.05), plans, tmp_path / "out", actors=4, batch=8)
+    assert killed.is_set()
+    pages = sorted((page["output"], page["page"], page["state"]) for page in lines(tmp_path / "out", "page"))
+    assert pages == [(f"{number:02}", page, "done") for number in range(20) for page in range(1, 101)]
+    for number in range(20):
+        texts = (tmp_path / f"out/{number:02}.txt").read_text().split("\f")
+        assert texts == [f"page {1000 * number + page}\n" for page in range(100)]
