@@ -23,6 +23,7 @@ from .candidates import Scores, certain_tokens
 from .confidence import Distribution
 from .errors import EngineClosed, QueueFull
 from .gpu import is_out_of_memory
+from .requests import EngineLoad
 from .scheduler import Chunk, State, Step, next_pass, next_turn, upcoming_pass
 from .sequence import Sequence
 from .stop import Stop
@@ -67,8 +68,11 @@ class Engine:
     """Continuous batching over ``slots`` rows, with a bounded queue before them. chunk : see ``scheduler.State``."""
 
     def __init__(
-        self, encoder: Encoder, decoder: DecoderRunner, *, slots: int, max_queue: int, chunk: int = 1024
-    ) -> None:
+        self, encoder: Encoder, decoder: DecoderRunner, *, slots: int, max_queue: int, chunk: int = 1024,
+        device: str = "cpu",
+    ) -> None:  # fmt: skip
+        """device : its name, for those who look at the engine's load."""
+        self._device = device
         self._encoder, self._decoder = encoder, decoder
         self._max_queue = max_queue
         self._state: State[Sequence] = State(slots, chunk)
@@ -140,6 +144,11 @@ class Engine:
     def active(self) -> int:
         """Requests being encoded, prefilled or decoded."""
         return sum(not one.finished and one.clock.taken_up is not None for one in self._all())
+
+    @property
+    def loads(self) -> list[EngineLoad]:
+        """The one load of this engine, as ``EngineGroup`` has several."""
+        return [EngineLoad(self._device, self._state.slots, self.active, self.queue_depth, self.alive)]
 
     # The lanes.
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence as SequenceOf
 
 from .engine import Engine
+from .requests import EngineLoad
 from .sequence import Sequence
 
 
@@ -54,3 +55,8 @@ class EngineGroup:
     def active(self) -> int:
         """Requests being encoded, prefilled or decoded."""
         return sum(engine.active for engine in self._engines)
+
+    @property
+    def loads(self) -> list[EngineLoad]:
+        """What each engine has to do."""
+        return [load for engine in self._engines for load in engine.loads]

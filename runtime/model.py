@@ -43,7 +43,7 @@ from .locate import exported_folder
 from .pages import Detector, PageGeneration
 from .planning import default_slots, prefill_chunk
 from .providers import Device, each_card, find_device
-from .requests import Finished, Generation, Request, Result, TextDelta
+from .requests import EngineLoad, Finished, Generation, Request, Result, TextDelta
 from .sequence import Sequence as EngineSequence
 from .sequence import Vocabulary
 from .vision import VisionTower
@@ -120,7 +120,7 @@ class Model:
         run_warm_up(warm_up or default_warm_up(device), decoder, vision.result(), self._family, rows)
         self.slots += rows
         chunk = prefill_chunk(manifest, device)
-        return Engine(vision.result(), decoder, slots=rows, max_queue=max_queue, chunk=chunk)
+        return Engine(vision.result(), decoder, slots=rows, max_queue=max_queue, chunk=chunk, device=device.label)
 
     @classmethod
     def open(
@@ -311,6 +311,11 @@ class Model:
     def alive(self) -> bool:
         """See ``TextModel.alive``."""
         return self._engine.alive
+
+    @property
+    def loads(self) -> list[EngineLoad]:
+        """See ``TextModel.loads``."""
+        return self._engine.loads
 
     @property
     def queue_depth(self) -> int:

@@ -117,6 +117,17 @@ class Result:
     finished: Finished
 
 
+@dataclass(frozen=True, slots=True)
+class EngineLoad:
+    """What one engine has to do. A model has one for each card that it is on."""
+
+    device: str  # "cpu", "cuda:1"
+    slots: int  # rows that are decoded together
+    active: int  # requests being encoded, prefilled or decoded
+    queued: int  # requests for which nothing has been done yet
+    alive: bool
+
+
 class Generation(Protocol):
     """A running request, as its caller sees it. Safe to use from one consumer thread beside the engine's."""
 
@@ -172,6 +183,10 @@ class TextModel(Protocol):
     @property
     def slots(self) -> int:
         """Requests decoded together."""
+
+    @property
+    def loads(self) -> list[EngineLoad]:
+        """What each of its engines has to do."""
 
     @property
     def queue_depth(self) -> int:

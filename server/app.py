@@ -127,6 +127,7 @@ def build(
     metrics.watch("ocr_active_requests", "Requests being encoded, prefilled or decoded", pool.active)
     metrics.watch("ocr_requests_present", "Generation requests in the house", lambda: generator.present)
     metrics.watch_kinds("ocr_held", "What requests hold of the house", "kind", admission.kinds)
+    metrics.watch_engines(lambda: [(key.entry.id, load) for key, load in pool.loads()])
     metrics.watch("ocr_loaded_models", "Models in memory", lambda: len(pool.loaded_keys()))
 
     keys = ApiKeys(options.api_keys, opens=lambda req: files.signed(req.path, req.query_string) is not None)

@@ -8,6 +8,7 @@ import logging
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -103,7 +104,7 @@ def serve(given: dict[str, Any], usage_error: Callable[[str], NoReturn]) -> int:
 def options_of(config: Config, given: dict[str, Any], inference: dict[str, Any]) -> ServerOptions:
     """The server's options from parsed flags and config.toml."""
     keys = [*(given.get("api_keys") or []), *auth.extra_keys(given.get("api_key_file"))]
-    return server_options(
+    options = server_options(
         config.server,
         {**given, "api_keys": keys},
         model=given.get("model", config.active),
@@ -115,6 +116,11 @@ def options_of(config: Config, given: dict[str, Any], inference: dict[str, Any])
         adapter=given.get("adapter"),
         inference_flags=inference,
     )
+    if options.device != "cuda:all":
+        return options
+    from runtime.providers import each_card
+
+    return replace(options, engines=len(each_card(options.device)))  # which all have rows to fill
 
 
 def application_of(config: Config, options: ServerOptions) -> Application:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
 
-from runtime.requests import Finished
+from runtime.requests import EngineLoad, Finished
 
 from .memory import resident_mb
 
@@ -52,6 +54,10 @@ class Metrics:
         for kind in values():
             gauge.labels(kind).set_function(lambda kind=kind: values()[kind])  # type: ignore[misc]  # lambda's default
 
+    def watch_engines(self, loads: Callable[[], Iterable[tuple[str, EngineLoad]]]) -> None:
+        """Gauges of each engine, read when they are asked for. loads : of each, with its model's id."""
+        self.registry.register(_Engines(loads))
+
     def finished(self, model: str, outcome: str, finished: Finished | None) -> None:
         """Count one generation request that is over. ``model`` is "" when it was refused before it was known."""
         self.requests.labels(model, outcome).inc()
@@ -70,6 +76,29 @@ class Metrics:
     def text(self) -> bytes:
         """All of it in Prometheus' text format."""
         return generate_latest(self.registry)
+
+
+class _Engines(Collector):
+    """Engines come and go with their models, so that their gauges are made anew each time."""
+
+    def __init__(self, loads: Callable[[], Iterable[tuple[str, EngineLoad]]]) -> None:
+        self._loads = loads
+
+    def collect(self) -> Iterator[Metric]:
+        labels = ["model", "device"]
+        slots = GaugeMetricFamily("ocr_engine_slots", "Rows that an engine decodes together", labels=labels)
+        active = GaugeMetricFamily("ocr_engine_active", "Requests that an engine works on", labels=labels)
+        queued = GaugeMetricFamily("ocr_engine_queued", "Requests that wait inside an engine", labels=labels)
+        alive = GaugeMetricFamily("ocr_engine_alive", "1 while an engine takes requests", labels=labels)
+        for model, load in self._loads():
+            for gauge, value in (
+                (slots, load.slots),
+                (active, load.active),
+                (queued, load.queued),
+                (alive, load.alive),
+            ):
+                gauge.add_metric([model, load.device], float(value))
+        yield from (slots, active, queued, alive)
 
 
 def decode_rate(finished: Finished) -> float | None:

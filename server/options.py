@@ -57,6 +57,7 @@ class ServerOptions:
     # From the command line and the other tables.
     model: str = "deepseek-ocr"  # loaded at the start
     device: str = "cpu"
+    engines: int = 1  # of a model: one for each card of ``cuda:all``
     dtype: str | None = None
     model_config: Path | None = None
     tokenizer: Path | None = None
@@ -67,7 +68,7 @@ class ServerOptions:
     @property
     def capacity(self) -> int:
         """Generation requests in the house at once, running and waiting."""
-        return (self.slots or 4) + self.max_queue
+        return (self.slots or 4) * self.engines + self.max_queue
 
 
 def server_options(config: Mapping[str, Any], flags: Mapping[str, Any], **others: Any) -> ServerOptions:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
-from runtime.requests import TextModel
+from runtime.requests import EngineLoad, TextModel
 
 from .errors import ClientGone, Unavailable
 from .memory import give_memory_back, resident_mb
@@ -180,6 +180,11 @@ class ModelPool(Generic[K]):
         """Requests that wait inside the loaded models."""
         with self._changed:
             return sum(loaded.model.queue_depth for loaded in self._loaded.values())
+
+    def loads(self) -> list[tuple[K, EngineLoad]]:
+        """What each engine of the loaded models has to do."""
+        with self._changed:
+            return [(key, load) for key, loaded in self._loaded.items() for load in loaded.model.loads]
 
     def active(self) -> int:
         """Requests that the loaded models work on."""

@@ -15,11 +15,13 @@ from runtime.engines import EngineGroup
 from runtime.errors import RuntimeUnavailable
 from runtime.model import Model
 from runtime.providers import Device, each_card, find_device
+from runtime.requests import EngineLoad
 
 
 class FakeEngine:
     def __init__(self, queued: int, active: int, *, alive: bool = True) -> None:
         self.queue_depth, self.active, self.alive = queued, active, alive
+        self.loads = [EngineLoad(f"cuda:{queued}", 4, active, queued, alive)]
         self.taken: list[Any] = []
         self.closed: list[bool] = []
 
@@ -41,6 +43,11 @@ def test_a_request_goes_to_the_engine_with_the_fewest_and_then_to_the_next() -> 
         group.submit(request)  # type: ignore[arg-type]
     assert [engine.taken for engine in engines] == [["d"], ["a", "b"], ["c"]]
     assert (group.queue_depth, group.active) == (6, 4)
+
+
+def test_the_load_of_each_engine_is_told_by_its_card() -> None:
+    group = EngineGroup([FakeEngine(0, 1), FakeEngine(1, 3, alive=False)])  # type: ignore[list-item]
+    assert group.loads == [EngineLoad("cuda:0", 4, 1, 0, True), EngineLoad("cuda:1", 4, 3, 1, False)]
 
 
 def test_a_failed_engine_gets_nothing_and_makes_the_whole_be_replaced() -> None:

@@ -15,7 +15,7 @@ from models.errors import InvalidInput
 from models.grounding import Box, parse_boxes
 from models.settings import InferenceSettings
 from runtime.errors import EngineClosed, QueueFull
-from runtime.requests import FinishDetail, Finished, FinishReason, Request, Stage, TextDelta, Timings, Usage
+from runtime.requests import EngineLoad, FinishDetail, Finished, FinishReason, Request, Stage, TextDelta, Timings, Usage
 
 # A step: text to say, seconds to be silent, or how it ends.
 Step = str | float | tuple[FinishReason, FinishDetail]
@@ -147,6 +147,10 @@ class ScriptedModel:
     @property
     def slots(self) -> int:
         return self._slots
+
+    @property
+    def loads(self) -> list[EngineLoad]:
+        return [EngineLoad("cpu", self.slots, self.active, self.queue_depth, self.alive)]
 
     @property
     def queue_depth(self) -> int:
