@@ -161,7 +161,6 @@ def _deployment(
         "target_ongoing_requests": slots,
         "upscale_delay_s": 0 if alone else plan.upscale_seconds,
         "downscale_delay_s": KEPT_SECONDS if alone else plan.downscale_seconds,
-        "metrics_interval_s": 2,
         "look_back_period_s": 5,
     }
     # An engine has its rows and as many requests again, whose images it encodes; all others wait where any engine that

@@ -41,7 +41,8 @@ class Served:
     def __init__(self, home: Path, port: int, *flags: str) -> None:
         self.url = f"http://127.0.0.1:{port}"
         command = [sys.executable, "-m", "server.command", "serve", "--ray", "local", "--model", "tiny-ocr",
-                   "--threads", "1", "--host", "127.0.0.1", "--port", str(port), "--api-key", "key", *flags]  # fmt: skip
+                   "--threads", "1", "--host", "127.0.0.1", "--port", str(port), "--api-key", "key",
+                   *flags]  # fmt: skip
         env = environment(home, RAY_OVERRIDE_RESOURCES='{"CPU": 8}')
         self.process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
         self.until(lambda: self.get("/ready").status_code == 200, 150)
