@@ -104,6 +104,11 @@ def picture_place(box: tuple[int, int, int, int]) -> str:
     return f"<!-- image {list(box)} -->"
 
 
+def has_places(text: str) -> bool:
+    """Whether an answer names places between its words, so that it is no Markdown yet."""
+    return "<|det|>" in text or LOCATION.search(text) is not None
+
+
 def pictures_in(text: str) -> list[tuple[int, int, int, int]]:
     """Where the pictures are that a text has comments for, in its order."""
     return [_place(found) for found in PICTURE.finditer(text) if found[1]]

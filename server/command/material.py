@@ -16,8 +16,9 @@ from .inputs import Source
 class OpenedAgain:
     """See ``writers.material.Material``. Opened when it is first asked for a page; a context manager."""
 
-    def __init__(self, source: Source, open_document: Callable[[], Document]) -> None:
-        self._source, self._open = source, open_document
+    def __init__(self, source: Source, open_document: Callable[[], Document], password: str) -> None:
+        """password : which opens the document; empty where it needs none."""
+        self._source, self._open, self._password = source, open_document, password
         self._document: Document | None = None
         self._last: tuple[int, Image.Image] | None = None  # several formats may want the same page
 
@@ -28,7 +29,7 @@ class OpenedAgain:
         return self._last[1]
 
     def original(self) -> Original:
-        return Original(self._source.original())
+        return Original(self._source.original(), self._password)
 
     def __enter__(self) -> Self:
         return self

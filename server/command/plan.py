@@ -17,6 +17,7 @@ class DocumentPlan:
     output: str  # name of its results, see inputs.output_names
     version: str = ""  # changes when the document does
     fingerprint: str = ""  # of the document and of all that decides how it is read
+    password: str = field(default="", repr=False)  # which opens the document
     page_count: int = 0  # of the document
     pages: Sequence[int] = ()  # from 0: those that were asked for
     todo: Sequence[int] = ()  # from 0: those to be read now

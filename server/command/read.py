@@ -6,15 +6,14 @@ import argparse
 import contextlib
 import hashlib
 import os
-import re
 import signal
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -27,7 +26,6 @@ from models.errors import ConfigError, InvalidInput
 from models.extraction import extraction, schema_text
 from models.family import IMAGE_SLOT
 from models.layout.step import page_defaults
-from models.nearest import did_you_mean
 from models.registration import ModelEntry
 from models.registry import defaults_of, may_be_joint, reads_jointly
 from models.settings import InferenceSettings
@@ -37,8 +35,8 @@ from server import flags, memory
 from server.options import ServerOptions, server_options
 from server.ray.drawing import Drawing
 
-from ..writers import CUT_OFF, FORMATS, INSTALL
-from . import buckets, on_ray
+from ..writers import CUT_OFF, FORMATS
+from . import on_ray
 from .errors import CommandFailed, Interrupted, UsageError
 from .folder import OutputFolder
 from .inputs import find_sources, output_names
@@ -49,6 +47,7 @@ from .readers import LocalReader, Reader
 from .run import Run, Sink
 from .signals import handled
 from .stdout import Printer
+from .target import ENDINGS, format_list, one_of, target_of
 
 DESCRIPTION = """\
 Read documents: PDFs, pictures (PNG, JPEG, WebP, TIFF with all its frames, BMP, GIF), folders, patterns, - for standard
@@ -78,9 +77,7 @@ SERVER_JOBS = 4
 MOST_WORKERS = 8  # processes that draw pages at once
 _MOST_SECONDS = 1_000_000  # more than any page takes, and less than what a socket cannot hold
 
-_ENDINGS = {f".{form.ending.rpartition('.')[2]}": name for name, form in FORMATS.items()}  # of -o FILE
 PASSWORD_VARIABLE = "OCR_ONNX_PDF_PASSWORD"
-_LIKE_A_FORMAT = re.compile(r"[a-z][a-z0-9]{1,4}")  # the ending of a file, and hardly that of a folder
 
 _LOCAL_ONLY = (
     "device", "dtype", "model_config", "tokenizer", "weights", "adapter", "slots", "threads", "stale_exports",
@@ -101,10 +98,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output",
         metavar="OUT",
         default=None,
-        help=f"folder for the results; for a single document also a file that ends in {_one_of(_ENDINGS)}",
+        help=f"folder for the results; for a single document also a file that ends in {one_of(ENDINGS)}",
     )
-    output.add_argument("--format", metavar="LIST", default=None, type=_formats,
+    output.add_argument("--format", metavar="LIST", default=None, type=format_list,
                         help=f"{', '.join(FORMATS)}, or several with commas between (default: md)")  # fmt: skip
+    output.add_argument(
+        "--pdf-a", action="store_true", default=False, help="write PDF as PDF/A-2b: pages are pictures with their text"
+    )
     output.add_argument(
         "--overlay", action="store_true", default=False, help="write each page with its boxes drawn, to overlays/"
     )
@@ -224,15 +224,6 @@ def run(given: Mapping[str, Any], command: type[ReadCommand] | None = None) -> i
         raise CommandFailed(str(error)) from error
 
 
-@dataclass(frozen=True)
-class _Target:
-    """Where results go: a folder, perhaps for one file of it; None for standard output."""
-
-    folder: Path | str | None
-    formats: list[str]
-    single: str | None = None
-
-
 class ReadCommand:
     """One call of the program."""
 
@@ -248,8 +239,7 @@ class ReadCommand:
         """
         self._given = given
         self._settings_given = flags.given_settings(given)
-        self._target = _target(given, self.default_format)
-        _check_installed(self._target.formats)
+        self._target = target_of(given, self.default_format)
         if given["server"] is not None:
             local = [name for name in _LOCAL_ONLY if name in given]
             if local:
@@ -329,7 +319,9 @@ class ReadCommand:
             sink = output
             output.begin(reader.describe(), plans, resume=resume or retry)
         else:
-            again = stack.enter_context(OpenedAgain(plans[0].source, lambda: self._open(plans[0])))
+            again = stack.enter_context(
+                OpenedAgain(plans[0].source, lambda: self._open(plans[0]), self._how.password or "")
+            )
             put_together = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 (the stack closes it)
             sink = Printer(self._target.formats[0], again, put_together)
         for plan in plans:
@@ -368,6 +360,7 @@ class ReadCommand:
             everything = range(plan.page_count)
             pages = self._given["pages"]
             plan.pages = everything if pages is None else parse_pages(pages, plan.page_count)
+            plan.password = self._how.password or ""
             plan.version = plan.source.fingerprint
             plan.fingerprint = self._fingerprint(plan, identity, joint=joint)
             plan.todo = plan.pages
@@ -382,6 +375,7 @@ class ReadCommand:
     def _fingerprint(self, plan: DocumentPlan, identity: str, *, joint: bool) -> str:
         how = (identity, self._given["dpi"], self._options.max_image_megapixels, self._given["overlay"],
                not any(FORMATS[form].links for form in self._target.formats),
+               *(["pdf-a"] if "pdf-a" in self._target.formats else []),
                *(plan.pages if joint else ()))  # fmt: skip
         return hashlib.sha256(repr((plan.version, how)).encode()).hexdigest()[:32]
 
@@ -462,43 +456,6 @@ class ReadCommand:
         ])))  # fmt: skip
 
 
-def _target(given: Mapping[str, Any], default: str) -> _Target:
-    """Raises UsageError when the output and the formats do not fit together."""
-    out, formats = given["output"], given["format"]
-    if out is None:
-        if formats is not None and len(formats) > 1:
-            raise UsageError("standard output takes one --format; name a folder for several with -o")
-        formats = formats or [default]
-        if FORMATS[formats[0]].binary and sys.stdout.isatty():
-            raise UsageError(f"{formats[0]} is no text for a terminal; name a file with -o, or send it on with >")
-        return _Target(None, formats)
-    out = str(buckets.local_path(out) or out)
-    if buckets.is_url(out):
-        above, _, name = out.rpartition("/")
-        ending = f".{name.rpartition('.')[2].lower()}" if "." in name else ""
-        if ending not in _ENDINGS:
-            return _Target(out.rstrip("/"), formats or ["md"])
-        if formats not in (None, [_ENDINGS[ending]]):
-            raise UsageError(f"-o {out} asks for {_ENDINGS[ending]} and --format for others; leave one out")
-        return _Target(above, [_ENDINGS[ending]], name)
-    meant_as_folder = out.endswith(("/", os.sep))
-    out = Path(os.path.abspath(Path(out).expanduser()))
-    suffix = out.suffix.lower()
-    if suffix in _ENDINGS and not out.is_dir():
-        form = _ENDINGS[suffix]
-        if formats not in (None, [form]):
-            raise UsageError(f"-o {out.name} asks for {form} and --format for {','.join(formats)}; leave one out")
-        return _Target(out.parent, [form], out.name)
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"-o {out} is a file; name a folder, or a file that ends in {_one_of(_ENDINGS)}")
-    if _LIKE_A_FORMAT.fullmatch(suffix[1:]) and not out.exists() and not meant_as_folder:
-        raise UsageError(
-            f"-o {out.name} ends in {suffix}, which is no format; there are {', '.join(_ENDINGS)}"
-            f"{did_you_mean(suffix, _ENDINGS)} (a folder of that name: -o {out.name}/)"
-        )
-    return _Target(out, formats or [default])
-
-
 def _password(given: Mapping[str, Any]) -> str | None:
     password: str | None = given["password"]
     return password if password is not None else os.environ.get(PASSWORD_VARIABLE)
@@ -543,27 +500,6 @@ def _options(config: Config, given: Mapping[str, Any], inference: Mapping[str, A
         adapter=given.get("adapter"),
         inference_flags=inference,
     )
-
-
-def _check_installed(formats: Iterable[str]) -> None:
-    """Raises UsageError where a format's packages are not there."""
-    for form in formats:
-        if missing := FORMATS[form].missing():
-            raise UsageError(f"--format {form} needs {', '.join(missing)}, which is not installed; run: {INSTALL}")
-
-
-def _formats(text: str) -> list[str]:
-    formats = list(dict.fromkeys(part.strip().lower() for part in text.split(",")))
-    unknown = [form for form in formats if form not in FORMATS]
-    if unknown:
-        near = did_you_mean(unknown[0], FORMATS)
-        raise argparse.ArgumentTypeError(f"expected {', '.join(FORMATS)}, found {unknown[0]!r}{near}")
-    return formats
-
-
-def _one_of(words: Iterable[str]) -> str:
-    *others, last = words
-    return f"{', '.join(others)} or {last}"
 
 
 def _count(text: str) -> int:

@@ -208,7 +208,7 @@ def publish(
 ) -> None:
     """Have a document written; one that cannot be does not end the others."""
     try:
-        with OpenedAgain(plan.source, lambda: open_source(plan)) as material:
+        with OpenedAgain(plan.source, lambda: open_source(plan), plan.password) as material:
             sink.finish(plan, head, material)
         return
     except Stopped:

@@ -81,4 +81,6 @@ FORMATS: Mapping[str, Format] = {
     "txt": Format("txt", _plain(TextWriter)),
     "html": Format("html", _of("page_file", "HtmlWriter"), needs=_RENDERING),
     "docx": Format("docx", _of("word", "WordWriter"), binary=True, needs=(*_RENDERING, "docx", "mathml2omml")),
+    "pdf": Format("pdf", _of("pdf", "PdfWriter"), binary=True, needs=("pikepdf",)),
+    "pdf-a": Format("pdf", _of("pdf", "PdfAWriter"), binary=True, needs=("pikepdf",)),
 }

@@ -77,8 +77,8 @@ class Pictures:
         return replace(result, figures=tuple(links[box.box] for box in boxes)), made
 
 
-def as_jpeg(image: Image.Image) -> bytes:
+def as_jpeg(image: Image.Image, quality: int = JPEG_QUALITY) -> bytes:
     """A picture's file."""
     buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=JPEG_QUALITY)
+    image.save(buffer, "JPEG", quality=quality)
     return buffer.getvalue()

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from PIL import Image
 
-from models.blocks import figures_of as figures_of_page
+from models.blocks import figures_of
 
 from .figures import as_jpeg, cut_out
 from .result import PageResult
@@ -41,8 +41,8 @@ class Material(Protocol):
         """The document as it came."""
 
 
-def figures_of(result: PageResult, material: Material) -> Sequence[bytes]:
+def figure_pictures(result: PageResult, material: Material) -> Sequence[bytes]:
     """The figures of a page as JPEG, in the order in which its Markdown links them. Raises as ``Material.picture``."""
-    boxes = figures_of_page(result.boxes, result.text)
+    boxes = figures_of(result.boxes, result.text)
     page = material.picture(result.page) if boxes else None
     return [as_jpeg(cut_out(page, box)) for box in boxes] if page else []

@@ -9,8 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
-from .material import Material, figures_of
-from .render import page_html
+from models.blocks import figures_of
+from models.grounding import has_places, with_pictures
+
+from .material import Material, figure_pictures
+from .render import FIGURE, page_html
 from .result import PageResult
 from .text import TextFile
 
@@ -77,7 +80,7 @@ class HtmlWriter:
             words = f"page {result.page} could not be read: {result.error}"
             self._file.write(f'<section id="page-{result.page}"><p><em>{html.escape(words)}</em></p></section>')
         else:
-            markup = with_figures(page_html_of(result), figures_of(result, self._material))
+            markup = with_figures(page_html_of(result), figure_pictures(result, self._material))
             self._file.write(f'<section id="page-{result.page}">\n{markup}\n</section>')
 
     def end(self) -> None:
@@ -86,5 +89,8 @@ class HtmlWriter:
 
 
 def page_html_of(result: PageResult) -> str:
-    """A page's clean HTML."""
-    return page_html(result.text, [(box.label, box.text) for box in result.boxes], longest=None)
+    """A page's clean HTML; its figures are numbered as ``figure_pictures`` gives them."""
+    if has_places(result.text):
+        return page_html(result.text, [(box.label, box.text) for box in result.boxes], longest=None)
+    places = {box.box: f"{FIGURE}{number}" for number, box in enumerate(figures_of(result.boxes, result.text))}
+    return page_html(with_pictures(result.text, places), longest=None)

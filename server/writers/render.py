@@ -51,7 +51,7 @@ _ATTRIBUTES = {
     "th": {"colspan", "rowspan"},
 }
 _MARKS = re.compile(r"[\s#$\\\[\]-]*")  # what Markdown may have in front of the words of a block
-_FIGURE = "ocr-figure:"  # what a figure's link starts with until the picture takes its place
+FIGURE = "ocr-figure:"  # what a figure's link starts with until the picture takes its place
 
 # \( \) and \[ \]. No formula holds another's beginning, so the time is linear. While Markdown is parsed, a mark of two
 # private characters stands for each formula: bars and stars in it are no Markdown.
@@ -132,12 +132,12 @@ def page_html(text: str, boxes: Sequence[tuple[str, str]] = (), longest: int | N
     pieces = []
     for block in blocks_of(text, boxes):
         if block.label.strip() == FIGURE_LABEL:
-            links = "".join(f"![figure {n + 1}]({_FIGURE}{n})\n\n" for n in range(figures, figures + len(block.boxes)))
+            links = "".join(f"![figure {n + 1}]({FIGURE}{n})\n\n" for n in range(figures, figures + len(block.boxes)))
             figures += len(block.boxes)
             source = links + block.text
         else:
             places = pictures_in(block.text) if boxes else []
-            shown = {place: f"{_FIGURE}{n}" for n, place in enumerate(places, figures)}
+            shown = {place: f"{FIGURE}{n}" for n, place in enumerate(places, figures)}
             figures += len(places)
             source = block.label if bare and block.boxes else to_markdown(with_pictures(block.text, shown))
         inner = _markdown_html(source)
@@ -196,9 +196,9 @@ def _image(renderer: Any, tokens: Sequence[Any], index: int, options: Any, env: 
     token = tokens[index]
     address = str(token.attrGet("src") or "")
     words = html.escape(token.content)
-    if not address.startswith(_FIGURE):
+    if not address.startswith(FIGURE):
         return words  # a picture from elsewhere is not fetched
-    return f'<img data-figure="{html.escape(address.removeprefix(_FIGURE))}" alt="{words}">'
+    return f'<img data-figure="{html.escape(address.removeprefix(FIGURE))}" alt="{words}">'
 
 
 def formula(latex: str, display: bool) -> str:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
-from typing import Literal
+from typing import Generic, Literal, TypeVar
 
 Form = Literal["markdown", "html"]
 
@@ -20,6 +20,20 @@ TABLE = re.compile(
 )
 _BAR = re.compile(r"(?<!\\)\|")
 _WIDEST = 1000  # columns or rows that a cell may span: a wrong number must not fill the memory
+_MOST_PLACES = 20_000  # of one table, while cells span several
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Placed(Generic[T]):
+    """A cell with its place in the grid."""
+
+    row: int
+    column: int
+    height: int  # rows
+    width: int  # columns
+    what: T
 
 
 def take_out(markdown: str, form: Form, place: Callable[[str], str]) -> str:
@@ -52,6 +66,55 @@ def _cells(line: str) -> list[str]:
 
 def html_rows(text: str) -> list[list[str]]:
     """The cells of an HTML table. A cell that spans several places stands in the first of them."""
+    return rows_of(placed(_html_cells(text)))
+
+
+def cells_of(text: str) -> list[Placed[str]]:
+    """The texts of a table in HTML or Markdown, each with its place."""
+    if text.lstrip().lower().startswith("<table"):
+        return placed(_html_cells(text))
+    return placed([[(1, 1, cell) for cell in row] for row in pipe_rows(text)])
+
+
+def rows_of(cells: Sequence[Placed[str]]) -> list[list[str]]:
+    """A table row by row; places that a cell spans are empty but for the first."""
+    rows: list[list[str]] = [[] for _ in range(max((cell.row + cell.height for cell in cells), default=0))]
+    for cell in cells:
+        for row in rows[cell.row : cell.row + cell.height]:
+            row.extend([""] * (cell.column + cell.width - len(row)))
+        rows[cell.row][cell.column] = cell.what
+    return rows
+
+
+def placed(rows: Sequence[Sequence[tuple[int, int, T]]]) -> list[Placed[T]]:
+    """Where each cell of an HTML table stands, from its (height, width, what it holds). No two stand in one place."""
+    taken: set[tuple[int, int]] = set()
+    cells = []
+    for number, row in enumerate(rows):
+        column = 0
+        for height, width, what in row:
+            while (number, column) in taken:
+                column += 1
+            height = min(height, len(rows) - number)
+            if len(taken) + height * width > _MOST_PLACES:  # a span of a million columns is no table
+                height = width = 1
+            places = {(number + y, column + x) for y in range(height) for x in range(width)}
+            if places & taken:  # spans that overlap: the later cell keeps its corner only
+                height = width = 1
+                places = {(number, column)}
+            taken |= places
+            cells.append(Placed(number, column, height, width, what))
+            column += width
+    return cells
+
+
+def span(value: str | None) -> int:
+    """What a cell's ``rowspan`` or ``colspan`` says."""
+    value = (value or "").strip()
+    return min(max(int(value), 1), _WIDEST) if value.isascii() and value.isdigit() and len(value) < 10 else 1
+
+
+def _html_cells(text: str) -> list[list[tuple[int, int, str]]]:
     reader = _Reader()
     reader.feed(text)
     reader.close()
@@ -82,9 +145,9 @@ def to_html(rows: Sequence[Sequence[str]]) -> str:
 
 @dataclass
 class _Cell:
+    height: int
+    width: int
     text: list[str] = field(default_factory=list)
-    columns: int = 1
-    rows: int = 1
 
 
 class _Reader(HTMLParser):
@@ -92,10 +155,9 @@ class _Reader(HTMLParser):
 
     def __init__(self) -> None:
         super().__init__()
-        self.rows: list[list[str]] = []
+        self.rows: list[list[tuple[int, int, str]]] = []
         self._cell: _Cell | None = None
         self._depth = 0
-        self._below: dict[int, int] = {}  # column -> rows that a cell above still takes of it
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         if tag == "table":
@@ -106,7 +168,7 @@ class _Reader(HTMLParser):
         elif self._depth == 1 and tag in ("td", "th"):
             self._end_cell()
             given = dict(attrs)
-            self._cell = _Cell(columns=_span(given.get("colspan")), rows=_span(given.get("rowspan")))
+            self._cell = _Cell(span(given.get("rowspan")), span(given.get("colspan")))
         elif tag == "br" and self._cell is not None:
             self._cell.text.append(" ")
 
@@ -127,15 +189,4 @@ class _Reader(HTMLParser):
             return
         if not self.rows:
             self.rows.append([])
-        row = self.rows[-1]
-        while self._below.get(len(row), 0) > 0:
-            self._below[len(row)] -= 1
-            row.append("")
-        for number in range(cell.columns):
-            if cell.rows > 1:
-                self._below[len(row)] = cell.rows - 1
-            row.append("".join(cell.text).strip() if number == 0 else "")
-
-
-def _span(value: str | None) -> int:
-    return min(int(value), _WIDEST) if value and value.isascii() and value.isdigit() and int(value) else 1
+        self.rows[-1].append((cell.height, cell.width, "".join(cell.text).strip()))

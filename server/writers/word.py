@@ -23,16 +23,16 @@ from docx.oxml import parse_xml
 from docx.shared import Emu
 from docx.text.paragraph import Paragraph
 
-from .material import Material, figures_of
+from .material import Material, figure_pictures
 from .page_file import page_html_of
 from .result import PageResult
+from .tables import placed, span
 
 _OMML = 'xmlns:m="http://schemas.openxmlformats.org/officeDocument/2006/math"'
 _HEADINGS = {f"h{level}": level for level in range(1, 7)}
 _LISTS = {"ul": "List Bullet", "ol": "List Number"}
 _CONTAINERS = {"section", "div", "figure", "blockquote", "tbody", "thead", "tfoot", "body"}
 _BLOCKS = _CONTAINERS | set(_HEADINGS) | set(_LISTS) | {"p", "table", "pre", "hr"}
-_MOST_CELLS = 20_000  # of one table; a span of a million columns is no table
 _PIXELS_PER_INCH = 144  # of the page images that figures are cut from
 _EMU_PER_INCH = 914_400
 
@@ -91,7 +91,7 @@ class WordWriter:
             words = f"page {result.page} could not be read: {result.error}"
             self._pages.add(f"<p><em>{html.escape(words)}</em></p>", ())
         else:
-            self._pages.add(page_html_of(result), figures_of(result, self._material))
+            self._pages.add(page_html_of(result), figure_pictures(result, self._material))
 
     def end(self) -> None:
         self._pages.save(self._file)
@@ -167,47 +167,22 @@ class _Page:
             picture.height, picture.width = Emu(picture.height * width // picture.width), Emu(width)
 
     def _table(self, table: Any) -> None:
-        cells, rows, columns = _grid(table)
+        rows = [
+            [(span(cell.get("rowspan")), span(cell.get("colspan")), cell) for cell in row if _tag(cell) in ("td", "th")]
+            for row in table.iter("tr")
+        ]
+        cells = placed(rows)
         if not cells:
             return
-        written = self._document.add_table(rows, columns, style="Table Grid")
-        for row, column, height, width, element in cells:
-            cell = written.cell(row, column)
-            if height > 1 or width > 1:
-                cell = cell.merge(written.cell(row + height - 1, column + width - 1))
-            bold = _tag(element) == "th"
-            self._inline(cell.paragraphs[0], _nodes(element), _Style(bold=bold))
-
-
-def _grid(table: Any) -> tuple[list[tuple[int, int, int, int, Any]], int, int]:
-    """Where each cell of an HTML table stands: (row, column, height, width, element), then the size of the whole."""
-    taken: set[tuple[int, int]] = set()
-    cells = []
-    rows = list(table.iter("tr"))
-    for row, element in enumerate(rows):
-        column = 0
-        for cell in element:
-            if _tag(cell) not in ("td", "th"):
-                continue
-            while (row, column) in taken:
-                column += 1
-            height = min(_span(cell, "rowspan"), len(rows) - row)
-            width = _span(cell, "colspan")
-            if len(taken) + height * width > _MOST_CELLS:
-                width = height = 1
-            free = {(row + y, column + x) for y in range(height) for x in range(width)}
-            if free & taken:  # spans that overlap: the later cell keeps its corner only
-                height = width = 1
-                free = {(row, column)}
-            taken |= free
-            cells.append((row, column, height, width, cell))
-            column += width
-    return cells, len(rows), 1 + max((column for _, column in taken), default=0)
-
-
-def _span(cell: Any, name: str) -> int:
-    value = cell.get(name, "1").strip()
-    return max(1, min(int(value), 1_000)) if value.isascii() and value.isdigit() else 1
+        columns = max(cell.column + cell.width for cell in cells)
+        written = self._document.add_table(len(rows), columns, style="Table Grid")
+        grid = [row.cells for row in written.rows]  # before merging: each look-up walks the whole table
+        for one in cells:
+            cell = grid[one.row][one.column]
+            if one.height > 1 or one.width > 1:
+                cell = cell.merge(grid[one.row + one.height - 1][one.column + one.width - 1])
+            bold = _tag(one.what) == "th"
+            self._inline(cell.paragraphs[0], _nodes(one.what), _Style(bold=bold))
 
 
 def _formula(paragraph: Paragraph, element: Any) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from PIL import Image
 
+from models.errors import InvalidInput
 from models.grounding import parse_boxes
 from server.writers import FORMATS, PageResult, page_blocks
 from server.writers.material import Original
@@ -24,6 +25,8 @@ class Given:
 
     def picture(self, page: int) -> Image.Image:
         self.drawn.append(page)
+        if page not in self.pictures:
+            raise InvalidInput(f"page {page} cannot be drawn")
         return self.pictures[page]
 
     def original(self) -> Original:

@@ -125,6 +125,6 @@ def test_a_terminal_is_sent_no_file_that_is_no_text(ocr: Program, monkeypatch: p
 def test_packages_that_are_missing_are_named_with_what_installs_them(ocr: Program, monkeypatch, form: str) -> None:
     page_of(7).save("a.png")
     monkeypatch.setattr("server.writers.find_spec", lambda name: None if name == FORMATS[form].needs[-1] else name)
-    assert ocr("read", "a.png", "-o", f"a.{form}") == 2
+    assert ocr("read", "a.png", "-o", f"a.{FORMATS[form].ending}", "--format", form) == 2
     assert re.search(rf"--format {form} needs {FORMATS[form].needs[-1]}, .*pip install 'ocr-onnx\[formats\]'", ocr.err)
     assert ocr.readers == []

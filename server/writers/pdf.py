@@ -1,0 +1,266 @@
+"""PDF: pages that look as they came and can be searched, selected and copied. Needs the extra ``formats``.
+
+Of a PDF the pages themselves are kept and gain a layer of invisible text; pictures become pages with one. As PDF/A-2b
+(for archives) every page is a picture: what strangers' pages refer to would not be allowed there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePath
+from typing import Any, BinaryIO
+
+import pikepdf
+from pikepdf import Array, Dictionary, Name
+from PIL import Image, ImageChops, ImageCms
+
+from models.errors import InvalidInput
+
+from .figures import as_jpeg
+from .material import Material, Original
+from .placing import areas
+from .result import PageResult
+from .text_layer import FONT, GlyphlessFont, text_operators
+
+log = logging.getLogger(__name__)
+
+_A4 = (595.276, 841.89)  # points
+_DPI = 144  # of pictures, as pages of a PDF are drawn; larger ones get a page of A4's height
+_JPEG_QUALITY = 85
+_AT_ONCE = 25  # pages whose pictures are in memory together
+_HEAD_BYTES = 1024  # within which a PDF says that it is one
+_TOOL = "ocr-onnx"
+
+
+class PdfWriter:
+    """See the module."""
+
+    def __init__(self, file: BinaryIO, material: Material) -> None:
+        self._file, self._material = file, material
+
+    def begin(self, head: Mapping[str, Any]) -> None:
+        own = _opened(self._material.original(), int(head["page_count"]))
+        self._pages = _PicturePages(self._material) if own is None else _OwnPages(own)
+
+    def page(self, result: PageResult) -> None:
+        self._pages.add(result)
+
+    def end(self) -> None:
+        self._pages.save(self._file)
+
+
+class PdfAWriter(PdfWriter):
+    """PDF/A-2b; see the module."""
+
+    def begin(self, head: Mapping[str, Any]) -> None:
+        own = _opened(self._material.original(), int(head["page_count"]))
+        sizes = []
+        if own is not None:
+            with own:
+                sizes = [_size(page) for page in own.pages]
+        self._pages = _PicturePages(self._material, sizes, PurePath(head["document"]).name)
+
+
+def _opened(original: Original, page_count: int) -> pikepdf.Pdf | None:
+    """The document where it is a PDF whose pages can be added to; None for a picture, and where that fails."""
+    source: Path | io.BytesIO
+    if isinstance(original.content, bytes):
+        source, start = io.BytesIO(original.content), original.content[:_HEAD_BYTES]
+    else:
+        source = original.content
+        with source.open("rb") as file:
+            start = file.read(_HEAD_BYTES)
+    if b"%PDF" not in start:
+        return None
+    try:
+        pdf = pikepdf.open(source, password=original.password)
+        if len(pdf.pages) == page_count:
+            return pdf
+        reason = f"{len(pdf.pages)} pages are found in its structure, and {page_count} were drawn"
+        pdf.close()
+    except (pikepdf.PdfError, OSError, ValueError) as error:
+        reason = str(error)
+    log.warning("the PDF is damaged, and its pages become pictures in the result: %s", reason)
+    return None
+
+
+class _OwnPages:
+    """The pages of a PDF, which keep all that is on them."""
+
+    def __init__(self, pdf: pikepdf.Pdf) -> None:
+        self._pdf = pdf
+        self._font = GlyphlessFont()
+        self._wanted: set[int] = set()
+        self._written: list[pikepdf.Page] = []
+
+    def add(self, result: PageResult) -> None:
+        self._wanted.add(result.page - 1)
+        page = self._pdf.pages[result.page - 1]
+        matrix = _matrix(page, result.width, result.height) if result.width and result.height else ()
+        operators = text_operators(areas(result), result.height, self._font, matrix) if matrix else b""
+        if operators:
+            # What the page leaves of its graphics state must not move the text.
+            page.contents_add(b"q\n", prepend=True)
+            page.contents_add(b"\nQ\n" + operators)
+            self._written.append(page)
+
+    def save(self, file: BinaryIO) -> None:
+        with self._pdf as pdf:
+            font = self._font.embedded(pdf)
+            for page in self._written:
+                _add_font(page, font)
+            for index in range(len(pdf.pages) - 1, -1, -1):
+                if index not in self._wanted:
+                    del pdf.pages[index]
+            pdf.save(file, object_stream_mode=pikepdf.ObjectStreamMode.generate)
+
+
+class _PicturePages:
+    """Pages that are pictures. The finished ones wait on the disk, some to a file, until they are put together."""
+
+    def __init__(self, material: Material, sizes: Sequence[tuple[float, float]] = (), archive: str = "") -> None:
+        """sizes : of the pages in points, where they are known. archive : title of a file that is to be PDF/A-2b."""
+        self._material, self._sizes, self._archive = material, sizes, archive
+        self._font = GlyphlessFont()
+        self._folder = tempfile.TemporaryDirectory(prefix="ocr-onnx-")
+        self._parts: list[Path] = []
+        self._part = pikepdf.Pdf.new()
+
+    def add(self, result: PageResult) -> None:
+        try:
+            picture = self._material.picture(result.page)
+        except InvalidInput:
+            if result.state == "done":
+                raise
+            self._part.add_blank_page(page_size=_A4)  # it failed because it cannot be drawn
+        else:
+            self._add_picture(result, picture)
+        if len(self._part.pages) == _AT_ONCE:
+            self._put_aside()
+
+    def _add_picture(self, result: PageResult, picture: Image.Image) -> None:
+        known = self._sizes[result.page - 1] if self._sizes else None
+        width, height = known or _points(picture.size)
+        page = self._part.add_blank_page(page_size=(width, height))
+        page.obj.Resources = Dictionary(XObject=Dictionary(Page=_image(self._part, picture)))
+        shown = f"q {width:.3f} 0 0 {height:.3f} 0 0 cm /Page Do Q\n".encode()
+        if result.width and result.height:
+            matrix = (width / result.width, 0, 0, height / result.height, 0, 0)
+            shown += text_operators(areas(result), result.height, self._font, matrix)
+        page.obj.Contents = self._part.make_stream(shown)
+
+    def _put_aside(self) -> None:
+        path = Path(self._folder.name) / f"{len(self._parts)}.pdf"
+        self._part.save(path)
+        self._part.close()
+        self._parts.append(path)
+        self._part = pikepdf.Pdf.new()
+
+    def save(self, file: BinaryIO) -> None:
+        self._put_aside()
+        with self._folder, contextlib.ExitStack() as stack, pikepdf.Pdf.new() as pdf:
+            for path in self._parts:
+                pdf.pages.extend(stack.enter_context(pikepdf.open(path)).pages)
+            font = self._font.embedded(pdf)
+            for page in pdf.pages:
+                _add_font(page, font)
+            if self._archive:
+                _declare_pdf_a(pdf, self._archive)
+            pdf.save(file, min_version="1.7", object_stream_mode=pikepdf.ObjectStreamMode.generate)
+
+
+def _add_font(page: pikepdf.Page, font: pikepdf.Object) -> None:
+    """Let a page know the font, whatever it shares with others."""
+    resources = _copied(_inherited(page.obj, "/Resources"))
+    resources["/Font"] = Dictionary({**_copied(resources.get("/Font")), str(FONT): font})
+    page.obj.Resources = Dictionary(resources)
+
+
+def _copied(entries: Any) -> dict[str, Any]:
+    """The entries of a dictionary; none of what is no dictionary."""
+    return {key: entries[key] for key in entries.keys()} if isinstance(entries, Dictionary) else {}  # noqa: SIM118
+
+
+def _inherited(node: pikepdf.Object, key: str) -> Any:
+    """A page's entry, its own or one of those above it; None where there is none."""
+    for _ in range(100):  # a damaged tree may be a ring
+        if key in node:
+            return node[key]
+        if "/Parent" not in node:
+            break
+        node = node.Parent
+    return None
+
+
+def _rotation(page: pikepdf.Page) -> int:
+    value = _inherited(page.obj, "/Rotate")
+    return int(value) % 360 // 90 * 90 if isinstance(value, int | float) else 0
+
+
+def _shown(page: pikepdf.Page) -> tuple[float, float, float, float]:
+    """The part of a page that is shown: x0, y0, x1, y1 in its own coordinates."""
+    whole, crop = ([float(value) for value in box.as_list()] for box in (page.mediabox, page.cropbox))
+    whole, crop = ([*sorted(box[::2]), *sorted(box[1::2])] for box in (whole, crop))  # x0 x1 y0 y1
+    x0, x1 = max(whole[0], crop[0]), min(whole[1], crop[1])
+    y0, y1 = max(whole[2], crop[2]), min(whole[3], crop[3])
+    if x0 >= x1 or y0 >= y1:  # the one lies outside the other
+        x0, x1, y0, y1 = whole
+    return x0, y0, x1, y1
+
+
+def _size(page: pikepdf.Page) -> tuple[float, float]:
+    """Width and height in points as a page is shown."""
+    x0, y0, x1, y1 = _shown(page)
+    unit = float(page.obj.get("/UserUnit", 1))
+    width, height = (x1 - x0) * unit, (y1 - y0) * unit
+    return (height, width) if _rotation(page) in (90, 270) else (width, height)
+
+
+def _matrix(page: pikepdf.Page, width: int, height: int) -> tuple[float, ...]:
+    """From pixels of the page as it is shown, counted from the lower left corner, to the page's own coordinates."""
+    x0, y0, x1, y1 = _shown(page)
+    across, up = x1 - x0, y1 - y0
+    match _rotation(page):
+        case 90:
+            return 0, up / width, -across / height, 0, x1, y0
+        case 180:
+            return -across / width, 0, 0, -up / height, x1, y1
+        case 270:
+            return 0, -up / width, across / height, 0, x0, y1
+    return across / width, 0, 0, up / height, x0, y0
+
+
+def _points(size: tuple[int, int]) -> tuple[float, float]:
+    """Size of a page for a picture of so many pixels."""
+    scale = min(72 / _DPI, max(_A4) / max(size)) if max(size) * 72 / _DPI > max(_A4) * 1.2 else 72 / _DPI
+    return size[0] * scale, size[1] * scale
+
+
+def _image(pdf: pikepdf.Pdf, picture: Image.Image) -> pikepdf.Object:
+    """A picture as a page shows it: as JPEG, one without colours in grey."""
+    grey = picture.convert("L")
+    colourless = picture.mode == "L" or ImageChops.difference(picture, grey.convert(picture.mode)).getbbox() is None
+    image = pdf.make_stream(as_jpeg(grey if colourless else picture, _JPEG_QUALITY))
+    image.Type, image.Subtype, image.Filter = Name.XObject, Name.Image, Name.DCTDecode
+    image.Width, image.Height = picture.size
+    image.ColorSpace, image.BitsPerComponent = Name.DeviceGray if colourless else Name.DeviceRGB, 8
+    return image
+
+
+def _declare_pdf_a(pdf: pikepdf.Pdf, title: str) -> None:
+    """Say that a file is PDF/A-2b, and what its colours are."""
+    profile = pdf.make_stream(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    profile.N = 3
+    intent = Dictionary(
+        Type=Name.OutputIntent, S=Name.GTS_PDFA1, OutputConditionIdentifier=b"sRGB", Info=b"sRGB IEC61966-2.1",
+        DestOutputProfile=profile,
+    )  # fmt: skip
+    pdf.Root.OutputIntents = Array([pdf.make_indirect(intent)])
+    with pdf.open_metadata(set_pikepdf_as_editor=False) as metadata:
+        metadata["pdfaid:part"], metadata["pdfaid:conformance"] = "2", "B"
+        metadata["dc:title"] = "".join(letter for letter in title if letter.isprintable()) or _TOOL
+        metadata["pdf:Producer"] = metadata["xmp:CreatorTool"] = _TOOL

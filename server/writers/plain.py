@@ -1,0 +1,63 @@
+"""The plain text of blocks: what a reader sees, without Markdown's marks. For text layers and word lists."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+
+from models.blocks import Block
+
+_AS_IT_IS = ("formula", "code", "algorithm")
+# Characters that XML has no place for, and those that text layers have no place for either.
+_NEVER = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+
+
+def plain_lines(block: Block) -> list[str]:
+    """The lines of a block that is no table, none of them empty. Where the text has few, they are whole paragraphs."""
+    text = block.text if block.kind in _AS_IT_IS else plain(block.text)
+    return [words for line in text.split("\n") if (words := " ".join(printable(line).split()))]
+
+
+def plain(markdown: str) -> str:
+    """Markdown without its marks; a line for each of its lines."""
+    pieces: list[str] = []
+    for token in _parser().parse(markdown):
+        if token.type == "inline":
+            pieces += [_inline(token), "\n"]
+        elif token.type in ("fence", "code_block"):
+            pieces.append(token.content)
+        elif token.type == "html_block":
+            pieces.append(_without_tags(token.content))
+    return "".join(pieces)
+
+
+def printable(text: str) -> str:
+    """Without characters that no file takes."""
+    return _NEVER.sub("", text)
+
+
+def _inline(token: Token) -> str:
+    pieces = []
+    for child in token.children or ():
+        match child.type:
+            case "text" | "code_inline" | "text_special":
+                pieces.append(child.content)
+            case "softbreak" | "hardbreak":
+                pieces.append("\n")
+            case "image":
+                pieces.append(child.content)
+            case "html_inline" if child.content[:3].lower() == "<br":
+                pieces.append("\n")
+    return "".join(pieces)
+
+
+def _without_tags(markup: str) -> str:
+    return re.sub(r"<!--.*?-->|</?[a-zA-Z][^<>]*>", "", markup, flags=re.DOTALL)
+
+
+@lru_cache(1)
+def _parser() -> MarkdownIt:
+    return MarkdownIt("commonmark", {"html": True, "maxNesting": 40}).disable(["reference", "escape"])
