@@ -15,6 +15,7 @@ import pytest
 pytest.importorskip("torch")
 
 from models.manifest import Manifest
+from tests.detectors import write_detector
 from tools.bench import llama
 from tools.bench.__main__ import main
 from tools.bench.ours import StepWatch, endless_copy, page_image, vision_dtype
@@ -482,3 +483,19 @@ def test_every_token_of_a_long_answer_is_decoded(monkeypatch: pytest.MonkeyPatch
     for tokens in (20, 90, 20):
         assert subject.sample("answer", tokens)["tokens/s"] > 0
         assert fed == [(prompt + min(step, 15), prompt + step) for step in range(tokens)]
+
+
+def test_a_layout_detector_is_measured_beside_transformers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tools.layout_checkpoints import write_layout_checkpoint
+
+    folder = write_detector(tmp_path / "detector", [("text", (0.1, 0.1, 0.9, 0.9), 0.9)])
+    checkpoint = write_layout_checkpoint(tmp_path / "checkpoint", "v3")
+    out = tmp_path / "out.json"
+    arguments = ["--layout", folder, "--layout-checkpoint", checkpoint, "--parts", "layout", "--rounds", "1", "--quick"]
+    assert main(["run", *map(str, arguments), "--json", str(out)]) == 0
+    found = {(one.contender, one.metric) for one in Results.load(out).series}
+    assert found == {(name, metric) for name in ("ours, layout", "transformers f32, layout")
+                     for metric in ("s", "CPU s", "GB peak")}  # fmt: skip
+    assert "700 x 500" in capsys.readouterr().out

@@ -17,6 +17,7 @@ from tools.reference_family import registration_of
 from . import llama as llama_cpp
 from .answer import FullAttention
 from .exporting import Export
+from .layout import Detector, DetectorInPyTorch
 from .ours import Ours
 from .plan import CUDA, KINDS, PARTS, QUICK, Kind, Part, Plan
 from .report import Results, compare, machine, merge, render, rivals, today, versions
@@ -138,6 +139,15 @@ def _add_subjects(parser: argparse.ArgumentParser) -> None:
         help="of every contender (default: one for each core)",
     )
     parser.add_argument(
+        "--layout", type=Path, metavar="FOLDER", help="an exported layout detector, for the part layout"
+    )
+    parser.add_argument(
+        "--layout-checkpoint",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="what that export was made of (tools.layout_checkpoints --full): the same in transformers, beside it",
+    )
+    parser.add_argument(
         "--memory", type=float, metavar="GB", help="for contenders measured in turns (default: what is free)"
     )
 
@@ -189,7 +199,7 @@ def run(args: argparse.Namespace) -> Results:
         ]
         results.series += measure(exports, list(plan.cases("export")), 1, note)
         _save(results, args.json)
-    folders = _ours(args)
+    folders = _ours(args) if set(args.parts) - {"layout"} or not args.layout else []
     peers, found = _peers(args, plan)
     if found is not None:
         results.versions["llama.cpp"] = found.version
@@ -202,7 +212,11 @@ def run(args: argparse.Namespace) -> Results:
     measured: set[tuple[Part, str]] = set()  # a part that peers have no part in is measured once, not in every group
     for kind, parts in kinds.items():
         cases = [case for part in parts for case in plan.cases(part)]
-        own = [*_distinct(ours, kind), *(FullAttention(folder, args.threads, plan) for folder in folders)]
+        own = [
+            *_distinct(ours, kind),
+            *_detectors(args, plan),
+            *(FullAttention(folder, args.threads, plan) for folder in folders),
+        ]
         able = [one for one in [*own, *peers] if any(one.can(case) for case in cases)]
         available = int(args.memory * 1e9) if args.memory else psutil.virtual_memory().available
         for group in groups_in_memory(able, kind, rivals, available):
@@ -276,6 +290,14 @@ def _peers(args: argparse.Namespace, plan: Plan) -> tuple[list[Contender], llama
                 pages = page_files if type_name == "Q8_0" else None
                 peers.append(llama_cpp.LlamaPeer(found, type_name, file, args.threads, plan, pages))
     return peers, found
+
+
+def _detectors(args: argparse.Namespace, plan: Plan) -> list[Contender]:
+    """Contenders of the part layout."""
+    ours: list[Contender] = [] if args.layout is None else [Detector(args.layout.resolve(), args.threads, plan)]
+    if args.layout_checkpoint is not None and plan.device == "cpu":
+        ours.append(DetectorInPyTorch(args.layout_checkpoint.resolve(), args.threads, plan))
+    return ours
 
 
 def _distinct(ours: Sequence[Ours], kind: Kind) -> list[Ours]:

@@ -55,7 +55,7 @@ class Ours(WorkerContender):
         needed = {
             "decode": case.value + self._plan.steps, "prefill": case.value, "answer": prompt + case.value,
         }.get(case.part, 0)  # fmt: skip
-        return case.part not in ("export", "server") and needed <= self.manifest.max_length
+        return case.part not in ("export", "layout", "server") and needed <= self.manifest.max_length
 
     def memory(self, kind: Kind) -> Memory:
         """See ``turns.Contender``: the weights as they are computed with, and room for activations and cache."""

@@ -7,9 +7,22 @@ from dataclasses import dataclass
 from typing import Literal
 
 Part = Literal[
-    "export", "load", "vision", "prefill", "decode", "answer", "batch", "overhead", "page", "sharing", "server"
+    "export",
+    "load",
+    "vision",
+    "prefill",
+    "decode",
+    "answer",
+    "batch",
+    "overhead",
+    "page",
+    "layout",
+    "sharing",
+    "server",
 ]
-Kind = Literal["load", "vision", "decoder", "answer", "page", "sharing"]  # what a worker process has in memory
+Kind = Literal[
+    "load", "vision", "decoder", "answer", "page", "layout", "sharing"
+]  # what a worker process has in memory
 PARTS: tuple[Part, ...] = (
     "export",
     "load",
@@ -20,6 +33,7 @@ PARTS: tuple[Part, ...] = (
     "batch",
     "overhead",
     "page",
+    "layout",
     "sharing",
     "server",
 )
@@ -33,6 +47,7 @@ KINDS: dict[Part, Kind] = {
     "batch": "decoder",
     "overhead": "page",
     "page": "page",
+    "layout": "layout",
     "sharing": "sharing",
 }
 
@@ -77,6 +92,8 @@ class Plan:
                 yield from (Case(part, rows, f"{rows} row{'s' * (rows > 1)}") for rows in self.busy_rows)
             case "page":
                 yield Case(part, 0, page)
+            case "layout":
+                yield Case(part, 0, f"{width} x {height}")
             case "sharing":
                 labels = ("a stream beside ten views", "ends at any moment", "a picture beside 80 passes")
                 yield from (Case(part, i, label) for i, label in enumerate(labels))
@@ -118,6 +135,7 @@ MAIN_METRIC: dict[Part, str] = {
     "batch": "tokens/s",
     "overhead": "% outside ONNX Runtime",
     "page": "s",
+    "layout": "s",
     "sharing": "% of its pace lost",
     "server": "pages/min",
 }
