@@ -113,12 +113,14 @@ class Device:
             )
 
     def session(
-        self, folder: Path, graph: Graph, *, encoder: bool = False, replays: bool = False
+        self, folder: Path, graph: Graph, *, encoder: bool = False, replays: bool = False, keeps: bool = True
     ) -> ort.InferenceSession:
         """Open one graph of an export.
 
         replays : a graph that runs with the same shapes and addresses many times; each run says by a run option which
         recording it is (see ``runtime.decoder``).
+
+        keeps : memory of the CPU that a run has taken stays for the next one; False: it goes back to the system.
 
         encoder : a vision graph. CoreML takes part in these only, since it has none of the decoder's operators.
 
@@ -136,6 +138,7 @@ class Device:
         options = ort.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.log_severity_level = 3
+        options.enable_cpu_mem_arena = keeps
         for key, value in session_entries().items():
             options.add_session_config_entry(key, value)
         if encoder and self.name == "cpu":

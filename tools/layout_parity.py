@@ -8,7 +8,7 @@ the encoder gives, and what the module's decoder makes of the graph's own featur
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,6 +81,25 @@ def measure(checkpoint: Path, folder: Path, page: Image.Image) -> LayoutParity:
         found=regions(decode(given, *page.size), manifest.rules, *page.size),
         expected=regions(decode(whole, *page.size), manifest.rules, *page.size),
     )
+
+
+def report(checkpoint: Path, folders: Sequence[Path], page: Image.Image) -> None:
+    """Print a row for each export, and what the detector finds beside what the module finds where they differ."""
+    print("| detector | encoder, of its spread | logits | boxes, pixels | order, logits | masks | same regions |")
+    print("|---|---|---|---|---|---|---|")
+    for folder in folders:
+        p = measure(checkpoint, folder, page)
+        masks = "-" if p.masks is None else f"{p.masks:.1e}"
+        regions_ = f"all {len(p.found)}" if p.same_regions else f"NO: {len(p.found)} and {len(p.expected)}"
+        print(
+            f"| {LayoutManifest.load(folder).id} | {p.encoder:.1e} | {p.logits:.1e} | {p.boxes:.1e} | {p.order:.1e} "
+            f"| {masks} | {regions_} |",
+            flush=True,
+        )
+        for title, found in (("export", p.found), ("transformers", p.expected)):
+            for one in found:
+                box = ", ".join(f"{side:.0f}" for side in one.box)
+                print(f"{title:>12} {one.order}: {one.label} {one.score:.2f} [{box}]")
 
 
 def run_with_features(graph: Path, pixels: np.ndarray) -> dict[str, np.ndarray]:

@@ -3,6 +3,9 @@
     python -m tools.parity CHECKPOINT_DIR EXPORTED_FOLDER [EXPORTED_FOLDER ...] [--image page.png] [--steps 64]
     python -m tools.parity ... --task pages --image 1.png --image 2.png     several pages in one answer
 
+A layout detector's checkpoint and its export are compared in halves and as a whole, on the first image; see
+``tools.layout_parity``.
+
 Both sides are fed the same tokens (the reference's greedy ones), so that one flipped near-tie does not spoil the rest.
 Where an answer looks back through a window, it goes on far beyond that, and what lies there is told by itself. The
 reference runs first, in float32, and is freed before the exports are loaded: DeepSeek-OCR at full size wants 16 GB
@@ -23,7 +26,9 @@ from tokenizers import Tokenizer
 
 from export.divergence import cosine, divergence
 from models.family import task_prompt
-from models.manifest import Manifest
+from models.layout.manifest import LayoutManifest
+from models.manifest import Manifest, kind_of
+from models.pixels import upright_rgb
 from models.registry import family_of
 from runtime.decoder import Decoder
 from runtime.kv_cache import kept
@@ -139,6 +144,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
     images = [Image.open(file) for file in args.image] if args.image else [sample_page()]
+    if kind_of(args.folders[0]) == LayoutManifest.KIND:
+        from tools import layout_parity  # which needs the extra layout
+
+        layout_parity.report(args.checkpoint, args.folders, upright_rgb(images[0]))
+        return 0
     steps = args.steps or default_steps(Manifest.load(args.folders[0]))
     reference = run_reference(args.checkpoint, args.folders[0], images, steps, args.task)
     gc.collect()

@@ -120,3 +120,26 @@ def test_the_table_has_a_row_for_each_export(
     rows = capsys.readouterr().out.splitlines()
     assert len(rows) == 4
     assert "| 1.000000 |" in rows[2]
+
+
+def test_a_layout_detector_is_compared_in_halves_and_as_a_whole(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], picture: Callable[..., Image.Image]
+) -> None:
+    pytest.importorskip("optimum")
+    from export.layout.pipeline import DetectorJob, export_detector
+    from export.source import Source
+    from tools.layout_checkpoints import write_layout_checkpoint
+
+    checkpoint = write_layout_checkpoint(tmp_path / "checkpoint", "v3")
+    source = Source(checkpoint, str(checkpoint), None, "directory")
+    _, folder = export_detector(DetectorJob(source, lambda detector: tmp_path / "f32"), lambda line: None)
+    picture(300, 500).save(tmp_path / "page.png")
+    assert main([str(checkpoint), str(folder), "--image", str(tmp_path / "page.png")]) == 0
+    row = capsys.readouterr().out.splitlines()[2].split("|")
+    assert row[1].strip() == "pp-doclayout-v3"
+    encoder, logits, boxes, order, masks = (float(cell) for cell in row[2:7])
+    assert encoder < 1e-3
+    assert max(logits, masks) < 1e-4
+    assert boxes < 1e-2
+    assert order < 2e-3
+    assert row[7].strip().startswith("all ")
