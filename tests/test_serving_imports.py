@@ -98,6 +98,7 @@ def test_every_imported_package_is_a_declared_dependency(package: str) -> None:
     names = named(declared)
     more = {  # rooms that an extra is for, which nothing imports without it
         "server/writers/": named(extras["formats"]),
+        "export/layout/": named(extras["layout"]),
         "server/ray/": named(extras["ray"]),
         "server/command/buckets.py": named(extras["addresses"]),
     }

@@ -5,8 +5,8 @@ For the tests (scaled down) and for figures at full size::
     python -m tools.layout_checkpoints FOLDER --detector v3 --full
 
 transformers' own initialisation makes activations vanish (its normalisations begin at 0.01), so that tests would
-compare zeros: convolutions are drawn anew (He), normalisations are near 1 and follow a drawn page, and classes are as
-likely as not.
+compare zeros: convolutions are drawn anew (He), normalisations are near 1 and follow a drawn page. Heads of boxes are
+small, and offsets of sampling nearly constant, since a decoder with large random ones is chaotic.
 """
 
 from __future__ import annotations
@@ -39,6 +39,9 @@ _PUBLISHED = (
     (re.compile(r"layers\.(\d+)\.mlp\.fc"), r"layers.\1.fc"),
     (re.compile(r"encoder\.aifi\."), "encoder.encoder."),
 )
+# Of how far a query looks around itself by what it has seen: whole random offsets make every layer chaotic.
+_STEADY = 0.02
+_SMALL = 0.3  # of the heads of boxes
 _TIED = ("model.decoder.class_embed.", "model.decoder.bbox_embed.")
 
 _TINY_BACKBONE = {
@@ -80,6 +83,10 @@ def random_module(kind: str, *, full: bool = False, side: int = 800, seed: int =
         for module in model.modules():
             _draw(module)
         for name, parameter in model.named_parameters():
+            if name.endswith("sampling_offsets.weight"):
+                parameter.mul_(_STEADY)
+            if re.search(r"bbox_(embed|head)\..*weight$", name):
+                parameter.mul_(_SMALL)
             if re.search(r"(enc_score_head|class_embed(\.\d+)?)\.bias$", name):
                 parameter.normal_(-1.5, 1)
         _follow(model, side)
