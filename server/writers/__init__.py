@@ -81,6 +81,10 @@ FORMATS: Mapping[str, Format] = {
     "txt": Format("txt", _plain(TextWriter)),
     "html": Format("html", _of("page_file", "HtmlWriter"), needs=_RENDERING),
     "docx": Format("docx", _of("word", "WordWriter"), binary=True, needs=(*_RENDERING, "docx", "mathml2omml")),
+    "xlsx": Format("xlsx", _of("sheets", "XlsxWriter"), binary=True, needs=("openpyxl",)),
+    "csv": Format("csv", _of("sheets", "CsvWriter")),
+    "hocr": Format("hocr", _of("hocr", "HocrWriter")),
+    "alto": Format("alto.xml", _of("alto", "AltoWriter")),
     "pdf": Format("pdf", _of("pdf", "PdfWriter"), binary=True, needs=("pikepdf",)),
     "pdf-a": Format("pdf", _of("pdf", "PdfAWriter"), binary=True, needs=("pikepdf",)),
 }

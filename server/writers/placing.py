@@ -15,7 +15,7 @@ from functools import lru_cache
 
 from models.blocks import Block
 
-from .plain import plain, plain_lines, printable
+from .plain import plain_cell, plain_lines
 from .result import PageResult
 from .tables import Placed, cells_of
 
@@ -98,7 +98,7 @@ def _lines(block: Block, box: Rect) -> Iterator[Line]:
 
 def _cell_boxes(cells: Sequence[Placed[str]], box: Rect) -> Iterator[tuple[str, Rect]]:
     """Columns as wide as their widest words ask for, rows as high as their longest cells."""
-    texts = {cell: " ".join(printable(plain(cell.what)).split()) for cell in cells}
+    texts = {cell: plain_cell(cell.what) for cell in cells}
     across = [1.0] * max(cell.column + cell.width for cell in cells)
     for cell, text in texts.items():
         if cell.width == 1:
@@ -131,7 +131,7 @@ _Paragraph = tuple[_Piece, ...]
 
 def _paragraphs(block: Block) -> list[_Paragraph]:
     if block.kind == "table" and (cells := cells_of(block.text)):
-        return _paragraphs_of([plain(cell.what) for cell in cells])
+        return _paragraphs_of([plain_cell(cell.what) for cell in cells])
     return _paragraphs_of(plain_lines(block))
 
 

@@ -11,14 +11,20 @@ from markdown_it.token import Token
 from models.blocks import Block
 
 _AS_IT_IS = ("formula", "code", "algorithm")
+_TAG = re.compile(
+    r"<(?:!--|/?(?:a|b|i|u|s|p|em|strong|su[bp]|del|ins|code|span|div|center|font|small|big|mark|img|hr|li|ul|ol|d[ltd]"
+    r"|t(?:able|r|h|d|body|head|foot)|caption|figure|blockquote|pre|h[1-6])\b)",
+    re.IGNORECASE,
+)
 # Characters that XML has no place for, and those that text layers have no place for either.
 _NEVER = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
 
 def plain_lines(block: Block) -> list[str]:
     """The lines of a block that is no table, none of them empty. Where the text has few, they are whole paragraphs."""
-    text = block.text if block.kind in _AS_IT_IS else plain(block.text)
-    return [words for line in text.split("\n") if (words := " ".join(printable(line).split()))]
+    text = printable(block.text)
+    lines = (text if block.kind in _AS_IT_IS else plain(text)).split("\n")
+    return [words for line in lines if (words := " ".join(printable(line).split()))]
 
 
 def plain(markdown: str) -> str:
@@ -32,6 +38,12 @@ def plain(markdown: str) -> str:
         elif token.type == "html_block":
             pieces.append(_without_tags(token.content))
     return "".join(pieces)
+
+
+def plain_cell(text: str) -> str:
+    """The text of a table's cell in one line. A minus or a number in front is no list there."""
+    pieces = [_inline(token) for token in _parser().parseInline(printable(text))]
+    return " ".join(printable(" ".join(pieces)).split())
 
 
 def printable(text: str) -> str:
@@ -51,6 +63,8 @@ def _inline(token: Token) -> str:
                 pieces.append(child.content)
             case "html_inline" if child.content[:3].lower() == "<br":
                 pieces.append("\n")
+            case "html_inline" if not _TAG.match(child.content):
+                pieces.append(child.content)  # <name> of a page is no markup
     return "".join(pieces)
 
 
