@@ -56,11 +56,12 @@ class Answer:
     def sample(self, part: str, value: int) -> dict[str, float]:
         """The pace of the last steps up to token ``value``, what the row's cache takes then, and the process."""
         self._grow(value - self._steps)
-        started = time.perf_counter()
+        started, computed = time.perf_counter(), time.process_time()
         self._grow(value)
-        seconds = time.perf_counter() - started
+        seconds, computed = time.perf_counter() - started, time.process_time() - computed
         return {
             "tokens/s": self._steps / seconds,
+            "CPU ms a token": 1e3 * computed / self._steps,  # what other load on the machine changes least
             "MB of cache": self._decoder.cache_bytes / 1e6,
             "GB resident": psutil.Process().memory_info().rss / 1e9,
         }
