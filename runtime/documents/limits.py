@@ -11,7 +11,8 @@ from models.pixels import MORE_FORMATS, Transparency
 DEFAULT_DPI = 144
 DPI_RANGE = (18, 1200)
 DEFAULT_MAX_PIXELS = 50_000_000  # of one page; the server's default limit for an image
-IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", *MORE_FORMATS)
+# Those that Pillow tells by their first bytes and decodes itself.
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "JPEG2000", "PPM", "PCX", "SGI", "QOI", *MORE_FORMATS)
 
 Stop = Callable[[], bool]  # asked now and then whether the caller wants an end
 

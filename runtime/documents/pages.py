@@ -9,22 +9,24 @@ from models.errors import InvalidInput
 _RANGE = re.compile(r"(\d{1,9})\s*(?:(-)\s*(\d{1,9})?)?", re.ASCII)
 
 
-def parse_pages(text: str, page_count: int) -> list[int]:
+def parse_pages(text: str, page_count: int, *, clip: bool = False) -> list[int]:
     """Page numbers such as ``1-5,9`` or ``12-`` as indices from 0, in ascending order, each once.
+
+    clip : take those that there are, perhaps none, of a document that has fewer.
 
     Raises
     ------
     InvalidInput
-        for anything else, and for a page beyond the last one.
+        for anything else, and for a page beyond the last one, unless ``clip`` is set.
     """
     chosen: set[int] = set()
     for first, last in page_ranges(text):
-        if max(first, last or 0) > page_count:
+        if not clip and max(first, last or 0) > page_count:
             there = "is" if page_count == 1 else "are"
             raise InvalidInput(
                 f"page {max(first, last or 0)} is beyond the end: there {there} {count_pages(page_count)}"
             )
-        chosen.update(range(first - 1, last or page_count))
+        chosen.update(range(first - 1, min(last or page_count, page_count)))
     return sorted(chosen)
 
 

@@ -19,3 +19,14 @@ class PageFailed(Exception):
 
 class Interrupted(Exception):
     """The user asked for an end: exit code 130."""
+
+
+def printable(text: str, keep: str = "") -> str:
+    """A message as a terminal may have it: names of files can hold what moves its cursor or sends it keys.
+
+    keep : control characters that the message itself has, such as the ends of its lines.
+    """
+    return "".join(
+        sign if sign.isprintable() or sign in keep else sign.encode("unicode_escape", "surrogatepass").decode()
+        for sign in text
+    )

@@ -14,18 +14,20 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath, PurePosixPath
 
+from PIL import Image
+
 from runtime.documents import IMAGE_FORMATS, Document, How, Stop, Workers, open_document
 
 from ..writers import FORMATS
 from .errors import UsageError
 
 STANDARD_INPUT = "-"
-# What is taken from a folder. A file that is named itself may have any ending: its content decides.
-_MORE = {"AVIF": (".avif",), "HEIF": (".heic", ".heif")}  # where what reads them is installed
-SUFFIXES = (
-    *(".bmp", ".gif", ".jpeg", ".jpg", ".pdf", ".png", ".tif", ".tiff", ".webp"),
-    *(suffix for form in IMAGE_FORMATS for suffix in _MORE.get(form, ())),
-)
+# What is taken from a folder: all endings that Pillow knows for what is read, HEIC where what reads it is installed. A
+# file that is named itself may have any ending: its content decides.
+Image.init()
+SUFFIXES = (".pdf", *sorted(suffix for suffix, form in Image.EXTENSION.items() if form in IMAGE_FORMATS))
+# Of these the first bytes say that they are one page, without opening them.
+_ONE_PAGE = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM", b"GIF87a", b"GIF89a", b"RIFF")
 _LONGEST_NAME = 200  # bytes; file systems take 255, and endings such as -p1000-10.jpg come behind
 
 
@@ -36,6 +38,7 @@ class Source:
     path: Path | None  # absolute; None: standard input
     relative: PurePath  # to the input that it was found under
     data: bytes | None = field(default=None, repr=False)  # of what can be read once only: standard input, a pipe
+    problem: str | None = None  # why it cannot be read; of a folder below an input, whose documents nobody knows
 
     @property
     def name(self) -> str:
@@ -60,6 +63,19 @@ class Source:
         status = self.path.stat()
         return f"{status.st_size}-{status.st_mtime_ns}"
 
+    def is_one_page(self) -> bool:
+        """Whether its first bytes say so, as most pictures' do.
+
+        Raises
+        ------
+        OSError
+            when the file cannot be read.
+        """
+        if self.path is None or self.data is not None:
+            return False
+        with self.path.open("rb") as file:
+            return file.read(8).startswith(_ONE_PAGE)
+
     def open(self, how: How, workers: Workers, stop: Stop) -> Document:
         """Open it; see ``runtime.documents.open_document``."""
         if self.path is None or self.data is not None:
@@ -68,10 +84,14 @@ class Source:
         return open_document(self.path, workers=workers, stop=stop, **vars(how))
 
 
-def find_sources(inputs: Sequence[str], out: Path | str | None, read_stdin: Callable[[], bytes]) -> list[Source]:
+def find_sources(
+    inputs: Sequence[str], out: Path | str | None, read_stdin: Callable[[], bytes], *, follow: bool = True,
+    tell: Callable[[str], None] = lambda line: None,
+) -> list[Source]:  # fmt: skip
     """All documents that the inputs name, in their order, each once.
 
     out : the output folder, a path or an address; below an input it is not looked into.
+    follow : look into folders that are links, each folder once. tell : is given a line for what is left out.
 
     Raises
     ------
@@ -80,7 +100,7 @@ def find_sources(inputs: Sequence[str], out: Path | str | None, read_stdin: Call
     """
     sources: dict[str, Source] = {}
     for text in inputs:
-        found = list(_found(text, out, read_stdin))
+        found = list(_found(text, out, read_stdin, _Walk(out if isinstance(out, Path) else None, follow, tell)))
         if not found:
             raise UsageError(f"{text}: no document here; documents end in {', '.join(SUFFIXES)}")
         for source in found:
@@ -88,17 +108,17 @@ def find_sources(inputs: Sequence[str], out: Path | str | None, read_stdin: Call
     return list(sources.values())
 
 
-def _found(text: str, out: Path | str | None, read_stdin: Callable[[], bytes]) -> Iterator[Source]:
+def _found(text: str, out: Path | str | None, read_stdin: Callable[[], bytes], walk: _Walk) -> Iterator[Source]:
     from . import buckets  # which knows sources, as this module does
 
     if (local := buckets.local_path(text)) is not None:
         text = str(local)
     if buckets.is_url(text):
         return buckets.find(text, out if isinstance(out, str) else None)
-    return _expand(text, out if isinstance(out, Path) else None, read_stdin)
+    return _expand(text, out if isinstance(out, Path) else None, read_stdin, walk)
 
 
-def _expand(text: str, out: Path | None, read_stdin: Callable[[], bytes]) -> Iterator[Source]:
+def _expand(text: str, out: Path | None, read_stdin: Callable[[], bytes], walk: _Walk) -> Iterator[Source]:
     if text == STANDARD_INPUT:
         yield Source(None, PurePath("stdin"), read_stdin())
         return
@@ -107,16 +127,16 @@ def _expand(text: str, out: Path | None, read_stdin: Callable[[], bytes]) -> Ite
         root = _absolute(path)
         if out is not None and out == root:
             raise UsageError(f"-o {out} is the input folder itself; name another one, which may lie inside it")
-        yield from (Source(file, file.relative_to(root)) for file in _walk(root, out))
+        yield from walk.sources(root, root)
     elif path.exists():
         yield Source(_absolute(path), PurePath(path.name), None if path.is_file() else path.read_bytes())
     elif glob.has_magic(text):
-        yield from _matching(str(path), out, text)
+        yield from _matching(str(path), out, text, walk)
     else:
         raise UsageError(f"{text}: there is no such file or folder")
 
 
-def _matching(pattern: str, out: Path | None, text: str) -> Iterator[Source]:
+def _matching(pattern: str, out: Path | None, text: str, walk: _Walk) -> Iterator[Source]:
     parts = Path(pattern).parts
     fixed = next(index for index, part in enumerate(parts) if glob.has_magic(part))
     root = _absolute(Path(*parts[:fixed]) if fixed else Path())
@@ -126,21 +146,65 @@ def _matching(pattern: str, out: Path | None, text: str) -> Iterator[Source]:
         if results is not None and match.is_relative_to(results):
             continue
         if match.is_dir():
-            yield from (Source(file, file.relative_to(root)) for file in _walk(match, results))
-        else:
+            yield from walk.sources(match, root)
+        elif not walk.leaves(match):
             yield Source(match, match.relative_to(root))
     if not matches:
         raise UsageError(f"{text}: nothing matches this pattern")
 
 
-def _walk(root: Path, out: Path | None) -> Iterator[Path]:
-    """Documents under a folder, hidden files and folders left out, page2 before page10."""
-    for folder, folders, files in os.walk(root):
-        here = Path(folder)
-        folders[:] = sorted((name for name in folders if not name.startswith(".") and here / name != out), key=_natural)
-        for name in sorted(files, key=_natural):
-            if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES:
-                yield here / name
+@dataclass
+class _Walk:
+    """Goes through folders: hidden files and folders left out, page2 before page10, each folder once."""
+
+    out: Path | None
+    follow: bool
+    tell: Callable[[str], None]
+    _been: set[tuple[int, int]] = field(default_factory=set)  # device and number of each folder
+
+    def sources(self, folder: Path, root: Path) -> Iterator[Source]:
+        """The documents under a folder. root : what their names are relative to."""
+        problems: list[OSError] = []
+        list(self._new(folder.parent, [folder.name]))  # a link back here is not another folder
+        for here, folders, files in os.walk(folder, onerror=problems.append, followlinks=self.follow):
+            folders[:] = sorted(self._new(Path(here), folders), key=_natural)
+            for name in sorted(files, key=_natural):
+                path = Path(here) / name
+                if not name.startswith(".") and path.suffix.lower() in SUFFIXES and not self.leaves(path):
+                    yield Source(path, path.relative_to(root))
+        for problem in problems:
+            path = Path(str(problem.filename))
+            reason = os.strerror(problem.errno or 0)
+            yield Source(path, path.relative_to(root), problem=f"{path} cannot be looked into: {reason}")
+
+    def leaves(self, path: Path) -> bool:
+        """Whether a path is no file (a pipe would be waited on for ever), which is told."""
+        if path.is_file() or not path.exists():
+            return False
+        kind = next((kind for kind, test in _KINDS.items() if test(path)), "no file")
+        self.tell(f"left: {path} is {kind}; name it itself to read it")
+        return True
+
+    def _new(self, here: Path, names: Iterable[str]) -> Iterator[str]:
+        for name in names:
+            path = here / name
+            if name.startswith(".") or path == self.out:
+                continue
+            if self.follow:
+                try:
+                    status = path.stat()
+                except OSError:
+                    yield name  # which is told when it is looked into
+                    continue
+                if (status.st_dev, status.st_ino) in self._been:
+                    continue
+                self._been.add((status.st_dev, status.st_ino))
+            yield name
+
+
+_KINDS: Mapping[str, Callable[[Path], bool]] = {
+    "a pipe": Path.is_fifo, "a socket": Path.is_socket, "a device": Path.is_char_device, "a disk": Path.is_block_device,
+}  # fmt: skip
 
 
 def _absolute(path: Path) -> Path:

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from models import __version__
 from models.arguments import Parser
 
-from .errors import CommandFailed, Interrupted, UsageError
+from .errors import CommandFailed, Interrupted, UsageError, printable
 from .signals import handled
 
 DESCRIPTION = "OCR with vision-language models on ONNX Runtime: read documents, serve an API, look after models."
@@ -91,6 +91,7 @@ def build_parser(wanted: str) -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns its exit code: 0, 1 after a failure, 2 after a wrong command line, 130 interrupted."""
+    _have_streams()
     arguments = list(sys.argv[1:] if argv is None else argv)
     with handled(_leave, signal.SIGINT):
         given = _parse(arguments)
@@ -98,10 +99,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return run(given)
     except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}", keep="\n"), file=sys.stderr)
         return 2
     except CommandFailed as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}", keep="\n"), file=sys.stderr)
         return 1
     except (Interrupted, KeyboardInterrupt):
         print("interrupted", file=sys.stderr)
@@ -110,8 +111,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:  # a disk or a right that nobody nearer has explained
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}", keep="\n"), file=sys.stderr)
         return 1
+
+
+def _have_streams() -> None:
+    """Put nothing in the place of standard streams that are closed: the next file opened would be taken for one."""
+    for number, (name, mode) in enumerate([("stdin", "r"), ("stdout", "w"), ("stderr", "w")]):
+        if getattr(sys, name) is None:
+            place = os.open(os.devnull, os.O_RDWR)
+            if place != number:
+                os.dup2(place, number)
+                os.close(place)
+            setattr(sys, name, os.fdopen(number, mode, encoding="utf-8", closefd=False))
 
 
 def _parse(arguments: Sequence[str]) -> dict[str, Any]:

@@ -16,6 +16,8 @@ from tqdm import tqdm
 
 from models.grounding import PAGE_BREAK
 
+from .errors import printable
+
 _FORMAT = "{l_bar}{bar}| {n_fmt}/{total_fmt} pages{forecast}{postfix}"
 
 
@@ -120,7 +122,7 @@ class BarHandler(logging.Handler):
     """Log lines that do not tear a bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stderr)
+        tqdm.write(printable(self.format(record), keep="\n"), file=sys.stderr)
 
 
 def configure_log(*, quiet: bool) -> None:
@@ -135,4 +137,4 @@ def configure_log(*, quiet: bool) -> None:
 
 def say(line: str) -> None:
     """A line on standard error, above the bar when there is one."""
-    tqdm.write(line, file=sys.stderr)
+    tqdm.write(printable(line), file=sys.stderr)

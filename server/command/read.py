@@ -123,6 +123,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     output.add_argument("--quiet", action="store_true", default=False, help="no progress bar, no summary; errors only")
     what = parser.add_argument_group("what to read")
+    what.add_argument(
+        "--no-follow", action="store_true", default=False, help="do not look into linked folders (default: once each)"
+    )
     what.add_argument("--pages", metavar="LIST", default=None, help="pages of each document, such as 1-5,9 or 12-")
     what.add_argument(
         "--dpi",
@@ -268,7 +271,13 @@ class ReadCommand:
         results = (
             None if self._target.single else folder
         )  # a folder of results is no input; one that has a result may be
-        sources = find_sources(self._given["inputs"], results, lambda: sys.stdin.buffer.read())
+        sources = find_sources(
+            self._given["inputs"],
+            results,
+            lambda: sys.stdin.buffer.read(),
+            follow=not self._given["no_follow"],
+            tell=say,
+        )
         if len(sources) > 1 and (folder is None or self._target.single):
             raise UsageError(f"there are {len(sources)} documents; name a folder for their results with -o")
         with ExitStack() as stack:
@@ -301,10 +310,16 @@ class ReadCommand:
         if reader.identity() is None:
             reader.start()  # the model is exported before anything can be compared with it
         identity = reader.identity() or ""
-        for plan in plans:
-            self._prepare(plan, identity, joint=reader.joint)
+        alone, plans, found = len(plans) == 1, [], plans
+        for plan in found:
+            self._prepare(plan, identity, joint=reader.joint, alone=alone)
             if self._stop.is_set():
                 raise Interrupted
+            if plan.error is None and not plan.pages:
+                there = _count_of(plan.page_count, "page")
+                say(f"left: {plan.source.name} has {there}, and none of --pages {self._given['pages']}")
+                continue
+            plans.append(plan)
             if output is not None and (resume or retry):
                 fingerprint = plan.fingerprint
                 output.resume(plan, unread=resume, failures=retry)
@@ -352,14 +367,23 @@ class ReadCommand:
             raise Interrupted
         return 1 if any(plan.failed or plan.left or plan.error is not None for plan in plans) else 0
 
-    def _prepare(self, plan: DocumentPlan, identity: str, *, joint: bool) -> None:
-        """Count the document's pages and say which are wanted. joint : they are read together."""
+    def _prepare(self, plan: DocumentPlan, identity: str, *, joint: bool, alone: bool) -> None:
+        """Count the document's pages and say which are wanted; a picture among others is opened in its turn.
+
+        joint : they are read together. alone : it is the only document.
+        """
+        plan.error = plan.source.problem
+        if plan.error is not None:
+            return
         try:
-            with self._open(plan) as document:
-                plan.page_count = document.page_count
+            if not alone and plan.source.is_one_page():
+                plan.page_count = 1
+            else:
+                with self._open(plan) as document:
+                    plan.page_count = document.page_count
             everything = range(plan.page_count)
             pages = self._given["pages"]
-            plan.pages = everything if pages is None else parse_pages(pages, plan.page_count)
+            plan.pages = everything if pages is None else parse_pages(pages, plan.page_count, clip=not alone)
             plan.password = self._how.password or ""
             plan.version = plan.source.fingerprint
             plan.fingerprint = self._fingerprint(plan, identity, joint=joint)

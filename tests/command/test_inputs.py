@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import socket
 import threading
 from pathlib import Path, PurePath
 
@@ -95,7 +96,7 @@ def test_a_pipe_is_read_once_and_is_a_document(tree: Path) -> None:
     [
         ("nowhere.pdf", None, "nowhere.pdf: there is no such file or folder"),
         ("in/*.docx", None, "nothing matches this pattern"),
-        ("empty", None, "no document here; documents end in .bmp"),
+        ("empty", None, "no document here; documents end in .pdf"),
         ("in", "in", "is the input folder itself; name another one"),
     ],
 )
@@ -169,3 +170,41 @@ def test_no_two_documents_ever_share_a_name(paths: list[list[str]], data: st.Dat
     later = output_names(sources, earlier)
     assert later[:part] == list(earlier.values())
     assert len({name.lower() for name in later}) == len(sources)
+
+
+@pytest.mark.skipif(not hasattr(os, "symlink") or os.name == "nt", reason="needs symbolic links")
+def test_linked_folders_are_looked_into_once_or_not_at_all(tree: Path) -> None:
+    (tree / "in/real").mkdir(parents=True)
+    (tree / "elsewhere").mkdir()
+    for name in ("in/real/a.png", "elsewhere/b.png"):
+        page_of(1).save(tree / name)
+    (tree / "in/again").symlink_to(tree / "in/real", target_is_directory=True)
+    (tree / "in/loop").symlink_to(tree / "in", target_is_directory=True)
+    (tree / "in/other").symlink_to(tree / "elsewhere", target_is_directory=True)
+
+    def names(*, follow: bool) -> list[str]:
+        found = find_sources(["in"], None, lambda: b"", follow=follow)
+        return [str(source.relative) for source in found if source.path is not None]
+
+    new = {"again/a.png", "real/a.png", "other/b.png"}
+    followed = [name for name in names(follow=True) if name in new]
+    assert followed == ["again/a.png", "other/b.png"]  # the first of the two names of one folder
+    assert [name for name in names(follow=False) if name in new] == ["real/a.png"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_what_is_no_file_in_a_folder_is_named_and_left(tree: Path) -> None:
+    (tree / "odd").mkdir()
+    os.mkfifo(tree / "odd/pipe.pdf")
+    page_of(1).save(tree / "odd/a.jfif", "JPEG")
+    page_of(1).save(tree / "odd/b.jp2")
+    page_of(1).save(tree / "odd/c.jpe", "JPEG")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tree / "odd/socket.png"))
+        said: list[str] = []
+        found = find_sources(["odd"], None, lambda: b"", tell=said.append)
+    assert [str(source.relative) for source in found] == ["a.jfif", "b.jp2", "c.jpe"]
+    assert said == [
+        f"left: {tree / 'odd/pipe.pdf'} is a pipe; name it itself to read it",
+        f"left: {tree / 'odd/socket.png'} is a socket; name it itself to read it",
+    ]

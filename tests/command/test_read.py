@@ -8,6 +8,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -19,8 +21,9 @@ from PIL import Image
 from server.command import run as run_module
 from server.command.errors import CommandFailed
 from server.command.folder import OutputFolder
+from server.command.inputs import Source
 from server.writers import FORMATS
-from tests.command.conftest import Program, ScriptedReader, failing, page_of
+from tests.command.conftest import ROOT, Program, ScriptedReader, failing, page_of
 from tests.pdfs import encrypted, scanned_pdf, text_pdf, without_pages
 
 
@@ -691,7 +694,6 @@ def test_a_document_that_vanishes_is_recorded(ocr: Program, tmp_path: Path) -> N
 def test_documents_are_closed_when_their_pages_are_done(ocr: Program, tmp_path: Path, monkeypatch: Any) -> None:
     opened: list[str] = []
     most = 0
-    from server.command.inputs import Source
 
     real = Source.open
 
@@ -805,11 +807,20 @@ def test_text_that_was_cut_off_is_said_with_the_setting_to_raise(
     assert ocr.err == ""
 
 
-def test_pages_beyond_the_end_are_said_for_the_document_that_lacks_them(ocr: Program, tmp_path: Path) -> None:
+def test_of_several_documents_those_of_the_wanted_pages_are_read_that_each_has(ocr: Program, tmp_path: Path) -> None:
     pdf(tmp_path / "in/long.pdf", 1, 2, 3)
+    pdf(tmp_path / "in/middle.pdf", 5, 6)
     pdf(tmp_path / "in/short.pdf", 4)
-    assert ocr("read", "in", "-o", "out", "--pages", "2-3", "--format", "txt") == 1
+    assert ocr("read", "in", "-o", "out", "--pages", "2-3", "--format", "txt") == 0
     assert (tmp_path / "out/long.txt").read_text() == "page 2\n\fpage 3\n"
+    assert (tmp_path / "out/middle.txt").read_text() == "page 6\n"
+    assert not (tmp_path / "out/short.txt").exists()
+    assert "short.pdf has 1 page, and none of --pages 2-3" in ocr.err
+
+
+def test_pages_beyond_the_end_of_the_only_document_are_an_error(ocr: Program, tmp_path: Path) -> None:
+    pdf(tmp_path / "short.pdf", 4)
+    assert ocr("read", "short.pdf", "-o", "out", "--pages", "2-3") == 1
     assert "short.pdf: page 3 is beyond the end: there is 1 page" in ocr.err
 
 
@@ -878,3 +889,69 @@ def test_the_password_of_encrypted_documents_comes_from_the_flag_or_the_environm
     monkeypatch.setenv("OCR_ONNX_PDF_PASSWORD", "open sesame")
     assert ocr("read", pdf) == 0
     assert ocr("read", pdf, "--password", "other") == 1
+
+
+def test_a_folder_that_cannot_be_looked_into_is_a_failure_in_the_manifest(
+    ocr: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    png(tmp_path / "in/a.png", 1)
+    png(tmp_path / "in/locked/b.png", 2)
+    scandir = os.scandir
+
+    def locked(path: Any) -> Any:
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", locked)
+    assert ocr("read", "in", "-o", "out") == 1
+    assert (tmp_path / "out/a.md").exists()
+    assert f"failed: {tmp_path / 'in/locked'} cannot be looked into: Permission denied" in ocr.err
+    failed = [line for line in lines(tmp_path / "out", "document") if line["state"] == "failed"]
+    assert [line["document"] for line in failed] == [str(tmp_path / "in/locked")]
+
+
+def test_control_characters_in_names_never_reach_the_terminal(ocr: Program, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a\x1b]0;owned\x07\n\u202e.pdf").write_bytes(b"%PDF-1.4 nothing")
+    (tmp_path / "in" / "b\x9b31m.png").write_bytes(b"nothing")
+    assert ocr("read", "in", "-o", "out") == 1
+    assert ocr("read", "in/none\x1b[2J.pdf") == 2
+    assert set(map(str.isprintable, ocr.err.replace("\n", ""))) == {True}
+    assert ocr("read", "in", "-o", "out2") == 1
+    assert "\\x1b]0;owned\\x07\\n\\u202e.pdf" in ocr.err
+    assert "\\x9b31m.png" in ocr.err
+    assert all(sign.isprintable() or sign == "\n" for sign in ocr.err)
+
+
+def test_pictures_are_opened_as_they_are_needed(ocr: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(1, 40):
+        png(tmp_path / f"in/{number}.png", number)
+    (tmp_path / "in/broken.png").write_bytes((tmp_path / "in/1.png").read_bytes()[:20])
+    opened: list[int] = []
+    first_read: list[int] = []
+    open_source = Source.open
+    monkeypatch.setattr(Source, "open", lambda self, *how: opened.append(1) or open_source(self, *how))
+
+    def script(number: int, page: Image.Image) -> str:
+        first_read.append(len(opened))
+        return f"page {number}"
+
+    ocr.script = script
+    assert ocr("read", "in", "-o", "out") == 1  # for the broken one
+    assert first_read[0] <= 6  # documents, of forty
+    assert "broken.png cannot be read" in ocr.err
+    assert len([line for line in lines(tmp_path / "out", "document") if line["state"] == "done"]) == 39
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="streams are closed by the shell of POSIX")
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_standard_streams_are_no_traceback(closed: str, tmp_path: Path) -> None:
+    page = png(tmp_path / "a.png", 3)
+    command = f"'{sys.executable}' -m server.command read '{page}' '{tmp_path}/none.png' {closed}"
+    ended = subprocess.run(["sh", "-c", command], capture_output=True, text=True, cwd=ROOT)
+    assert "Traceback" not in ended.stderr + ended.stdout
+    assert ended.returncode == 2
+    if "2>&-" not in closed:
+        assert "there is no such file or folder" in ended.stderr

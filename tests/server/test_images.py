@@ -156,7 +156,7 @@ def test_damaged_files_never_raise_anything_else() -> None:
 
 def test_other_formats_are_refused_even_where_pillow_reads_them() -> None:
     buffer = io.BytesIO()
-    Image.new("RGB", (4, 4)).save(buffer, "PPM")
+    Image.new("RGB", (4, 4)).save(buffer, "TGA")
     assert "PNG, JPEG" in refused(encode(buffer.getvalue()), 400)
 
 
