@@ -61,6 +61,7 @@ def open_document(
     stop: Stop = never,
     transparency: Transparency = "white",
     password: str | None = None,
+    shown_pixels: int | None = None,
 ) -> Document:
     """Open a PDF or a picture. What it is, is decided by its content.
 
@@ -75,6 +76,8 @@ def open_document(
     max_pixels
         most pixels of one page. A page of a PDF that would have more is drawn at fewer dots per inch, a picture that
         has more is scaled down; one that has more than twelve times as many is refused.
+    shown_pixels
+        most pixels that a page is given, where that is less than it may have: what a model can see.
     workers
         the processes that open the file and draw its pages; by default one of the document's own, which ends with it.
     transparency
@@ -95,7 +98,8 @@ def open_document(
     if not DPI_RANGE[0] <= dpi <= DPI_RANGE[1]:
         raise InvalidInput(f"dpi is {dpi}; it must be between {DPI_RANGE[0]} and {DPI_RANGE[1]}")
     name = name or ("the document" if isinstance(source, bytes) else str(source))
-    how = {"dpi": dpi, "picture": False, "transparency": transparency, "password": password}
+    how = {"dpi": dpi, "picture": False, "transparency": transparency, "password": password,
+           "shown_pixels": shown_pixels}  # fmt: skip
     return Document(source, name, max_pixels, workers, stop, how)
 
 
@@ -104,4 +108,6 @@ def open_picture(
     transparency: Transparency = "white",
 ) -> Document:  # fmt: skip
     """Open a picture as a document of one page, its first frame. See ``open_document``."""
-    return Document(source, name, max_pixels, workers, stop, {"picture": True, "transparency": transparency})
+    return Document(
+        source, name, max_pixels, workers, stop, {"picture": True, "transparency": transparency, "shown_pixels": None}
+    )

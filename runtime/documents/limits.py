@@ -28,6 +28,7 @@ class How:
 
     dpi: int = DEFAULT_DPI
     max_pixels: int = DEFAULT_MAX_PIXELS
+    shown_pixels: int | None = None  # a page is drawn with at most so many, though it may have ``max_pixels``
     transparency: Transparency = "white"
     password: str | None = field(default=None, repr=False)
 

@@ -34,8 +34,11 @@ class PicturePages:
     """The frames of an opened picture. It stays open: Pillow knows the places of the frames that it has seen."""
 
     def __init__(
-        self, source: Path | bytes, name: str, max_pixels: int, *, first_only: bool, transparency: Transparency
-    ) -> None:
+        self, source: Path | bytes, name: str, max_pixels: int, *, first_only: bool, transparency: Transparency,
+        shown: int | None = None,
+    ) -> None:  # fmt: skip
+        """shown : most pixels that a frame is given, where that is less than ``max_pixels``."""
+        self._shown = shown or max_pixels
         self.warnings: tuple[str, ...] = ()  # of the document; a frame's come with it
         self._source, self._name, self._max_pixels, self._transparency = source, name, max_pixels, transparency
         self._taken = ("formats are " if first_only else "documents are PDF, ") + ", ".join(IMAGE_FORMATS)
@@ -49,14 +52,14 @@ class PicturePages:
         with self._understood():
             self._image.seek(index)
             self._check(self._image)
-            return fitting(*upright_size(self._image), self._max_pixels)
+            return fitting(*upright_size(self._image), self._shown)
 
     def page(self, index: int) -> Drawn:
         """One frame: upright, in RGB, scaled down where it has too many pixels."""
         with self._understood():
             self._image.seek(index)
             self._check(self._image)
-            size = fitting(*self._image.size, self._max_pixels)
+            size = fitting(*self._image.size, self._shown)
             if self._image.size != size:
                 self._image.draft(None, size)  # a JPEG is decoded at a half, a quarter ... at once
             try:
@@ -70,7 +73,7 @@ class PicturePages:
 
     def _upright(self, pixels: Image.Image, frame: Image.Image) -> Image.Image:
         """``pixels`` of a frame in RGB, scaled down where it has too many, and turned as the frame says."""
-        size = fitting(*pixels.size, self._max_pixels)
+        size = fitting(*pixels.size, self._shown)
         if size == pixels.size:
             return turned_upright(to_rgb(pixels, self._transparency), frame)
         return turned_upright(scaled_rgb(pixels, size, self._transparency), frame)

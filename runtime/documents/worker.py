@@ -7,7 +7,8 @@
 ``do``       with                                     answer
 ===========  =======================================  =========================================
 ``open``     path or bytes, name, dpi, max_pixels,    ``pages``
-             picture, transparency, password
+             picture, transparency, password,
+             shown_pixels
 ``size``     page                                     ``width``, ``height``
 ``draw``     page                                     ``width``, ``height``, ``warnings``, ``truncated`` and the
                                                       pixels
@@ -159,6 +160,7 @@ def rows_of_a_strip(width: int) -> int:
 
 def _opened(command: dict[str, Any], content: bytes) -> PdfPages | PicturePages:
     name, max_pixels, first_only = command["name"], command["max_pixels"], command["picture"]
+    shown = min(max_pixels, command["shown_pixels"] or max_pixels)
     source = content if command["path"] is None else Path(command["path"])
     start, end = _edges(source, name)
     if not start:
@@ -166,12 +168,14 @@ def _opened(command: dict[str, Any], content: bytes) -> PdfPages | PicturePages:
     is_pdf = HEADER in start[:HEADER_WITHIN]
     if not is_pdf:
         try:
-            return PicturePages(source, name, max_pixels, first_only=first_only, transparency=command["transparency"])
+            return PicturePages(
+                source, name, max_pixels, first_only=first_only, transparency=command["transparency"], shown=shown
+            )
         except InvalidInput:
             if not is_pdf_without_its_start(start, end):
                 raise
     if not first_only:
-        return PdfPages(source, name, command["dpi"], max_pixels, command["password"])
+        return PdfPages(source, name, command["dpi"], shown, command["password"])
     raise InvalidInput(
         f'{name} is a PDF; send it in a part {{"type": "file", "file": {{"file_data": '
         '"data:application/pdf;base64,..."}} (Responses: input_file)'

@@ -77,6 +77,7 @@ SERVER_JOBS = 4
 MOST_WORKERS = 8  # processes that draw pages at once
 _MOST_SECONDS = 1_000_000  # more than any page takes, and less than what a socket cannot hold
 
+SHOWN_PIXELS = 12_000_000  # of a page, unless --dpi asks for more: the most that any family's image settings take in
 PASSWORD_VARIABLE = "OCR_ONNX_PDF_PASSWORD"
 
 _LOCAL_ONLY = (
@@ -131,8 +132,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dpi",
         type=int,
         metavar="N",
-        default=DEFAULT_DPI,
-        help=f"dots per inch at which the pages of a PDF are drawn (default: {DEFAULT_DPI})",
+        default=None,
+        help=f"dots per inch at which the pages of a PDF are drawn (default: {DEFAULT_DPI}, and no page larger than "
+        f"{SHOWN_PIXELS // 1_000_000} megapixels, beyond which models see no more)",
     )
     what.add_argument(
         "--password",
@@ -248,7 +250,7 @@ class ReadCommand:
             if local:
                 raise UsageError(f"--{local[0].replace('_', '-')} belongs to a model in this process, not to --server")
         on_ray.check(given)
-        if not DPI_RANGE[0] <= given["dpi"] <= DPI_RANGE[1]:
+        if given["dpi"] is not None and not DPI_RANGE[0] <= given["dpi"] <= DPI_RANGE[1]:
             raise UsageError(f"--dpi is {given['dpi']}; it must be between {DPI_RANGE[0]} and {DPI_RANGE[1]}")
         if given["pages"] is not None:
             page_ranges(given["pages"])
@@ -260,7 +262,10 @@ class ReadCommand:
         self._prompt = _prompt(given)
         self._schema = _schema(given["schema"])
         self._how = How(  # ``_reader`` adds the transparency, since pages are drawn before a reader gets them
-            dpi=given["dpi"], max_pixels=self._options.max_image_megapixels * 1_000_000, password=_password(given)
+            dpi=given["dpi"] or DEFAULT_DPI,
+            max_pixels=self._options.max_image_megapixels * 1_000_000,
+            shown_pixels=SHOWN_PIXELS if given["dpi"] is None else None,
+            password=_password(given),
         )
         self._stop = threading.Event()
         self._workers = Workers(min(os.cpu_count() or 1, MOST_WORKERS), Limits(self._options.page_timeout))
@@ -397,7 +402,8 @@ class ReadCommand:
             plan.error = f"{plan.source.name} cannot be opened: {error}"
 
     def _fingerprint(self, plan: DocumentPlan, identity: str, *, joint: bool) -> str:
-        how = (identity, self._given["dpi"], self._options.max_image_megapixels, self._given["overlay"],
+        how = (identity, self._how.dpi, self._how.shown_pixels, self._options.max_image_megapixels,
+               self._given["overlay"],
                not any(FORMATS[form].links for form in self._target.formats),
                *(["pdf-a"] if "pdf-a" in self._target.formats else []),
                *(plan.pages if joint else ()))  # fmt: skip

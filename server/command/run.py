@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from PIL import Image
 
 from models.errors import InvalidInput
-from runtime.documents import Document, Stopped
+from runtime.documents import Document, Drawn, Stopped
 from server import memory
 
 from ..writers import Material, PageResult
@@ -24,6 +24,7 @@ from ..writers.figures import Pictures
 from .errors import CommandFailed, Interrupted
 from .material import OpenedAgain
 from .page import failed, read_page, read_together
+from .pixel_budget import PixelBudget
 from .plan import DocumentPlan
 from .progress import Progress, say
 from .readers import Reader
@@ -31,6 +32,7 @@ from .readers import Reader
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.2  # how soon a signal is noticed
+PIXELS_IN_FLIGHT = 24_000_000  # each takes 4 bytes here, as many again in the model's hands, and 8 in a worker
 TIDY_PAGES = 25  # after so many, freed memory goes back to the system: a run of days has no idle moment for it
 
 
@@ -81,6 +83,7 @@ class Run:
         """min_confidence : mean probability of a page's tokens below which the page is marked as doubtful."""
         self._reader, self._sink, self._open_source, self._head = reader, sink, open_source, head
         self._progress, self._stop, self._min_confidence = progress, stop, min_confidence
+        self._pixels = PixelBudget(PIXELS_IN_FLIGHT)
         self._broken: Exception | None = None
         self._opened: list[_Open] = []
         self._settled = 0
@@ -150,11 +153,17 @@ class Run:
             if self._reader.joint:
                 read = read_together(self._reader, document, indices, stop, min_confidence=doubt, work=work)
                 return [self._keep(opened, result, page) for result, page in read]
-            result, page = read_page(
-                self._reader, lambda: document.draw(indices[0], stop), indices[0], opened.plan.source.name,
-                min_confidence=doubt, work=work,
-            )  # fmt: skip
-            return [self._keep(opened, result, page)]
+            with self._pixels.share() as share:
+
+                def draw() -> Drawn:
+                    width, height = document.size(indices[0], stop)
+                    share.take(width * height, stop)
+                    return document.draw(indices[0], stop)
+
+                result, page = read_page(
+                    self._reader, draw, indices[0], opened.plan.source.name, min_confidence=doubt, work=work
+                )
+                return [self._keep(opened, result, page)]
         finally:
             self._progress.end(work)
 
