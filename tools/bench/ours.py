@@ -126,11 +126,12 @@ def peak_memory() -> float:
 def subject(setup: Mapping[str, Any]) -> Subject:
     """What measures in the worker."""
     from .answer import Answer
+    from .blocks import Blocks
     from .sharing import Sharing
 
     folder, threads, plan = Path(setup["folder"]), int(setup["threads"]), plan_from(setup["plan"])
     made: dict[str, Any] = {
-        "vision": _Vision, "decoder": _Decoder, "page": _Page, "sharing": Sharing, "load": _Load,
+        "vision": _Vision, "decoder": _Decoder, "page": _Page, "blocks": Blocks, "sharing": Sharing, "load": _Load,
         "answer": partial(Answer, full_attention=bool(setup.get("full_attention"))),
     }  # fmt: skip
     result: Subject = made[setup["kind"]](folder, threads, plan)

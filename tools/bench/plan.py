@@ -17,11 +17,12 @@ Part = Literal[
     "overhead",
     "page",
     "layout",
+    "blocks",
     "sharing",
     "server",
 ]
 Kind = Literal[
-    "load", "vision", "decoder", "answer", "page", "layout", "sharing"
+    "load", "vision", "decoder", "answer", "page", "layout", "blocks", "sharing"
 ]  # what a worker process has in memory
 PARTS: tuple[Part, ...] = (
     "export",
@@ -34,6 +35,7 @@ PARTS: tuple[Part, ...] = (
     "overhead",
     "page",
     "layout",
+    "blocks",
     "sharing",
     "server",
 )
@@ -48,6 +50,7 @@ KINDS: dict[Part, Kind] = {
     "overhead": "page",
     "page": "page",
     "layout": "layout",
+    "blocks": "blocks",
     "sharing": "sharing",
 }
 
@@ -68,6 +71,8 @@ class Plan:
     steps: int = 32  # decode steps of one sample
     page: tuple[int, int] = (1240, 1754)  # pixels; A4 at 150 dpi, which makes 2 x 3 tiles
     page_tokens: int = 400  # tokens of a page's answer
+    blocks: tuple[int, ...] = (4, 16)  # of a page that is read block by block
+    block_tokens: int = 60  # of the answer to each
     clients: tuple[int, ...] = (1, 4)  # HTTP clients at once
     pages_per_client: int = 2
 
@@ -94,6 +99,8 @@ class Plan:
                 yield Case(part, 0, page)
             case "layout":
                 yield Case(part, 0, f"{width} x {height}")
+            case "blocks":
+                yield from (Case(part, n, f"{n} blocks, {self.block_tokens} tokens each") for n in self.blocks)
             case "sharing":
                 labels = ("a stream beside ten views", "ends at any moment", "a picture beside 80 passes")
                 yield from (Case(part, i, label) for i, label in enumerate(labels))
@@ -109,7 +116,8 @@ CUDA = Plan(
 
 QUICK = Plan(
     views=(640,), prefills=(64,), contexts=(16, 64), answers=(20, 90), answer_steps=4, rows=(1, 2), batch_context=32,
-    busy_rows=(1, 2), steps=4, page=(700, 500), page_tokens=8, clients=(1, 2), pages_per_client=1,
+    busy_rows=(1, 2), steps=4, page=(700, 500), page_tokens=8, blocks=(2,), block_tokens=4, clients=(1, 2),
+    pages_per_client=1,
 )  # fmt: skip
 
 
@@ -136,6 +144,7 @@ MAIN_METRIC: dict[Part, str] = {
     "overhead": "% outside ONNX Runtime",
     "page": "s",
     "layout": "s",
+    "blocks": "s",
     "sharing": "% of its pace lost",
     "server": "pages/min",
 }
