@@ -17,6 +17,7 @@ from pydantic import Field
 from models.blocks import Block, kind_of, on_page
 from models.family import OutputFilter, Verbatim
 from models.family_settings import FamilySettings
+from models.grounding import picture_place
 
 from .cells import Cell, Cells
 from .prompts import TASKS, words
@@ -109,7 +110,7 @@ class LayoutText:
     def _text(self, cell: Cell) -> str:
         kind = kind_of(cell.category)
         if kind == "figure" and cell.box is not None:
-            return f"<!-- image {list(on_page(cell.box, self.scale))} -->"
+            return picture_place(on_page(cell.box, self.scale))
         return displayed(cell.text) if kind == "formula" else cell.text.strip()
 
 

@@ -18,6 +18,7 @@ from pydantic import Field
 from models.blocks import Block, Kind, kind_of, on_page
 from models.family import IMAGE_SLOT, OutputFilter
 from models.family_settings import FamilySettings
+from models.grounding import picture_place
 
 TASKS: Mapping[str, str] = MappingProxyType({"markdown": IMAGE_SLOT, "boxes": f"{IMAGE_SLOT}grounding"})
 DEFAULT_TASK = "markdown"
@@ -188,7 +189,7 @@ def _picture(numbers: Sequence[str | None], scale: tuple[float, float]) -> str:
 
 def _comment(box: tuple[float, float, float, float], scale: tuple[float, float]) -> str:
     page = (PLACES[0] / scale[0], PLACES[1] / scale[1])
-    return f"<!-- image {list(on_page(box, scale, page))} -->"
+    return picture_place(on_page(box, scale, page))
 
 
 def _block(part: _Part) -> Block:
