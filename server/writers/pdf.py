@@ -6,7 +6,6 @@ Of a PDF the pages themselves are kept and gain a layer of invisible text; pictu
 
 from __future__ import annotations
 
-import contextlib
 import io
 import logging
 import tempfile
@@ -21,6 +20,7 @@ from PIL import Image, ImageChops, ImageCms
 from models.errors import InvalidInput
 
 from .figures import as_jpeg
+from .growing_pdf import PICTURE, GrowingPdf
 from .material import Material, Original
 from .placing import areas
 from .result import PageResult
@@ -31,9 +31,9 @@ log = logging.getLogger(__name__)
 _A4 = (595.276, 841.89)  # points
 _DPI = 144  # of pictures, as pages of a PDF are drawn; larger ones get a page of A4's height
 _JPEG_QUALITY = 85
-_AT_ONCE = 25  # pages whose pictures are in memory together
 _HEAD_BYTES = 1024  # within which a PDF says that it is one
 _TOOL = "ocr-onnx"
+_STREAM = pikepdf.AccessMode.stream  # a file mapped into memory would count as ours
 
 
 class PdfWriter:
@@ -77,7 +77,7 @@ def _opened(original: Original, page_count: int) -> pikepdf.Pdf | None:
     if b"%PDF" not in start:
         return None
     try:
-        pdf = pikepdf.open(source, password=original.password)
+        pdf = pikepdf.open(source, password=original.password, access_mode=_STREAM)
         if len(pdf.pages) == page_count:
             return pdf
         reason = f"{len(pdf.pages)} pages are found in its structure, and {page_count} were drawn"
@@ -120,15 +120,15 @@ class _OwnPages:
 
 
 class _PicturePages:
-    """Pages that are pictures. The finished ones wait on the disk, some to a file, until they are put together."""
+    """Pages that are pictures. They wait on the disk, and go through memory one by one when the file is written."""
 
     def __init__(self, material: Material, sizes: Sequence[tuple[float, float]] = (), archive: str = "") -> None:
         """sizes : of the pages in points, where they are known. archive : title of a file that is to be PDF/A-2b."""
         self._material, self._sizes, self._archive = material, sizes, archive
         self._font = GlyphlessFont()
         self._folder = tempfile.TemporaryDirectory(prefix="ocr-onnx-")
-        self._parts: list[Path] = []
-        self._part = pikepdf.Pdf.new()
+        self._path = Path(self._folder.name) / "pages.pdf"
+        self._objects = GrowingPdf(self._path)
 
     def add(self, result: PageResult) -> None:
         try:
@@ -136,35 +136,19 @@ class _PicturePages:
         except InvalidInput:
             if result.state == "done":
                 raise
-            self._part.add_blank_page(page_size=_A4)  # it failed because it cannot be drawn
-        else:
-            self._add_picture(result, picture)
-        if len(self._part.pages) == _AT_ONCE:
-            self._put_aside()
-
-    def _add_picture(self, result: PageResult, picture: Image.Image) -> None:
-        known = self._sizes[result.page - 1] if self._sizes else None
-        width, height = known or _points(picture.size)
-        page = self._part.add_blank_page(page_size=(width, height))
-        page.obj.Resources = Dictionary(XObject=Dictionary(Page=_image(self._part, picture)))
-        shown = f"q {width:.3f} 0 0 {height:.3f} 0 0 cm /Page Do Q\n".encode()
+            self._objects.add_page(_A4)  # it failed because it cannot be drawn
+            return
+        width, height = self._sizes[result.page - 1] if self._sizes else _points(picture.size)
+        shown = f"q {width:.3f} 0 0 {height:.3f} 0 0 cm /{PICTURE} Do Q\n".encode()
         if result.width and result.height:
             matrix = (width / result.width, 0, 0, height / result.height, 0, 0)
             shown += text_operators(areas(result), result.height, self._font, matrix)
-        page.obj.Contents = self._part.make_stream(shown)
-
-    def _put_aside(self) -> None:
-        path = Path(self._folder.name) / f"{len(self._parts)}.pdf"
-        self._part.save(path)
-        self._part.close()
-        self._parts.append(path)
-        self._part = pikepdf.Pdf.new()
+        content, grey = _jpeg(picture)
+        self._objects.add_page((width, height), shown, content, picture.size, "DeviceGray" if grey else "DeviceRGB")
 
     def save(self, file: BinaryIO) -> None:
-        self._put_aside()
-        with self._folder, contextlib.ExitStack() as stack, pikepdf.Pdf.new() as pdf:
-            for path in self._parts:
-                pdf.pages.extend(stack.enter_context(pikepdf.open(path)).pages)
+        self._objects.end()
+        with self._folder, pikepdf.open(self._path, access_mode=_STREAM) as pdf:
             font = self._font.embedded(pdf)
             for page in pdf.pages:
                 _add_font(page, font)
@@ -240,15 +224,11 @@ def _points(size: tuple[int, int]) -> tuple[float, float]:
     return size[0] * scale, size[1] * scale
 
 
-def _image(pdf: pikepdf.Pdf, picture: Image.Image) -> pikepdf.Object:
-    """A picture as a page shows it: as JPEG, one without colours in grey."""
+def _jpeg(picture: Image.Image) -> tuple[bytes, bool]:
+    """A picture as JPEG, and whether it is grey: one without colours is."""
     grey = picture.convert("L")
     colourless = picture.mode == "L" or ImageChops.difference(picture, grey.convert(picture.mode)).getbbox() is None
-    image = pdf.make_stream(as_jpeg(grey if colourless else picture, _JPEG_QUALITY))
-    image.Type, image.Subtype, image.Filter = Name.XObject, Name.Image, Name.DCTDecode
-    image.Width, image.Height = picture.size
-    image.ColorSpace, image.BitsPerComponent = Name.DeviceGray if colourless else Name.DeviceRGB, 8
-    return image
+    return as_jpeg(grey if colourless else picture, _JPEG_QUALITY), colourless
 
 
 def _declare_pdf_a(pdf: pikepdf.Pdf, title: str) -> None:

@@ -10,13 +10,14 @@ import subprocess
 from pathlib import Path
 
 import pikepdf
+import psutil
 import pypdf
 import pypdfium2
 import pytest
 from PIL import Image, ImageChops, ImageDraw
 
 from models.blocks import Block
-from server.writers import PageResult
+from server.writers import FORMATS, PageResult
 from tests.command.conftest import Program, page_of
 from tests.pdfs import encrypted, rotated, scanned_pdf, text_pdf
 from tests.writers.made import Given, done, script_of, written
@@ -196,6 +197,24 @@ def test_pages_share_one_font_over_many_pages() -> None:
         assert len(fonts) == 1
     texts = [one.extract_text().split() for one in pypdf.PdfReader(io.BytesIO(content)).pages]
     assert texts == [["page", str(number)] for number in range(1, 61)]
+
+
+def test_a_long_document_takes_the_memory_of_a_short_one(tmp_path: Path) -> None:
+    """60 pages of noise are a file of 35 MB, of which no more than a few pages are in memory."""
+    noise = Image.effect_noise((850, 1100), 120).convert("RGB")
+    process = psutil.Process()
+    with (tmp_path / "a.pdf").open("w+b") as file:
+        writer = FORMATS["pdf"].write(file, Given(dict.fromkeys(range(1, 71), noise)))
+        writer.begin({"document": "x", "page_count": 70})
+        for number in range(1, 11):
+            writer.page(page(number, SCRIPTS))
+        before = process.memory_info().rss
+        for number in range(11, 71):
+            writer.page(page(number, SCRIPTS))
+        writer.end()
+        grown = process.memory_info().rss - before
+    assert (tmp_path / "a.pdf").stat().st_size > 30 << 20
+    assert grown < 15 << 20
 
 
 def test_the_font_is_what_its_tool_makes() -> None:
