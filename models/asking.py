@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from .errors import InvalidInput
 from .families import FAMILIES
 from .family import IMAGE_SLOT, QUOTED_SLOT, TEXT_SLOT, task_prompt
-from .layout.place import without_detector
+from .layout.place import has_detector, without_detector
 from .layout.task import DOCUMENT, DOCUMENT_PROMPT
 from .registration import ModelEntry
 from .registry import default_task, element_tasks, reads_jointly
@@ -54,7 +54,7 @@ def _by_default(entry: ModelEntry, images: int) -> str:
 
 def _misses_detector(entry: ModelEntry, images: int) -> str | None:
     """What to say of a page that is read whole, because the detector that its model has is not here."""
-    if images > 1 or entry.detector is not None or entry.layout is None or entry.task not in (None, DOCUMENT):
+    if images > 1 or has_detector(entry) or entry.layout is None or entry.task not in (None, DOCUMENT):
         return None
     return f"the page was read whole, without its layout: {without_detector(entry)}"
 
@@ -62,7 +62,7 @@ def _misses_detector(entry: ModelEntry, images: int) -> str | None:
 def tasks_for(entry: ModelEntry) -> Mapping[str, str]:
     """The tasks that a model was trained on, with their prompts, and ``document`` where there is a detector for it."""
     tasks = element_tasks(entry)
-    return tasks if entry.detector is None else {DOCUMENT: DOCUMENT_PROMPT, **tasks}
+    return {DOCUMENT: DOCUMENT_PROMPT, **tasks} if has_detector(entry) else tasks
 
 
 def check_document(entry: ModelEntry, images: int = 1) -> None:
@@ -73,7 +73,7 @@ def check_document(entry: ModelEntry, images: int = 1) -> None:
     InvalidInput
         saying what to do: there is no detector, or more than a page.
     """
-    if entry.detector is None:
+    if not has_detector(entry):
         raise InvalidInput(without_detector(entry))
     if images > 1:
         raise InvalidInput(f"task document reads a page at a time, and there are {images} images; send them one by one")

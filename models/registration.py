@@ -40,7 +40,7 @@ class ModelEntry:
     tasks: tuple[str, ...] | None = None  # all that it was trained on; None: its family's, and what the family follows
     layout: str | None = None  # the detector that takes pages apart: its id, or a folder; None: there is no such step
     page: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))  # rules of that, over its family's
-    detector: Path | None = None  # where that detector is; None: nowhere yet
+    detector: Path | None = field(default=None, compare=False)  # where that is, or will be once it is exported
     description: str = ""
 
 

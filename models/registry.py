@@ -9,6 +9,7 @@ from typing import Any
 from .errors import ManifestError
 from .families import FAMILIES
 from .family import IMAGE_SLOT, Family
+from .layout.place import has_detector
 from .layout.task import DOCUMENT
 from .manifest import Manifest
 from .registration import FamilyClass, ModelEntry
@@ -93,7 +94,7 @@ def default_task(entry: ModelEntry, images: int = 1) -> str:
 
     images : several are never pages to be taken apart.
     """
-    if entry.detector is not None and images == 1 and entry.task in (None, DOCUMENT):
+    if has_detector(entry) and images == 1 and entry.task in (None, DOCUMENT):
         return DOCUMENT
     return default_element(entry)
 

@@ -25,9 +25,11 @@ def entry_of(manifest: Manifest) -> ModelEntry:
 
 
 def with_layout(
-    entry: ModelEntry, layout: str | os.PathLike[str] | Detector | None
+    entry: ModelEntry, layout: str | os.PathLike[str] | Detector | None, folder: Path
 ) -> tuple[ModelEntry, Detector | None]:
     """The entry with the detector that a caller names, and that detector where it is one already.
+
+    folder : of the model's export, which stands for that of a detector that needs none.
 
     Raises
     ------
@@ -38,7 +40,7 @@ def with_layout(
         return entry, None
     if isinstance(layout, (str, os.PathLike)):
         return with_detector(replace(entry, layout=os.fspath(layout), detector=None), cache_dir()), None
-    return replace(entry, layout=type(layout).__name__, detector=Path()), layout
+    return replace(entry, layout=type(layout).__name__, detector=folder), layout
 
 
 def page_reader(

@@ -173,7 +173,7 @@ class Model:
             raise ValueError(f"max_context is {max_context}; a page with its answer needs at least {LEAST_CONTEXT}")
         folder, found = exported_folder(model, dtype, device)
         manifest = Manifest.load(folder)
-        entry, detector = with_layout(entry or found or entry_of(manifest), layout)
+        entry, detector = with_layout(entry or found or entry_of(manifest), layout, folder)
         return cls(
             folder, manifest, device=device, threads=threads, slots=slots, max_queue=max_queue,
             vision_cache_mb=vision_cache_mb, max_context=max_context, warm_up=warm_up,

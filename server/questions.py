@@ -7,7 +7,7 @@ import logging
 from models.asking import Question, question, tasks_for
 from models.errors import InvalidInput
 from models.extraction import extraction
-from models.layout.place import without_detector
+from models.layout.place import has_detector, without_detector
 from models.layout.task import DOCUMENT
 from models.registration import ModelEntry
 
@@ -65,7 +65,7 @@ def check_task(reading: Reading, entry: ModelEntry) -> None:
         listing those that it has.
     """
     tasks = tasks_for(entry)
-    if reading.task == DOCUMENT and entry.detector is None:
+    if reading.task == DOCUMENT and not has_detector(entry):
         raise BadRequest(without_detector(entry), param="task", code="unknown_task")
     if reading.task is not None and reading.task not in tasks:
         raise BadRequest(

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 
 from models.catalog import CATALOG
+from models.errors import InvalidInput
 from runtime import Model
 from tests.detectors import write_detector
 
@@ -90,6 +91,17 @@ def test_a_text_that_goes_on_in_the_next_column_is_one_part(page, folder, detect
     assert [bool(block.text) for block in blocks] == [True] * 8 + [False] + [True] * 7
     assert blocks[7].text.split()[0] == LINES[7].split()[0]
     assert blocks[7].text.split()[-1] == LINES[8].split()[-1]
+
+
+def test_a_detector_that_is_exported_later_is_found_without_loading_the_model_again(page, folder, tmp_path) -> None:
+    entry = replace(ENTRY, layout=str(tmp_path / "later"))
+    with Model.open(folder, device="cpu", slots=4, layout=tmp_path / "later", entry=entry) as opened:
+        assert opened.default_task == "free"
+        with pytest.raises(InvalidInput, match="holds no export"):
+            opened.read(page[0], task="document")
+        write_detector(tmp_path / "later", page[1][:2])
+        assert opened.default_task == "document"
+        assert len(opened.read(page[0]).finished.blocks) == 2
 
 
 def test_the_command_reads_a_page_by_its_parts_as_config_toml_says(

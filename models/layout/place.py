@@ -13,17 +13,19 @@ from .detectors import NONE, detector_of
 
 
 def with_detector(entry: ModelEntry, cache: Path) -> ModelEntry:
-    """The entry with the folder of its detector, where that has been exported.
+    """The entry with the folder of its detector, whether that has been exported or not.
 
     Raises
     ------
     ConfigError
         for a name that means no detector.
     """
-    if entry.layout in (None, NONE):
-        return replace(entry, detector=None) if entry.detector is not None else entry
-    folder = detector_folder(entry.layout, cache)
-    return replace(entry, detector=folder if (folder / FILE_NAME).is_file() else None)
+    return replace(entry, detector=None if entry.layout in (None, NONE) else detector_folder(entry.layout, cache))
+
+
+def has_detector(entry: ModelEntry) -> bool:
+    """Whether a model has a detector that has been exported by now."""
+    return entry.detector is not None and (entry.detector / FILE_NAME).is_file()
 
 
 def detector_folder(layout: str, cache: Path) -> Path:

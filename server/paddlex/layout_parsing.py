@@ -18,6 +18,7 @@ import falcon
 from models.blocks import Block
 from models.layout.join_tables import join_tables
 from models.layout.page_rules import PLAIN, PageRules
+from models.layout.place import has_detector
 from models.layout.step import rules_of
 from models.layout.task import DOCUMENT
 from models.registration import ModelEntry
@@ -143,7 +144,7 @@ def _task(body: LayoutParsingRequest, entry: ModelEntry) -> str | None:
     if body.useLayoutDetection:
         return DOCUMENT
     if body.useLayoutDetection is None and body.promptLabel is None:
-        return DOCUMENT if entry.detector is not None else None
+        return DOCUMENT if has_detector(entry) else None
     label = body.promptLabel or "ocr"
     return label if label in element_tasks(entry) else default_element(entry) if label == "ocr" else label
 
