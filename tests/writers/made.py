@@ -38,7 +38,7 @@ NOTHING = Given()
 
 def done(page: int, text: str, size: tuple[int, int] = (100, 200), **more: Any) -> PageResult:
     """A page that was read, with the places that its text names."""
-    boxes = tuple(parse_boxes(text, *size))
+    boxes = more.pop("boxes", ()) or tuple(parse_boxes(text, *size))
     blocks = page_blocks(text, boxes, more.pop("blocks", ()))
     return PageResult(page, "done", None, False, *size, text, boxes, blocks, finish_detail="eos", **more)
 

@@ -13,6 +13,7 @@ import lxml.html
 import pytest
 from PIL import Image
 
+from models.blocks import Block, boxes_of
 from server.command.inputs import Source
 from server.command.plan import DocumentPlan
 from server.command.stdout import Printer
@@ -128,3 +129,22 @@ def test_packages_that_are_missing_are_named_with_what_installs_them(ocr: Progra
     assert ocr("read", "a.png", "-o", f"a.{FORMATS[form].ending}", "--format", form) == 2
     assert re.search(rf"--format {form} needs {FORMATS[form].needs[-1]}, .*pip install 'ocr-onnx\[formats\]'", ocr.err)
     assert ocr.readers == []
+
+
+@pytest.mark.parametrize("form", ["html", "docx"])
+def test_pictures_that_a_text_has_places_for_are_inside(form: str) -> None:
+    """As the task ``document`` and layout models write them."""
+    blocks = (Block("title", "T", (0, 0, 100, 50), level=1), Block("figure", "", (0, 100, 49, 200), "picture"))
+    text = "# T\n\n<!-- image [0, 100, 49, 200] -->\n\nwords"
+    page = done(1, text, blocks=blocks, boxes=boxes_of(blocks))
+    content = written(form, [page], Given({1: picture()}))
+    if form == "html":
+        tree = lxml.html.document_fromstring(content)
+        assert [one.text for one in tree.iter("h1")] == ["T"]
+        (source,) = [one.get("src") for one in tree.iter("img")]
+        assert is_red(base64.b64decode(source.removeprefix("data:image/jpeg;base64,")))
+    else:
+        document = docx.Document(io.BytesIO(content))
+        pictures = [part.blob for part in document.part.package.iter_parts() if "/media/" in part.partname]
+        assert [is_red(content) for content in pictures] == [True]
+        assert "words" in [paragraph.text for paragraph in document.paragraphs]
