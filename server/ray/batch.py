@@ -15,7 +15,9 @@ import pickle
 import queue
 import threading
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +36,8 @@ from .reading import Answer, Job, PageActor
 log = logging.getLogger(__name__)
 
 BLOCK_BYTES = 16 << 20  # of drawn pages that go from machine to machine together
+WRITERS = 16  # pages that are written at once: a bucket takes as long for one as for many
+MOST_KEEPING = 64  # pages that are being written before the head takes no more
 _AHEAD = 4  # batches of answers that wait for the head
 
 
@@ -72,6 +76,8 @@ class ClusterRun:
         self._settled = 0
         self._left: dict[int, set[int]] = {}  # pages of documents that are being read, by the document's number
         self._done: set[int] = set()  # documents of which nothing is left
+        self._kept = ThreadPoolExecutor(WRITERS, "keep")
+        self._keeping: deque[tuple[Future[None], DocumentPlan, Answer]] = deque()  # pages that are being written
 
     def read_all(self, plans: Sequence[DocumentPlan]) -> None:
         """Read every page that is to be read; returns early when ``stop`` is set.
@@ -89,15 +95,17 @@ class ClusterRun:
         try:
             planned = rounds(self._batch)
             for turn, how in enumerate(planned):
-                if self._stop.is_set() or len(self._done) == len(plans):
+                count = sum(len(self._unread(number, plan)) for number, plan in enumerate(plans))
+                if self._stop.is_set() or not count:
                     return
                 if turn:
-                    count = sum(len(self._unread(number, plan)) for number, plan in enumerate(plans))
                     say(f"{count} pages were lost with the processes that held them; they are read again, one by one")
                 self._read_once(plans, how)
             if not self._stop.is_set():
                 self._give_up(plans)
         finally:
+            self._settle(0)
+            self._kept.shutdown()
             for number, plan in enumerate(plans):
                 plan.left += len(self._unread(number, plan))
 
@@ -111,34 +119,48 @@ class ClusterRun:
         left = [self._unread(number, plan) for number, plan in enumerate(plans)]
         rows = list(parcels(plans, left, self._sink.pictures, how.parcel))
         for answer in self._answers(rows, how):
-            self._take(plans[answer.number], answer)
+            self.take(plans[answer.number], answer)
+        self._settle(0)
 
-    def _take(self, plan: DocumentPlan, answer: Answer) -> None:
+    def take(self, plan: DocumentPlan, answer: Answer) -> None:
         """Keep one page, unless it has been kept: a task that is run again answers again."""
         number, index = answer.number, answer.result.page - 1
         if number in self._done:
             return
-        left = self._left.setdefault(number, set(plan.todo))
+        if number not in self._left:
+            self._left[number] = set(plan.todo)
+        left = self._left[number]
         if index not in left:
             return
-        try:
-            self._sink.put(plan, answer.result, answer.pictures)
-        except OSError as error:
-            raise CommandFailed(
-                f"page {index + 1} of {plan.source.name} cannot be written: {error}; go on with --resume"
-            ) from error
-        self._sink.settle(plan, answer.result)
         left.remove(index)
-        tell(plan, answer.result)
-        self._progress.page(failed=answer.result.state == "failed")
-        self._settled += 1
-        if self._settled % TIDY_PAGES == 0:
-            memory.give_memory_back()
-        if not left:
-            del self._left[number]
-            self._done.add(number)
-            if not plan.left:
-                self._publish(plan)
+        self._keeping.append((self._kept.submit(self._sink.put, plan, answer.result, answer.pictures), plan, answer))
+        self._settle(MOST_KEEPING)
+
+    def _settle(self, most: int) -> None:
+        """Deal with pages that have been written, in their order, until no more than ``most`` are on their way."""
+        while self._keeping and (len(self._keeping) > most or self._keeping[0][0].done()):
+            written, plan, answer = self._keeping.popleft()
+            try:
+                written.result()
+            except OSError as error:
+                for _, _, lost in [(written, plan, answer), *self._keeping]:
+                    self._left[lost.number].add(lost.result.page - 1)
+                self._keeping.clear()
+                raise CommandFailed(
+                    f"page {answer.result.page} of {plan.source.name} cannot be written: {error}; go on with --resume"
+                ) from error
+            self._sink.settle(plan, answer.result)
+            tell(plan, answer.result)
+            self._progress.page(failed=answer.result.state == "failed")
+            self._settled += 1
+            if self._settled % TIDY_PAGES == 0:
+                memory.give_memory_back()
+            waiting = any(plan is other for _, other, _ in self._keeping)
+            if not self._left[answer.number] and not waiting:
+                del self._left[answer.number]
+                self._done.add(answer.number)
+                if not plan.left:
+                    self._publish(plan)
 
     def _publish(self, plan: DocumentPlan) -> None:
         publish(self._sink, plan, self._head(plan), self._open_source)
@@ -147,7 +169,7 @@ class ClusterRun:
         why = "every process that read it died; leave the page out, or look for the reason in Ray's logs"
         for number, plan in enumerate(plans):
             for index in self._unread(number, plan):
-                self._take(plan, Answer(number, PageResult(index + 1, "failed", why), {}))
+                self.take(plan, Answer(number, PageResult(index + 1, "failed", why), {}))
 
     def _answers(self, rows: list[dict[str, bytes]], how: Round) -> Iterator[Answer]:
         """What the actors say, as it comes, looking up now and then whether the user wants an end."""

@@ -88,3 +88,66 @@ def test_2000_pages_with_a_node_killed_half_way_none_lost_and_none_twice(three_n
     for number in range(20):
         texts = (tmp_path / f"out/{number:02}.txt").read_text().split("\f")
         assert texts == [f"page {1000 * number + page}\n" for page in range(100)]
+
+
+def test_a_disk_that_refuses_ends_the_run_and_nothing_counts_as_read(tmp_path: Path) -> None:
+    from server.command.progress import Progress
+    from server.ray.batch import ClusterRun
+    from server.ray.cluster import Pool
+    from server.ray.reading import Answer
+    from server.writers import PageResult
+
+    class Full:
+        settled = 0
+
+        def put(self, *_: Any) -> None:
+            raise OSError("No space left on device")
+
+        def settle(self, *_: Any) -> None:
+            self.settled += 1
+
+    sink, plan = Full(), plan_of(tmp_path / "a.tif", 3)
+    run = ClusterRun(
+        None, None, Pool(1, 1, 1, 0, 1), sink, lambda plan: {}, lambda plan: None,  # type: ignore[arg-type, return-value]
+        Progress(0, quiet=True), threading.Event(), batch=1,
+    )  # fmt: skip
+    run._answers = lambda rows, how: iter(Answer(0, PageResult(page, "done"), {}) for page in (1, 2, 2, 1, 3))  # type: ignore[method-assign]
+    sink.pictures = lambda plan: None  # type: ignore[attr-defined]
+    with pytest.raises(CommandFailed, match=r"page [123] of .* cannot be written: No space left"):
+        run.read_all([plan])
+    assert (plan.left, sink.settled) == (3, 0)
+
+
+def test_answers_that_come_twice_count_once_and_a_document_is_published_when_all_is_kept(tmp_path: Path) -> None:
+    from server.command.progress import Progress
+    from server.ray.batch import ClusterRun
+    from server.ray.cluster import Pool
+    from server.ray.reading import Answer
+    from server.writers import PageResult
+
+    events: list[Any] = []
+
+    class Slow:
+        def put(self, plan: Any, result: PageResult, made: Any) -> None:
+            time.sleep(0.02 * (4 - result.page))
+            events.append(("put", result.page))
+
+        def settle(self, plan: Any, result: PageResult) -> None:
+            events.append(("settle", result.page))
+
+        def finish(self, plan: Any, head: Any, material: Any) -> None:
+            events.append(("finish", plan.output))
+
+        def pictures(self, plan: Any) -> None: ...
+
+    plan = plan_of(tmp_path / "a.tif", 3)
+    run = ClusterRun(
+        None, None, Pool(1, 1, 1, 0, 1), Slow(), lambda plan: {}, lambda plan: None,  # type: ignore[arg-type, return-value]
+        Progress(0, quiet=True), threading.Event(), batch=1,
+    )  # fmt: skip
+    run._answers = lambda rows, how: iter(Answer(0, PageResult(page, "done"), {}) for page in (1, 2, 2, 1, 3))  # type: ignore[method-assign]
+    run.read_all([plan])
+    assert sorted(event for event in events if event[0] == "put") == [("put", 1), ("put", 2), ("put", 3)]
+    assert [page for kind, page in events if kind == "settle"] == [1, 2, 3]
+    assert events[-1] == ("finish", "a")
+    assert plan.left == 0

@@ -157,7 +157,7 @@ def deployed(tiny_home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Calla
     ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'ocr-onnx[ray]'")
     for name, value in environment(tiny_home).items():
         monkeypatch.setenv(name, value)
-    ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False)
     from ray import serve
 
     from server.ray.service import app

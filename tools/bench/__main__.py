@@ -14,6 +14,7 @@ import psutil
 from models.errors import ModelError
 from tools.reference_family import registration_of
 
+from . import cluster
 from . import llama as llama_cpp
 from .answer import FullAttention
 from .exporting import Export
@@ -67,6 +68,10 @@ def build_parser() -> argparse.ArgumentParser:
         help="where ours and transformers compute; cuda has cases of its own, of up to 64 rows and clients",
     )
     run.add_argument("--quick", action="store_true", help="tiny cases: shows that all works, measures nothing")
+    run.add_argument(
+        "--ray", type=int, nargs="?", const=200, metavar="PAGES",
+        help="measure nothing but read --ray: pages a minute of tiny-ocr with one and two actors, beside one engine",
+    )  # fmt: skip
 
     prepare = commands.add_parser("prepare", help="make the exports and peers' files that run would make first")
     _add_subjects(prepare)
@@ -157,6 +162,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     try:
         match args.command:
+            case "run" if args.ray:
+                cluster.run("tiny-ocr", 2 if args.quick else args.ray, 1 if args.quick else args.rounds, tell)
             case "run":
                 run(args)
             case "prepare":
