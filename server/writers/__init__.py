@@ -85,6 +85,6 @@ FORMATS: Mapping[str, Format] = {
     "csv": Format("csv", _of("sheets", "CsvWriter")),
     "hocr": Format("hocr", _of("hocr", "HocrWriter")),
     "alto": Format("alto.xml", _of("alto", "AltoWriter")),
-    "pdf": Format("pdf", _of("pdf", "PdfWriter"), binary=True, needs=("pikepdf",)),
-    "pdf-a": Format("pdf", _of("pdf", "PdfAWriter"), binary=True, needs=("pikepdf",)),
+    "pdf": Format("pdf", _of("pdf", "PdfWriter"), binary=True),
+    "pdf-a": Format("pdf", _of("pdf", "PdfAWriter"), binary=True),
 }

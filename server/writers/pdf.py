@@ -1,4 +1,4 @@
-"""PDF: pages that look as they came and can be searched, selected and copied. Needs the extra ``formats``.
+"""PDF: pages that look as they came and can be searched, selected and copied.
 
 Of a PDF the pages themselves are kept and gain a layer of invisible text; pictures become pages with one. As PDF/A-2b
 (for archives) every page is a picture: what strangers' pages refer to would not be allowed there.
