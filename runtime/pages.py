@@ -20,6 +20,7 @@ from PIL import Image
 from models.blocks import Block
 from models.errors import InvalidInput
 from models.family import OutputFilter
+from models.grounding import to_markdown
 from models.layout.page import Answer, Page
 from models.layout.page_rules import PageRules
 from models.layout.parts import Part, is_blank, parts_of, picture_of, whole_page
@@ -277,7 +278,8 @@ class PageGeneration:
         if reading.prompt is None or self._request.raw:
             return text
         output = self._reader.model.filter_for(reading.prompt, self._request.settings)
-        return output.push(self._rules.cleaned(text, reading.part.element)) + output.finish()
+        text = output.push(self._rules.cleaned(text, reading.part.element)) + output.finish()
+        return to_markdown(text) if "<|det|>" in text else text  # places within a part are none of the page
 
     def _say(self, text: str, *, last: bool = False) -> None:
         if text or (last and self._logprobs):

@@ -256,6 +256,13 @@ def test_a_full_queue_is_waited_for() -> None:
     assert [piece.text for piece in collect(generation)[0]] == ["x", "\n\nx"]
 
 
+def test_places_that_a_model_writes_within_a_part_are_left_out() -> None:
+    written = "<|ref|>text<|/ref|><|det|>[[0, 0, 999, 999]]<|/det|>\nA line"
+    pieces, finished = collect(begin(reader(Model(lambda request: [written]), column("text")), page()))
+    assert [piece.text for piece in pieces] == ["A line"]
+    assert finished.blocks[0].text == "A line"
+
+
 def test_two_pages_share_the_batch_and_the_detector_sees_them_one_by_one() -> None:
     model = Model(says(lambda i: [0.05, f"{i}"]), slots=8)
     pages = reader(model, column(*["text"] * 4))
