@@ -6,6 +6,8 @@ import contextlib
 import importlib.util
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -64,11 +66,13 @@ def joined(address: str, *, quiet: bool = False) -> Iterator[None]:
     if importlib.util.find_spec("ray") is None:
         raise UsageError(MISSING)
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # an actor without a GPU sees what it sees now
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # a thread that outlives the end must not join what else runs
     import ray
 
     mine = not ray.is_initialized()
     if mine:
         how: dict[str, Any] = {} if address == HERE else {"address": address}
+        handler = signal.getsignal(signal.SIGTERM)
         try:
             ray.init(
                 **how, include_dashboard=False, logging_level=logging.ERROR if quiet else logging.WARNING,
@@ -76,6 +80,8 @@ def joined(address: str, *, quiet: bool = False) -> Iterator[None]:
             )  # fmt: skip
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise CommandFailed(f"no cluster of Ray can be joined (--ray {address}): {error}") from error
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)  # Ray sets one that ends the program at once
     try:
         yield
     finally:
