@@ -23,7 +23,6 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import numpy as np
 from pylatexenc.latex2text import LatexNodes2Text
 from rapidfuzz import process
 from rapidfuzz.distance import Levenshtein
@@ -156,7 +155,7 @@ def _paired(wanted: Sequence[str], lines: Sequence[str]) -> list[int | None]:
     """For each wanted line the place of its partner, so that the sum of the normalised edit distances is the least."""
     partners: list[int | None] = [None] * len(wanted)
     if wanted and lines:
-        unlike = process.cdist(wanted, lines, scorer=Levenshtein.normalized_distance, dtype=np.float64)
+        unlike = process.cdist(wanted, lines, scorer=Levenshtein.normalized_distance)
         for i, j in zip(*linear_sum_assignment(unlike), strict=True):
             partners[int(i)] = int(j)
     return partners

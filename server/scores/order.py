@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 from rapidfuzz import process
 from rapidfuzz.distance import Levenshtein
 from scipy.optimize import linear_sum_assignment
@@ -22,7 +21,7 @@ def score_order(truth: Sequence[str], read: Sequence[str]) -> float | None:
     truth, read = [text for text in map(plain, truth) if text], [text for text in map(plain, read) if text]
     if not truth or not read:
         return None
-    unlike = process.cdist(truth, read, scorer=Levenshtein.normalized_distance, dtype=np.float64)
+    unlike = process.cdist(truth, read, scorer=Levenshtein.normalized_distance)
     pairs = [(i, j) for i, j in zip(*linear_sum_assignment(unlike), strict=True) if unlike[i, j] < UNLIKE]
     if not pairs:
         return None

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 from apted import APTED
 from lxml import html
 from scipy.optimize import linear_sum_assignment
@@ -37,10 +36,10 @@ def score_tables(truth: Sequence[str], read: Sequence[str]) -> list[TableScore]:
     similarities is the largest. Tables that were read beside those cost nothing here; their text counts as text."""
     if not truth or not read:
         return [TableScore(0.0, 0.0) for _ in truth]
-    similar = np.array([[_teds(one, other, structure_only=False) for other in read] for one in truth])
+    similar = [[_teds(one, other, structure_only=False) for other in read] for one in truth]
     pairs = dict(zip(*linear_sum_assignment(similar, maximize=True), strict=True))
     return [
-        TableScore(float(similar[i, pairs[i]]), _teds(table, read[pairs[i]], structure_only=True)) if i in pairs
+        TableScore(similar[i][pairs[i]], _teds(table, read[pairs[i]], structure_only=True)) if i in pairs
         else TableScore(0.0, 0.0)
         for i, table in enumerate(truth)
     ]  # fmt: skip
