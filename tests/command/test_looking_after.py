@@ -367,9 +367,9 @@ def test_a_folder_that_cannot_be_removed_is_said(
 
 def test_the_commands_are_listed_and_a_wrong_one_is_refused(ocr: Program) -> None:
     assert ocr("nope") == 2
-    assert "'nope' is not one of read, serve, models" in ocr.err
+    assert "'nope' is not one of read, layout, serve, compare, eval, models" in ocr.err
     assert ocr("--help") == 0
-    for name in ("read", "serve", "models", "doctor", "prune"):
+    for name in ("read", "layout", "serve", "compare", "eval", "models", "doctor", "prune"):
         assert f"  {name} " in ocr.out
 
 

@@ -355,7 +355,7 @@ def test_boxes_of_a_document_stand_on_their_pages(make_service: MakeService) -> 
     answer = make_service(script=place).post(ask(numbered(2), ocr={"boxes": True})).json
     assert answer["ocr"]["boxes"] == [
         {"label": "title", "text": "Page 1", "box": [0, 0, 101, 50], "page": 1},
-        {"label": "title", "text": "Page 2", "box": [0, 0, 102, 50], "page": 2, "kind": "title", "order": 1},
+        {"label": "title", "text": "Page 2", "box": [0, 0, 102, 50], "page": 2},
     ]
 
 
