@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import numpy as np
-from llguidance import LLMatcher, LLTokenizer
 from tokenizers import Tokenizer
 
 from models.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLTokenizer
 
 # Between JSON's signs. Without an end to them, a model that is unsure goes on with blanks for ever.
 _BLANKS = r"[ \n\t]{1,40}"
@@ -36,6 +39,8 @@ class Grammars:
         InvalidInput
             for a schema that is wrong, that nothing satisfies, or that uses what is not known.
         """
+        from llguidance import LLMatcher, LLTokenizer  # megabytes, and few ask for it
+
         with self._lock:
             if self._tokenizer is None:
                 self._tokenizer = LLTokenizer(self._own.to_str(), n_vocab=self._size, eos_token=self._eos)
