@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import threading
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,7 @@ from .errors import printable
 _FORMAT = "{l_bar}{bar}| {n_fmt}/{total_fmt} pages{forecast}{postfix}"
 
 
-@dataclass
+@dataclass(eq=False)  # two pages may be at the same stage, and are not the same page
 class PageWork:
     """What becomes of one page right now, or of those that are read together; written by the thread that reads them."""
 
@@ -72,17 +73,20 @@ class Progress:
             mininterval=0.2, smoothing=0.1, **size,
         )  # fmt: skip
         self._total, self._failed = total, 0
-        self._working: list[PageWork] = []
+        self._lock = threading.Lock()
+        self._working: list[PageWork] = []  # guarded by the lock: each page's thread adds and takes its own
 
     def begin(self, pages: int = 1) -> PageWork:
         """A page, or several together, are being worked on; called by the thread that reads them."""
         work = PageWork(pages=pages)
-        self._working.append(work)
+        with self._lock:
+            self._working.append(work)
         return work
 
     def end(self, work: PageWork) -> None:
         """The page is no longer worked on; called by the thread that read it."""
-        self._working.remove(work)
+        with self._lock:
+            self._working.remove(work)
 
     def show(self) -> None:
         """Say what is being worked on. Called again and again while pages are in flight."""
@@ -95,7 +99,8 @@ class Progress:
         self._bar.update()
 
     def _words(self) -> str:
-        working = list(self._working)
+        with self._lock:
+            working = list(self._working)
         stages = Counter(work.stage for work in working)
         tokens = sum(work.tokens for work in working)
         if self._total == 1:

@@ -74,6 +74,19 @@ def test_what_is_being_worked_on_is_counted_before_anything_is_done(monkeypatch:
     progress.close()
 
 
+def test_the_page_that_ends_is_the_one_that_is_not_counted_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    progress, screen = bars(monkeypatch, 5)
+    first, second = progress.begin(), progress.begin()
+    progress.end(second)  # at the same stage as the first
+    first.stage = "reading"
+    progress.show()
+    assert "0/5 pages, 1 reading" in last(screen)
+    progress.end(first)
+    progress.show()
+    assert "reading" not in last(screen)
+    progress.close()
+
+
 def test_a_single_page_goes_on_in_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     progress, screen = bars(monkeypatch, 1)
     work = progress.begin()
