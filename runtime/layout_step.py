@@ -46,7 +46,7 @@ def with_layout(
 def page_reader(
     model: Recogniser, entry: ModelEntry, detector: Detector | None, device: str, threads: int | None
 ) -> PageReader:
-    """What reads pages by their parts with a model that need not live on for it.
+    """What reads pages by their parts with a model that need not live on for it, but for those that are begun.
 
     Raises
     ------
@@ -60,4 +60,4 @@ def page_reader(
         assert entry.detector is not None
         return LayoutModel.open(entry.detector, device, threads)
 
-    return PageReader(open_detector, weakref.proxy(model), prompts_of(entry), rules_of(entry))
+    return PageReader(open_detector, weakref.ref(model), prompts_of(entry), rules_of(entry))

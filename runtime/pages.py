@@ -72,11 +72,15 @@ class PageReader:
     """Reads pages with one detector and one model. May be used by any number of threads."""
 
     def __init__(
-        self, open_detector: Callable[[], Detector], model: Recogniser, prompts: Mapping[str, str], rules: PageRules
-    ) -> None:
-        """open_detector : called once, with the first page. prompts : by element, see ``models.layout.page_rules``."""
-        self.model, self.prompts, self.rules = model, prompts, rules
-        self._open = open_detector
+        self, open_detector: Callable[[], Detector], model: Callable[[], Recogniser | None],
+        prompts: Mapping[str, str], rules: PageRules,
+    ) -> None:  # fmt: skip
+        """open_detector : called once, with the first page. prompts : by element, see ``models.layout.page_rules``.
+
+        model : gives the one that reads, while it lives; each page keeps it from its begin to its end.
+        """
+        self.prompts, self.rules = prompts, rules
+        self._open, self._model = open_detector, model
         self._detector: Detector | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="layout")
 
@@ -95,8 +99,11 @@ class PageReader:
                 f"task document takes a page apart, one at a time, and there are {len(request.images)} images; send "
                 "them one by one, or ask for another task"
             )
+        model = self._model()
+        if model is None:
+            raise EngineClosed("the model that read with this is gone")
         try:
-            return PageGeneration(self, request)
+            return PageGeneration(self, model, request)
         except RuntimeError as error:  # of the thread
             raise EngineClosed("the model was closed") from error
 
@@ -131,8 +138,9 @@ class _Found:
 class PageGeneration:
     """See ``runtime.requests.Generation``. For one consumer thread; ``cancel`` may be another's."""
 
-    def __init__(self, reader: PageReader, request: Request) -> None:
+    def __init__(self, reader: PageReader, model: Recogniser, request: Request) -> None:
         self._reader, self._rules = reader, request.rules or reader.rules
+        self._model: Recogniser | None = model  # until the last part has been read: who else had it may let it go
         (image,) = (upright_rgb(one, request.settings.transparency) for one in request.images)
         self._image: Image.Image | None = image  # until the last part has been cut out
         self._size = image.size
@@ -226,7 +234,8 @@ class PageGeneration:
 
     def _submit(self, reading: PartReading, prompt: str) -> bool:
         """Hand a part to the engine; False where that has to wait."""
-        model = self._reader.model
+        model = self._model
+        assert model is not None  # the page has not ended
         running = [one for one in self._readings[self._current : self._begun] if not one.done]
         others = model.queue_depth - sum(one.queued for one in running)
         if len(running) > model.slots or (running and others > 0) or time.monotonic() < self._not_before:
@@ -277,7 +286,8 @@ class PageGeneration:
         text = "".join(reading.pieces)
         if reading.prompt is None or self._request.raw:
             return text
-        output = self._reader.model.filter_for(reading.prompt, self._request.settings)
+        assert self._model is not None  # the page has not ended
+        output = self._model.filter_for(reading.prompt, self._request.settings)
         text = output.push(self._rules.cleaned(text, reading.part.element)) + output.finish()
         return to_markdown(text) if "<|det|>" in text else text  # places within a part are none of the page
 
@@ -303,7 +313,7 @@ class PageGeneration:
             layout=self._found.seconds if self._found else 0.0,
             blocks=now - self._found_at if self._found else 0.0,
         )
-        self._over, self._image = True, None
+        self._over, self._image, self._model = True, None, None
         self._events.append(
             Finished(
                 REASONS[detail], detail, usage_of(ends), timings, error, confidence_of(ends), tuple(self._blocks())

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,9 @@ from tokenizers import Tokenizer
 from models.blocks import Block
 from models.errors import InvalidInput, ManifestError
 from models.family import PreparedImage, Verbatim
+from models.layout.regions import Region
+from models.layout.rules import DetectionRules
+from models.layout.task import DOCUMENT_PROMPT
 from models.manifest import Manifest
 from models.settings import InferenceSettings
 from runtime import Model, kv_cache
@@ -462,6 +466,37 @@ def test_a_model_that_nobody_holds_any_more_gives_back_its_threads_and_its_memor
     del threads, thread
     gc.collect()
     assert decoder() is None, "the finished request, which is still held, keeps the weights"
+
+
+class SlowDetector:
+    """Finds two lines of text, when it may."""
+
+    def __init__(self) -> None:
+        self.may_go = threading.Event()
+
+    def detect(self, image: Image.Image, rules: DetectionRules | None = None) -> list[Region]:
+        assert self.may_go.wait(PATIENCE)
+        return [Region("text", (0, top, 60, top + 40), 0.9, top) for top in (0, 80)]
+
+
+def test_a_page_that_is_read_by_its_parts_keeps_its_model_to_its_end_and_no_longer(random_model_folder, page) -> None:
+    detector = SlowDetector()
+    model = Model.open(random_model_folder, device="cpu", slots=1, layout=detector)
+    settings = InferenceSettings().override({"max_new_tokens": 3, **SMALL_VIEW})
+    generation = model.submit(Request(DOCUMENT_PROMPT, [page], settings))
+    decoder = weakref.ref(model._engine._decoder)
+    del model
+    gc.collect()
+    detector.may_go.set()
+    while not isinstance(event := generation.next_event(PATIENCE), Finished):
+        assert event is not None
+    assert (event.detail, event.error, [block.error for block in event.blocks]) == ("eos", None, ["", ""])
+    assert event.usage.completion_tokens > 0
+    gc.collect()
+    until = time.monotonic() + PATIENCE
+    while decoder() is not None and time.monotonic() < until:
+        time.sleep(0.01)  # its threads end
+    assert decoder() is None, "the finished page, which is still held, keeps the weights"
 
 
 @pytest.mark.parametrize("how", ["read", "stream"])

@@ -66,7 +66,7 @@ def page(parts: int = 1) -> Image.Image:
 
 def reader(model: ScriptedModel, regions: list[Region] | Detector, rules: PageRules = PADDLEX) -> PageReader:
     detector = regions if isinstance(regions, Detector) else Detector(regions)
-    return PageReader(lambda: detector, model, PROMPTS, rules)  # type: ignore[arg-type]
+    return PageReader(lambda: detector, lambda: model, PROMPTS, rules)  # type: ignore[arg-type, return-value]
 
 
 def begin(pages: PageReader, image: Image.Image | None = None, **settings: object) -> PageGeneration:
