@@ -128,6 +128,17 @@ def asked_about(page: Page, task: str) -> Asked:
     return Asked(page.image, *question(random.Random(page.text), page, task))
 
 
+def drawn(categories: Sequence[str], count: int, seed: int, task: str = "free") -> dict[str, list[Asked]]:
+    """``count`` pages of each category, with what ``task`` asks about them."""
+    return {
+        category: [
+            asked_about(page, task)
+            for page in held_out_pages(category, -(-count // (_DENSE_SHARE if category == "dense" else 1)), seed)
+        ]
+        for category in categories
+    }
+
+
 def without_boxes(text: str) -> str:
     """An answer without where its pieces stand."""
     return re.sub(r"<\|det\|>.*?<\|/det\|>", "", text)
@@ -150,6 +161,16 @@ def well_placed(read: str, truth: str) -> tuple[int, int]:
     return hits, len(wanted)
 
 
+def together(scored: Sequence[Score]) -> Score:
+    """The score of all these pages."""
+    return Score(*(sum(getattr(one, name) for one in scored) for name in Score.__dataclass_fields__))
+
+
+def shown(one: Score) -> str:
+    """Its rate, or what was read on pages without text."""
+    return f"{one.rate:.2%}" if one.characters else f"{one.errors} read"
+
+
 def scores(read: Read, pages: Mapping[str, Sequence[Asked]], alike: Callable[[str], str] = str) -> Found:
     """Read all pages. ``alike`` is applied to readings and truths before they are compared."""
     started = time.perf_counter()
@@ -161,7 +182,7 @@ def scores(read: Read, pages: Mapping[str, Sequence[Asked]], alike: Callable[[st
         truths = [replace(page, text=alike(page.text)) for page in pages[category]]
         found[category] = score(truths, [alike(text) for text in read_texts])
     written = [one for one in found.values() if one.characters]
-    found["all"] = Score(*(sum(getattr(one, name) for one in written) for name in Score.__dataclass_fields__))
+    found["all"] = together(written)
     pairs = [
         (text, page.text) for category in pages for text, page in zip(texts[category], pages[category], strict=True)
     ]
@@ -179,7 +200,7 @@ def rows(by_reader: Mapping[str, Found]) -> Iterator[str]:
     yield "| --- " * (len(categories) + 4 + boxed) + "|"
     exact = by_reader[first].scores["all"].rate
     for dtype, found in by_reader.items():
-        rates = (f"{one.rate:.2%}" if one.characters else f"{one.errors} read" for one in found.scores.values())
+        rates = map(shown, found.scores.values())
         points = 100 * (found.scores["all"].rate - exact)
         bar = BARS.get(dtype.partition("+")[0])
         verdict = "" if bar is None else f"<= {bar} {'met' if points <= bar else 'MISSED'}"
@@ -213,15 +234,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     others = peers.installed() if args.peers else {}
     if args.peers and not others:
         parser.error("neither tesseract nor RapidOCR is installed: apt-get install tesseract-ocr, pip install rapidocr")
-    pages = {
-        category: [
-            asked_about(page, args.task)
-            for page in held_out_pages(
-                category, -(-args.pages // (_DENSE_SHARE if category == "dense" else 1)), args.seed
-            )
-        ]
-        for category in chosen
-    }
+    pages = drawn(chosen, args.pages, args.seed, args.task)
     alike = peers.plain if others else str if args.task == "free" else without_boxes
     found = {}
     if args.server:

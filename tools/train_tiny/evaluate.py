@@ -31,8 +31,8 @@ class Score:
 
     @property
     def rate(self) -> float:
-        """Character error rate over the category; for blank pages, characters read per page."""
-        return self.errors / (self.characters or self.pages)
+        """Character error rate over the category; for blank pages, characters read per page; 0 without any page."""
+        return self.errors / max(1, self.characters or self.pages)
 
 
 def edit_distance(read: str, truth: str) -> int:
