@@ -23,6 +23,7 @@ def regions(found: Detections, rules: DetectionRules, width: int, height: int) -
         found = found.with_boxes(np.rint(found.boxes))
     found = found.with_boxes(found.boxes.astype(np.float64))
     found = above_threshold(found, rules)
+    found = found.take(_shown(found.boxes, width, height))  # or one that shows nothing could take another's place
     found = without_duplicates(found, rules)
     if not rules.page_sized_images:
         found = without_page_sized_images(found, width, height)
@@ -67,9 +68,11 @@ def without_page_sized_images(found: Detections, width: int, height: int) -> Det
 def without_nested(found: Detections, rules: DetectionRules) -> Detections:
     """Without boxes inside a box of a ``large`` label, and without those around a box of a ``small`` one.
 
-    A box around a ``small`` one stays if it is of that label itself and inside another.
+    A box around a ``small`` one stays if it is of that label itself and inside another. With ``keep_one``, what went
+    for the sake of boxes that went too comes back, the largest first.
     """
     inside = _inside(found.boxes, rules.inside) & ~_of(found, rules.never_inside)[:, None]
+    together = inside | inside.T
     if rules.keep_one:
         inside &= ~(inside.T & _larger(found))
     inside_large = (inside & _of(found, rules.large)[None, :]).any(axis=1)
@@ -79,6 +82,8 @@ def without_nested(found: Detections, rules: DetectionRules) -> Detections:
     for label in rules.small:
         of_label = inside & _of(found, {label})[:, None]
         stay &= ~of_label.any(axis=0) | of_label.any(axis=1)
+    while rules.keep_one and (lost := ~stay & ~together[:, stay].any(axis=1)).any():
+        stay[np.argmax(np.where(lost, _areas(found.boxes), -1))] = True
     return found.take(stay)
 
 
@@ -128,13 +133,24 @@ def _needless(i: int, one: Region, j: int, other: Region) -> set[int]:
 
 def _placed(found: Detections, width: int, height: int) -> list[Region]:
     """Regions in whole pixels of the page; what does not show there is none, and what shows the same is one."""
-    boxes = np.trunc(np.clip(found.boxes, 0, [width, height, width, height]))
+    boxes = _whole_pixels(found.boxes, width, height)
     placed: dict[tuple[str, tuple[float, ...]], Region] = {}
     for label, score, (left, top, right, bottom) in zip(found.labels, found.scores, boxes.tolist(), strict=True):
         if left < right and top < bottom:
             region = Region(LABELS[label], (left, top, right, bottom), float(score), len(placed))
             placed.setdefault((region.label, region.box), region)
     return list(placed.values())
+
+
+def _whole_pixels(boxes: np.ndarray, width: int, height: int) -> np.ndarray:
+    """[n, 4] boxes within the page, in whole pixels as the vendors cut them."""
+    return np.asarray(np.trunc(np.clip(boxes, 0, [width, height, width, height])))
+
+
+def _shown(boxes: np.ndarray, width: int, height: int) -> np.ndarray:
+    """[n] which have at least one whole pixel on the page."""
+    left, top, right, bottom = _whole_pixels(boxes, width, height).T
+    return np.asarray((left < right) & (top < bottom))
 
 
 def _of(found: Detections, labels: Collection[str]) -> np.ndarray:
@@ -151,7 +167,7 @@ def _iou(boxes: np.ndarray) -> np.ndarray:
 
 def _inside(boxes: np.ndarray, share: float) -> np.ndarray:
     """[n, n] whether so much of box i lies in box j; no box lies in itself, nor does an empty one lie anywhere."""
-    area = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
+    area = _areas(boxes)
     part = np.divide(
         _intersections(boxes, 0), area[:, None], out=np.zeros((len(area), len(area))), where=area[:, None] > 0
     )
@@ -166,9 +182,14 @@ def _intersections(boxes: np.ndarray, edge: int) -> np.ndarray:
     return np.asarray(np.prod(np.maximum(0, most - least + edge), axis=2))
 
 
+def _areas(boxes: np.ndarray) -> np.ndarray:
+    """[n] of [n, 4] boxes."""
+    return np.asarray(np.prod(boxes[:, 2:] - boxes[:, :2], axis=1))
+
+
 def _larger(found: Detections) -> np.ndarray:
     """[n, n] whether box i is larger than box j; of two of one size the one that comes first."""
-    area = np.prod(found.boxes[:, 2:] - found.boxes[:, :2], axis=1)
+    area = _areas(found.boxes)
     place = np.empty(len(area), np.int64)
     place[np.argsort(-area, kind="stable")] = np.arange(len(area))
     return np.asarray(place[:, None] < place[None, :])

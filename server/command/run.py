@@ -58,7 +58,7 @@ class Sink(Protocol):
         """A document cannot be opened."""
 
 
-@dataclass
+@dataclass(eq=False)
 class _Open:
     """A document some of whose pages are in flight."""
 

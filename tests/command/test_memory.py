@@ -21,11 +21,12 @@ CASES = Path(__file__).parents[1] / "documents"
 BOUND = 900_000_000  # bytes, with tiny-ocr
 
 
-def peak_of(arguments: list[str], home: Path) -> tuple[int, int]:
-    """Resident bytes of a run's processes together, at their most, and its exit code."""
-    running = psutil.Popen(
-        command(*arguments), cwd=ROOT, env=environment(home), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+def peak_of(arguments: list[str], home: Path, said: Path) -> tuple[int, int]:
+    """Resident bytes of a run's processes together, at their most, and its exit code; ``said`` gets its words."""
+    with said.open("w") as log:
+        running = psutil.Popen(
+            command(*arguments), cwd=ROOT, env=environment(home), stdout=subprocess.DEVNULL, stderr=log
+        )  # fmt: skip
     peak = 0
     while running.poll() is None:
         total = 0
@@ -53,8 +54,8 @@ def test_no_document_takes_more_than_the_bound(kind: str, tiny_home: Path, tmp_p
         for number in range(4):
             Image.new("RGB", (8000, 6000), (250, 250, number)).save(document / f"{number}.jpg")
     arguments = ["read", str(document), "--model", "tiny-ocr", "--dtype", "f32", "--max-new-tokens", "4"]
-    peak, code = peak_of([*arguments, "-o", str(tmp_path / "out")], tiny_home)
-    assert code == 0
+    peak, code = peak_of([*arguments, "-o", str(tmp_path / "out")], tiny_home, tmp_path / "said")
+    assert code == 0, (tmp_path / "said").read_text()
     assert peak < BOUND, f"{peak / 1e6:.0f} MB"
 
 

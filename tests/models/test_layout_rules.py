@@ -284,7 +284,7 @@ def test_no_block_is_lost_without_another_in_its_place(
     placed = regions(found, rules.model_copy(update={"apart": False}), width, height)
     least = np.array([rules.thresholds.get(label, rules.threshold) for label in LABELS])[found.labels]
     for score, box in zip(found.scores[found.scores > least], found.boxes[found.scores > least], strict=True):
-        left, top, right, bottom = np.rint(np.clip(box, 0, [width, height, width, height]))
+        left, top, right, bottom = np.trunc(np.clip(box, 0, [width, height, width, height]))
         if right - left < 2 or bottom - top < 2:
             continue
         meets = [
