@@ -118,15 +118,3 @@ def test_a_terminal_that_does_not_know_its_size_sees_the_bar_too(monkeypatch: py
 )
 def test_nobody_else_sees_anything(monkeypatch: pytest.MonkeyPatch, terminal: bool, quiet: bool, total: int) -> None:
     assert shown(monkeypatch, terminal=terminal, quiet=quiet, total=total) == ""
-
-
-def test_pages_that_are_equally_far_are_told_apart() -> None:
-    """Comparing them by what they say let threads that ended theirs at once take out each other's."""
-    progress = Progress(0, quiet=True)
-    first, second = progress.begin(), progress.begin()
-    assert first != second
-    progress.end(second)
-    first.tokens = second.tokens = 7
-    with pytest.raises(KeyError):
-        progress.end(second)
-    progress.end(first)
