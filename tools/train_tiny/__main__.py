@@ -10,6 +10,7 @@ from .batches import Pages
 from .checkpoint import mean_checkpoint, save_checkpoint
 from .curriculum import STAGES
 from .evaluate import evaluate_folder
+from .held_out import CATEGORIES, MORE_CATEGORIES
 from .model import TinySpec
 from .packed import WrongPages, pack
 from .train import Trainer, TrainOptions, averaged_model
@@ -72,15 +73,21 @@ def mean(arguments: argparse.Namespace) -> None:
 def evaluate(arguments: argparse.Namespace) -> None:
     """Print the error rates of a checkpoint folder on held-out pages, as a Markdown table."""
     torch.set_num_threads(arguments.threads)
+    categories = arguments.categories.split(",")
+    if unknown := sorted({*categories} - {*CATEGORIES, *MORE_CATEGORIES}):
+        known = ", ".join((*CATEGORIES, *MORE_CATEGORIES))
+        raise SystemExit(f"error: no category {', '.join(unknown)}; there are {known}")
     print("| category | pages | characters | character error rate | pages without error |")
     print("| --- | --- | --- | --- | --- |")
-    for category, score in evaluate_folder(arguments.folder, arguments.pages, arguments.seed).items():
+    for category, score in evaluate_folder(
+        arguments.folder, arguments.pages, arguments.seed, categories, arguments.device
+    ):
         rate = f"{score.rate:.2%}" if score.characters else f"{score.errors} read"
-        print(f"| {category} | {score.pages} | {score.characters} | {rate} | {score.exact} |")
+        print(f"| {category} | {score.pages} | {score.characters} | {rate} | {score.exact} |", flush=True)
 
 
-def main() -> None:
-    """Parse the command line and do what it says."""
+def command_line() -> argparse.ArgumentParser:
+    """Return the parser, whose result has what is to be done as `action`."""
     parser = argparse.ArgumentParser(prog="python -m tools.train_tiny", description=__doc__)
     commands = parser.add_subparsers(required=True)
 
@@ -130,11 +137,18 @@ def main() -> None:
     command = commands.add_parser("evaluate", help="measure a checkpoint folder on held-out pages")
     command.add_argument("folder", type=Path)
     command.add_argument("--pages", type=int, default=50, help="pages of each category")
+    command.add_argument("--categories", default=",".join(CATEGORIES), help="default: %(default)s")
+    command.add_argument("--device", default="cpu", help="cpu or cuda")
     command.add_argument("--threads", type=int, default=2)
     command.add_argument("--seed", type=int, default=1)
     command.set_defaults(action=evaluate)
 
-    arguments = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    """Parse the command line and do what it says."""
+    arguments = command_line().parse_args()
     arguments.action(arguments)
 
 

@@ -3,7 +3,7 @@
 The project's end-to-end tests import `edit_distance`; `python -m tools.train_tiny evaluate` prints a table.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -124,19 +124,13 @@ def score(pages: Sequence[Page], texts: Sequence[str]) -> Score:
     return Score(len(pages), sum(len(page.text) for page in pages), sum(errors), errors.count(0))
 
 
-def evaluate_model(
-    model: UnlimitedOcrForConditionalGeneration, spec: TinySpec, count: int, seed: int = 1
-) -> dict[str, Score]:
-    """Return the score of every category on `count` pages each."""
-    scores = {}
-    for category in CATEGORIES:
-        pages = held_out_pages(category, count, seed)
-        scores[category] = score(pages, read_pages(model, pages, spec))
-    return scores
-
-
-def evaluate_folder(folder: Path, count: int, seed: int = 1) -> dict[str, Score]:
-    """Evaluate a checkpoint folder as it is shipped: float16 weights, computed in float32."""
-    model = load_checkpoint(folder)
+def evaluate_folder(
+    folder: Path, count: int, seed: int = 1, categories: Sequence[str] = CATEGORIES, device: str = "cpu"
+) -> Iterator[tuple[str, Score]]:
+    """Yield each category with its score on `count` pages, of a checkpoint folder as it is shipped: float16 weights,
+    computed in float32."""
+    model, spec = load_checkpoint(folder).to(device), read_spec(folder)
     use_training_kernels(model)
-    return evaluate_model(model, read_spec(folder), count, seed)
+    for category in categories:
+        pages = held_out_pages(category, count, seed)
+        yield category, score(pages, read_pages(model, pages, spec))

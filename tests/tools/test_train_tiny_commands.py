@@ -1,0 +1,61 @@
+"""The trainer's command line, and the script that runs it on a card."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch", reason="training needs the export extra")
+pytest.importorskip("transformers", reason="training needs the export extra")
+
+from tests.tools.test_train_tiny import MICRO
+from tools.train_tiny.__main__ import command_line
+from tools.train_tiny.checkpoint import save_checkpoint
+from tools.train_tiny.curriculum import STAGES, stage_of
+from tools.train_tiny.evaluate import evaluate_folder
+from tools.train_tiny.held_out import held_out_pages
+from tools.train_tiny.model import build_model
+
+
+def test_a_folder_is_measured_on_the_categories_that_are_asked_for(tmp_path: Path) -> None:
+    save_checkpoint(build_model(MICRO, 0), MICRO, tmp_path)
+    measured = dict(evaluate_folder(tmp_path, 1, categories=("one_line", "blank")))
+    truth = held_out_pages("one_line", 1)[0].text
+    assert list(measured) == ["one_line", "blank"]
+    assert (measured["one_line"].pages, measured["one_line"].characters) == (1, len(truth))
+    assert measured["one_line"].errors > 0  # its weights are random
+    arguments = command_line().parse_args(["evaluate", str(tmp_path), "--categories", "one_line,poems"])
+    with pytest.raises(SystemExit, match="no category poems; there are one_line, clean"):
+        arguments.action(arguments)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a shell script for Linux machines with a card")
+def test_the_script_for_a_card_trains_from_the_last_stage_and_takes_its_results_home(tmp_path: Path) -> None:
+    """Each of its commands is one that there is; a stand-in for Python writes them down and what they would leave."""
+    stand_in = tmp_path / "python"
+    stand_in.write_text(
+        f'#!/bin/bash\n[ "$1" = -c ] && exec {shlex.quote(sys.executable)} "$@"\n'
+        f'printf "%s\\n" "$(printf "%q " "${{@:3}}")" >> {tmp_path}/commands\n'
+        "while [ $# -gt 0 ]; do\n"
+        "  case $1 in --export) f=model.safetensors;; --run-dir) f=log.jsonl;; *) f=;; esac\n"
+        '  [ -z "$f" ] || { mkdir -p "$2"; touch "$2/$f"; }\n  shift\ndone\n'
+    )
+    stand_in.chmod(0o755)
+    script = Path(__file__).parents[2] / "tools/train_tiny/quarter_hour.sh"
+    environment = {**os.environ, "PYTHON": str(stand_in), "WORK": str(tmp_path / "work")}
+    subprocess.run([script, tmp_path / "out", "10"], cwd=script.parents[2], env=environment, check=True)
+    commands = [
+        command_line().parse_args(shlex.split(line)) for line in (tmp_path / "commands").read_text().splitlines()
+    ]
+    tried, trained, *others = commands
+    assert stage_of(STAGES, trained.start_step) is STAGES[-1] is not stage_of(STAGES, trained.start_step - 1)
+    assert tried.steps == trained.start_step + 10
+    assert (trained.minutes, trained.decay_minutes, trained.device, trained.scale) == (10, 4.5, "cuda", 4)
+    assert [one.action.__name__ for one in others] == ["mean", "mean", *4 * ["evaluate"]]
+    home = {"after.safetensors", "half.safetensors", "two_thirds.safetensors", "log.jsonl", "scores.md"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == home
