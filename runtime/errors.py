@@ -19,3 +19,14 @@ class GenerationFailed(Exception):
 
 class EngineClosed(Exception):
     """The model was closed (or its engine has failed) while the request was waiting or running."""
+
+
+class ModelUnavailable(Exception):
+    """A model that cannot be exported or loaded; the message says what to do.
+
+    permanent : the same will happen again until somebody changes something on the server.
+    """
+
+    def __init__(self, message: str, *, permanent: bool = False) -> None:
+        super().__init__(message)
+        self.permanent = permanent

@@ -20,7 +20,7 @@ from typing import Any, Literal
 from urllib.parse import SplitResult, quote, urljoin, urlsplit
 
 from .addresses import is_public
-from .errors import BadRequest, TooLarge
+from .api_errors import BadRequest, TooLarge
 
 log = logging.getLogger(__name__)
 

@@ -4,28 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 from models.config_template import SERVER_KEYS
+from runtime.library.options import ModelOptions
+
+KEYS_VARIABLE = "OCR_ONNX_API_KEY"  # of the environment: one key, or several with commas between
 
 
-@dataclass(frozen=True)
-class ServerOptions:
+@dataclass(frozen=True, kw_only=True)
+class ServerOptions(ModelOptions):
     """Flags over config.toml's [server] over the defaults of ``config_template.SERVER_KEYS``."""
 
     host: str = "0.0.0.0"
     port: int = 8000
-    slots: int = 0
-    threads: int = 0
-    vision_cache_mb: float = 64.0
-    max_queue: int = 64
     queue_timeout: float = 600.0
     max_connections_per_address: int = 256
     max_loaded_models: int = 1
-    export_on_demand: Literal["on", "off"] = "on"
     export_wait: float = 0.0
-    switch_models: Literal["on", "off"] = "on"
     wait_for_model: Literal["on", "off"] = "off"
     web: Literal["on", "off"] = "on"
     max_body_mb: int = 50
@@ -34,7 +30,6 @@ class ServerOptions:
     max_image_megapixels: int = 50
     max_tiles: int = 0
     max_new_tokens_limit: int = 0
-    max_context: int = 0
     max_deadline: float = 0.0
     page_timeout: float = 20.0
     max_pages: int = 200
@@ -42,8 +37,6 @@ class ServerOptions:
     max_jobs: int = 16
     jobs_hours: float = 24.0
     jobs_mb: int = 500
-    warm_up: Literal["auto", "none", "quick", "full"] = "auto"
-    stale_exports: Literal["say", "refuse", "export"] = "say"
     remote_images: Literal["off", "public", "any"] = "public"
     remote_timeout: float = 20.0
     system_messages: Literal["ignore", "prompt"] = "ignore"
@@ -54,21 +47,7 @@ class ServerOptions:
     log_format: Literal["text", "json"] = "text"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
-    # From the command line and the other tables.
-    model: str = "deepseek-ocr"  # loaded at the start
-    device: str = "cpu"
-    engines: int = 1  # of a model: one for each card of ``cuda:all``
-    dtype: str | None = None
-    model_config: Path | None = None
-    tokenizer: Path | None = None
-    weights: Path | None = None
-    adapter: Path | None = None
     inference_flags: Mapping[str, Any] = field(default_factory=dict)  # settings given as flags, by field name
-
-    @property
-    def capacity(self) -> int:
-        """Generation requests in the house at once, running and waiting."""
-        return (self.slots or 4) * self.engines + self.max_queue
 
 
 def server_options(config: Mapping[str, Any], flags: Mapping[str, Any], **others: Any) -> ServerOptions:

@@ -25,7 +25,7 @@ from urllib.request import url2pathname
 
 from models.errors import InvalidInput
 from runtime.documents import Document, How, Stop, Workers, open_document
-from server.errors import BadRequest, TooLarge
+from server.api_errors import BadRequest, TooLarge
 from server.fetch import Fetcher
 
 from .errors import UsageError

@@ -26,7 +26,7 @@ from models.exporter import environment
 from models.layout.detectors import DETECTORS
 from models.paths import CACHE_VARIABLE, cache_dir
 from runtime.documents.fonts import SCRIPTS, has_fontconfig, missing_scripts
-from server.loading import missing_for_export
+from runtime.library.export_process import missing_for_export
 
 from .exports import find_exports, find_leftovers, gigabytes
 

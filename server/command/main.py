@@ -55,7 +55,7 @@ class _Command:
 COMMANDS: Mapping[str, _Command] = {
     "read": _Command("server.command.read", "read PDFs, pictures and folders into Markdown, JSON or text"),
     "layout": _Command("server.command.layout", "find the parts of pages, with a layout detector alone"),
-    "serve": _Command("server.command.serve", "serve the OpenAI-compatible API; the same as ocr-onnx-serve"),
+    "serve": _Command("server.http.subcommand", "serve the OpenAI-compatible API; the same as ocr-onnx-serve"),
     "compare": _Command("server.command.compare", "compare two readings: characters, words, tables, order"),
     "eval": _Command("server.command.evaluate", "read a published benchmark and score it: OmniDocBench, olmOCR-bench"),
     "models": _Command("server.command.models", "list the models: known, exported, where, how large"),

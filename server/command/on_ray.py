@@ -13,7 +13,7 @@ from typing import Any
 from models.config import Config
 from models.settings import InferenceSettings
 from runtime.documents import Document
-from server.errors import ModelUnavailable
+from runtime.errors import ModelUnavailable
 from server.options import ServerOptions
 from server.ray import cluster
 from server.ray.drawing import Drawing

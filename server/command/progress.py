@@ -136,7 +136,7 @@ def configure_log(*, quiet: bool) -> None:
     handler.setFormatter(logging.Formatter("%(message)s"))
     logging.basicConfig(level=logging.ERROR if quiet else logging.WARNING, handlers=[handler], force=True)
     logging.captureWarnings(True)
-    for name in ("server.loading", "server.exporting"):
+    for name in ("runtime.library.source", "runtime.library.export_process"):
         logging.getLogger(name).setLevel(logging.ERROR if quiet else logging.INFO)
 
 

@@ -31,7 +31,8 @@ from models.registry import defaults_of, may_be_joint, reads_jointly
 from models.settings import InferenceSettings
 from runtime.documents import DEFAULT_DPI, DPI_RANGE, Document, How, Limits, Stopped, Workers, page_ranges, parse_pages
 from runtime.errors import RuntimeUnavailable
-from server import flags, memory
+from runtime.library import memory
+from server import flags
 from server.options import ServerOptions, server_options
 from server.ray.drawing import Drawing
 

@@ -22,10 +22,9 @@ from models.manifest import FILE_NAME, Manifest
 from models.settings import InferenceSettings
 from runtime.confidence import Confidence
 from runtime.documents import DrawnPages
-from runtime.errors import EngineClosed, QueueFull
+from runtime.errors import EngineClosed, ModelUnavailable, QueueFull
+from runtime.library.source import ModelKey, ModelSource
 from runtime.requests import Finished, Generation, Request, TextDelta, TextModel
-from server.errors import ModelUnavailable
-from server.loading import ModelKey, ModelSource
 from server.options import ServerOptions
 
 from .errors import CommandFailed, Interrupted, PageFailed

@@ -33,7 +33,7 @@ from models.joint import PagePart
 from models.precedence import BY_NAME
 from runtime.confidence import Confidence
 from runtime.documents import DrawnPages
-from server.auth import ENVIRONMENT
+from server.options import KEYS_VARIABLE
 from server.writers.result import block_of
 
 from .errors import CommandFailed, Interrupted, PageFailed, UsageError
@@ -81,7 +81,7 @@ class RemoteReader:
         self._settings, self._raw, self._schema = dict(settings if several is None else several), raw, schema
         self.joint = several is not None
         self._retries, self._timeout, self._stop, self._jobs = retries, timeout, stop, jobs
-        key = _checked_key((api_key or os.environ.get(ENVIRONMENT, "").split(",")[0]).strip())
+        key = _checked_key((api_key or os.environ.get(KEYS_VARIABLE, "").split(",")[0]).strip())
         login = f"Bearer {key}" if key else _basic(address)
         self._headers = {"User-Agent": "ocr-onnx", **({"Authorization": login} if login else {})}
         self._lock = threading.Lock()
@@ -286,7 +286,7 @@ class RemoteReader:
             return _TryAgain(message, _seconds(response.headers.get("Retry-After")), busy=status in BUSY)
         if status in (401, 403):
             return CommandFailed(
-                f"{self._url.geturl()} refuses the API key: {message}; set {ENVIRONMENT} or name it with --api-key"
+                f"{self._url.geturl()} refuses the API key: {message}; set {KEYS_VARIABLE} or name it with --api-key"
             )
         if status == 404 or 300 <= status < 400:
             return CommandFailed(f"{self._url.geturl()}: {message}; is the address right, and the model's id?")
@@ -373,7 +373,7 @@ def _checked_key(key: str) -> str:
         if not character.isprintable() or ord(character) > 0xFF:
             raise UsageError(
                 f"character {place} of the API key is {character!a}, which no HTTP header holds; copy the key anew "
-                f"into {ENVIRONMENT} or --api-key"
+                f"into {KEYS_VARIABLE} or --api-key"
             )
     return key
 

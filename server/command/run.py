@@ -17,7 +17,7 @@ from PIL import Image
 
 from models.errors import InvalidInput
 from runtime.documents import Document, Drawn, Stopped
-from server import memory
+from runtime.library import memory
 
 from ..writers import Material, PageResult
 from ..writers.figures import Pictures

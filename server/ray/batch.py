@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from runtime.documents import Document
-from server import memory
+from runtime.library import memory
 from server.command.errors import CommandFailed
 from server.command.plan import DocumentPlan
 from server.command.progress import Progress, say

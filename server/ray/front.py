@@ -11,9 +11,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from typing import Any, Protocol
 
-from server.auth import OPEN_FILES, OPEN_PATHS, ApiKeys
-from server.errors import ApiError, TooLarge, Unavailable, error_body
-from server.metrics import CONTENT_TYPE
+from server.api_errors import ApiError, TooLarge, Unavailable, error_body
+from server.http.auth import OPEN_FILES, OPEN_PATHS, ApiKeys
+from server.http.metrics import CONTENT_TYPE
 
 from .bridge import Call, Head
 

@@ -23,12 +23,13 @@ from ray import serve
 from ray.serve.exceptions import BackPressureError
 
 from models.config import Config
-from server import logs, memory
-from server.app import Application
-from server.auth import ApiKeys
-from server.errors import ModelUnavailable
+from runtime.errors import ModelUnavailable
+from runtime.library import memory
+from server.http import logs
+from server.http.app import Application
+from server.http.auth import ApiKeys
+from server.http.listener import SPARE_THREADS
 from server.options import ServerOptions
-from server.serve import SPARE_THREADS
 
 from .bridge import Call, Head, answers
 from .front import Front, too_many
@@ -59,7 +60,7 @@ class Engine:
 
     def __init__(self, config: Config, options: ServerOptions, numbers: Any) -> None:
         """Load the model, so that no request comes before it is there."""
-        from server.cli import application_of
+        from server.http.cli import application_of
 
         memory.limit_arenas()
         logs.configure(options.log_format, options.log_level)
@@ -183,7 +184,7 @@ def app(arguments: dict[str, str]) -> Any:
 
     arguments : flags of ``ocr-onnx serve --ray`` without the dashes in front, with underlines for hyphens.
     """
-    from server.cli import build_parser
+    from server.http.cli import build_parser
 
     from .serving import prepared
 

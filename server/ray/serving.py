@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from models.arguments import read_config
 from models.config import Config
 from models.errors import InvalidInput
-from server import flags, logs
+from server import flags
+from server.http import logs
 from server.options import ServerOptions
 
 from . import cluster
@@ -58,7 +59,7 @@ def prepared(given: Mapping[str, Any]) -> tuple[Config, ServerOptions, Plan]:
     ConfigError, InvalidInput
         for a model or a setting that is none.
     """
-    from server.cli import options_of
+    from server.http.cli import options_of
 
     from .service import Plan
 

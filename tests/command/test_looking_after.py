@@ -383,4 +383,4 @@ def test_serve_is_the_server(ocr: Program) -> None:
 
 @pytest.fixture(autouse=True)
 def _keep_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.logs.configure", lambda form: None)
+    monkeypatch.setattr("server.http.logs.configure", lambda form: None)

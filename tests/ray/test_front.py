@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from server.auth import ApiKeys
+from server.http.auth import ApiKeys
 from server.ray.bridge import Call, Head, answers, environ_of
 from server.ray.front import Front, too_many
 from server.ray.numbers import Numbers, merged

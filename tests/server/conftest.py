@@ -21,10 +21,10 @@ from falcon.testing import TestClient
 from PIL import Image
 
 from models.config import Config, load_config
+from runtime.library.source import ModelKey, ModelSource
 from runtime.requests import TextModel
-from server.app import Application, build
 from server.fetch import Fetcher
-from server.loading import ModelKey, ModelSource
+from server.http.app import Application, build
 from server.options import ServerOptions
 from tests.server.fake import Script, ScriptedModel, hello
 

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import runtime.model
-import server.door
-import server.generate
+import server.http.door
+import server.http.generate
 from models.paths import cache_dir
+from runtime.library.source import ModelSource
 from runtime.requests import Request
-from server.cli import main
-from server.loading import ModelSource
+from server.http.cli import main
 from tests.server.fake import ScriptedModel, Step
 
 
@@ -63,9 +63,9 @@ def open_model(folder: Path, *, max_queue: int, slots: int | None, **_: Any) -> 
 if __name__ == "__main__":
     runtime.model.Model.open = open_model  # type: ignore[assignment, method-assign]
     ModelSource.check = lambda self, key: None  # type: ignore[method-assign]  # the folders below are empty
-    server.generate.PING_SECONDS = 0.5
+    server.http.generate.PING_SECONDS = 0.5
     if "HASTY" in os.environ:  # for tests of slow clients
-        server.door.HEADER_SECONDS = server.door.GRACE_SECONDS = 1.0
+        server.http.door.HEADER_SECONDS = server.http.door.GRACE_SECONDS = 1.0
     for model_id, dtype in (
         ("deepseek-ocr", "q8"),
         ("tiny-ocr", "f32"),

@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 
 from models.errors import ConfigError, InvalidInput
-from runtime.errors import EngineClosed, QueueFull
+from runtime.errors import EngineClosed, ModelUnavailable, QueueFull
 from runtime.requests import Request
-from server import auth, schema
-from server.errors import ApiError, ModelUnavailable
-from server.messages import from_chat
+from server.api_errors import ApiError
+from server.http import auth, schema
+from server.http.messages import from_chat
+from server.options import KEYS_VARIABLE
 from tests.server.conftest import MODELS, MakeService, Service, chat, data_url, image_part
 from tests.server.fake import Step
 
@@ -497,7 +498,7 @@ def test_everything_but_health_needs_the_key(make_service: MakeService, path: st
 def test_keys_come_from_the_environment_and_from_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "keys"
     file.write_text("# ours\n\n three \n")
-    monkeypatch.setenv(auth.ENVIRONMENT, "one, two")
+    monkeypatch.setenv(KEYS_VARIABLE, "one, two")
     assert auth.extra_keys(file) == ["one", "two", "three"]
     file.write_text("# none\n")
     with pytest.raises(ConfigError, match="holds no key"):

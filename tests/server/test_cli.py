@@ -13,16 +13,17 @@ import pytest
 from models.config import load_config
 from models.config_template import SERVER_KEYS
 from models.errors import ConfigError
-from server import cli, flags
-from server.errors import ModelUnavailable
-from server.loading import ModelSource
+from runtime.errors import ModelUnavailable
+from runtime.library.source import ModelSource
+from server import flags
+from server.http import cli
 from server.options import ServerOptions, server_options
 from tests.server.conftest import MODELS
 
 
 @pytest.fixture(autouse=True)
 def keep_logging_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.logs.configure", lambda form, level="info": None)
+    monkeypatch.setattr("server.http.logs.configure", lambda form, level="info": None)
 
 
 def parse(*arguments: str) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from PIL import Image
 
 from runtime.errors import QueueFull
 from runtime.requests import Request
-from server import documents
-from server.documents import PAGE_BREAK
+from server.http import documents
+from server.http.documents import PAGE_BREAK
 from tests.pdfs import encrypted, scanned_pdf, text_pdf, without_pages
 from tests.server.conftest import MakeService, Service, chat, image_part
 from tests.server.fake import Step
@@ -395,7 +395,7 @@ def test_documents_leave_room_for_a_single_image(make_service: MakeService) -> N
 def test_a_page_that_waits_for_the_queue_is_drawn_once(
     make_service: MakeService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.documents.RETRY_SECONDS", 0.02)
+    monkeypatch.setattr("server.http.documents.RETRY_SECONDS", 0.02)
     drawn: list[int] = []
     opened = documents.open_document
 

@@ -13,8 +13,8 @@ from typing import Any
 import psutil
 import pytest
 
-from server.admission import Admission, Capacity
-from server.errors import ClientGone, Unavailable
+from server.api_errors import ClientGone, Unavailable
+from server.http.admission import Admission, Capacity
 from tests.server.conftest import ServerProcess, chat
 from tests.server.test_process import until
 

@@ -12,7 +12,7 @@ import pytest
 
 from server import fetch
 from server.addresses import is_public
-from server.errors import ApiError
+from server.api_errors import ApiError
 from server.fetch import Fetcher
 
 PUBLIC = "93.184.216.34"

@@ -38,8 +38,8 @@ def no_network(host: str, port: int) -> list[tuple[Any, ...]]:
 @pytest.fixture
 def service(make_service: MakeService, monkeypatch: pytest.MonkeyPatch) -> Service:
     # Collecting the garbage of a whole test session at every switch would take most of the time.
-    monkeypatch.setattr("server.pool.give_memory_back", lambda: None)
-    monkeypatch.setattr("server.generate.give_memory_back", lambda: None)
+    monkeypatch.setattr("server.http.pool.give_memory_back", lambda: None)
+    monkeypatch.setattr("server.http.generate.give_memory_back", lambda: None)
     return make_service(fetcher=Fetcher(resolver=no_network))
 
 

@@ -14,10 +14,10 @@ from PIL import Image
 
 from runtime.documents import IMAGE_FORMATS as FORMATS
 from runtime.documents import Workers
-from server.admission import Admission, Capacity
-from server.errors import ApiError
+from server.api_errors import ApiError
 from server.fetch import Fetcher
-from server.images import ImageReader
+from server.http.admission import Admission, Capacity
+from server.http.images import ImageReader
 from tests.server.conftest import MakeService, chat, data_url
 
 WORKERS = Workers(2)
@@ -200,7 +200,7 @@ def test_the_images_of_a_request_have_a_limit_together() -> None:
 
 
 def test_requests_wait_for_each_others_pixels_and_give_them_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.images.PATIENCE", 0.05)
+    monkeypatch.setattr("server.http.images.PATIENCE", 0.05)
     house = Admission(Capacity(pixels=1_000_000))
     reader = ImageReader(Fetcher("off"), WORKERS, max_pixels=1_000_000, admission=house)
     url = data_url(Image.new("L", (800, 800)))

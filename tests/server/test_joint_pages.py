@@ -11,9 +11,9 @@ from PIL import Image
 from models.errors import InvalidInput
 from runtime.documents import Document, Drawn
 from runtime.requests import Request
-from server.admission import Admission, Capacity
-from server.joint_pages import JointPages
-from server.schema import Reading
+from server.http.admission import Admission, Capacity
+from server.http.joint_pages import JointPages
+from server.http.schema import Reading
 from tests.server.conftest import MakeService, Service, data_url, image_part
 from tests.server.test_documents import ask, content, numbered
 

@@ -21,7 +21,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from server.app import WORKERS
+from server.http.app import WORKERS
 from tests.pdfs import field_bomb_pdf, nested_pdf, text_pdf
 from tests.server.conftest import MakeService, ServerProcess, chat, data_url
 from tests.server.test_process import until

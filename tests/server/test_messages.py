@@ -9,8 +9,8 @@ import pytest
 from models.asking import with_slots
 from models.errors import InvalidInput
 from models.family import QUOTED_SLOT
-from server.messages import Prompt, from_chat, from_responses
-from server.schema import Message, ResponseItem
+from server.http.messages import Prompt, from_chat, from_responses
+from server.http.schema import Message, ResponseItem
 
 IMAGE = {"type": "image_url", "image_url": {"url": "data:,a"}}
 BARE = {"type": "image_url", "image_url": "data:,b"}

@@ -6,8 +6,8 @@ import pytest
 
 from runtime import providers
 from runtime.requests import EngineLoad
-from server.cli import build_parser, options_of
-from server.metrics import Metrics
+from server.http.cli import build_parser, options_of
+from server.http.metrics import Metrics
 from server.options import ServerOptions
 
 

@@ -13,8 +13,8 @@ from PIL import Image
 
 from runtime.requests import Request
 from server.fetch import Fetcher
-from server.mistral import files
-from server.mistral.files import FileStore
+from server.http.mistral import files
+from server.http.mistral.files import FileStore
 from server.writers.tables import html_rows, pipe_rows, take_out, to_html, to_pipes
 from tests.pdfs import encrypted, scanned_pdf, text_pdf
 from tests.server.conftest import MakeService, Service, data_url

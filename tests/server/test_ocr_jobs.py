@@ -13,8 +13,8 @@ import httpx
 import pytest
 
 from runtime.requests import Request
-from server.mistral import jobs
-from server.mistral.job_files import JobFiles
+from server.http.mistral import jobs
+from server.http.mistral.job_files import JobFiles
 from tests.server.conftest import MakeService, Service, StartServer
 from tests.server.fake import Step
 from tests.server.test_documents import file_url, number_of, numbered

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from server.errors import ApiError, ClientGone, ModelUnavailable
-from server.pool import Lease, ModelPool
+from runtime.errors import ModelUnavailable
+from server.api_errors import ApiError, ClientGone
+from server.http.pool import Lease, ModelPool
 from tests.server.fake import ScriptedModel
 
 WAIT = 20.0

@@ -89,7 +89,7 @@ def test_system_messages_are_ignored_unless_the_server_is_told_otherwise(
 ) -> None:
     messages = [SYSTEM, user(image_part(), text("Free OCR."))]
     ignoring = make_service()
-    with caplog.at_level(logging.INFO, "server.questions"):
+    with caplog.at_level(logging.INFO, "server.http.questions"):
         assert one(ignoring, messages) == (READ, [SMALL])
     said = [record for record in caplog.records if "system messages are ignored" in record.message]
     assert len(said) == 1  # for six requests

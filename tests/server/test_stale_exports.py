@@ -15,8 +15,8 @@ from models.config import load_config
 from models.manifest import Manifest, SourceInfo
 from models.registration import ModelEntry
 from models.source_files import difference
-from server.errors import ModelUnavailable
-from server.loading import ModelKey, ModelSource
+from runtime.errors import ModelUnavailable
+from runtime.library.source import ModelKey, ModelSource
 from server.options import ServerOptions
 from tests.export.test_pipeline import TINY, WEIGHTS, edit_json
 from tools.checkpoints import write_random_checkpoint

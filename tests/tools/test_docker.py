@@ -77,7 +77,7 @@ def test_kubernetes_asks_the_right_addresses_and_waits_for_the_drain() -> None:
 
 
 def test_dashboard_and_alerts_ask_for_metrics_that_there_are() -> None:
-    source = (ROOT / "server/metrics.py").read_text() + (ROOT / "server/app.py").read_text()
+    source = (ROOT / "server/http/metrics.py").read_text() + (ROOT / "server/http/app.py").read_text()
     there = set(re.findall(r'"(ocr_[a-z_]+)"', source))
     asked = (DOCKER / "alerts.yml").read_text()
     dashboard: dict[str, Any] = json.loads((DOCKER / "grafana/dashboard.json").read_text())

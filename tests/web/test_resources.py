@@ -14,15 +14,15 @@ import pytest
 from falcon.testing import TestClient
 from PIL import Image
 
-import server.web
+import server.http.web
 from runtime.documents import open_document
-from server.web.resources import FILES, POLICY
+from server.http.web.resources import FILES, POLICY
 from tests.pdfs import text_pdf
 from tests.server.conftest import MakeService, Service, make_service, service
 
 __all__ = ["make_service", "service"]
 
-STATIC = Path(server.web.__file__).parent / "static"
+STATIC = Path(server.http.web.__file__).parent / "static"
 
 
 def _figure() -> bytes:

@@ -15,9 +15,9 @@ from typing import Any
 import runtime.model
 from models.deepseek_ocr.output import TASKS
 from models.paths import cache_dir
+from runtime.library.source import ModelSource
 from runtime.requests import Request
-from server.cli import main
-from server.loading import ModelSource
+from server.http.cli import main
 from tests.server.fake import ScriptedModel, Step
 
 MARKDOWN = (

@@ -1,0 +1,35 @@
+"""What a program's command line and config.toml decide about the models that it opens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """Which model, made of which files, and how it is opened."""
+
+    model: str = "deepseek-ocr"  # loaded at the start
+    device: str = "cpu"
+    engines: int = 1  # of a model: one for each card of ``cuda:all``
+    dtype: str | None = None
+    model_config: Path | None = None
+    tokenizer: Path | None = None
+    weights: Path | None = None
+    adapter: Path | None = None
+    slots: int = 0
+    threads: int = 0
+    vision_cache_mb: float = 64.0
+    max_context: int = 0
+    max_queue: int = 64
+    warm_up: Literal["auto", "none", "quick", "full"] = "auto"
+    export_on_demand: Literal["on", "off"] = "on"
+    stale_exports: Literal["say", "refuse", "export"] = "say"
+    switch_models: Literal["on", "off"] = "on"
+
+    @property
+    def capacity(self) -> int:
+        """Requests for a model in the house at once, running and waiting."""
+        return (self.slots or 4) * self.engines + self.max_queue

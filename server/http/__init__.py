@@ -1,0 +1,1 @@
+"""The OpenAI-compatible HTTP API on Falcon and waitress. No tensors here."""

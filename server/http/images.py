@@ -1,0 +1,180 @@
+"""Images of a request: from data: URLs and addresses to decoded pictures, within limits that hold before decoding.
+
+Their files are looked at and decoded by worker processes, as documents are.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import contextlib
+import logging
+import re
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from PIL import Image
+
+from models.errors import InvalidInput
+from models.pixels import Transparency
+from runtime.documents import Document, Stop, TooManyPixels, Workers, never, open_picture
+from server.api_errors import BadRequest, TooLarge
+from server.fetch import Fetcher
+
+from .admission import PATIENCE, Admission
+
+log = logging.getLogger(__name__)
+
+
+_DATA_URL = re.compile(r"data:(?P<mime>[\w.+-]+/[\w.+*-]+)?(?P<params>(?:;[\w.+=-]+)*),", re.IGNORECASE)
+
+
+class Pictures:
+    """The images of one request: their files and sizes. Their pixels are there inside ``decoded`` only."""
+
+    def __init__(self, admission: Admission) -> None:
+        self.files: list[Document] = []
+        self.sizes: list[tuple[int, int]] = []  # width, height in pixels, upright
+        self.warnings: list[str] = []  # of those that were decoded
+        self.truncated = False  # one of them lacked a part of its file
+        self._admission = admission
+
+    @property
+    def pixels(self) -> int:
+        """Of all of them."""
+        return sum(width * height for width, height in self.sizes)
+
+    @contextlib.contextmanager
+    def decoded(self, stop: Stop) -> Iterator[list[Image.Image]]:
+        """The images, in order: upright, in RGB. Others' pixels are waited for where there is no room.
+
+        Raises
+        ------
+        BadRequest, TooLarge
+            for a file that turns out to be damaged, or to hold more than its header said.
+        Unavailable
+            when other requests hold too many pixels.
+        ClientGone, Stopped
+            when ``stop`` turned true.
+        """
+        with self._admission.take("pixels", self.pixels, wait=PATIENCE, is_gone=stop):
+            images: list[Image.Image] = []
+            for file in self.files:
+                with _explained():
+                    drawn = file.draw(0, stop)
+                images.append(drawn.image)
+                self.warnings += [f"{file.name}: {warning}" for warning in drawn.warnings]
+                self.truncated = self.truncated or drawn.truncated
+            self.close()
+            yield images
+
+    def close(self) -> None:
+        """Let go of the files. Idempotent."""
+        for file in self.files:
+            file.close()
+        self.files = []
+
+
+@dataclass(frozen=True)
+class ImageReader:
+    """Reads the images of requests."""
+
+    fetcher: Fetcher
+    workers: Workers
+    max_images: int = 10
+    max_bytes: int = 20 << 20  # of one encoded image
+    max_pixels: int = 50_000_000  # of one image; of all images of a request twice that
+    admission: Admission = field(default_factory=Admission)
+
+    def open(self, urls: Sequence[str], stop: Stop = never, transparency: Transparency = "white") -> Pictures:
+        """Fetch all images, in order, and look at their headers.
+
+        Raises
+        ------
+        BadRequest
+            for too many images, and an address, an encoding or a format that cannot be read.
+        TooLarge
+            for too many bytes or pixels.
+        Stopped
+            when ``stop`` turned true.
+        """
+        if len(urls) > self.max_images:
+            raise BadRequest(
+                f"{len(urls)} images in one request; the limit is {self.max_images} (--max-images)",
+                param="image_url", code="too_many_images",
+            )  # fmt: skip
+        deadline = time.monotonic() + self.fetcher.timeout
+        pictures = Pictures(self.admission)
+        try:
+            for number, url in enumerate(urls, 1):
+                self._add(pictures, self._bytes(url, deadline), number, stop, transparency)
+        except BaseException:
+            pictures.close()
+            raise
+        return pictures
+
+    def _add(self, pictures: Pictures, data: bytes, number: int, stop: Stop, transparency: Transparency) -> None:
+        with _explained():
+            file = open_picture(
+                data, name=f"image {number}", max_pixels=self.max_pixels, workers=self.workers, stop=stop,
+                transparency=transparency,
+            )  # fmt: skip
+            pictures.files.append(file)
+            pictures.sizes.append(file.size(0, stop))
+        if pictures.pixels > 2 * self.max_pixels:
+            raise TooLarge(
+                f"the images of one request have more than {2 * self.max_pixels / 1e6:.0f} million pixels in all; "
+                "send fewer at a time, or scale them down", param="image_url", code="images_too_large",
+            )  # fmt: skip
+
+    def _bytes(self, url: str, deadline: float) -> bytes:
+        url = url.strip()
+        if url[:5].lower() == "data:":
+            return decode_data_url(url, self.max_bytes)
+        if "://" in url[:32] and url[:7].lower() != "file://":
+            return self.fetcher.fetch(url, deadline)
+        raise BadRequest(
+            "an image must be a data: URL (data:image/png;base64,...) or an http(s) address; files and paths of the "
+            "server are not read",
+            param="image_url",
+            code="invalid_image_url",
+        )
+
+
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    """What the worker says about an image, as the API says it."""
+    try:
+        yield
+    except TooManyPixels as error:
+        raise TooLarge(str(error), param="image_url", code="image_too_large") from error
+    except InvalidInput as error:
+        raise BadRequest(str(error), param="image_url", code="invalid_image") from error
+
+
+def decode_data_url(url: str, max_bytes: int, what: str = "image", param: str = "image_url") -> bytes:
+    """The content of a data: URL with base64.
+
+    Raises
+    ------
+    BadRequest
+        when it is none.
+    TooLarge
+        when the content has more than ``max_bytes``.
+    """
+    head = _DATA_URL.match(url[:256])
+    if head is None or ";base64" not in head["params"].lower():
+        example = "image/png" if what == "image" else "application/pdf"
+        raise BadRequest(
+            f"the {what}'s data: URL must look like data:{example};base64,...", param=param, code=f"invalid_{param}"
+        )
+    if (len(url) - head.end()) * 3 // 4 > max_bytes + 3:
+        article = "an" if what == "image" else "a"
+        raise TooLarge(f"{article} {what} is larger than {max_bytes >> 20} MiB", param=param, code=f"{what}_too_large")
+    # Some clients break lines, leave the padding out or use the URL alphabet.
+    text = re.sub(r"\s+", "", url[head.end() :]).translate(str.maketrans("-_", "+/")).rstrip("=")
+    try:
+        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+    except (binascii.Error, ValueError):
+        raise BadRequest(f"the {what}'s data: URL holds no valid base64", param=param, code="invalid_base64") from None

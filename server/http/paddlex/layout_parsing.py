@@ -1,0 +1,174 @@
+"""POST /layout-parsing: a document in, its pages out, as PaddleX's clients and Open WebUI's PaddleOCR-VL engine do.
+
+The document goes the way of a ``file`` part of a chat message, with the task ``document``.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import falcon
+
+from models.blocks import Block
+from models.layout.join_tables import join_tables
+from models.layout.page_rules import PLAIN, PageRules
+from models.layout.place import has_detector
+from models.layout.step import rules_of
+from models.layout.task import DOCUMENT
+from models.registration import ModelEntry
+from models.registry import default_element, element_tasks
+from runtime.library.source import ModelSource
+from runtime.requests import Finished
+from server.api_errors import ApiError, BadRequest, TooLarge, translate
+from server.fetch import Fetcher
+from server.writers.result import block_of
+
+from .. import schema
+from ..endpoint import GenerationEndpoint
+from ..generate import Generator, Job
+from ..images import decode_data_url
+from ..logs import RequestRecord
+from ..messages import Prompt
+from ..metrics import Metrics
+from .pages import PageWriter
+from .schema import LayoutParsingRequest
+
+# A block is read to its end, as far as its task says no more.
+BUDGET = {"max_new_tokens": 8192}
+
+
+@dataclass(frozen=True)
+class _Order:
+    """What an answer is written from. rules : None where the pages are read whole."""
+
+    body: LayoutParsingRequest
+    rules: PageRules | None
+    log_id: str
+
+
+class LayoutParsing(GenerationEndpoint):
+    """PaddleX's service."""
+
+    path = "/layout-parsing"
+    request_model = LayoutParsingRequest
+    content = "file"
+
+    def __init__(
+        self, generator: Generator, metrics: Metrics, max_body_bytes: int, source: ModelSource, fetcher: Fetcher,
+        max_bytes: int, model: str,
+    ) -> None:  # fmt: skip
+        """model : of requests that name none."""
+        super().__init__(generator, metrics, max_body_bytes)
+        self._source, self._fetcher, self._max_bytes, self._model = source, fetcher, max_bytes, model
+
+    def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
+        try:
+            super().on_post(req, resp)
+        except Exception as error:
+            known = translate(error)
+            if known is None:
+                raise
+            resp.status = falcon.code_to_http_status(known.status_code)
+            resp.set_headers(known.headers or {})
+            resp.media = _failure(str(resp.get_header("X-Request-Id")), known)
+            req.context["reason"] = known.message
+
+    def start(
+        self, req: falcon.Request, body: LayoutParsingRequest, record: RequestRecord, is_gone: Callable[[], bool]
+    ) -> tuple[_Order, Job]:
+        body.check()
+        entry = self._source.entry(body.model or self._model)
+        task = _task(body, entry)
+        rules = rules_of(entry).change(body.rules()) if task == DOCUMENT else None
+        reading = schema.Reading(task=task, boxes=True, rules=body.rules())
+        url = f"data:application/octet-stream;base64,{base64.b64encode(self._content(body.file.strip())).decode()}"
+        body.file = ""  # the rest of it lives as long as the answer
+        job = self._generator.start(
+            Prompt(files=[url]), body.model or self._model, body.settings(), reading, record, is_gone, floor=BUDGET
+        )
+        return _Order(body, rules, record.id), job
+
+    def answer(self, body: _Order, job: Job, text: str, finished: Finished) -> dict[str, Any]:
+        report = job.report()
+        pages: Sequence[Mapping[str, Any]] = report["pages"]
+        blocks: dict[int, list[Block]] = {page["page"]: [] for page in pages}
+        for entry in report.get("blocks", ()):
+            blocks[entry["page"]].append(block_of({name: value for name, value in entry.items() if name != "page"}))
+        for page in pages:
+            if body.rules is None or not blocks[page["page"]]:
+                whole = Block("text", text[page["start"] : page["end"]], (0, 0, page["width"], page["height"]), "ocr")
+                blocks[page["page"]] = [whole] if whole.text else []
+        request = body.body
+        if request.restructurePages and request.mergeTables is not False:
+            blocks = dict(zip(blocks, join_tables(list(blocks.values())), strict=True))
+        results = [_page(request, body.rules or PLAIN, page, blocks[page["page"]], job, len(pages)) for page in pages]
+        sizes = [{"width": page["width"], "height": page["height"]} for page in pages]
+        info = {**sizes[0], "type": "image"} if request.fileType == 1 and len(sizes) == 1 else {
+            "type": "pdf", "numPages": len(sizes), "pages": sizes,
+        }  # fmt: skip
+        return {
+            "logId": body.log_id,
+            "errorCode": 0,
+            "errorMsg": "Success",
+            "result": {"layoutParsingResults": results, "dataInfo": info},
+        }
+
+    def _content(self, file: str) -> bytes:
+        """The bytes of the document.
+
+        Raises
+        ------
+        ApiError
+            for what is no base64, is too large, or cannot be fetched.
+        """
+        if file[:8].lower().startswith(("http://", "https://")):
+            return self._fetcher.fetch(file, time.monotonic() + self._fetcher.timeout)
+        if file[:5].lower() == "data:":
+            return decode_data_url(file, self._max_bytes, "file", "file")
+        if len(file) * 3 // 4 > self._max_bytes + 3:
+            raise TooLarge(f"the file has more than {self._max_bytes >> 20} MiB (--max-image-mb)")
+        try:
+            return base64.b64decode("".join(file.split()), validate=True)
+        except (binascii.Error, ValueError) as error:
+            raise BadRequest("file is neither base64 nor an http(s) address", param="file") from error
+
+
+def _task(body: LayoutParsingRequest, entry: ModelEntry) -> str | None:
+    """The task that the request means; None is the model's default."""
+    if body.useLayoutDetection:
+        return DOCUMENT
+    if body.useLayoutDetection is None and body.promptLabel is None:
+        return DOCUMENT if has_detector(entry) else None
+    label = body.promptLabel or "ocr"
+    return label if label in element_tasks(entry) else default_element(entry) if label == "ocr" else label
+
+
+def _page(
+    request: LayoutParsingRequest, rules: PageRules, page: Mapping[str, Any], blocks: Sequence[Block], job: Job,
+    count: int,
+) -> dict[str, Any]:  # fmt: skip
+    """One of ``layoutParsingResults``."""
+    size = page["width"], page["height"]
+    writer = PageWriter(blocks, size, rules, partial(job.draw, page["page"]))
+    return {
+        "prunedResult": {
+            "page_count": count, "width": size[0], "height": size[1], "model_settings": request.told(rules),
+            "parsing_res_list": writer.parsed(formatted=bool(request.formatBlockContent)),
+            "layout_det_res": {"boxes": writer.found()},
+            **({"error": page["error"]} if "error" in page else {}),
+        },
+        "markdown": writer.markdown(pretty=request.prettifyMarkdown is not False),
+        "outputImages": {"layout_det_res": writer.overlay()} if request.visualize and blocks else None,
+        "inputImage": None,
+        "exports": None,
+    }  # fmt: skip
+
+
+def _failure(log_id: str, error: ApiError) -> dict[str, Any]:
+    return {"logId": log_id, "errorCode": error.status_code, "errorMsg": error.message}

@@ -1,0 +1,66 @@
+"""The page at ``/``: drop a document, watch it being read.
+
+Files of ours for the browser, and what a library does better on the server: documents as page images, Markdown as
+clean HTML, formulas as MathML, Word files. Texts are read through the same ``/v1`` API that everybody uses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any
+
+import falcon
+
+from models.config import Config
+from runtime.documents import Workers
+from runtime.library.source import ModelSource
+from server.options import ServerOptions
+from server.writers import FORMATS
+
+from ..admission import Admission
+from ..generate import Generator
+
+__all__ = ["install", "missing"]
+
+_NEEDED = FORMATS["docx"].needs  # of the extra web
+_INSTALL = "pip install 'ocr-onnx[web]'"
+
+
+def install(
+    add: Callable[[str, Any], None], config: Config, options: ServerOptions, source: ModelSource, generator: Generator,
+    workers: Workers, admission: Admission,
+) -> None:  # fmt: skip
+    """Add the page and what it asks for; without the extra ``web``, a page that says how to get it.
+
+    add : takes a path and the resource that answers there.
+    """
+    if missing():
+        add("/", Explanation())
+        return
+    from . import resources
+
+    add("/", resources.PageFile())
+    add("/web/{name}", resources.PageFile())
+    add("/web/config", resources.WebConfig(config, options, source))
+    add("/web/pages", resources.WebPages(generator, options, workers, admission))
+    add("/web/render", resources.WebRender())
+    add("/web/download", resources.WebDownload())
+
+
+def missing() -> list[str]:
+    """Packages of the extra ``web`` that are not installed."""
+    return [name for name in _NEEDED if find_spec(name) is None]
+
+
+class Explanation:
+    """``/`` where the page's packages are not installed."""
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        resp.content_type = "text/html; charset=utf-8"
+        resp.set_header("Content-Security-Policy", "default-src 'none'")
+        resp.text = (
+            '<!doctype html><html lang="en"><meta charset="utf-8"><title>ocr-onnx</title><h1>ocr-onnx</h1>'
+            f"<p>The API is at <code>/v1</code>. For a page to drop documents on, install its packages on the server "
+            f"and start it again:</p><pre>{_INSTALL}</pre></html>"
+        )

@@ -1,0 +1,278 @@
+"""What the page at ``/`` asks of the server beside the ``/v1`` API. Nothing of a document outlives its answer.
+
+``GET /`` and ``/web/NAME`` are the page's own files. ``GET /web/config``: models, limits, and the settings of a request
+with their defaults. ``POST /web/pages``: a document's pages as pictures. ``POST /web/render``: a page's text as clean
+HTML. ``POST /web/download``: the pages of a document as HTML, Word, or a zip with its figures.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Iterator
+from functools import cache
+from hashlib import sha256
+from importlib import resources
+from typing import Any
+
+import falcon
+from pydantic import BaseModel, ConfigDict, Field
+
+from models import precedence
+from models.config import Config
+from models.errors import InvalidInput
+from models.families import FAMILIES
+from models.family import TEXT_SLOT
+from models.registry import defaults_of, tasks_of
+from models.settings import FAMILY_SETTINGS, InferenceSettings
+from runtime.documents import Document, Stop, Stopped, Workers, open_document, parse_pages
+from runtime.library.source import ModelSource
+from server.api_errors import ApiError, BadRequest, ClientGone, TooLarge
+from server.options import ServerOptions
+from server.writers import render
+
+from ..admission import PATIENCE, Admission
+from ..ceilings import Ceilings
+from ..endpoint import read_json
+from ..generate import Generator
+from ..schema import parse
+from ..sse import EventStream
+from . import downloads
+
+FILES = {
+    "page.css": "text/css",
+    "main.js": "text/javascript",
+    "api.js": "text/javascript",
+    "documents.js": "text/javascript",
+    "reader.js": "text/javascript",
+    "viewer.js": "text/javascript",
+    "texts.js": "text/javascript",
+    "drawer.js": "text/javascript",
+    "icon.svg": "image/svg+xml",
+}
+
+# Scripts, styles and requests of this origin only, nothing inline: text that a model wrote can run nothing even if it
+# came through the cleaning.
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' blob: data:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+_SAFE = {
+    "Content-Security-Policy": POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+_AT_ONCE = 8  # pages drawn for one request of the browser
+_RENDER_MB = 4
+_DOWNLOAD_MB = 100  # of a document's texts and figures together
+_SHOWN_KINDS = ("integer", "number", "boolean")  # of settings: lists are for programs
+
+
+class PageFile:
+    """``/`` and ``/web/NAME``: the page's own files, open to everybody: whoever has no key yet types it there."""
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response, name: str = "index.html") -> None:
+        if name != "index.html" and name not in FILES:
+            raise ApiError(404, f"there is no file {name[:60]!r}", code="not_found")
+        content, tag = _file(name)
+        resp.set_headers(_SAFE)
+        resp.set_header("Cache-Control", "no-cache")
+        resp.etag = tag
+        if any(one in ("*", tag) for one in req.if_none_match or ()):
+            resp.status = falcon.HTTP_304
+            return
+        resp.content_type = f"{FILES.get(name, 'text/html')}; charset=utf-8"
+        resp.data = content
+
+
+class WebConfig:
+    """``GET /web/config``: what the page must know before it asks for anything."""
+
+    def __init__(self, config: Config, options: ServerOptions, source: ModelSource) -> None:
+        self._config, self._options, self._source = config, options, source
+        self._ceilings = Ceilings.of(options).by_setting
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        model_id = req.get_param("model") or self._options.model
+        entry = self._source.entry(model_id)
+        inference = {**defaults_of(entry.family), **self._config.inference}
+        settings = precedence.resolve(inference, entry.defaults, self._options.inference_flags, {})
+        resp.set_header("Cache-Control", "no-store")
+        resp.media = {
+            "model": model_id,
+            "settings": [self._describe(setting, settings) for setting in _settings_of(entry.family)],
+            "text_tasks": [name for name, prompt in tasks_of(entry.family).items() if TEXT_SLOT in prompt],
+            "at_once": self._options.slots or 2,
+            "max_file_mb": self._options.max_image_mb,
+            "max_pages": self._options.max_pages,
+        }
+
+    def _describe(self, setting: precedence.Setting, settings: InferenceSettings) -> dict[str, Any]:
+        value = settings.value(setting.name)
+        return {
+            "name": setting.name,
+            "kind": setting.kind,
+            "help": setting.help,
+            "default": value,
+            "default_text": setting.default_text if value is None else None,
+            "limit": self._ceilings.get(setting.name),
+        }
+
+
+class WebPages:
+    """``POST /web/pages``: a document's pages as pictures, drawn one after the other, a JSON object a line.
+
+    The body is the file itself, as ``application/octet-stream``: a type that pages of other origins may not send
+    without leave. Query: ``pages`` (such as ``1-5,9``), ``skip`` of these.
+    """
+
+    def __init__(self, generator: Generator, options: ServerOptions, workers: Workers, admission: Admission) -> None:
+        self._generator, self._options = generator, options
+        self._workers, self._admission = workers, admission
+
+    def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
+        limit = self._options.max_image_mb << 20
+        if (req.content_type or "").partition(";")[0].strip().lower() != "application/octet-stream":
+            raise ApiError(415, "the Content-Type must be application/octet-stream", code="unsupported_media_type")
+        if (req.content_length or 0) > limit:
+            raise TooLarge(f"the file has {req.content_length} bytes; the limit is {limit >> 20} MiB (--max-image-mb)")
+        skip = req.get_param_as_int("skip", min_value=0) or 0
+        is_gone = req.env.get("waitress.client_disconnected", lambda: False)
+        self._generator.enter()
+        try:
+            content = req.bounded_stream.read(limit)
+            if not content:
+                raise BadRequest("the file is empty; it has 0 bytes", code="invalid_file")
+            document, indices = self._open(content, req.get_param("pages"), is_gone)
+        except Stopped:
+            self._generator.leave()
+            raise ClientGone from None
+        except BaseException:
+            self._generator.leave()
+            raise
+
+        def end() -> None:
+            document.close()
+            self._generator.leave()
+
+        resp.content_type = "application/x-ndjson; charset=utf-8"
+        resp.set_header("Cache-Control", "no-store")
+        resp.stream = EventStream(self._drawn(document, indices, skip, is_gone), end)
+
+    def _open(self, content: bytes, pages: str | None, is_gone: Stop) -> tuple[Document, list[int]]:
+        """The document and its chosen pages, counted from 0."""
+        most = self._options.max_image_megapixels * 1_000_000
+        try:
+            document = open_document(content, name="the file", max_pixels=most, workers=self._workers, stop=is_gone)
+        except InvalidInput as error:
+            raise BadRequest(str(error), code="invalid_file") from error
+        try:
+            return document, parse_pages(pages, document.page_count) if pages else list(range(document.page_count))
+        except InvalidInput as error:
+            document.close()
+            raise BadRequest(str(error), param="pages", code="invalid_pages") from error
+
+    def _drawn(self, document: Document, indices: list[int], skip: int, is_gone: Stop) -> Iterator[bytes]:
+        """A line with the page count and the chosen numbers, then one a page: its picture, or why there is none."""
+        yield _line({"count": document.page_count, "chosen": [index + 1 for index in indices]})
+        for index in indices[skip : skip + _AT_ONCE]:
+            try:
+                yield _line({"page": index + 1, "image": self._picture(document, index, is_gone)})
+            except (InvalidInput, ApiError) as error:
+                yield _line({"page": index + 1, "error": error.message if isinstance(error, ApiError) else str(error)})
+            except (Stopped, ClientGone):
+                return
+
+    def _picture(self, document: Document, index: int, is_gone: Stop) -> str:
+        """A page as a data: URL, without loss: the model is shown the very same pixels."""
+        width, height = document.size(index, is_gone)
+        with self._admission.take("pixels", width * height, wait=PATIENCE, is_gone=is_gone):
+            stream = io.BytesIO()
+            document.page(index, is_gone).save(stream, "PNG", compress_level=1)
+        return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
+
+
+def _line(value: dict[str, Any]) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class BoxText(_Strict):
+    """A box of the answer: what it is called, and what the answer says after it."""
+
+    label: str
+    text: str
+
+
+class PageText(_Strict):
+    """One page's text as the model wrote it, with its boxes and the pictures of its figures (base64 of JPEG or PNG)."""
+
+    text: str
+    boxes: list[BoxText] = Field(default_factory=list, max_length=5_000)
+    figures: list[str] = Field(default_factory=list, max_length=500)
+
+    def html(self) -> str:
+        """Clean HTML; see ``render.page_html``."""
+        return render.page_html(self.text, [(box.label, box.text) for box in self.boxes])
+
+
+class Download(_Strict):
+    """A document's pages, to be put into one file."""
+
+    name: str = Field(max_length=300)
+    format: str
+    pages: list[PageText] = Field(max_length=5_000)
+
+
+class WebRender:
+    """``POST /web/render``: a page's text as clean HTML."""
+
+    def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
+        page = parse(read_json(req, _RENDER_MB << 20), PageText)
+        resp.set_header("Cache-Control", "no-store")
+        resp.media = {"html": page.html()}
+
+
+class WebDownload:
+    """``POST /web/download``: the pages as one file."""
+
+    def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
+        wanted = parse(read_json(req, _DOWNLOAD_MB << 20), Download)
+        if wanted.format not in downloads.FORMATS:
+            known = ", ".join(downloads.FORMATS)
+            raise BadRequest(f"format {wanted.format[:60]!r} is unknown; there are {known}", param="format")
+        make, media_type = downloads.FORMATS[wanted.format]
+        try:
+            pages = [
+                downloads.Page(page.text, page.html(), [base64.b64decode(one, validate=True) for one in page.figures])
+                for page in wanted.pages
+            ]
+        except ValueError as error:
+            raise BadRequest("figures must be base64", param="pages") from error
+        resp.set_header("Cache-Control", "no-store")
+        resp.content_type = media_type
+        resp.data = make(wanted.name, pages)
+
+
+@cache
+def _file(name: str) -> tuple[bytes, str]:
+    """A file of the page and its entity tag."""
+    content = (resources.files(__package__) / "static" / name).read_bytes()
+    return content, sha256(content).hexdigest()[:16]
+
+
+def _settings_of(family: str) -> list[precedence.Setting]:
+    """What the page lets people set for a model of ``family``."""
+    own = FAMILIES[family].rules
+    names = set() if own is None else set(own.settings.model_fields)
+    return [
+        setting
+        for setting in precedence.SETTINGS
+        if setting.kind in _SHOWN_KINDS and (setting.name not in FAMILY_SETTINGS or setting.name in names)
+    ]
