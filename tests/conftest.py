@@ -18,6 +18,7 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 _QUICK_OF_RUNTIME = "buffers candidates confidence engine kv_cache logits machine planning rotary scheduler text"
 QUICK = (
     "tests/models/",
+    "tests/test_module_graph.py",
     *(f"tests/runtime/test_{name}.py" for name in _QUICK_OF_RUNTIME.split()),
     *(f"tests/server/test_{name}.py" for name in ("ceilings", "messages")),
     *(f"tests/{name}.py" for name in ("command/test_inputs", "writers/test_formats", "writers/test_render")),
