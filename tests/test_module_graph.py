@@ -20,7 +20,7 @@ KNOWN_CIRCLES = {
     ("server.ray.service", "server.http.cli"),
     ("server.ray.serving", "server.http.cli"),
     ("export.source", "export.hub"),
-    ("export.checkpoint", "export.adapter"),
+    ("export.names", "export.checkpoint"),
 }
 
 
