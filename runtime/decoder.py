@@ -117,6 +117,33 @@ class Decoder:
         row_logits: np.ndarray = logits[0]
         return row_logits
 
+    def prefill_together(
+        self, row: int, prompts: Sequence[np.ndarray], positions: Sequence[np.ndarray],
+        windows: Sequence[int | None] | None = None,
+    ) -> None:  # fmt: skip
+        """Fill rows with the beginnings of prompts, in one run; ``make_room`` has made room for the longest.
+
+        The first goes to ``row``, the others to the rows behind it. Each is as long as the longest to the graph, and
+        what fills it up stands behind its own tokens, where none of them looks; a row's next token is written over it.
+        prompts : embeddings, [tokens, hidden] each. positions, windows : of each, as ``prefill_chunk`` takes them.
+        """
+        rows, longest = len(prompts), max(map(len, prompts))
+        embeddings = np.zeros((rows, longest, self._sizes.hidden_size), self.dtype)
+        for index, (prompt, axes) in enumerate(zip(prompts, positions, strict=True)):
+            embeddings[index, : len(prompt)] = prompt
+            window = None if windows is None else windows[index]
+            self._cache.begin(row + index, None if window is None else Window(axes.shape[1], window))
+            self._filled[row + index] = len(prompt)
+        binding = self._session.io_binding()
+        binding.bind_cpu_input("inputs_embeds", embeddings)
+        binding.bind_cpu_input("seqlens_k", np.full(rows, longest - 1, np.int32))
+        binding.bind_cpu_input("total_length", np.array(longest, np.int32))
+        binding.bind_output("logits", self._device.memory, self._device.index)  # of what fills rows up: nobody's
+        self._rotary.bind_prompts(binding, positions, longest)
+        self._cache.bind(binding, rows, first=row)
+        with self._device.running():
+            self._session.run_with_iobinding(binding, _recording(None))
+
     def step(
         self, token_ids: Sequence[int], lengths: Sequence[int], positions: Sequence[int] | None = None
     ) -> np.ndarray:

@@ -12,6 +12,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
+from collections.abc import Sequence as SequenceOf
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, TypeVar
 
@@ -59,23 +60,29 @@ class DecoderRunner(Protocol):
     def prefill_chunk(
         self, row: int, start: int, embeddings: np.ndarray, positions: np.ndarray, stop: Stop, window: int | None
     ) -> np.ndarray: ...
+    def prefill_together(
+        self, row: int, prompts: list[np.ndarray], positions: list[np.ndarray], windows: list[int | None]
+    ) -> None: ...
     def score(self, token_ids: list[int], lengths: list[int], positions: list[int]) -> Scores: ...
     def make_room(self, length: int, rows: int) -> None: ...
     def move(self, source: int, target: int, length: int) -> None: ...
 
 
 class Engine:
-    """Continuous batching over ``slots`` rows, with a bounded queue before them. chunk : see ``scheduler.State``."""
+    """Continuous batching over ``slots`` rows, with a bounded queue before them.
+
+    chunk, together : see ``scheduler.State``.
+    """
 
     def __init__(
         self, encoder: Encoder, decoder: DecoderRunner, *, slots: int, max_queue: int, chunk: int = 1024,
-        device: str = "cpu",
+        together: int = 0, device: str = "cpu",
     ) -> None:  # fmt: skip
         """device : its name, for those who look at the engine's load."""
         self._device = device
         self._encoder, self._decoder = encoder, decoder
         self._max_queue = max_queue
-        self._state: State[Sequence] = State(slots, chunk)
+        self._state: State[Sequence] = State(slots, chunk, together)
         self._encoding = False  # a pass runs, perhaps for a request that has ended meanwhile
         self._changed = threading.Condition()  # guards all of these, and is notified when a lane may have more to do
         self._closed = False
@@ -155,7 +162,7 @@ class Engine:
     def _decode(self) -> None:
         while (turn := self._next(self._next_turn)) is not None:
             if isinstance(turn, Chunk):
-                self._prefill(turn.job, turn.tokens)
+                self._prefill_all(turn.jobs) if turn.beside else self._prefill(turn.job, turn.tokens)
             else:
                 self._step()
 
@@ -205,7 +212,8 @@ class Engine:
         if turn is not None:
             self._state.begin_turn(turn)
         if isinstance(turn, Chunk):
-            turn.job.clock.take_up()
+            for job in turn.jobs:
+                job.clock.take_up()
         return turn
 
     def _next_pass(self) -> Sequence | None:
@@ -339,6 +347,30 @@ class Engine:
                 sequence.accept(logits)
         except Exception as error:  # one request's failure must not stop the others
             self._fail([sequence], error)
+
+    def _prefill_all(self, sequences: SequenceOf[Sequence]) -> None:
+        """Whole prompts in one run, but for the last token of each, which the next step feeds: it gives the logits.
+
+        The end of one request ends no run of others, so this one goes on for those that are left.
+        """
+        row = self._state.rows.index(sequences[0])
+        started = time.monotonic()
+        try:
+            self._decoder.make_room(max(len(one.prompt_ids) for one in sequences) + 1, rows=row)
+            self._decoder.prefill_together(
+                row,
+                [one.prompt(self._decoder.embed)[:-1] for one in sequences],
+                [one.prompt_positions for one in sequences],
+                [one.window for one in sequences],
+            )
+        except Exception as error:  # of one of them, perhaps: in the turns that come each is fed alone
+            logger.warning("prompts together: %s; each alone", error)
+            return
+        for one in sequences:
+            one.clock.prefill += time.monotonic() - started
+            one.add_all_but_last()
+        with self._changed:
+            self._changed.notify_all()  # a pass may have waited for them
 
     def _step(self) -> None:
         """One token for every row that decodes.

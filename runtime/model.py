@@ -120,7 +120,9 @@ class Model:
         run_warm_up(warm_up or default_warm_up(device), decoder, vision.result(), self._family, rows)
         self.slots += rows
         chunk = prefill_chunk(manifest, device)
-        return Engine(vision.result(), decoder, slots=rows, max_queue=max_queue, chunk=chunk, device=device.label)
+        return Engine(
+            vision.result(), decoder, slots=rows, max_queue=max_queue, chunk=chunk, together=chunk, device=device.label
+        )
 
     @classmethod
     def open(

@@ -31,6 +31,12 @@ class RotaryFeeds(Protocol):
     def bind_prompt(self, binding: ort.IOBinding, start: int, end: int) -> None:
         """Bind the angles of the prompt's tokens from ``start`` to ``end``."""
 
+    def bind_prompts(self, binding: ort.IOBinding, prompts: Sequence[np.ndarray], length: int) -> None:
+        """Bind the angles of the first ``length`` tokens of several prompts, whose positions are [axes, tokens] each.
+
+        A shorter prompt is filled up with what stands nowhere.
+        """
+
     def place(self, positions: Sequence[int]) -> None:
         """Positions of the next step's tokens, one for each row."""
 
@@ -53,6 +59,9 @@ class NoFeeds:
         pass
 
     def bind_prompt(self, binding: ort.IOBinding, start: int, end: int) -> None:
+        pass
+
+    def bind_prompts(self, binding: ort.IOBinding, prompts: Sequence[np.ndarray], length: int) -> None:
         pass
 
     def place(self, positions: Sequence[int]) -> None:
@@ -88,13 +97,21 @@ class HostRotary:
         if positions is self._positions:  # the next chunk of the same prompt
             return
         self._positions = positions
-        axes = np.broadcast_to(positions, (len(self._info.sections), positions.shape[1]))
-        self._prompt = self._angles(axes)
+        self._prompt = self._angles(self._axes(positions))
 
     def bind_prompt(self, binding: ort.IOBinding, start: int, end: int) -> None:
         for name, table in self._prompt.items():
             binding.bind_cpu_input(name, table)
         binding.bind_cpu_input("rotary_rows", np.arange(start, end)[None])
+
+    def bind_prompts(self, binding: ort.IOBinding, prompts: Sequence[np.ndarray], length: int) -> None:
+        axes = np.zeros((len(self._info.sections), len(prompts) * length), np.int64)
+        for index, positions in enumerate(prompts):
+            beginning = self._axes(positions)[:, :length]
+            axes[:, index * length : index * length + beginning.shape[1]] = beginning
+        for name, table in self._angles(axes).items():
+            binding.bind_cpu_input(name, table)
+        binding.bind_cpu_input("rotary_rows", np.arange(len(prompts) * length).reshape(len(prompts), length))
 
     def place(self, positions: Sequence[int]) -> None:
         self._rows.write(np.array(positions, np.int64)[:, None])
@@ -103,6 +120,10 @@ class HostRotary:
         for name, table in self._tables.items():
             table.bind_input(binding, name, self._capacity)
         self._rows.bind_input(binding, "rotary_rows", rows)
+
+    def _axes(self, positions: np.ndarray) -> np.ndarray:
+        """Of a prompt's tokens, one for each section of the channels."""
+        return np.broadcast_to(positions, (len(self._info.sections), positions.shape[1]))
 
     def _angles(self, positions: np.ndarray) -> dict[str, np.ndarray]:
         cos, sin = rotary_tables(positions, self._info.sections, self._info.theta)

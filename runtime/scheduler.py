@@ -8,6 +8,9 @@ Among those who wait for a lane, the client that was served longest ago comes fi
 the least left, so that a small picture is not behind a large document. The one that came first is passed over
 ``PATIENCE`` times in a row and no more often, so that the large document is read however many small pictures come.
 
+Short prompts that follow one another so go through the decoder in one turn, where the device gains by that: the same
+order, with nobody's longer than a chunk, and no steps between them.
+
 Passes and prompts share the machine, and a request is nearer to its first token with its prompt: a pass does not begin
 while a prompt is being fed, for ``PATIENCE`` chunks and no more.
 """
@@ -15,10 +18,11 @@ while a prompt is being fed, for ``PATIENCE`` chunks and no more.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Generic, Protocol, TypeVar
 
 PATIENCE = 3  # turns in a row that may go to others
+_MOST_PADDING = 1 / 4  # of a turn of several prompts: what is computed for nobody
 
 
 class Job(Protocol):
@@ -39,16 +43,28 @@ class Job(Protocol):
     def prompt_left(self) -> int:
         """Tokens of the prompt that are not in the KV cache yet; 0: it decodes."""
 
+    @property
+    def joins(self) -> bool:
+        """Whether its prompt may go through the decoder beside others': a step can feed its last token."""
+
 
 J = TypeVar("J", bound=Job)
 
 
 @dataclass(frozen=True)
 class Chunk(Generic[J]):
-    """The next tokens of a prompt go into the cache; a request without a row takes the one behind the last."""
+    """The next tokens of a prompt go into the cache; a request without a row takes the one behind the last.
+
+    beside : others whose whole prompts go with this one's, in the rows that follow.
+    """
 
     job: J
     tokens: int
+    beside: tuple[J, ...] = ()
+
+    @property
+    def jobs(self) -> tuple[J, ...]:
+        return (self.job, *self.beside)
 
 
 @dataclass(frozen=True)
@@ -63,6 +79,9 @@ class Lane:
     last: dict[str, int] = field(default_factory=dict)  # client -> the last turn that it had here
     passed_over: dict[str, int] = field(default_factory=dict)  # client -> turns since its first request had one
 
+    def copy(self) -> Lane:
+        return Lane(dict(self.last), dict(self.passed_over))
+
 
 @dataclass
 class State(Generic[J]):
@@ -70,6 +89,7 @@ class State(Generic[J]):
 
     slots: int
     chunk: int  # most tokens of a prompt in one turn
+    together: int = 0  # most tokens of several prompts in one turn, each as long as the longest; 0: one at a time
     waiting: list[J] = field(default_factory=list)
     rows: list[J] = field(default_factory=list)
     arrivals: int = 0
@@ -95,10 +115,15 @@ class State(Generic[J]):
         self.chunk_is_due = isinstance(turn, Step)
         if isinstance(turn, Chunk):
             self.chunks_since_pass += 1
-            self._serve(self.chunks, turn.job, _wanting_chunks(self))
-            if turn.job in self.waiting:
-                self.waiting.remove(turn.job)
-                self.rows.append(turn.job)
+            for count, job in enumerate(turn.jobs):
+                self.begin_prompt(job, turn.jobs[:count])
+
+    def begin_prompt(self, job: J, fed: Sequence[J]) -> None:
+        """One of a turn's prompts is fed; ``fed`` : those before it in the turn."""
+        self._serve(self.chunks, job, _wanting_chunks(self, fed))
+        if job in self.waiting:
+            self.waiting.remove(job)
+            self.rows.append(job)
 
     def _serve(self, lane: Lane, job: J, wanting: Sequence[J]) -> None:
         self.turns += 1
@@ -125,19 +150,47 @@ def next_turn(state: State[J]) -> Chunk[J] | Step | None:
     """What prefill and decode do next; None while there is nothing to do."""
     decoding = any(not job.prompt_left for job in state.rows)
     if state.chunk_is_due or not decoding:
-        job = _choose(_wanting_chunks(state), state.chunks, lambda job: job.prompt_left)
+        job = _next_prompt(state)
         if job is not None:
-            return Chunk(job, min(job.prompt_left, state.chunk))
+            return Chunk(job, min(job.prompt_left, state.chunk), _company(state, job))
     return Step() if decoding else None
+
+
+def _company(state: State[J], first: J) -> tuple[J, ...]:
+    """Whose turns would follow, as far as their prompts go through the decoder together with the first one's."""
+    together: tuple[J, ...] = ()
+    ahead = replace(state, waiting=[*state.waiting], rows=[*state.rows], chunks=state.chunks.copy())
+    job: J | None = first
+    # Rows that have begun are somewhere, and those that go together stand one behind the other.
+    while job is not None and job.joins and job in ahead.waiting and _fits(state, (*together, job)):
+        ahead.begin_prompt(job, together)
+        together = (*together, job)
+        job = _next_prompt(ahead, together)
+    return together[1:]
+
+
+def _fits(state: State[J], jobs: Sequence[J]) -> bool:
+    """Whether prompts are no larger a turn than it may be when each is as long as any."""
+    longest = max(job.prompt_left for job in jobs)
+    tokens = max(2, len(jobs)) * longest  # one alone makes no such turn
+    padding = len(jobs) * longest - sum(job.prompt_left for job in jobs)
+    return tokens <= state.together and padding <= _MOST_PADDING * tokens
+
+
+def _next_prompt(state: State[J], fed: Sequence[J] = ()) -> J | None:
+    return _choose(_wanting_chunks(state, fed), state.chunks, lambda job: job.prompt_left)
 
 
 def _wanting_passes(state: State[J]) -> list[J]:
     return [job for job in state.waiting if job.passes_left]
 
 
-def _wanting_chunks(state: State[J]) -> list[J]:
-    """Those whose prompt is half in the cache, and who gets the next free row: of the client with the fewest rows."""
-    begun = [job for job in state.rows if job.prompt_left]
+def _wanting_chunks(state: State[J], fed: Sequence[J] = ()) -> list[J]:
+    """Those whose prompt is half in the cache, and who gets the next free row: of the client with the fewest rows.
+
+    fed : those whose prompt goes there in this turn.
+    """
+    begun = [job for job in state.rows if job.prompt_left and job not in fed]
     ready = [job for job in state.waiting if job.encoded] if len(state.rows) < state.slots else []
     if not ready:
         return begun

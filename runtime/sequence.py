@@ -97,6 +97,8 @@ class Sequence:
         self.window = window
         self.arrival = 0  # see ``scheduler.Job``
         self.prefilled = 0  # tokens of the prompt that are in the KV cache
+        self._owed = 0  # of the prompt's tokens the last one, where a step feeds it as it feeds those of the answer
+        self.joins = self._ends_in_a_word(vocabulary.image)  # see ``scheduler.Job``
         self.stop = Stop()  # of what runs for this request alone
         self.on_cancel: Callable[[], None] = lambda: None  # set by the engine
         self.clock = _Clock(prepare=prepare_seconds)
@@ -165,7 +167,7 @@ class Sequence:
     @property
     def prompt_left(self) -> int:
         """See ``scheduler.Job``."""
-        return len(self.prompt_ids) - self.prefilled
+        return len(self.prompt_ids) - self.prefilled - self._owed
 
     @property
     def length(self) -> int:
@@ -175,8 +177,8 @@ class Sequence:
 
     @property
     def newest(self) -> int:
-        """The newest token; before the first one, any."""
-        return self.tokens[-1] if self.tokens else 0
+        """The newest token; before the first one, the prompt's last."""
+        return self.tokens[-1] if self.tokens else self.prompt_ids[-1]
 
     @property
     def prompt_positions(self) -> np.ndarray:
@@ -259,6 +261,17 @@ class Sequence:
         if not self.prompt_left:
             self._prompt = None
 
+    def add_all_but_last(self) -> None:
+        """The prompt is in the KV cache up to its last token, which the next step feeds."""
+        self._owed = 1
+        self.add_chunk(self.prompt_left)
+
+    def _ends_in_a_word(self, image: int) -> bool:
+        """Whether a step can feed the prompt's last token: by its id, at one number in every axis."""
+        if len(self.prompt_ids) < 2 or self.prompt_ids[-1] == image:
+            return False
+        return bool((self._positions.axes[:, -1] == self._positions.next - 1).all())
+
     def accept(self, logits: np.ndarray) -> None:
         """Choose the next token from logits [vocabulary], which are changed, and send what text it completes."""
         with self._lock:
@@ -273,6 +286,7 @@ class Sequence:
                 self._add(token, distribution)
 
     def _add(self, token: int, distribution: Distribution) -> None:
+        self.prefilled, self._owed = self.prefilled + self._owed, 0
         if self.clock.first_token is None:
             self.clock.first_token = time.monotonic()
         if token in self._vocabulary.eos:

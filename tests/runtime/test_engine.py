@@ -129,10 +129,19 @@ class FakeModel:
         self.cache[row] = [*self.cache.get(row, [])[:start], *(int(value) for value in embeddings[:, 0])]
         return self._logits(row)
 
+    def prefill_together(
+        self, row: int, prompts: list[np.ndarray], positions: list[np.ndarray], windows: list[int | None]
+    ) -> None:
+        self._begin("together", row, *map(len, prompts))
+        longest = max(map(len, prompts))
+        for index, prompt in enumerate(prompts):
+            padding = [0] * (longest - len(prompt))
+            self.cache[row + index] = [*(int(value) for value in prompt[:, 0]), *padding]
+
     def step(self, token_ids: list[int], lengths: list[int], positions: list[int]) -> np.ndarray:
         self._begin("step", len(token_ids))
         for row, (token, length) in enumerate(zip(token_ids, lengths, strict=True)):
-            assert len(self.cache[row]) >= length, "a row is shorter than the engine believes"
+            assert len(self.cache.setdefault(row, [])) >= length, "a row is shorter than the engine believes"
             self.cache[row] = [*self.cache[row][:length], token]
         return np.stack([self._logits(row) for row in range(len(token_ids))])
 
@@ -141,7 +150,7 @@ class FakeModel:
 
     def move(self, source: int, target: int, length: int) -> None:
         self._begin("move", source, target, length)
-        self.cache[target] = self.cache[source][:length]
+        self.cache[target] = self.cache.get(source, [])[:length]
         self.cache[source] = []
 
     def _logits(self, row: int) -> np.ndarray:
@@ -325,16 +334,17 @@ def test_the_last_rows_cache_moves_into_the_gap_with_its_own_length(start) -> No
     ),
     slots=st.integers(1, 4),
     chunk=st.sampled_from([1, 2, 3, 100]),
+    together=st.sampled_from([0, 9, 100]),
     views=st.lists(st.integers(0, 3), min_size=9, max_size=9),
 )  # fmt: skip
 @settings(max_examples=200, deadline=None)
-def test_every_row_says_what_it_says_alone_whoever_comes_and_goes(plans, slots, chunk, views) -> None:
+def test_every_row_says_what_it_says_alone_whoever_comes_and_goes(plans, slots, chunk, together, views) -> None:
     """plans: prompt length, budget, after which call it is submitted, and after how many more it is cancelled."""
     model = FakeModel()
-    engine = Engine(model, model, slots=slots, max_queue=64, chunk=chunk)
+    engine = Engine(model, model, slots=slots, max_queue=64, chunk=chunk, together=together)
     requests = [
         sequence(
-            [0] + [3 + i] * plan[0] + [IMAGE] * views[i], max_new_tokens=plan[1], client=str(i % 2),
+            [0] + [3 + i] * plan[0] + [IMAGE] * views[i] + [5] * (i % 2), max_new_tokens=plan[1], client=str(i % 2),
             images=[image(1000 * i, views[i])] if views[i] else [],
         )
         for i, plan in enumerate(plans)
@@ -365,7 +375,7 @@ def test_every_row_says_what_it_says_alone_whoever_comes_and_goes(plans, slots, 
         for number, (request, (length, budget, _, cancel)) in enumerate(zip(requests, plans, strict=True)):
             text, finished = outcome(request)
             features = [1000 * number + view for view in range(views[number])]
-            expected = expected_tokens([0] + [3 + number] * length + features, budget)
+            expected = expected_tokens([0] + [3 + number] * length + features + [5] * (number % 2), budget)
             assert request.tokens == expected[: len(request.tokens)]
             assert text == TOKENIZER.decode(request.tokens)
             assert finished.usage.completion_tokens == len(request.tokens)
@@ -536,6 +546,90 @@ def test_a_short_prompt_overtakes_a_long_one_that_is_being_fed(start) -> None:
     assert model.calls[3:6] == [("prefill", 1, 2), ("step", 2), ("prefill", 0, 2)]
     assert short.tokens == expected_tokens([0, 6], 5)
     assert long.tokens == expected_tokens([0, *[5] * 19], 5)
+
+
+def waiting_prompts(start, model: FakeModel, *prompts: list[int], **options: Any) -> tuple[Engine, list[Sequence]]:
+    """Requests that come while a step of another one is held."""
+    model.hold(1)
+    engine = start(model, slots=8, together=100)
+    engine.submit(first := sequence([0, 3], max_new_tokens=50))
+    model.wait_for(2)
+    requests = [sequence(prompt, **options) for prompt in prompts]
+    for request in requests:
+        engine.submit(request)
+    return engine, [first, *requests]
+
+
+def test_short_prompts_that_wait_are_fed_in_one_run_and_the_next_step_feeds_their_last_tokens(start) -> None:
+    model = FakeModel()
+    prompts = [[0, 4, 5, 6], [0, 7, 8], [0, 9, 10, 11, 12]]
+    _, (first, *requests) = waiting_prompts(start, model, *prompts)
+    model.let_go()
+    for request, prompt in zip(requests, prompts, strict=True):
+        text, finished = outcome(request)
+        assert request.tokens == expected_tokens(prompt, 5)
+        assert text == TOKENIZER.decode(request.tokens)
+        assert (finished.usage.prompt_tokens, finished.usage.completion_tokens) == (len(prompt), 5)
+        assert finished.timings.prefill > 0
+    assert model.calls[:4] == [("prefill", 0, 2), ("step", 1), ("together", 1, 3, 2, 4), ("step", 4)]
+    assert outcome(first)[1].usage.completion_tokens == 50
+    assert first.tokens == expected_tokens([0, 3], 50)
+
+
+def test_a_prompt_that_ends_in_an_image_or_is_one_token_is_fed_alone(start) -> None:
+    model = FakeModel()
+    prompts = [[0, 4], [5], [0, 6]]
+    _, (_, *requests) = waiting_prompts(start, model, *prompts)
+    model.let_go()
+    for request, prompt in zip(requests, prompts, strict=True):
+        outcome(request)
+        assert request.tokens == expected_tokens(prompt, 5)
+    assert "together" not in model.kinds()
+
+
+def test_a_request_that_ends_while_prompts_are_fed_together_takes_no_other_with_it(start) -> None:
+    model = FakeModel()
+    prompts = [[0, 4, 5], [0, 6, 7], [0, 8, 9]]
+    engine, (first, *requests) = waiting_prompts(start, model, *prompts)
+    model.step_to(3)  # all three together, held
+    assert model.calls[2] == ("together", 1, 2, 2, 2)
+    requests[1].cancel()
+    assert outcome(requests[1])[1].detail == "cancelled"  # at once, and not after the run
+    model.let_go()
+    for number in (0, 2):
+        outcome(requests[number])
+        assert requests[number].tokens == expected_tokens(prompts[number], 5)
+    outcome(first)
+    assert engine.drain(PATIENCE)
+
+
+@pytest.mark.parametrize("stage", ["together", "features"])
+def test_prompts_that_fail_together_are_fed_each_alone_and_only_the_faulty_one_fails(start, stage) -> None:
+    model = FakeModel()
+    engine, (first, *requests) = waiting_prompts(start, model, [0, 4, 5], [0, 6, 7], [0, 8, 9])
+
+    def refuse(call: tuple[Any, ...]) -> None:
+        if call[0] == "together" and stage == "together":
+            raise RuntimeError("CUDA failure 2: out of memory")
+
+    def damaged(embed: Any) -> np.ndarray:
+        raise ValueError("features of another size")
+
+    model.fail = refuse
+    if stage == "features":
+        requests[1].prompt = damaged  # type: ignore[method-assign]
+    model.let_go()
+    for number, prompt in ((0, [0, 4, 5]), (1, [0, 6, 7]), (2, [0, 8, 9])):
+        _, finished = outcome(requests[number])
+        if stage == "features" and number == 1:
+            assert "features of another size" in (finished.error or "")
+        else:
+            assert finished.error is None
+            assert requests[number].tokens == expected_tokens(prompt, 5)
+    outcome(first)
+    assert model.kinds().count("together") == (stage == "together")
+    assert engine.drain(PATIENCE)
+    assert engine.alive
 
 
 def test_growth_that_fails_ends_the_rows_that_needed_it_and_no_others(start) -> None:

@@ -113,6 +113,18 @@ def test_a_prompt_brings_a_row_for_each_token_and_a_chunk_names_its_own() -> Non
     assert np.array_equal(bound.arrays["rotary_cos"], cos)
 
 
+def test_prompts_that_are_fed_together_bring_a_row_for_each_of_their_tokens() -> None:
+    rotary, bound = host_rotary(), Bound()
+    long, short = np.array([[0, 1, 1, 3, 4], [0, 1, 2, 3, 4], [0, 2, 1, 3, 4]]), np.arange(3)[None]
+    rotary.bind_prompts(bound, [long, short], 4)  # type: ignore[arg-type]
+    rows, cosines = bound.arrays["rotary_rows"], bound.arrays["rotary_cos"]
+    assert rows.shape == (2, 4)
+    assert len(cosines) >= 5, "the kernel wants a row for each position in the cache"
+    for index, (positions, tokens) in enumerate(((long, 4), (np.tile(short, (3, 1)), 3))):
+        cos, _ = rotary_tables(positions[:, :tokens], INFO.sections, INFO.theta)
+        assert np.array_equal(cosines[rows[index, :tokens]], cos)
+
+
 def test_plain_positions_count_in_every_axis() -> None:
     rotary, bound = host_rotary(), Bound()
     rotary.take_prompt(np.arange(4)[None])

@@ -19,6 +19,7 @@ class Page:
     prompt_left: int = 100
     client: str = ""
     arrival: int = 0
+    joins: bool = True
     running: int = field(default=0)  # passes that have begun and not ended
 
     @property
@@ -42,12 +43,14 @@ def turn(state: State[Page]) -> Chunk[Page] | Step | None:
         state.begin_turn(taken)
     if isinstance(taken, Chunk):
         taken.job.prompt_left -= taken.tokens
+        for page in taken.beside:
+            page.prompt_left = 0
     return taken
 
 
-def state_of(*pages: Page, slots: int = 4, chunk: int = 100) -> State[Page]:
+def state_of(*pages: Page, slots: int = 4, chunk: int = 100, together: int = 0) -> State[Page]:
     """slots : 0 for tests of passes alone, which then wait for no prompt."""
-    state: State[Page] = State(slots, chunk)
+    state: State[Page] = State(slots, chunk, together)
     for page in pages:
         state.add(page)
     return state
@@ -151,6 +154,73 @@ def test_a_long_prompt_goes_on_however_many_short_ones_come() -> None:
     chunks = [one for one in taken if isinstance(one, Chunk)]
     assert len(chunks) == 40
     assert [one.job is long for one in chunks].count(True) == 40 // (PATIENCE + 1)
+
+
+def test_short_prompts_go_together_as_far_as_they_fit_into_one_turn() -> None:
+    pages = [Page(prompt_left=tokens) for tokens in (20, 24, 30, 25, 33, 26)]
+    state = state_of(*pages, slots=8, together=100)
+    # Three of 30 tokens are a turn, and four of them are none.
+    assert turn(state) == Chunk(pages[0], 20, (pages[1], pages[2]))
+    assert turn(state) == Step()
+    assert turn(state) == Chunk(pages[3], 25, (pages[4], pages[5]))
+    assert state.rows == pages
+
+
+@pytest.mark.parametrize(
+    "lengths", [(60, 60), (40, 10), (101, 101)], ids=["too long", "too unlike", "a chunk and more"]
+)
+def test_prompts_that_would_be_too_large_a_turn_or_mostly_padding_go_alone(lengths) -> None:
+    state = state_of(*[Page(prompt_left=tokens) for tokens in lengths], together=100)
+    turns = [turn(state) for _ in range(8)]
+    assert all(not one.beside for one in turns if isinstance(one, Chunk))
+
+
+def test_a_prompt_that_cannot_join_is_fed_alone_in_its_turn() -> None:
+    pages = [Page(prompt_left=20, joins=number != 1) for number in range(4)]
+    state = state_of(*pages, together=100)
+    assert [turn(state) for _ in range(5)] == [
+        Chunk(pages[0], 20), Step(), Chunk(pages[1], 20), Step(), Chunk(pages[2], 20, (pages[3],)),
+    ]  # fmt: skip
+
+
+def test_prompts_go_together_into_the_rows_that_are_free_and_no_others() -> None:
+    state = state_of(*[Page(prompt_left=10) for _ in range(9)], slots=3, together=1000)
+    assert len(turn(state).beside) == 2  # type: ignore[union-attr]
+    assert (len(state.rows), len(state.waiting)) == (3, 6)
+
+
+@given(
+    pages=st.lists(
+        st.tuples(st.integers(1, 60), st.sampled_from("abc"), st.integers(0, 20), st.booleans()), max_size=16
+    ),
+    slots=st.integers(1, 6),
+    together=st.integers(1, 200),
+)
+def test_turns_that_are_shared_are_those_that_would_have_followed(pages, slots, together) -> None:
+    """pages: prompt, client, after how many turns it comes, and whether it may join. Rows stay as they are fed."""
+    plain, shared = ([Page(0, prompt, client, joins=joins) for prompt, client, _, joins in pages] for _ in range(2))
+    one, several = state_of(slots=slots, chunk=200), state_of(slots=slots, chunk=200, together=together)
+    coming = sorted(range(len(pages)), key=lambda number: pages[number][2])
+    fed: list[int] = []
+    for now in range(60):
+        while coming and pages[coming[0]][2] <= now:
+            number = coming.pop(0)
+            one.add(plain[number])
+            several.add(shared[number])
+        before = several.chunk_is_due
+        taken = turn(several)
+        if isinstance(taken, Chunk):
+            assert len(taken.jobs) * max(pages[shared.index(page)][0] for page in taken.jobs) <= max(together, 200)
+            for page in taken.jobs:  # as if the steps between them were left out
+                one.chunk_is_due = True
+                alone = turn(one)
+                assert isinstance(alone, Chunk)
+                assert plain.index(alone.job) == shared.index(page)
+                fed.append(shared.index(page))
+            assert before or not any(not page.prompt_left for page in several.rows[: -len(taken.jobs)])
+        one.chunk_is_due = several.chunk_is_due
+        assert (one.chunks.last, one.chunks.passed_over) == (several.chunks.last, several.chunks.passed_over)
+    assert len(fed) == min(slots, len(pages))
 
 
 def test_a_pass_waits_for_three_chunks_of_a_prompt_and_no_longer() -> None:
