@@ -341,7 +341,9 @@ class Workers:
         with self._changed:
             if work is not None:
                 self._working.discard(work)
-            keep = keep and not worker.tired and not self._closed
+            # The watch may have ended the worker between its answer and here, since the caller wanted an end just then.
+            killed = work is not None and work.reason is not None
+            keep = keep and not killed and not worker.tired and not self._closed
             if keep:
                 self._idle.append(worker)
             self._busy -= 1

@@ -91,6 +91,16 @@ def test_whoever_waits_may_stop_a_page_and_its_worker_is_gone() -> None:
             assert fine.page(0).width == 1190
 
 
+def test_a_worker_that_is_stopped_just_after_its_answer_is_given_to_nobody_else() -> None:
+    """The caller's connection breaks while the page comes back: the watch ends the worker, which has done its work."""
+    gone = threading.Event()
+    with Workers(1) as workers, open_document(text_pdf(["next"]), workers=workers) as document:
+        with workers.worker(workers.number(), gone.is_set) as worker:
+            gone.set()
+            until(lambda: worker._process.poll() is not None)
+        assert document.page(0).size == (1190, 1684)
+
+
 def test_closing_the_workers_stops_what_they_draw() -> None:
     workers = Workers(1)
     bomb = open_document(nested_pdf(), workers=workers)
