@@ -10,11 +10,11 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from PIL import Image
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from models.errors import InvalidInput
 from models.family import Feeds, Positions, PreparedImage, kept
@@ -23,6 +23,7 @@ from models.pixels import upright_rgb
 log = logging.getLogger(__name__)
 
 LARGEST_ASPECT_RATIO = 200  # published code
+LEAST_PIXELS = 784  # that may be set: a block of 28 pixels a side, which is an image token of all these models
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -63,6 +64,18 @@ class PixelLimits(Protocol):
 
     min_pixels: int | None
     max_pixels: int | None
+
+
+def min_pixels_field(most: int, example: int) -> Any:
+    """``min_pixels`` of a family's settings, as pydantic takes it. most : that may be set. example : its default."""
+    text = "smaller images are enlarged to this many pixels"
+    return Field(None, ge=LEAST_PIXELS, le=most, description=text, examples=[example])
+
+
+def max_pixels_field(most: int, example: int) -> Any:
+    """``max_pixels``, in the same way."""
+    text = "larger images are reduced to this many pixels"
+    return Field(None, ge=LEAST_PIXELS, le=most, description=text, examples=[example])
 
 
 def limited(rules: Limited, settings: PixelLimits, most: int | None = None) -> Limited:
@@ -178,13 +191,18 @@ def page_inputs(rows: int, columns: int, rules: PatchRules) -> Feeds:
     return kept({"rotary_cos": cos, "rotary_sin": sin, "blocks": patch_blocks(rows, columns, rules.merge_size)})
 
 
-def one_page(pixels: np.ndarray, rules: PatchRules) -> PreparedImage:
-    """One vision pass for the whole of a resized image, [height, width, 3] uint8."""
+def one_page(
+    pixels: np.ndarray, rules: Rules, beside: Callable[[int, int, Rules], Feeds] = page_inputs
+) -> PreparedImage:
+    """One vision pass for the whole of a resized image, [height, width, 3] uint8.
+
+    beside : rows and columns of patches, with the rules -> what the vision graph needs beside the pixels.
+    """
     patches = (pixels.shape[0] // rules.patch_size, pixels.shape[1] // rules.patch_size)
     rows, columns = (side // rules.merge_size for side in patches)
 
     def feeds() -> Feeds:
-        return {"pixel_values": normalise(pixels, rules), **page_inputs(*patches, rules)}
+        return {"pixel_values": normalise(pixels, rules), **beside(*patches, rules)}
 
     return PreparedImage([feeds], rows * columns, lambda outputs: outputs[0]["features"], (rows, columns))
 

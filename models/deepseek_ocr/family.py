@@ -11,9 +11,9 @@ from typing import Any, ClassVar, Generic, TypeVar
 import numpy as np
 from PIL import Image
 
-from models.blocks import Block, blocks_of
 from models.errors import InvalidInput
-from models.family import IMAGE_SLOT, Encode, Feeds, OutputFilter, Positions, PreparedImage, Verbatim, counted
+from models.family import IMAGE_SLOT, Encode, Feeds, PreparedImage
+from models.family_base import FamilyBase
 from models.family_settings import FamilySettings
 from models.grounding import Box, parse_boxes
 from models.manifest import Manifest
@@ -32,17 +32,15 @@ DEFAULTS: Mapping[str, Any] = MappingProxyType(
 Rules = TypeVar("Rules", bound=ViewRules)
 
 
-class DeepseekPrompts:
+class DeepseekPrompts(FamilyBase):
     """What the generations share of ``models.family.Family``: prompts, positions, answers, and views one by one."""
 
     tasks = TASKS
     default_task = DEFAULT_TASK
     defaults = DEFAULTS
-    defaults_for_several: ClassVar[Mapping[str, Any]] = MappingProxyType({})
-    joint_tasks: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, manifest: Manifest) -> None:
-        self.tokens = manifest.tokens
+        super().__init__(manifest)
         self.most_tokens = manifest.max_length
 
     def prompt_ids(self, prompt: str, image_tokens: Sequence[int], encode: Encode) -> list[int]:
@@ -60,30 +58,10 @@ class DeepseekPrompts:
             ids += encode(text)
         return ids
 
-    def positions(self, prompt_ids: Sequence[int], images: Sequence[PreparedImage]) -> Positions:
-        """Token after token: features of images count as words do."""
-        return counted(len(prompt_ids))
-
-    def window(self, settings: Mapping[str, Any]) -> int | None:
-        """None: attention is full."""
-        return None
-
-    @staticmethod
-    def output(
-        prompt: str, settings: Mapping[str, Any] = MappingProxyType({}), scale: tuple[float, float] = (1.0, 1.0)
-    ) -> OutputFilter:
-        """The text as it is: its grounding tags are what ``boxes`` and Markdown are made from."""
-        return Verbatim()
-
     @staticmethod
     def boxes(text: str, width: int, height: int) -> list[Box]:
         """See ``models.grounding``."""
         return parse_boxes(text, width, height)
-
-    @staticmethod
-    def blocks(text: str, width: int, height: int) -> tuple[Block, ...]:
-        """Of its boxes."""
-        return blocks_of(parse_boxes(text, width, height))
 
 
 def passes_of(views: Views, feeds: Callable[[np.ndarray], Feeds]) -> list[Callable[[], Feeds]]:

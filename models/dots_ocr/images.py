@@ -6,10 +6,8 @@ twice, first with a larger limit: beyond 11.29 megapixels its pixels differ.
 
 from __future__ import annotations
 
-from pydantic import Field
-
 from models.family_settings import FamilySettings
-from models.patches import LimitedRules, whole_blocks
+from models.patches import LimitedRules, max_pixels_field, min_pixels_field, whole_blocks
 
 PUBLISHED_MAX_PIXELS = 11_289_600
 # Where nobody sets a limit: a page of A4 at 145 dots per inch. The published limit takes a CPU hours.
@@ -19,14 +17,8 @@ MAX_PIXELS = 2_007_040
 class ImageSettings(FamilySettings):
     """What may be set of it."""
 
-    min_pixels: int | None = Field(
-        None, ge=784, le=PUBLISHED_MAX_PIXELS, description="smaller images are enlarged to this many pixels",
-        examples=[3_136],
-    )  # fmt: skip
-    max_pixels: int | None = Field(
-        None, ge=784, le=PUBLISHED_MAX_PIXELS, description="larger images are reduced to this many pixels",
-        examples=[MAX_PIXELS],
-    )  # fmt: skip
+    min_pixels: int | None = min_pixels_field(PUBLISHED_MAX_PIXELS, 3_136)
+    max_pixels: int | None = max_pixels_field(PUBLISHED_MAX_PIXELS, MAX_PIXELS)
 
 
 class ImageRules(LimitedRules):

@@ -6,10 +6,8 @@ limits bound twice the pixels; here they are halved, once, and all numbers are p
 
 from __future__ import annotations
 
-from pydantic import Field
-
 from models.family_settings import FamilySettings
-from models.patches import LimitedRules, whole_blocks
+from models.patches import LimitedRules, max_pixels_field, min_pixels_field, whole_blocks
 
 PUBLISHED_MAX_PIXELS = 4_816_896
 # Where nobody sets a limit: a page of A4 at 145 dots per inch. The published limit takes a CPU six times as long.
@@ -19,14 +17,8 @@ MAX_PIXELS = 2_007_040
 class ImageSettings(FamilySettings):
     """What may be set of it."""
 
-    min_pixels: int | None = Field(
-        None, ge=784, le=PUBLISHED_MAX_PIXELS, description="smaller images are enlarged to this many pixels",
-        examples=[6_272],
-    )  # fmt: skip
-    max_pixels: int | None = Field(
-        None, ge=784, le=PUBLISHED_MAX_PIXELS, description="larger images are reduced to this many pixels",
-        examples=[MAX_PIXELS],
-    )  # fmt: skip
+    min_pixels: int | None = min_pixels_field(PUBLISHED_MAX_PIXELS, 6_272)
+    max_pixels: int | None = max_pixels_field(PUBLISHED_MAX_PIXELS, MAX_PIXELS)
 
 
 class ImageRules(LimitedRules):

@@ -8,19 +8,15 @@ from __future__ import annotations
 
 import math
 
-from pydantic import Field
-
 from models.errors import InvalidInput
 from models.family_settings import FamilySettings
-from models.patches import PatchRules
+from models.patches import PatchRules, max_pixels_field
 
 
 class ImageSettings(FamilySettings):
     """What may be set of it."""
 
-    max_pixels: int | None = Field(
-        None, ge=784, le=2_371_600, description="larger images are reduced to this many pixels", examples=[2_371_600]
-    )
+    max_pixels: int | None = max_pixels_field(2_371_600, 2_371_600)
 
 
 class ImageRules(PatchRules):

@@ -7,11 +7,10 @@ tokens and the pixels come from the same resize: two computations that differ by
 from __future__ import annotations
 
 from PIL import Image
-from pydantic import Field
 
 from models.errors import InvalidInput
 from models.family_settings import FamilySettings
-from models.patches import LimitedRules, whole_blocks
+from models.patches import LimitedRules, max_pixels_field, min_pixels_field, whole_blocks
 from models.pixels import upright_rgb
 
 # PaddleX, pipelines/paddleocr_vl: a picture with both sides below this is doubled before text is spotted in it.
@@ -22,12 +21,8 @@ _PIXELS_TO_SPOT = 1_605_632
 class ImageSettings(FamilySettings):
     """What may be set of it. The largest limit is that of the first published revision."""
 
-    min_pixels: int | None = Field(
-        None, ge=784, le=2_822_400, description="smaller images are enlarged to this many pixels", examples=[147_384]
-    )
-    max_pixels: int | None = Field(
-        None, ge=784, le=2_822_400, description="larger images are reduced to this many pixels", examples=[1_003_520]
-    )
+    min_pixels: int | None = min_pixels_field(2_822_400, 147_384)
+    max_pixels: int | None = max_pixels_field(2_822_400, 1_003_520)
 
 
 class ImageRules(LimitedRules):
