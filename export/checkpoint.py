@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +13,12 @@ from safetensors import SafetensorError, safe_open
 from . import names
 from .adapter import Adapter
 from .errors import ExportError
+from .headers import read_headers
 from .json_files import read_json
 from .quantised import refuse_quantised
 from .weight_files import ADAPTER_WEIGHTS, weight_files
 
 _FLOAT_TYPES = {"BF16", "F16", "F32", "F64"}
-
-
-@dataclass(frozen=True, slots=True)
-class TensorInfo:
-    """Where a tensor stands and what it looks like, from the file's header."""
-
-    file: Path
-    shape: tuple[int, ...]
-    dtype: str  # safetensors' spelling: BF16, F16, F32, ...
-    stored_name: str  # in the file
 
 
 class Checkpoint:
@@ -55,7 +45,7 @@ class Checkpoint:
         self._config_file = config_file or folder / "config.json"
         config = read_json(self._config_file)
         files = weight_files(self.place, note)
-        self.tensors = names.unwrapped(_read_headers(files))
+        self.tensors = names.unwrapped(read_headers(files))
         self.files = [self._config_file, *files]
         self._merges: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {}
         if adapter is not None:
@@ -106,7 +96,7 @@ class Checkpoint:
         """Merge an adapter into what is loaded from now on."""
         self._merges = adapter.attach(self.tensors)
         place = names.finder(self.tensors)
-        for info in _read_headers([adapter.file]).values():
+        for info in read_headers([adapter.file]).values():
             name = adapter.replaced.get(info.stored_name)
             if name is not None:
                 self.tensors[place(name) or name] = info
@@ -167,21 +157,6 @@ class Checkpoint:
                 f"the tensors in {self.place} do not fit the model that {self._config_file} describes:\n  "
                 + "\n  ".join(shown)
             )
-
-
-def _read_headers(files: Iterable[Path]) -> dict[str, TensorInfo]:
-    tensors: dict[str, TensorInfo] = {}
-    for file in files:
-        try:
-            with safe_open(file, framework="np") as opened:
-                for name in opened.keys():  # noqa: SIM118 - a safe_open handle is no dict
-                    if name in tensors:
-                        raise ExportError(f"{name} stands in both {tensors[name].file} and {file}; remove one of them")
-                    part = opened.get_slice(name)
-                    tensors[name] = TensorInfo(file, tuple(part.get_shape()), part.get_dtype(), name)
-        except (SafetensorError, OSError) as error:
-            raise ExportError(f"{file} is no complete safetensors file ({error}); download it again") from error
-    return tensors
 
 
 def _replaced(config: Mapping[str, Any], key: str, value: int) -> dict[str, Any]:

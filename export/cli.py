@@ -17,7 +17,7 @@ from models.errors import ModelError
 from models.layout.detectors import DETECTORS
 from models.registration import ModelEntry
 
-from . import source
+from . import fetching, source
 from .errors import ExportError
 from .layout.bringing import Bringing, check_asked_for
 
@@ -126,7 +126,7 @@ def _export(given: Mapping[str, Any]) -> None:
     Raises
     ------
     ExportError, ConfigError
-        see ``export.pipeline.export_model``, ``export.source.fetch`` and ``models.config.load_config``.
+        see ``export.pipeline.export_model``, ``export.fetching.fetch`` and ``models.config.load_config``.
     """
     config = read_config(given)
     bringing = Bringing(config.cache_dir, given.get("offline", False), given.get("force", False), report)
@@ -150,7 +150,7 @@ def _export(given: Mapping[str, Any]) -> None:
         found = source.of_files(entry.config, entry.weights)
     else:
         replaced = [pattern for name, pattern in _REPLACED.items() if getattr(entry, name) is not None]
-        found = source.fetch(
+        found = fetching.fetch(
             entry.source, entry.revision, offline=offline, report=report, cache=config.cache_dir, replaced=replaced
         )
     job = pipeline.Job(

@@ -37,7 +37,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 def fetch(
     source: str, revision: str | None, *, offline: bool, report: Report, cache: Path, replaced: Sequence[str] = ()
 ) -> Source:
-    """Find or download the checkpoint of a hub id; see ``source.fetch``.
+    """Find or download the checkpoint of a hub id; see ``fetching.fetch``.
 
     ``HF_HOME``, ``HF_TOKEN``, ``HF_ENDPOINT`` and ``HF_HUB_OFFLINE`` are honoured.
 

@@ -7,12 +7,9 @@ of a model that publishers put side by side below one ``model.``.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING
 
 from .errors import ExportError
-
-if TYPE_CHECKING:
-    from .checkpoint import TensorInfo
+from .headers import TensorInfo
 
 _WRAPPERS = ("base_model.model.", "_orig_mod.", "_fsdp_wrapped_module.", "module.")
 

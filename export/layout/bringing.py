@@ -11,7 +11,7 @@ from models.manifest import FILE_NAME
 from models.paths import detector_dir
 from models.registration import ModelEntry
 
-from .. import source
+from .. import fetching
 from ..errors import ExportError
 
 Report = Callable[[str], None]
@@ -32,12 +32,12 @@ class Bringing:
         Raises
         ------
         ExportError
-            see ``pipeline.export_detector`` and ``source.fetch``.
+            see ``pipeline.export_detector`` and ``fetching.fetch``.
         """
         from .pipeline import DetectorJob, export_detector, require_extra  # not before help and errors of flags
 
         require_extra()
-        found = source.fetch(place, revision, offline=self.offline, report=self.report, cache=self.cache)
+        found = fetching.fetch(place, revision, offline=self.offline, report=self.report, cache=self.cache)
         target = lambda one: (output or detector_dir(one, self.cache)).expanduser().resolve()
         export_detector(DetectorJob(found, target, self.force, detector), self.report)
 

@@ -38,7 +38,7 @@ import json, sys, threading
 from pathlib import Path
 import export.download
 from export.errors import ExportError
-from export.source import fetch
+from export.fetching import fetch
 export.download._RETRY_WAIT_S = 0.001
 said = []
 arguments = json.loads(sys.argv[1])

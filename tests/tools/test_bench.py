@@ -18,9 +18,11 @@ from models.manifest import Manifest
 from tests.detectors import write_detector
 from tools.bench import llama
 from tools.bench.__main__ import main
-from tools.bench.ours import StepWatch, endless_copy, page_image, vision_dtype
+from tools.bench.material import endless_copy, page_image
+from tools.bench.ours import vision_dtype
 from tools.bench.plan import PARTS, QUICK, Case, Kind, Plan
 from tools.bench.report import Results, compare, merge, ratios, render, rivals, table
+from tools.bench.step_watch import StepWatch
 from tools.bench.turns import BenchError, Memory, Series, advantage, groups_in_memory, measure, turn_order
 
 
@@ -200,7 +202,7 @@ def test_the_share_of_a_step_outside_sessions_is_what_the_clock_says(monkeypatch
     def tick(seconds: float) -> None:
         now[0] += seconds
 
-    monkeypatch.setattr("tools.bench.ours.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("tools.bench.step_watch.time.perf_counter", lambda: now[0])
 
     class Session:
         def run_with_iobinding(self, *binding: object) -> None:

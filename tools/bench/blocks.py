@@ -16,7 +16,7 @@ from models.layout.regions import Region
 from models.layout.rules import DetectionRules
 from runtime.model import Model
 
-from .ours import endless_copy, page_image
+from .material import endless_copy, page_image
 from .plan import Plan
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .ours import page_image, peak_memory
+from .material import page_image, peak_memory
 from .plan import Case, Kind, Plan
 from .turns import Memory
 from .worker import WorkerContender, plan_from

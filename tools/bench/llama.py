@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .gguf_writer import write_decoder
-from .ours import page_image
+from .material import page_image
 from .plan import Case, Kind, Plan
 from .turns import BenchError, Memory
 

@@ -22,7 +22,8 @@ import psutil
 
 from models.manifest import Manifest
 
-from .ours import Ours, endless_copy, page_image
+from .material import endless_copy, page_image
+from .ours import Ours
 from .plan import Case, Kind, Plan
 from .turns import BenchError, Memory
 from .worker import ROOT

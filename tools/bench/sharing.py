@@ -20,7 +20,7 @@ from runtime.model import Model
 from runtime.requests import Finished, TextDelta
 from runtime.sequence import Sequence
 
-from .ours import endless_copy, page_image
+from .material import endless_copy, page_image
 from .plan import Plan
 
 VIEWS = 10  # of the request beside a stream

@@ -9,7 +9,7 @@ from typing import Any
 
 from tools.reference_family import ReferenceFamily, load_family
 
-from .ours import page_image, peak_memory
+from .material import page_image, peak_memory
 from .plan import Case, Kind, Plan
 from .turns import Memory
 from .worker import Subject, WorkerContender, plan_from

@@ -1,0 +1,43 @@
+"""What the headers of safetensors files say of the tensors in them; no tensor is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from .errors import ExportError
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """Where a tensor stands and what it looks like, from the file's header."""
+
+    file: Path
+    shape: tuple[int, ...]
+    dtype: str  # safetensors' spelling: BF16, F16, F32, ...
+    stored_name: str  # in the file
+
+
+def read_headers(files: Iterable[Path]) -> dict[str, TensorInfo]:
+    """Every tensor of these files by its name.
+
+    Raises
+    ------
+    ExportError
+        for a file that is damaged, and for a tensor that stands in two of them.
+    """
+    tensors: dict[str, TensorInfo] = {}
+    for file in files:
+        try:
+            with safe_open(file, framework="np") as opened:
+                for name in opened.keys():  # noqa: SIM118 - a safe_open handle is no dict
+                    if name in tensors:
+                        raise ExportError(f"{name} stands in both {tensors[name].file} and {file}; remove one of them")
+                    part = opened.get_slice(name)
+                    tensors[name] = TensorInfo(file, tuple(part.get_shape()), part.get_dtype(), name)
+        except (SafetensorError, OSError) as error:
+            raise ExportError(f"{file} is no complete safetensors file ({error}); download it again") from error
+    return tensors

@@ -1,0 +1,64 @@
+"""How much of the engine's time is spent outside of ONNX Runtime."""
+
+from __future__ import annotations
+
+import time
+from itertools import pairwise
+from typing import Any
+
+
+class StepWatch:
+    """Times the engine's turns, and how much of each is spent inside ONNX Runtime.
+
+    A turn lasts from one decode step's beginning to the next one's: everything that happens in between is in it.
+    """
+
+    def __init__(self, model: Any) -> None:
+        decoder = model._engine._decoder
+        self._turns: list[tuple[int, float, float]] = []  # rows, when the step began, seconds inside until then
+        self._inside = 0.0
+        decoder._embed, decoder._session = _Timed(decoder._embed, self), _Timed(decoder._session, self)
+        self._score = decoder.score
+        decoder.score = self.score
+
+    def start(self) -> None:
+        """Forget what was timed."""
+        self._turns.clear()
+
+    def score(self, token_ids: list[int], *rest: Any) -> Any:
+        """In place of the decoder's own."""
+        self._turns.append((len(token_ids), time.perf_counter(), self._inside))
+        return self._score(token_ids, *rest)
+
+    def inside(self, seconds: float) -> None:
+        """So long was a session at work."""
+        self._inside += seconds
+
+    def share(self, rows: int) -> dict[str, float]:
+        """Over all turns that began and ended with so many rows; the first, in which bindings are made, left out."""
+        turns = [
+            (after - before, used_after - used_before)
+            for (now, before, used_before), (then, after, used_after) in pairwise(self._turns)
+            if now == then == rows
+        ][1:]
+        whole, inside = (sum(column) for column in zip(*turns, strict=True))
+        return {
+            "% outside ONNX Runtime": 100 * (1 - inside / whole),
+            "ms outside": 1000 * (whole - inside) / len(turns),
+            "ms per step": 1000 * whole / len(turns),
+        }
+
+
+class _Timed:
+    """A session that tells how long it is at work."""
+
+    def __init__(self, session: Any, watch: StepWatch) -> None:
+        self._session, self._watch = session, watch
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._session, name)
+
+    def run_with_iobinding(self, *arguments: Any) -> None:
+        started = time.perf_counter()
+        self._session.run_with_iobinding(*arguments)
+        self._watch.inside(time.perf_counter() - started)
