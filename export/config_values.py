@@ -152,6 +152,24 @@ def rope_values(config: Mapping[str, Any]) -> dict[str, Any]:
     return {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
 
 
+def rope_theta(config: Mapping[str, Any], default: float) -> float:
+    """The base of rotary positions, from whichever place says it."""
+    return float(rope_values(config).get("rope_theta") or config.get("rope_theta", default))
+
+
+def checked_part(config: Mapping[str, Any], key: str, accepted: Mapping[str, tuple[Any, ...]]) -> Mapping[str, Any]:
+    """A part of config.json that has to be there, with values that the graphs compute; see ``check_values``.
+
+    Raises
+    ------
+    ExportError
+        when the part is missing or has another value.
+    """
+    part: Mapping[str, Any] = required(config, key)
+    check_values(part, accepted, f"config.json: {key}")
+    return part
+
+
 def optional_json(path: Path) -> dict[str, Any]:
     """A JSON object, empty where there is no such file."""
     return read_json(path) if path.is_file() else {}

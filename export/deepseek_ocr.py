@@ -6,23 +6,24 @@ of other sizes needs no code.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
 
 from pydantic import BaseModel
 
 from models.deepseek_ocr.images import ImageRules
-from models.manifest import DecoderInfo, RotaryInfo, TokenIds
+from models.manifest import TokenIds
 
 from .checkpoint import Checkpoint
-from .config_values import check_decoder, check_values, required, rope_values, size
-from .decoder import Decoder, DecoderSpec, Embedding, decoder_graph, embedding_graph
+from .config_values import check_decoder, check_values, required, size
+from .decoder import DecoderSpec
+from .decoder_export import DecoderExport, sized_decoder
 from .deepseek_vision import ClipSpec, VisionSpec, VisionTower, vision_graph
 from .errors import ExportError
 from .experts import MoeSpec
-from .family import Part, Parts
+from .family import Part
 from .layers import Precision
 from .outliers import OutlierSite, block_sites
 from .sam_vision import SamSpec
@@ -45,38 +46,16 @@ class NoPromptRules(BaseModel):
     """The family writes its prompts by itself."""
 
 
-class DeepseekExport(ABC):
+class DeepseekExport(DecoderExport):
     """What the generations share: decoder, tokens and the places of files. Each brings its vision tower."""
 
     computed: ClassVar[Collection[str]] = ()  # keys of the decoder's config that a family looks at by itself
 
     def __init__(self, checkpoint: Checkpoint, processor: Mapping[str, Any]) -> None:
         config = checkpoint.config
-        self._decoder = decoder_spec(decoder_config(config), self.computed)
+        super().__init__(decoder_spec(decoder_config(config), self.computed))
         self._processor = processor
         self._config = config
-
-    @abstractmethod
-    def _tower(self, precision: Precision) -> Part:
-        """The vision graph."""
-
-    def parts(self, vision: Precision, decoder: Precision) -> Parts:
-        embedding = Embedding("model.embed_tokens.weight", self._decoder, decoder)
-        layers = Decoder("model", "lm_head", self._decoder, decoder)
-        return {
-            "vision": self._tower(vision),
-            "embed": Part(embedding, partial(embedding_graph, embedding)),
-            "decoder": Part(layers, partial(decoder_graph, layers)),
-        }
-
-    @property
-    def sizes(self) -> DecoderInfo:
-        spec = self._decoder
-        return DecoderInfo(
-            layers=spec.layers, hidden_size=spec.hidden, kv_heads=spec.kv_heads, head_dim=spec.head_dim,
-            vocabulary=spec.vocabulary, max_length=spec.max_length, window=spec.window,
-            rotary=RotaryInfo(theta=spec.rope_theta, sections=spec.rotary_sections) if spec.rotary_sections else None,
-        )  # fmt: skip
 
     def tokens(self, token_id: Mapping[str, int]) -> TokenIds:
         """Ids of the tokens with a meaning; ``token_id`` is the tokenizer's vocabulary."""
@@ -103,9 +82,9 @@ class DeepseekOcrExport(DeepseekExport):
 
     def __init__(self, checkpoint: Checkpoint, processor: Mapping[str, Any]) -> None:
         super().__init__(checkpoint, processor)
-        self._vision = vision_spec(self._config, checkpoint, self._decoder.hidden)
+        self._vision = vision_spec(self._config, checkpoint, self.decoder.hidden)
 
-    def _tower(self, precision: Precision) -> Part:
+    def vision(self, precision: Precision) -> Part:
         tower = VisionTower("model", self._vision, precision)
         return Part(tower, partial(vision_graph, tower))
 
@@ -162,10 +141,10 @@ def decoder_spec(config: Mapping[str, Any], computed: Collection[str] = ()) -> D
     """
     check_values(config, _REQUIRED, "config.json")
     check_decoder(config, computed=computed)
-    hidden, heads = size(config, "hidden_size"), size(config, "num_attention_heads")
-    layers, dense = size(config, "num_hidden_layers"), config.get("first_k_dense_replace", 0)
+    sized = sized_decoder(config, theta=10_000.0, epsilon=1e-6)
+    dense = config.get("first_k_dense_replace", 0)
     moe = None
-    if config.get("n_routed_experts") and dense < layers:
+    if config.get("n_routed_experts") and dense < sized.layers:
         width = size(config, "moe_intermediate_size")
         renormalize = bool(config.get("norm_topk_prob", False))
         moe = MoeSpec(
@@ -177,20 +156,7 @@ def decoder_spec(config: Mapping[str, Any], computed: Collection[str] = ()) -> D
             # The published routing applies the factor only where it does not renormalise.
             scale=1.0 if renormalize else float(config.get("routed_scaling_factor", 1.0)),
         )
-    return DecoderSpec(
-        hidden=hidden,
-        layers=layers,
-        heads=heads,
-        kv_heads=config.get("num_key_value_heads") or heads,
-        head_dim=config.get("head_dim") or hidden // heads,
-        mlp_width=size(config, "intermediate_size"),
-        dense_layers=dense,
-        moe=moe,
-        vocabulary=size(config, "vocab_size"),
-        max_length=size(config, "max_position_embeddings"),
-        rope_theta=float(rope_values(config).get("rope_theta") or config.get("rope_theta", 10_000.0)),
-        rms_epsilon=float(config.get("rms_norm_eps", 1e-6)),
-    )
+    return replace(sized, dense_layers=dense, moe=moe)
 
 
 def vision_spec(config: Mapping[str, Any], checkpoint: Checkpoint, hidden: int) -> VisionSpec:

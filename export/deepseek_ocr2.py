@@ -32,20 +32,18 @@ _REQUIRED_OF_PROJECTOR: Mapping[str, tuple[Any, ...]] = {"projector_type": ("lin
 class DeepseekOcr2Export(DeepseekExport):
     """One checkpoint of the family, understood; see ``export.family.FamilyExport``."""
 
-    unused: tuple[str, ...] = ()
-
     def __init__(self, checkpoint: Checkpoint, processor: Mapping[str, Any]) -> None:
         super().__init__(checkpoint, processor)
         check_values(
             self._config.get("projector_config") or {}, _REQUIRED_OF_PROJECTOR, "config.json: projector_config"
         )
         self._vision = QueryTowerSpec(
-            sam_spec(self._config, checkpoint), query_spec(self._config, checkpoint), self._decoder.hidden
+            sam_spec(self._config, checkpoint), query_spec(self._config, checkpoint), self.decoder.hidden
         )
         if (width := self._vision.sam.channels[1]) != self._vision.encoder.width:
             raise ExportError(f"SAM gives {width} channels (net_3) and the encoder takes {self._vision.encoder.width}")
 
-    def _tower(self, precision: Precision) -> Part:
+    def vision(self, precision: Precision) -> Part:
         tower = QueryTower("model", self._vision, precision)
         return Part(tower, partial(query_vision_graph, tower))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from models.chat_template import PromptRules
@@ -11,8 +12,9 @@ from models.dots_ocr.prompts import PLACEHOLDER, SERVING_TEMPLATE
 from models.manifest import TokenIds
 
 from .checkpoint import Checkpoint
-from .config_values import check_decoder, check_values, required, rope_values, size
+from .config_values import check_decoder, check_values, checked_part, required, size
 from .decoder import DecoderSpec
+from .decoder_export import sized_decoder
 from .errors import ExportError
 from .layers import Precision
 from .mergers import MergerSpec, MlpMerger
@@ -94,24 +96,7 @@ def decoder_spec(config: Mapping[str, Any], *, tied: bool) -> DecoderSpec:
     """
     check_values(config, _REQUIRED, "config.json")
     check_decoder(config, computed=("attention_bias",))
-    hidden, heads = size(config, "hidden_size"), size(config, "num_attention_heads")
-    layers = size(config, "num_hidden_layers")
-    return DecoderSpec(
-        hidden=hidden,
-        layers=layers,
-        heads=heads,
-        kv_heads=config.get("num_key_value_heads") or heads,
-        head_dim=config.get("head_dim") or hidden // heads,
-        mlp_width=size(config, "intermediate_size"),
-        dense_layers=layers,
-        moe=None,
-        vocabulary=size(config, "vocab_size"),
-        max_length=size(config, "max_position_embeddings"),
-        rope_theta=float(rope_values(config).get("rope_theta") or config.get("rope_theta", 1e6)),
-        rms_epsilon=float(config.get("rms_norm_eps", 1e-6)),
-        qkv_bias=True,
-        tied_head=tied,
-    )
+    return replace(sized_decoder(config, theta=1e6, epsilon=1e-6), qkv_bias=True, tied_head=tied)
 
 
 def tower_spec(config: Mapping[str, Any]) -> TowerSpec:
@@ -122,8 +107,7 @@ def tower_spec(config: Mapping[str, Any]) -> TowerSpec:
     ExportError
         when a key is missing or has a value that the graph does not implement.
     """
-    vision = required(config, "vision_config")
-    check_values(vision, _REQUIRED_OF_VISION, "config.json: vision_config")
+    vision = checked_part(config, "vision_config", _REQUIRED_OF_VISION)
     return TowerSpec(
         width=size(vision, "embed_dim"),
         layers=size(vision, "num_hidden_layers"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import count, takewhile
 from typing import Any
 
@@ -13,6 +14,7 @@ from models.manifest import TokenIds
 from .checkpoint import Checkpoint
 from .config_values import check_decoder, check_values, first, required, rope_values, size
 from .decoder import DecoderSpec
+from .decoder_export import checked_sections, sized_decoder
 from .errors import ExportError
 from .glm_vision import NAMES, merger_spec, tower, tower_spec
 from .layers import Precision
@@ -135,19 +137,9 @@ def decoder_spec(text: Mapping[str, Any], *, tied_head: bool = False) -> Decoder
     """
     check_values(text, _REQUIRED, "config.json: text_config")
     check_decoder(text, rope_types=("default", "mrope"))
-    hidden, heads, layers = (size(text, key) for key in ("hidden_size", "num_attention_heads", "num_hidden_layers"))
-    head_dim = text.get("head_dim") or hidden // heads
-    rope = rope_values(text)
-    sections = tuple(rope.get("mrope_section") or ())
-    if len(sections) != 3 or sum(sections) != head_dim // 2:
-        raise ExportError(
-            f"config.json: text_config: mrope_section is {list(sections)}; expected three that sum to {head_dim // 2}"
-        )
-    return DecoderSpec(
-        hidden=hidden, layers=layers, heads=heads, kv_heads=text.get("num_key_value_heads") or heads,
-        head_dim=head_dim, mlp_width=size(text, "intermediate_size"), dense_layers=layers, moe=None,
-        vocabulary=size(text, "vocab_size"), max_length=size(text, "max_position_embeddings"),
-        rope_theta=float(rope.get("rope_theta") or text.get("rope_theta", 10_000.0)),
-        rms_epsilon=float(text.get("rms_norm_eps", 1e-5)), rotary_sections=sections, post_norms=True,
-        rotary_pairs=True, fused_gate_up=True, tied_head=tied_head,
-    )  # fmt: skip
+    sized = sized_decoder(text, theta=10_000.0, epsilon=1e-5)
+    given = tuple(rope_values(text).get("mrope_section") or ())
+    sections = checked_sections(given, sized.head_dim, "config.json: text_config")
+    return replace(
+        sized, rotary_sections=sections, post_norms=True, rotary_pairs=True, fused_gate_up=True, tied_head=tied_head
+    )

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .config_values import check_values, required, size
+from .config_values import checked_part, required, size
 from .errors import ExportError
 from .layers import Precision
 from .mergers import GatedMerger, MergerSpec
@@ -37,8 +37,7 @@ def tower_spec(config: Mapping[str, Any]) -> TowerSpec:
     ExportError
         when a key is missing or has a value that the graph does not implement.
     """
-    vision = required(config, "vision_config")
-    check_values(vision, _REQUIRED, "config.json: vision_config")
+    vision = checked_part(config, "vision_config", _REQUIRED)
     return TowerSpec(
         width=size(vision, "hidden_size"),
         layers=size(vision, "depth"),

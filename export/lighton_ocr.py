@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from models.chat_template import PromptRules
@@ -13,8 +14,9 @@ from models.lighton_ocr.images import ImageRules
 from models.manifest import TokenIds
 
 from .checkpoint import Checkpoint
-from .config_values import check_decoder, check_values, first, required, rope_values, size
+from .config_values import check_decoder, check_values, checked_part, first, required, rope_theta, size
 from .decoder import DecoderSpec
+from .decoder_export import sized_decoder
 from .errors import ExportError
 from .layers import Precision
 from .mergers import LinearMerger, MergerSpec
@@ -69,7 +71,7 @@ class LightOnOcrExport(PageExport):
             raise ExportError(f"{images.where}: longest_edge is {longest!r}; expected pixels, such as 1540")
         return ImageRules(
             head_dim=spec.head_dim, longest_edge=longest,
-            rope_theta=float(rope_values(vision).get("rope_theta") or vision.get("rope_theta", 10_000.0)),
+            rope_theta=rope_theta(vision, 10_000.0),
             **images.patch_rules(patch=spec.patch, merge=self.merger.merge),
         )  # fmt: skip
 
@@ -93,23 +95,8 @@ def decoder_spec(config: Mapping[str, Any], *, tied: bool) -> DecoderSpec:
     """
     check_values(config, _REQUIRED_OF_TEXT, "config.json: text_config")
     check_decoder(config)
-    heads, layers = size(config, "num_attention_heads"), size(config, "num_hidden_layers")
-    return DecoderSpec(
-        hidden=size(config, "hidden_size"),
-        layers=layers,
-        heads=heads,
-        kv_heads=config.get("num_key_value_heads") or heads,
-        head_dim=size(config, "head_dim"),
-        mlp_width=size(config, "intermediate_size"),
-        dense_layers=layers,
-        moe=None,
-        vocabulary=size(config, "vocab_size"),
-        max_length=size(config, "max_position_embeddings"),
-        rope_theta=float(rope_values(config).get("rope_theta") or config.get("rope_theta", 1e6)),
-        rms_epsilon=float(config.get("rms_norm_eps", 1e-6)),
-        qk_norm=True,
-        tied_head=tied,
-    )
+    sized = sized_decoder(config, theta=1e6, epsilon=1e-6)
+    return replace(sized, head_dim=size(config, "head_dim"), qk_norm=True, tied_head=tied)
 
 
 def tower_spec(config: Mapping[str, Any], decoder_epsilon: float) -> TowerSpec:
@@ -120,8 +107,7 @@ def tower_spec(config: Mapping[str, Any], decoder_epsilon: float) -> TowerSpec:
     ExportError
         when a key is missing or has a value that the graph does not implement.
     """
-    vision = required(config, "vision_config")
-    check_values(vision, _REQUIRED_OF_VISION, "config.json: vision_config")
+    vision = checked_part(config, "vision_config", _REQUIRED_OF_VISION)
     width, heads = size(vision, "hidden_size"), size(vision, "num_attention_heads")
     if vision.get("head_dim", width // heads) * heads != width:
         raise ExportError(f"config.json: vision_config: {heads} heads of {vision['head_dim']} are not {width} channels")

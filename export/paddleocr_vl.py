@@ -12,14 +12,25 @@ from functools import partial
 from typing import Any
 
 from models.chat_template import PromptRules
-from models.manifest import DecoderInfo, RotaryInfo, TokenIds
+from models.manifest import TokenIds
 from models.paddleocr_vl.images import ImageRules
 
 from .checkpoint import Checkpoint
-from .config_values import check_decoder, check_values, first, optional_json, required, rope_values, size
-from .decoder import Decoder, DecoderSpec, Embedding, decoder_graph, embedding_graph
+from .config_values import (
+    check_decoder,
+    check_values,
+    checked_part,
+    first,
+    optional_json,
+    required,
+    rope_theta,
+    rope_values,
+    size,
+)
+from .decoder import DecoderSpec
+from .decoder_export import DecoderExport, checked_sections, sized_decoder
 from .errors import ExportError
-from .family import Part, Parts
+from .family import Part
 from .image_files import ImageFile
 from .layers import Precision
 from .outliers import OutlierSite, block_sites
@@ -42,7 +53,7 @@ _REQUIRED_OF_VISION: Mapping[str, tuple[Any, ...]] = {"hidden_act": ("gelu_pytor
 _MROPE_SECTIONS = (16, 24, 24)  # where the config is silent
 
 
-class PaddleOcrVlExport:
+class PaddleOcrVlExport(DecoderExport):
     """One checkpoint of the family, understood; see ``export.family.FamilyExport``."""
 
     unused = UNUSED
@@ -52,23 +63,16 @@ class PaddleOcrVlExport:
         text = {**config, **config.get("text_config", {})}
         # Checkpoints saved by transformers 5 say that head and embedding are tied even where both are there.
         tied = bool(text.get("tie_word_embeddings")) and not checkpoint.has("lm_head.weight")
-        self._decoder = replace(decoder_spec(text), tied_head=tied)
-        self._tower = tower_spec(config, checkpoint, self._decoder.hidden)
-        vision = required(config, "vision_config")
-        self._theta = float(rope_values(vision).get("rope_theta") or vision.get("rope_theta", 10_000.0))
+        super().__init__(replace(decoder_spec(text), tied_head=tied))
+        self._tower = tower_spec(config, checkpoint, self.decoder.hidden)
+        self._theta = rope_theta(required(config, "vision_config"), 10_000.0)
         self._images = ImageFile.of(folder, processor)
         self._generation = optional_json(folder / "generation_config.json")
         self._folder, self._text, self._config = folder, text, config
 
-    def parts(self, vision: Precision, decoder: Precision) -> Parts:
-        tower = Tower(VISION, PROJECTOR, self._tower, vision)
-        embedding = Embedding("model.embed_tokens.weight", self._decoder, decoder)
-        layers = Decoder("model", "lm_head", self._decoder, decoder)
-        return {
-            "vision": Part(tower, partial(tower_graph, tower)),
-            "embed": Part(embedding, partial(embedding_graph, embedding)),
-            "decoder": Part(layers, partial(decoder_graph, layers)),
-        }
+    def vision(self, precision: Precision) -> Part:
+        tower = Tower(VISION, PROJECTOR, self._tower, precision)
+        return Part(tower, partial(tower_graph, tower))
 
     @property
     def vision_outliers(self) -> list[OutlierSite]:
@@ -81,16 +85,6 @@ class PaddleOcrVlExport:
                 width=self._tower.width, mlp_width=self._tower.mlp_width,
             )  # fmt: skip
         return sites
-
-    @property
-    def sizes(self) -> DecoderInfo:
-        spec = self._decoder
-        assert spec.rotary_sections is not None
-        return DecoderInfo(
-            layers=spec.layers, hidden_size=spec.hidden, kv_heads=spec.kv_heads, head_dim=spec.head_dim,
-            vocabulary=spec.vocabulary, max_length=spec.max_length,
-            rotary=RotaryInfo(theta=spec.rope_theta, sections=spec.rotary_sections),
-        )  # fmt: skip
 
     @property
     def image_rules(self) -> ImageRules:
@@ -128,34 +122,14 @@ def decoder_spec(config: Mapping[str, Any]) -> DecoderSpec:
     """
     check_values(config, _REQUIRED, "config.json")
     check_decoder(config, rope_types=("default", "mrope"))
-    hidden, heads = size(config, "hidden_size"), size(config, "num_attention_heads")
-    head_dim = config.get("head_dim") or hidden // heads
-    rope = rope_values(config)
-    sections = tuple(rope.get("mrope_section") or _MROPE_SECTIONS)
-    if len(sections) != 3 or sum(sections) != head_dim // 2:
-        raise ExportError(f"config.json: mrope_section is {list(sections)}; expected three that sum to {head_dim // 2}")
-    layers = size(config, "num_hidden_layers")
-    return DecoderSpec(
-        hidden=hidden,
-        layers=layers,
-        heads=heads,
-        kv_heads=config.get("num_key_value_heads") or heads,
-        head_dim=head_dim,
-        mlp_width=size(config, "intermediate_size"),
-        dense_layers=layers,
-        moe=None,
-        vocabulary=size(config, "vocab_size"),
-        max_length=size(config, "max_position_embeddings"),
-        rope_theta=float(rope.get("rope_theta") or config.get("rope_theta", 500_000.0)),
-        rms_epsilon=float(config.get("rms_norm_eps", 1e-5)),
-        rotary_sections=sections,
-    )
+    sized = sized_decoder(config, theta=500_000.0, epsilon=1e-5)
+    given = tuple(rope_values(config).get("mrope_section") or _MROPE_SECTIONS)
+    return replace(sized, rotary_sections=checked_sections(given, sized.head_dim, "config.json"))
 
 
 def tower_spec(config: Mapping[str, Any], checkpoint: Checkpoint, hidden: int) -> TowerSpec:
     """The tower's sizes; the position table's from its tensor."""
-    vision = required(config, "vision_config")
-    check_values(vision, _REQUIRED_OF_VISION, "config.json: vision_config")
+    vision = checked_part(config, "vision_config", _REQUIRED_OF_VISION)
     positions = checkpoint.shape(f"{VISION}.embeddings.position_embedding.weight")[0]
     grid = round(positions**0.5)
     if grid**2 != positions:

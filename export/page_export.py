@@ -2,67 +2,49 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
-from models.manifest import DecoderInfo, RotaryInfo, TokenIds
+from models.manifest import TokenIds
 
 from .checkpoint import Checkpoint
 from .config_values import first, optional_json
-from .decoder import Decoder, DecoderSpec, Embedding, decoder_graph, embedding_graph
+from .decoder import DecoderSpec
+from .decoder_export import DecoderExport
 from .errors import ExportError
-from .family import Part, Parts
+from .family import Part
 from .image_files import ImageFile
 from .layers import Precision
 from .outliers import OutlierSite
 from .rms_vision import Tower, TowerNames, TowerSpec, tower_graph, tower_outliers
 
 
-class PageExport:
-    """Base of an exporter, see ``export.family.FamilyExport``; a subclass reads what is its family's own.
+class PageExport(DecoderExport):
+    """Base of such an exporter; a subclass reads what is its family's own. names : of the tower in the checkpoint."""
 
-    names : of the tower in the checkpoint. decoder_at : the decoder's path there.
-    """
-
-    unused: tuple[str, ...] = ()
     names: ClassVar[TowerNames]
-    decoder_at: ClassVar[str] = "model"
 
     def __init__(
         self, checkpoint: Checkpoint, processor: Mapping[str, Any], decoder: DecoderSpec, tower: TowerSpec
     ) -> None:
-        self.folder, self.decoder, self.tower_spec = checkpoint.folder, decoder, tower
+        super().__init__(decoder)
+        self.folder, self.tower_spec = checkpoint.folder, tower
         self.images = ImageFile.of(checkpoint.folder, processor)
         self.generation = optional_json(checkpoint.folder / "generation_config.json")
 
+    @abstractmethod
     def tower(self, precision: Precision) -> Tower:
         """The vision tower with its merger."""
-        raise NotImplementedError
 
-    def parts(self, vision: Precision, decoder: Precision) -> Parts:
-        tower = self.tower(vision)
-        embedding = Embedding(f"{self.decoder_at}.embed_tokens.weight", self.decoder, decoder)
-        layers = Decoder(self.decoder_at, "lm_head", self.decoder, decoder)
-        return {
-            "vision": Part(tower, partial(tower_graph, tower)),
-            "embed": Part(embedding, partial(embedding_graph, embedding)),
-            "decoder": Part(layers, partial(decoder_graph, layers)),
-        }
+    def vision(self, precision: Precision) -> Part:
+        tower = self.tower(precision)
+        return Part(tower, partial(tower_graph, tower))
 
     @property
     def vision_outliers(self) -> Sequence[OutlierSite]:
         return list(tower_outliers(self.names, self.tower_spec))
-
-    @property
-    def sizes(self) -> DecoderInfo:
-        spec = self.decoder
-        sections = spec.rotary_sections
-        return DecoderInfo(
-            layers=spec.layers, hidden_size=spec.hidden, kv_heads=spec.kv_heads, head_dim=spec.head_dim,
-            vocabulary=spec.vocabulary, max_length=spec.max_length,
-            rotary=None if sections is None else RotaryInfo(theta=spec.rope_theta, sections=sections),
-        )  # fmt: skip
 
     def token_ids(
         self, token_id: Mapping[str, int], image: int, placeholder: str, ends: Sequence[str], *, config: Any = None

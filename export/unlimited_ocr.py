@@ -26,8 +26,8 @@ class UnlimitedOcrExport(DeepseekOcrExport):
     def __init__(self, checkpoint: Checkpoint, processor: Mapping[str, Any]) -> None:
         super().__init__(checkpoint, processor)
         window = size(decoder_config(self._config), "sliding_window_size")
-        sections = (self._decoder.head_dim // 2,)
-        self._decoder = replace(self._decoder, rotary_sections=sections, window=window)
+        sections = (self.decoder.head_dim // 2,)
+        self.decoder = replace(self.decoder, rotary_sections=sections, window=window)
 
     @property
     def image_rules(self) -> ImageRules:
