@@ -16,7 +16,7 @@ from export.checkpoint import Checkpoint
 from export.errors import ExportError
 from export.pipeline import Job, export_model
 from export.source import Source
-from tests.export.test_pipeline import TINY, WEIGHTS
+from tests.export.jobs import TINY, WEIGHTS
 from tools.checkpoints import write_random_checkpoint
 
 PATCH = "model.sam_model.patch_embed.proj"

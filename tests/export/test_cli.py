@@ -15,7 +15,7 @@ from export.source import Source
 from models.catalog import CATALOG, DTYPES
 from models.families import FAMILIES
 from models.manifest import Manifest
-from tests.export.test_pipeline import TINY, WEIGHTS, edit_json
+from tests.export.jobs import TINY, WEIGHTS, edit_json
 from tools.checkpoints import write_random_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]

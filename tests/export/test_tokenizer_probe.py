@@ -15,7 +15,7 @@ from export.pipeline import Job, export_model
 from export.source import Source
 from export.tokenizer_probe import check_tokenizer
 from models.families import FAMILIES
-from tests.export.test_pipeline import TINY, edit_json
+from tests.export.jobs import TINY, edit_json
 from tools.checkpoints import write_random_checkpoint
 from tools.paddle_checkpoints import small_tokenizer
 

@@ -16,7 +16,7 @@ from export.checkpoint import Checkpoint
 from export.errors import ExportError
 from export.pipeline import Job, export_model
 from export.source import Source
-from tests.export.test_pipeline import TINY, WEIGHTS, edit_json
+from tests.export.jobs import TINY, WEIGHTS, edit_json
 from tools.checkpoints import write_random_checkpoint
 from tools.reference import load_reference
 

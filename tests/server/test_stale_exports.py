@@ -18,7 +18,7 @@ from models.source_files import difference
 from runtime.errors import ModelUnavailable
 from runtime.library.source import ModelKey, ModelSource
 from server.options import ServerOptions
-from tests.export.test_pipeline import TINY, WEIGHTS, edit_json
+from tests.export.jobs import TINY, WEIGHTS, edit_json
 from tools.checkpoints import write_random_checkpoint
 
 INDEX = "model.safetensors.index.json"
