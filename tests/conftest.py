@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -34,6 +35,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="takes minutes; run with: tools/dev test -m cluster"))
         if not item.nodeid.startswith(QUICK) or "200_random_sizes" in item.nodeid:
             item.add_marker(pytest.mark.slow)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Take what all test modules imported out of the garbage collector's sight.
+
+    A server collects after each load, each unloading and each busy time: with torch and transformers beside it, a third
+    of a second each, hundreds of times.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
