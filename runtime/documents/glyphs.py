@@ -21,7 +21,9 @@ from .fonts import script_of
 _MOST_LETTERS = 5_000  # of a page that are looked at
 _TRIES = 2  # places of one letter of one font
 _LEAST_CONTRAST = 24  # of 255, between a letter and its ground
+_LEAST_WIDTH = 0.01  # of a letter's height, that a letter of a font has
 _WHITE = 230  # a letter of this colour may be meant to be unseen
+_DEEPEST = 8  # forms within forms
 _INVISIBLE = (pdfium_c.FPDF_TEXTRENDERMODE_INVISIBLE, pdfium_c.FPDF_TEXTRENDERMODE_CLIP)
 
 
@@ -55,6 +57,7 @@ def lacking(page: Any, picture: Image.Image) -> Lacking:
     if not text:
         return found
     try:
+        covers = _Covers(page)
         tried: dict[tuple[str, int], list[bool]] = {}  # whether a letter was drawn, in the first places where it stands
         outside: dict[int, str | None] = {}  # text object -> name of its font, where that is not in the file
         for index in range(min(pdfium_c.FPDFText_CountChars(text), _MOST_LETTERS)):
@@ -68,7 +71,7 @@ def lacking(page: Any, picture: Image.Image) -> Lacking:
                 continue
             tries = tried.setdefault((font, letter), [])
             if len(tries) < _TRIES and not any(tries):
-                tries.append(_is_drawn(page, text, index, picture))
+                tries.append(_is_drawn(page, text, index, picture) or covers.hide(key, text, index))
             if not any(tries):
                 found.letters[letter if letter < 0xE000 or letter > 0xF8FF else 0] += 1
                 found.fonts.add(font)
@@ -111,7 +114,54 @@ def _is_drawn(page: Any, text: Any, index: int, picture: Image.Image) -> bool:
     x0, x1, y0, y1 = min(x0, x1), max(x0, x1), min(y0, y1), max(y0, y1)
     if x1 <= 0 or y1 <= 0 or x0 >= width or y0 >= height or y1 - y0 < 3:
         return True
-    if x1 - x0 < 2:
-        return False  # a font that lacks a letter says that it has no width
+    if x1 - x0 < 2:  # a font that lacks a letter says that it has no width; others are too small to be seen
+        return box.right - box.left > _LEAST_WIDTH * abs(box.top - box.bottom)
     part = np.asarray(picture.crop((max(0, x0), max(0, y0), min(x1, width), min(y1, height))), np.int16)
     return bool((part.max((0, 1)) - part.min((0, 1))).max() >= _LEAST_CONTRAST)
+
+
+class _Covers:
+    """What is painted over text: a scan over the words that were recognised in it, a bar over a name."""
+
+    def __init__(self, page: Any) -> None:
+        self._page = page
+        self._order: dict[int, int] | None = None  # object -> its place among those of the page
+        self._bounds: list[tuple[int, tuple[float, float, float, float]]] = []  # place; left, bottom, right, top
+
+    def hide(self, thing: int, text: Any, index: int) -> bool:
+        """Whether something that is painted after a text object lies over its letter ``index``."""
+        box = pdfium_c.FS_RECTF()
+        pdfium_c.FPDFText_GetLooseCharBox(text, index, box)
+        x, y = (box.left + box.right) / 2, (box.bottom + box.top) / 2
+        if self._order is None:
+            self._order = {}
+            count, at = pdfium_c.FPDFPage_CountObjects(self._page), pdfium_c.FPDFPage_GetObject
+            self._number(self._order, [at(self._page, place) for place in range(count)], 0)
+        place = self._order.get(thing, 0)
+        return any(
+            later > place and left <= x <= right and bottom <= y <= top
+            for later, (left, bottom, right, top) in self._bounds
+        )
+
+    def _number(self, order: dict[int, int], things: list[Any], depth: int) -> None:
+        """Number objects as they are painted; forms' own ones, which stand in other coordinates, cover nothing."""
+        for thing in things:
+            order[ctypes.cast(thing, ctypes.c_void_p).value or 0] = len(order)
+            if pdfium_c.FPDFPageObj_GetType(thing) == pdfium_c.FPDF_PAGEOBJ_FORM:
+                count = pdfium_c.FPDFFormObj_CountObjects(thing) if depth < _DEEPEST else 0
+                self._number(order, [pdfium_c.FPDFFormObj_GetObject(thing, place) for place in range(count)], depth + 1)
+            elif depth == 0 and _is_opaque(thing):
+                sides = [ctypes.c_float() for _ in range(4)]
+                if pdfium_c.FPDFPageObj_GetBounds(thing, *sides):
+                    left, bottom, right, top = (side.value for side in sides)
+                    self._bounds.append((len(order), (left, bottom, right, top)))
+
+
+def _is_opaque(thing: Any) -> bool:
+    """Whether an object fills all that is within its bounds, as far as its kind says."""
+    kind = pdfium_c.FPDFPageObj_GetType(thing)
+    if kind != pdfium_c.FPDF_PAGEOBJ_PATH:
+        return bool(kind in (pdfium_c.FPDF_PAGEOBJ_IMAGE, pdfium_c.FPDF_PAGEOBJ_SHADING))
+    fill, stroke = ctypes.c_int(), ctypes.c_int()
+    pdfium_c.FPDFPath_GetDrawMode(thing, fill, stroke)
+    return fill.value != pdfium_c.FPDF_FILLMODE_NONE

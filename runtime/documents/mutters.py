@@ -10,7 +10,7 @@ import re
 import warnings
 
 _MOST_LETTERS = 200
-_MODULE = re.compile(r"^[\w ]+: (?:Warning, |Error, )?(?=\w)")  # "TIFFReadDirectory: Warning, Unknown field ..."
+_MODULE = re.compile(r"^[\w. ]+: (?:Warning, |Error, )?(?=\w)")  # "TIFFReadDirectory: Warning, Unknown field ..."
 
 
 class Mutters:
@@ -28,6 +28,8 @@ class Mutters:
         recorded = self._record.__enter__()
         assert recorded is not None  # as it was asked to record
         self._warned = recorded
+        for about_programs in (ResourceWarning, DeprecationWarning, PendingDeprecationWarning, FutureWarning):
+            warnings.simplefilter("ignore", about_programs)
 
     def taken(self) -> tuple[str, ...]:
         """What was said since the last call: nothing, or one line."""

@@ -26,6 +26,8 @@ _MOST_TIMES = 12  # as many pixels as a page may have are decoded, to be scaled 
 _MOST_BYTES = 640_000_000  # of decoded pixels; a worker's memory holds the result beside them
 _BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16L": 2, "I;16B": 2, "I;16N": 2}  # a pixel, by mode; of others four
 _CUT_OFF = "the file is cut off or damaged; what could be decoded of the page was read"
+_LOST_PAGES = "the file is cut off or damaged: what may come after page {} is lost"
+_DAMAGED = "it is damaged, or of a kind that cannot be decoded here: get it again, or save it as PNG"
 _LEAST_ROWS = 17  # of a frame that is cut off; decoders make up to 16 of nothing
 _NOT_DECODED = (0, 128)  # what decoders leave where a file ends: black, and a JPEG's grey
 
@@ -45,7 +47,10 @@ class PicturePages:
         Image.MAX_IMAGE_PIXELS = None  # every frame is checked here, before anything is decoded
         with self._understood():
             self._image = self._opened()
-            self.count = 1 if first_only or self._image.format != "TIFF" else _count_frames(self._image, name)
+            self.count = 1
+            if not first_only and self._image.format == "TIFF":
+                self.count, broken = _count_frames(self._image, name)
+                self.warnings = (_LOST_PAGES.format(self.count),) if broken else ()
 
     def size(self, index: int) -> tuple[int, int]:
         """Width and height in pixels of the frame as ``page`` gives it, as far as its header says."""
@@ -56,7 +61,7 @@ class PicturePages:
 
     def page(self, index: int) -> Drawn:
         """One frame: upright, in RGB, scaled down where it has too many pixels."""
-        with self._understood():
+        with self._understood(_DAMAGED):
             self._image.seek(index)
             self._check(self._image)
             size = fitting(*self._image.size, self._shown)
@@ -88,28 +93,29 @@ class PicturePages:
         size : (width, height) at least, at which it is decoded.
         """
         ImageFile.LOAD_TRUNCATED_IMAGES = True
-        try:
-            frame = self._opened()
-            frame.seek(index)
-            if frame.size != size:
-                frame.draft(None, size)
-            frame.load()
-        except MemoryError:
-            raise
-        except Exception:
-            raise error from None
-        finally:
-            ImageFile.LOAD_TRUNCATED_IMAGES = False
-        self._check(frame)
-        first, last = _decoded_rows(frame)
-        if last - first < min(_LEAST_ROWS, frame.height):
-            raise error
-        pixels: Image.Image = frame
-        if last - first < frame.height:
-            pixels = to_rgb(frame, self._transparency)
-            pixels.paste("white", (0, 0, frame.width, first))
-            pixels.paste("white", (0, last, *frame.size))
-        return Drawn(self._upright(pixels, frame), (_CUT_OFF,), truncated=True)
+        with contextlib.ExitStack() as stack:
+            try:
+                frame = stack.enter_context(self._opened())
+                frame.seek(index)
+                if frame.size != size:
+                    frame.draft(None, size)
+                frame.load()
+            except MemoryError:
+                raise
+            except Exception:
+                raise error from None
+            finally:
+                ImageFile.LOAD_TRUNCATED_IMAGES = False
+            self._check(frame)
+            first, last = _decoded_rows(frame)
+            if last - first < min(_LEAST_ROWS, frame.height):
+                raise error
+            pixels: Image.Image = frame
+            if last - first < frame.height:
+                pixels = to_rgb(frame, self._transparency)
+                pixels.paste("white", (0, 0, frame.width, first))
+                pixels.paste("white", (0, last, *frame.size))
+            return Drawn(self._upright(pixels, frame), (_CUT_OFF,), truncated=True)
 
     def _check(self, image: Image.Image) -> None:
         width, height = image.size
@@ -125,14 +131,14 @@ class PicturePages:
         self._image.close()
 
     @contextlib.contextmanager
-    def _understood(self) -> Iterator[None]:
-        """Every failure inside the block is the file's fault."""
+    def _understood(self, remedy: str = "") -> Iterator[None]:
+        """Every failure inside the block is the file's fault. remedy : by default, which formats there are."""
         try:
             yield
         except (InvalidInput, MemoryError):
             raise
         except Exception as error:  # decoders of damaged files raise whatever they run into
-            raise InvalidInput(f"{self._name} cannot be read ({_reason(error)}); {self._taken}") from error
+            raise InvalidInput(f"{self._name} cannot be read ({_reason(error)}); {remedy or self._taken}") from error
 
 
 def _decoded_rows(image: Image.Image) -> tuple[int, int]:
@@ -143,13 +149,20 @@ def _decoded_rows(image: Image.Image) -> tuple[int, int]:
     return (int(there[0]), int(there[-1]) + 1) if len(there) else (0, 0)
 
 
-def _count_frames(image: Image.Image, name: str) -> int:
-    """As Pillow's ``n_frames``, which goes through all that a file claims to have, however many those are."""
+def _count_frames(image: Image.Image, name: str) -> tuple[int, bool]:
+    """As Pillow's ``n_frames``, which goes through all that a file claims to have, however many those are.
+
+    Returns also whether the file breaks off behind them.
+    """
     for count in range(1, _MOST_FRAMES + 1):
         try:
             image.seek(count)
         except EOFError:
-            return count
+            return count, False
+        except MemoryError:
+            raise
+        except Exception:  # of a damaged file: anything
+            return count, True
     raise InvalidInput(f"{name} has more than {_MOST_FRAMES:,} frames, the most that are read; split it")
 
 

@@ -97,7 +97,8 @@ class _Drawer:
             try:
                 self._carry_out(command, content)
             except InvalidInput as error:
-                self._answer({"error": str(error), "too_many_pixels": isinstance(error, TooManyPixels)})
+                reason = "; ".join([str(error), *self._mutters.taken()])
+                self._answer({"error": reason, "too_many_pixels": isinstance(error, TooManyPixels)})
             except MemoryError:
                 self._answer({"error": None})
             except Exception:  # a mistake of ours, or of a library; this page's end, not the process'

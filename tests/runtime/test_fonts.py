@@ -108,6 +108,26 @@ def test_a_page_that_lacks_nothing_says_nothing(monkeypatch: pytest.MonkeyPatch)
         assert drawn(drawn_pdf(content)).warnings == ()
 
 
+def test_words_under_a_scan_or_a_bar_are_not_missing_and_those_over_one_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    words, bar = "0 g BT /F 18 Tf 20 150 Td (under it) Tj ET", "1 1 1 rg 0 100 300 100 re f"
+    scan = "q 300 0 0 100 0 100 cm BI /W 1 /H 1 /CS /G /BPC 8 /F /AHx ID FF> EI Q"
+    for cover in (bar, scan):
+        assert drawn(drawn_pdf(f"{words} {cover}")).warnings == ()
+        (warning,) = drawn(over(cover)).warnings
+        assert warning.startswith("6 letters, such as")
+
+
+def over(ground: str) -> bytes:
+    """Letters that the standard fonts lack, on something."""
+    font = (
+        "<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica /FirstChar 65 /LastChar 70 /Widths [800 800 800 800 800 "
+        f"800] /Encoding << /Type /Encoding /Differences [65 {RUSSIAN}] >> >>"
+    )
+    words = f"{ground} 0 g BT /F 24 Tf 2 Tc 20 150 Td (ABCDEF) Tj ET"
+    return drawn_pdf(words, f"/Resources << /Font << /F {font} >> >>")
+
+
 @needs("Cyrillic", "Chinese")
 def test_a_font_is_found_by_what_it_holds() -> None:
     assert face_for("Helvetica", [ord("Ж")]) is not None

@@ -219,6 +219,55 @@ def test_what_libraries_say_of_a_file_is_one_line(capfd: pytest.CaptureFixture[s
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.parametrize("compression", ["raw", "tiff_lzw", "group4"])
+def test_of_a_tiff_that_breaks_off_the_pages_before_are_read_and_say_so(compression: str) -> None:
+    first, *others = [Image.effect_noise((200, 100), 60).convert("1") for _ in range(4)]
+    data = saved(first, save_all=True, append_images=others, compression=compression)
+    with open_document(data[: _page_list(data, 3) - 1], name="it") as document:
+        assert document.page_count == 3
+        for index, page_there in enumerate([first, *others][:3]):
+            seen = document.draw(index)
+            assert np.array_equal(np.asarray(seen.image.convert("1")), np.asarray(page_there))
+            assert "the file is cut off or damaged: what may come after page 3 is lost" in seen.warnings
+    with open_document(data, name="it") as document:
+        assert (document.page_count, document.draw(3).warnings) == (4, ())
+
+
+def _page_list(data: bytes, page_number: int) -> int:
+    """Where a TIFF's list of tags of a page, counted from 0, begins."""
+    place: int
+    (place,) = struct.unpack_from("<I", data, 4)
+    for _ in range(page_number):
+        (count,) = struct.unpack_from("<H", data, place)
+        (place,) = struct.unpack_from("<I", data, place + 2 + 12 * count)
+    return place
+
+
+def test_what_a_library_says_of_a_file_that_it_cannot_decode_is_in_the_refusal() -> None:
+    data = bytearray(saved(page(), compression="tiff_lzw"))
+    place = data.index(struct.pack("<HHI", 259, 3, 1))  # the tag of the compression
+    data[place + 8 : place + 10] = struct.pack("<H", 50001)  # WebP, which libtiff is built without or finds broken
+    with open_document(bytes(data), name="it") as document, pytest.raises(InvalidInput) as refused:
+        document.draw(0)
+    assert "it cannot be read (" in str(refused.value)
+    assert "get it again, or save it as PNG; the library that decodes it says: " in str(refused.value)
+
+
+def test_what_is_said_to_programmers_is_no_warning_of_a_page() -> None:
+    program = """if True:
+        import json, os, warnings
+        from runtime.documents.mutters import Mutters
+        answers = os.fdopen(os.dup(1), "w")
+        mutters = Mutters()
+        open(os.devnull)  # which nobody closes
+        warnings.warn("it is old", DeprecationWarning)
+        warnings.warn("it is odd")
+        json.dump(mutters.taken(), answers)
+    """
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert json.loads(said.stdout) == ["the library that decodes it says: it is odd"]
+
+
 MUTTERING = """
 import json, os
 from runtime.documents.mutters import Mutters
