@@ -12,7 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePath, PurePosixPath
+from pathlib import Path, PurePath
 
 from PIL import Image
 
@@ -27,7 +27,8 @@ STANDARD_INPUT = "-"
 Image.init()
 SUFFIXES = (".pdf", *sorted(suffix for suffix, form in Image.EXTENSION.items() if form in IMAGE_FORMATS))
 # Of these the first bytes say that they are one page, without opening them.
-_ONE_PAGE = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM", b"GIF87a", b"GIF89a", b"RIFF")
+_ONE_PAGE = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM", b"GIF87a", b"GIF89a", b"RIFF", b"\0\0\0\x0cjP  ",
+             b"\xff\x4f\xff\x51", b"qoif")  # fmt: skip
 _LONGEST_NAME = 200  # bytes; file systems take 255, and endings such as -p1000-10.jpg come behind
 
 
@@ -74,7 +75,8 @@ class Source:
         if self.path is None or self.data is not None:
             return False
         with self.path.open("rb") as file:
-            return file.read(8).startswith(_ONE_PAGE)
+            start = file.read(8)
+        return start.startswith(_ONE_PAGE) or start.endswith(b"ftyp")  # AVIF, HEIC
 
     def open(self, how: How, workers: Workers, stop: Stop) -> Document:
         """Open it; see ``runtime.documents.open_document``."""
@@ -270,7 +272,13 @@ def _results(names: Iterable[str]) -> set[str]:
 
 def _folders(names: Iterable[str]) -> set[str]:
     """All folders that names lie in, in lower case."""
-    return {parent.as_posix() for name in names for parent in PurePosixPath(name.lower()).parents}
+    return {folder for name in names for folder in _above(name.lower())}
+
+
+def _above(name: str) -> Iterator[str]:
+    while "/" in name:
+        name = name.rpartition("/")[0]
+        yield name
 
 
 def _common_folder(sources: Sequence[Source]) -> Path:
