@@ -115,7 +115,7 @@ def _is_drawn(page: Any, text: Any, index: int, picture: Image.Image) -> bool:
     if x1 <= 0 or y1 <= 0 or x0 >= width or y0 >= height or y1 - y0 < 3:
         return True
     if x1 - x0 < 2:  # a font that lacks a letter says that it has no width; others are too small to be seen
-        return box.right - box.left > _LEAST_WIDTH * abs(box.top - box.bottom)
+        return bool(box.right - box.left > _LEAST_WIDTH * abs(box.top - box.bottom))
     part = np.asarray(picture.crop((max(0, x0), max(0, y0), min(x1, width), min(y1, height))), np.int16)
     return bool((part.max((0, 1)) - part.min((0, 1))).max() >= _LEAST_CONTRAST)
 
@@ -164,4 +164,4 @@ def _is_opaque(thing: Any) -> bool:
         return bool(kind in (pdfium_c.FPDF_PAGEOBJ_IMAGE, pdfium_c.FPDF_PAGEOBJ_SHADING))
     fill, stroke = ctypes.c_int(), ctypes.c_int()
     pdfium_c.FPDFPath_GetDrawMode(thing, fill, stroke)
-    return fill.value != pdfium_c.FPDF_FILLMODE_NONE
+    return bool(fill.value != pdfium_c.FPDF_FILLMODE_NONE)

@@ -138,7 +138,7 @@ class _PicturePages:
                 raise
             self._objects.add_page(_A4)  # it failed because it cannot be drawn
             return
-        width, height = self._sizes[result.page - 1] if self._sizes else _points(picture.size)
+        width, height = self._sizes[result.page - 1] if self._sizes else _points(_read_size(result) or picture.size)
         shown = f"q {width:.3f} 0 0 {height:.3f} 0 0 cm /{PICTURE} Do Q\n".encode()
         if result.width and result.height:
             matrix = (width / result.width, 0, 0, height / result.height, 0, 0)
@@ -216,6 +216,11 @@ def _matrix(page: pikepdf.Page, width: int, height: int) -> tuple[float, ...]:
         case 270:
             return 0, -up / width, across / height, 0, x0, y1
     return across / width, 0, 0, up / height, x0, y0
+
+
+def _read_size(result: PageResult) -> tuple[int, int] | None:
+    """That of the page as it was read, of which the picture may be a smaller one."""
+    return (result.width, result.height) if result.width and result.height else None
 
 
 def _points(size: tuple[int, int]) -> tuple[float, float]:

@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pypdf
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
+from server.http.web.downloads import FORMATS
 from tests.pdfs import scanned_pdf, text_pdf
 from tests.server.conftest import ServerProcess, data_url
 from tests.server.test_process import metric, until
@@ -339,10 +341,12 @@ def test_what_was_read_is_copied_and_downloaded(visit: Open, scripted: ServerPro
     tab.click("#copy")
     assert tab.evaluate("navigator.clipboard.readText()").startswith("<|ref|>title")
     files = {}
-    for form in ("md", "json", "html", "docx", "zip"):
+    forms = tab.eval_on_selector_all("#download option", "options => options.map(({ value }) => value)")
+    assert set(forms) == {"", *FORMATS} - {"pdf-a"}
+    for form in filter(None, forms):
         with tab.expect_download() as download:
             tab.select_option("#download", form)
-        assert download.value.suggested_filename == f"page.{form}"
+        assert download.value.suggested_filename == ("page.alto.xml" if form == "alto" else f"page.{form}")
         files[form] = Path(download.value.path()).read_bytes()
     assert json.loads(files["json"])["pages"][0]["boxes"][0]["label"] == "title"
     assert b"<h1>Annual report</h1>" in files["html"]
@@ -350,6 +354,9 @@ def test_what_was_read_is_copied_and_downloaded(visit: Open, scripted: ServerPro
         figure = Image.open(io.BytesIO(parts.read("images/page-p1-0.png")))
         assert figure.size == (pytest.approx(620 * 400 / 999, abs=2), pytest.approx(380 * 200 / 999, abs=2))
     assert zipfile.ZipFile(io.BytesIO(files["docx"])).testzip() is None
+    assert "Annual report" in pypdf.PdfReader(io.BytesIO(files["pdf"])).pages[0].extract_text()
+    assert b"bbox 0 0 620 380" in files["hocr"]
+    assert json.loads(files["jsonl"])["blocks"][0]["kind"] == "title"
 
 
 def test_the_code_that_is_shown_gives_the_same_text(visit: Open, scripted: ServerProcess, tmp_path: Path) -> None:

@@ -10,12 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import docx
+import openpyxl
+import pypdf
 import pytest
 from falcon.testing import TestClient
+from lxml import etree
 from PIL import Image
 
 import server.http.web
 from runtime.documents import open_document
+from server.http.web import downloads
 from server.http.web.resources import FILES, POLICY
 from tests.pdfs import text_pdf
 from tests.server.conftest import MakeService, Service, make_service, service
@@ -105,7 +109,7 @@ def test_no_web_leaves_the_api_alone(make_service: MakeService) -> None:
 def test_without_its_packages_the_page_says_how_to_get_them(
     make_service: MakeService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server.web, "_NEEDED", ("no_such_package",))
+    monkeypatch.setattr(server.http.web, "_NEEDED", ("no_such_package",))
     client = make_service().client
     assert "pip install 'ocr-onnx[web]'" in client.simulate_get("/").text
     assert client.simulate_get("/web/config").status_code == 404
@@ -235,6 +239,91 @@ def test_figures_that_did_not_come_along_leave_no_link(service: Service) -> None
     answer = service.post({"name": "x", "format": "zip", "pages": [{**PAGE, "figures": []}]}, "/web/download")
     with zipfile.ZipFile(io.BytesIO(answer.content)) as parts:
         assert parts.read("x.md").decode() == "# Title\n"
+
+
+def _page_picture() -> str:
+    buffer = io.BytesIO()
+    Image.new("RGB", (150, 200), "white").save(buffer, "JPEG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+TABLE = "<table><tr><td>item</td><td>007</td></tr></table>"
+WHOLE = {  # of an answer: ``ocr`` says boxes and blocks as they stand here
+    "text": f"# Title\n\nPlain words.\n\n{TABLE}", "page": 3, "width": 300, "height": 400, "picture": _page_picture(),
+    "boxes": [{"label": "title", "text": "# Title", "box": [30, 20, 270, 60]}],
+    "blocks": [
+        {"kind": "title", "text": "Title", "box": [30, 20, 270, 60], "label": "title", "level": 1, "page": 3},
+        {"kind": "text", "text": "Plain words.", "box": [30, 80, 270, 100], "label": "text", "page": 3},
+        {"kind": "table", "text": TABLE, "box": [30, 150, 270, 300], "label": "table", "page": 3},
+    ],
+}  # fmt: skip
+
+
+def _download(service: Service, form: str, *pages: dict[str, Any]) -> Any:
+    return service.post({"name": "a", "format": form, "pages": pages or [WHOLE]}, "/web/download")
+
+
+@pytest.mark.parametrize("form", ["pdf", "pdf-a"])
+def test_a_searchable_pdf_has_the_words_where_they_stand(service: Service, form: str) -> None:
+    answer = _download(service, form)
+    assert answer.headers["content-type"] == "application/pdf"
+    (page,) = pypdf.PdfReader(io.BytesIO(answer.content)).pages
+    assert (page.mediabox.width, page.mediabox.height) == (150, 200)  # points, of 300 x 400 pixels
+    assert len(page.images) == 1
+    heights: dict[str, float] = {}
+
+    def note(text: str, page_matrix: Any, matrix: Any, *_: Any) -> None:
+        heights[text.strip()] = matrix[5] * page_matrix[3] + page_matrix[5]
+
+    assert page.extract_text(visitor_text=note).split()[:3] == ["Title", "Plain", "words."]
+    assert 200 - 60 / 2 < heights["Title"] < 200 - 20 / 2
+    assert 200 - 100 / 2 < heights["Plain words."] < 200 - 80 / 2
+
+
+def test_tables_places_and_texts_are_downloaded_as_read_writes_them(service: Service) -> None:
+    book = openpyxl.load_workbook(io.BytesIO(_download(service, "xlsx").content))
+    assert [[cell.value for cell in row] for row in book.worksheets[0].rows] == [["item", "007"]]
+    assert _download(service, "csv").text.splitlines() == ["item,007"]
+    for form, tag, name in (("hocr", "ocrx_word", "class"), ("alto", "Title", "CONTENT")):
+        tree = etree.fromstring(_download(service, form).content)
+        assert tree.xpath(f"//*[@{name}='{tag}']")
+    line = json.loads(_download(service, "jsonl").text)
+    assert (line["page"], line["blocks"][1]["box"]) == (3, [30, 80, 270, 100])
+    assert json.loads(_download(service, "json").text)["pages"][0]["markdown"] == WHOLE["text"]
+    assert "Plain words." in _download(service, "txt").text
+    assert _download(service, "md").text.startswith("# Title")
+
+
+def test_every_format_takes_pages_of_which_little_is_known(service: Service) -> None:
+    odd = {"text": "Words.", "blocks": [{"kind": "text", "text": "Words.", "box": [9, 9, -3, 3]}], "page": 2}
+    for form in downloads.FORMATS:
+        picture = {"picture": _page_picture()} if form.startswith("pdf") else {}
+        answer = _download(service, form, {"text": "Words.", **picture}, {**odd, **picture})
+        assert answer.status_code == 200, (form, answer.text)
+        assert answer.content or form == "csv"  # there is no table
+
+
+@pytest.mark.parametrize(
+    ("page", "words"),
+    [
+        ({"picture": None}, "page 3 comes without its picture"),
+        ({"picture": base64.b64encode(b"no picture").decode()}, "not a known format"),
+        ({"picture": "%%"}, "picture must be base64"),
+        ({"boxes": [{"label": "x", "text": "", "box": [1, 2, 3]}]}, "box"),
+        ({"blocks": [{"kind": "nothing", "text": ""}]}, "kind"),
+        ({"width": 10**9}, "width"),
+    ],
+)
+def test_a_pdf_is_made_of_pictures_and_true_places_only(service: Service, page: dict[str, Any], words: str) -> None:
+    answer = _download(service, "pdf", {**WHOLE, **page})
+    assert answer.status_code == 400
+    assert words in answer.json["error"]["message"]
+
+
+def test_pages_of_the_same_number_are_refused(service: Service) -> None:
+    answer = _download(service, "pdf", WHOLE, WHOLE)
+    assert answer.status_code == 400
+    assert "two pages have the same number" in answer.json["error"]["message"]
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def install(
     add("/web/config", resources.WebConfig(config, options, source))
     add("/web/pages", resources.WebPages(generator, options, workers, admission))
     add("/web/render", resources.WebRender())
-    add("/web/download", resources.WebDownload())
+    add("/web/download", resources.WebDownload(generator, options, workers, admission))
 
 
 def missing() -> list[str]:

@@ -1,4 +1,7 @@
-"""A document's pages as one file: HTML that stands alone, Word, or a zip with Markdown and figures."""
+"""A document's pages as one file: HTML, Word or a zip with the figures sent along, and what ``read`` writes.
+
+The last are made by ``writers``, as on the command line.
+"""
 
 from __future__ import annotations
 
@@ -8,35 +11,60 @@ import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from PIL import Image
+
 from models.grounding import pictures_in, to_markdown, with_pictures
-from server.writers import page_file
+from server.writers import FORMATS as WRITTEN
+from server.writers import PageResult, page_file
+from server.writers.material import Original
 from server.writers.word import WordFile
 
 
 @dataclass(frozen=True)
 class Page:
-    """One page: the text as the model wrote it, its clean HTML, its figures as PNG or JPEG."""
+    """One page: what was read, how its clean HTML is made, its figures as PNG or JPEG."""
 
-    text: str
-    html: str
+    result: PageResult
+    make_html: Callable[[], str]
     figures: list[bytes] = field(default_factory=list)
 
+    @property
+    def text(self) -> str:
+        """As the model wrote it."""
+        return self.result.text
 
-def _html(name: str, pages: Sequence[Page]) -> bytes:
-    bodies = [page_file.with_figures(page.html, page.figures) for page in pages]
+
+@dataclass(frozen=True)
+class Sent:
+    """See ``writers.material.Material``: of a document of which its reader has sent the pages as pictures.
+
+    draw : number of a page, from 1 -> its picture; raises InvalidInput where it has none, or one that is damaged.
+    """
+
+    draw: Callable[[int], Image.Image]
+
+    def picture(self, page: int) -> Image.Image:
+        return self.draw(page)
+
+    def original(self) -> Original:
+        return Original(b"")
+
+
+def _html(name: str, pages: Sequence[Page], sent: Sent) -> bytes:
+    bodies = [page_file.with_figures(page.make_html(), page.figures) for page in pages]
     return (page_file.head_of(name) + page_file.RULE.join(bodies) + page_file.TAIL).encode("utf-8", "replace")
 
 
-def _docx(name: str, pages: Sequence[Page]) -> bytes:
+def _docx(name: str, pages: Sequence[Page], sent: Sent) -> bytes:
     file = WordFile()
     for page in pages:
-        file.add(page.html, page.figures)
+        file.add(page.make_html(), page.figures)
     stream = io.BytesIO()
     file.save(stream)
     return stream.getvalue()
 
 
-def _zip(name: str, pages: Sequence[Page]) -> bytes:
+def _zip(name: str, pages: Sequence[Page], sent: Sent) -> bytes:
     """``NAME.md`` with links to ``images/``, where its figures are."""
     stem = re.sub(r"[^\w.-]+", "-", name).strip("-.") or "document"
     stream = io.BytesIO()
@@ -50,16 +78,47 @@ def _zip(name: str, pages: Sequence[Page]) -> bytes:
             texts.append(
                 to_markdown(
                     with_pictures(page.text, dict(zip(pictures_in(page.text), paths, strict=False))),
-                    paths.__getitem__ if len(paths) >= page_file.figure_count(page.html) > 0 else None,
+                    paths.__getitem__ if len(paths) >= page_file.figure_count(page.make_html()) > 0 else None,
                 )
             )
         archive.writestr(f"{stem}.md", "\n\n".join(texts) + "\n")
     return stream.getvalue()
 
 
+def _written(form: str) -> Callable[[str, Sequence[Page], Sent], bytes]:
+    """One of the formats that ``read`` writes."""
+
+    def make(name: str, pages: Sequence[Page], sent: Sent) -> bytes:
+        stream = io.BytesIO()
+        file = stream if WRITTEN[form].binary else io.TextIOWrapper(stream, "utf-8", "backslashreplace", newline="\n")
+        writer = WRITTEN[form].write(file, sent)
+        writer.begin({"document": name, "page_count": len(pages)})
+        for page in pages:
+            writer.page(page.result)
+        writer.end()
+        file.flush()
+        return stream.getvalue()
+
+    return make
+
+
+_MEDIA_TYPES = {
+    "md": "text/markdown; charset=utf-8",
+    "json": "application/json",
+    "jsonl": "application/x-ndjson; charset=utf-8",
+    "txt": "text/plain; charset=utf-8",
+    "xlsx": "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet",
+    "csv": "text/csv; charset=utf-8",
+    "hocr": "application/xhtml+xml; charset=utf-8",
+    "alto": "application/xml; charset=utf-8",
+    "pdf": "application/pdf",
+    "pdf-a": "application/pdf",
+}
+
 # Name -> (how it is made, media type).
-FORMATS: dict[str, tuple[Callable[[str, Sequence[Page]], bytes], str]] = {
+FORMATS: dict[str, tuple[Callable[[str, Sequence[Page], Sent], bytes], str]] = {
     "html": (_html, "text/html; charset=utf-8"),
     "docx": (_docx, "application/vnd.openxmlformats-officedocument.wordprocessingml.document"),
     "zip": (_zip, "application/zip"),
+    **{form: (_written(form), media_type) for form, media_type in _MEDIA_TYPES.items()},
 }

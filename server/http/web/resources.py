@@ -2,7 +2,7 @@
 
 ``GET /`` and ``/web/NAME`` are the page's own files. ``GET /web/config``: models, limits, and the settings of a request
 with their defaults. ``POST /web/pages``: a document's pages as pictures. ``POST /web/render``: a page's text as clean
-HTML. ``POST /web/download``: the pages of a document as HTML, Word, or a zip with its figures.
+HTML. ``POST /web/download``: the pages of a document in one file, in any of the formats that ``read`` writes.
 """
 
 from __future__ import annotations
@@ -14,23 +14,26 @@ from collections.abc import Iterator
 from functools import cache
 from hashlib import sha256
 from importlib import resources
-from typing import Any
+from typing import Annotated, Any
 
 import falcon
+from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
 from models import precedence
+from models.blocks import Block, Kind
 from models.config import Config
 from models.errors import InvalidInput
 from models.families import FAMILIES
 from models.family import TEXT_SLOT
+from models.grounding import Box
 from models.registry import defaults_of, tasks_of
 from models.settings import FAMILY_SETTINGS, InferenceSettings
-from runtime.documents import Document, Stop, Stopped, Workers, open_document, parse_pages
+from runtime.documents import Document, Stop, Stopped, Workers, open_document, open_picture, parse_pages
 from runtime.library.source import ModelSource
 from server.api_errors import ApiError, BadRequest, ClientGone, TooLarge
 from server.options import ServerOptions
-from server.writers import render
+from server.writers import PageResult, page_blocks, render
 
 from ..admission import PATIENCE, Admission
 from ..ceilings import Ceilings
@@ -203,23 +206,59 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
+_Pixel = Annotated[int, Field(ge=-1_000_000, le=1_000_000)]
+_Place = Annotated[tuple[_Pixel, _Pixel, _Pixel, _Pixel], Field(strict=False)]  # JSON has no tuples
+
+
 class BoxText(_Strict):
-    """A box of the answer: what it is called, and what the answer says after it."""
+    """A box of the answer: what it is called, what the answer says after it, and where it is."""
 
     label: str
     text: str
+    box: _Place | None = None  # x0, y0, x1, y1 in pixels of the page as it was read
+
+
+class BlockText(BaseModel):
+    """A block of the answer, as ``ocr.blocks`` describes it; what it says beside this is passed over."""
+
+    model_config = ConfigDict(strict=True)
+
+    kind: Kind
+    text: str
+    box: _Place | None = None
+    label: str = ""
+    confidence: float | None = Field(None, ge=0, le=1)
+    level: int = Field(0, ge=0, le=100)
 
 
 class PageText(_Strict):
-    """One page's text as the model wrote it, with its boxes and the pictures of its figures (base64 of JPEG or PNG)."""
+    """One page's text as the model wrote it, its places, and what of its picture the format needs (base64).
+
+    figures : those cut out of it, JPEG or PNG. picture : the page, for PDF. page : its number, by default its place.
+    width, height : of the page as it was read.
+    """
 
     text: str
     boxes: list[BoxText] = Field(default_factory=list, max_length=5_000)
+    blocks: list[BlockText] = Field(default_factory=list, max_length=5_000)
     figures: list[str] = Field(default_factory=list, max_length=500)
+    picture: str | None = None
+    page: int | None = Field(None, ge=1, le=1_000_000)
+    width: int = Field(0, ge=0, le=1_000_000)
+    height: int = Field(0, ge=0, le=1_000_000)
 
     def html(self) -> str:
         """Clean HTML; see ``render.page_html``."""
         return render.page_html(self.text, [(box.label, box.text) for box in self.boxes])
+
+    def result(self, number: int) -> PageResult:
+        """As writers take it. number : of the page, where it does not say."""
+        boxes = tuple(Box(box.label, box.text, box.box) for box in self.boxes if box.box is not None)
+        blocks = [Block(**dict(block)) for block in self.blocks]
+        return PageResult(
+            self.page or number, "done", width=self.width, height=self.height, text=self.text, boxes=boxes,
+            blocks=page_blocks(self.text, boxes, blocks), finish_detail="eos",
+        )  # fmt: skip
 
 
 class Download(_Strict):
@@ -242,22 +281,56 @@ class WebRender:
 class WebDownload:
     """``POST /web/download``: the pages as one file."""
 
+    def __init__(self, generator: Generator, options: ServerOptions, workers: Workers, admission: Admission) -> None:
+        self._generator, self._options = generator, options
+        self._workers, self._admission = workers, admission
+
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
         wanted = parse(read_json(req, _DOWNLOAD_MB << 20), Download)
         if wanted.format not in downloads.FORMATS:
             known = ", ".join(downloads.FORMATS)
             raise BadRequest(f"format {wanted.format[:60]!r} is unknown; there are {known}", param="format")
         make, media_type = downloads.FORMATS[wanted.format]
+        is_gone = req.env.get("waitress.client_disconnected", lambda: False)
+        pages = [
+            downloads.Page(page.result(number), page.html, [_decoded(one, "figures") for one in page.figures])
+            for number, page in enumerate(wanted.pages, 1)
+        ]
+        pictures = {page.result.page: sent.picture for page, sent in zip(pages, wanted.pages, strict=True)}
+        if len(pictures) < len(pages):
+            raise BadRequest("two pages have the same number; number each by its own", param="pages")
+        self._generator.enter()
         try:
-            pages = [
-                downloads.Page(page.text, page.html(), [base64.b64decode(one, validate=True) for one in page.figures])
-                for page in wanted.pages
-            ]
-        except ValueError as error:
-            raise BadRequest("figures must be base64", param="pages") from error
+            content = make(wanted.name, pages, downloads.Sent(lambda page: self._drawn(pictures[page], page, is_gone)))
+        except InvalidInput as error:
+            raise BadRequest(str(error), param="pages") from error
+        except Stopped:
+            raise ClientGone from None
+        finally:
+            self._generator.leave()
         resp.set_header("Cache-Control", "no-store")
         resp.content_type = media_type
-        resp.data = make(wanted.name, pages)
+        resp.data = content
+
+    def _drawn(self, picture: str | None, page: int, is_gone: Stop) -> Image.Image:
+        """A page's picture, decoded where strangers' pictures are."""
+        if picture is None:
+            raise InvalidInput(f"page {page} comes without its picture, which this format is made of")
+        most = self._options.max_image_megapixels * 1_000_000
+        content = _decoded(picture, "picture")
+        with open_picture(
+            content, name=f"page {page}", max_pixels=most, workers=self._workers, stop=is_gone
+        ) as document:
+            width, height = document.size(0, is_gone)
+            with self._admission.take("pixels", width * height, wait=PATIENCE, is_gone=is_gone):
+                return document.page(0, is_gone)
+
+
+def _decoded(text: str, what: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except ValueError as error:
+        raise BadRequest(f"{what} must be base64", param="pages") from error
 
 
 @cache

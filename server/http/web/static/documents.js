@@ -17,7 +17,7 @@ export class Page {
   }
 
   clear() {
-    Object.assign(this, { state: "waiting", text: "", pieces: [], boxes: [], html: null, error: null, finish: null,
+    Object.assign(this, { state: "waiting", text: "", pieces: [], boxes: [], blocks: [], html: null, error: null, finish: null,
       warning: null, confidence: null, tokens: 0, began: 0, first: 0, rate: 0, figures: null, note: null });
     this.stop = null; // an AbortController while it is being read
   }

@@ -195,24 +195,29 @@ async function save(format) {
   const { name, pages } = current.document;
   const read = pages.filter((page) => page.text);
   const stem = name.replace(/\.[^.]+$/, "") || "document";
-  const boxes = (page) => page.boxes.map(({ label, text }) => ({ label, text }));
   try {
     let blob;
     if (format === "md") blob = new Blob([read.map((page) => page.text).join("\n\n")], { type: "text/markdown" });
     else if (format === "json") blob = new Blob([JSON.stringify({ document: name, pages: pages.map(asJson) }, null, 1)], { type: "application/json" });
     else {
-      const sent = await Promise.all(read.map(async (page) => ({
-        text: page.text, boxes: boxes(page), figures: await Promise.all((await page.cutFigures()).map(base64)),
-      })));
-      blob = await api.download({ name: stem, format, pages: sent });
+      blob = await api.download({ name: stem, format, pages: await Promise.all(read.map((page) => asSent(page, format))) });
     }
-    const link = Object.assign(document.createElement("a"), { href: URL.createObjectURL(blob), download: `${stem}.${format}` });
+    const ending = format === "alto" ? "alto.xml" : format;
+    const link = Object.assign(document.createElement("a"), { href: URL.createObjectURL(blob), download: `${stem}.${ending}` });
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
   } catch (error) {
     say(error.message);
   }
 }
+
+// A page with what the server needs of it to write a format.
+const asSent = async (page, format) => ({
+  text: page.text, page: page.number, width: page.width, height: page.height, blocks: page.blocks,
+  boxes: page.boxes.map(({ label, text, box }) => ({ label, text, box })),
+  ...(["html", "docx", "zip"].includes(format) ? { figures: await Promise.all((await page.cutFigures()).map(base64)) } : {}),
+  ...(format === "pdf" ? { picture: await base64(page.blob) } : {}),
+});
 
 const asJson = ({ number, state, width, height, text, boxes, finish, confidence, warning, error, timings }) =>
   ({ page: number, state, width, height, text, boxes, finish_detail: finish, confidence, warning, error, timings });

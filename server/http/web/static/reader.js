@@ -177,6 +177,7 @@ export class Reader {
 
 function finish(page, told) {
   page.boxes = told.boxes ?? [];
+  page.blocks = told.blocks ?? [];
   page.finish = told.finish_detail ?? null;
   page.warning = told.warning ?? null;
   page.confidence = told.confidence ?? null;
