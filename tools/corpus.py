@@ -1,13 +1,14 @@
-"""Every file of a folder through the command and through the API: answers and clear errors, and nothing else.
+"""Real files of other projects through the command and through the API: answers and clear errors, and nothing else.
 
-    python -m tools.corpus DIR                     with the built-in model, exported if it has not been yet
-    python -m tools.corpus DIR --pages 1-3 --page-timeout 5
+    python -m tools.corpus DIR|ARCHIVE...                 with the built-in model, exported if it has not been yet
+    python -m tools.corpus pillow-13.0.0.tar.gz pypdf-7.1.1.tar.gz --reasons --only read
 
-Files that other libraries test their decoders with are good for this, damaged and hostile ones above all. Whatever its
-name, each file is given to ``ocr-onnx read``, and sent as a ``file`` part and as an image part to a server of its own.
-An answer is text; a clear error is a page or a document that failed with a reason, or status 400 or 413 with a message.
-All else is a failure, and the exit code 1: an internal error, a traceback, another status, no answer, a file of which
-nothing is said, a process that is left.
+Files that other libraries test their decoders with are good for this, damaged and hostile ones above all: the source
+distributions of Pillow and pypdf have a thousand. Whatever its name, each file is given to ``ocr-onnx read``, and sent
+as a ``file`` part and as an image part to a server of its own. An answer is text, with warnings or without; a clear
+error is a page or a document that was refused with a reason or took too long, or status 400 or 413 with a message.
+All else is a failure, and the exit code 1: an internal error, a traceback, a worker that crashed, another status, no
+answer, a file of which nothing is said, a process that is left, a run that is not over in time.
 """
 
 from __future__ import annotations
@@ -15,14 +16,18 @@ from __future__ import annotations
 import argparse
 import base64
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
+import tarfile
 import tempfile
 import threading
 import time
-from collections import Counter
-from collections.abc import Iterator, Sequence
+import zipfile
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -34,6 +39,9 @@ import httpx
 TOGETHER = 4  # requests
 ANSWER_SECONDS = 300.0  # for one request
 CLEAR = (400, 413)
+FAILURES = ("crash", "internal error", "nothing said")  # of outcomes
+MARKS = {"crash": "crashed, or ran out of memory", "internal error": "internal error",
+         "timed out": "it took more than|was not done after"}  # fmt: skip
 
 
 @dataclass
@@ -43,43 +51,89 @@ class Tally:
     way: str
     outcomes: Counter[str] = field(default_factory=Counter)
     failures: list[str] = field(default_factory=list)
+    reasons: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # what was said -> of which files
     slowest: tuple[float, str] = (0.0, "")  # seconds, file
 
-    def print(self) -> None:
+    def print(self, *, reasons: bool = False) -> None:
         counts = ", ".join(f"{count} {outcome}" for outcome, count in self.outcomes.most_common())
         print(f"{self.way}: {counts or 'nothing'}; {len(self.failures)} failures")
         if self.slowest[1]:
             print(f"  slowest: {self.slowest[0]:.1f} s, {self.slowest[1]}")
         for failure in self.failures:
             print(f"  FAILED {failure}")
+        for said, files in sorted(self.reasons.items(), key=lambda one: -len(one[1])) if reasons else ():
+            print(f"  {len(files):4} {said}: {', '.join(sorted({Path(file).name for file in files})[:4])}")
 
 
-def read(files: Sequence[Path], folder: Path, model: Sequence[str], pages: str) -> Tally:
-    """All files in one run of the command."""
+def read(files: Sequence[Path], folder: Path, model: Sequence[str], pages: str, seconds: float) -> Tally:
+    """All files in one run of the command, which is ended after so many seconds."""
     tally = Tally("read")
     command = [sys.executable, "-m", "server.command", "read", *map(str, files), "-o", str(folder), "--pages", pages,
                "--quiet", "--max-new-tokens", "1", "--format", "txt", *model]  # fmt: skip
-    ended = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
-    said: dict[str, list[str]] = {}
-    for line in ended.stderr.splitlines():
-        if line.startswith("failed: "):
-            name = max((str(file) for file in files if str(file) in line), key=len, default="")
-            said.setdefault(name, []).append(line)
-            if "internal error" in line:
-                tally.failures.append(line)
-    if "Traceback" in ended.stderr:
-        tally.failures.append(ended.stderr[-2000:])
-    if ended.returncode not in (0, 1):
-        tally.failures.append(f"exit code {ended.returncode}: {ended.stderr[-500:]}")
-    manifest = (folder / "ocr-run.jsonl").read_text(encoding="utf-8") if folder.exists() else ""
-    read_files = {line["document"] for line in map(json.loads, manifest.splitlines()) if line.get("state") == "done"}
+    with tempfile.TemporaryFile("w+", errors="replace") as said:
+        running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said, start_new_session=True)
+        try:
+            running.wait(seconds)
+        except subprocess.TimeoutExpired:
+            tally.failures.append(f"it was not done after {seconds:g} s")
+            os.killpg(running.pid, signal.SIGKILL)
+            running.wait()
+        said.seek(0)
+        errors = said.read()
+    if "Traceback" in errors:
+        tally.failures.append(errors[errors.index("Traceback") :][:2000])
+    if running.returncode not in (0, 1):
+        tally.failures.append(f"exit code {running.returncode}: {errors[-500:]}")
+    left = set(re.findall(r"^left: (.+) has .+ none of --pages", errors, re.MULTILINE))
+    ledger = folder / "ocr-run.jsonl"
+    lines = [*map(json.loads, ledger.read_text(encoding="utf-8").splitlines())] if ledger.exists() else []
     for file in files:
-        outcome = "read" if str(file) in read_files else "clear errors" if str(file) in said else None
-        if outcome is None:
-            tally.failures.append(f"{file}: nothing was said of it")
-        else:
-            tally.outcomes[outcome] += 1
+        own = [line for line in lines if line.get("document") == str(file) and line["type"] in ("page", "document")]
+        outcome = "left" if str(file) in left else outcome_of(own)
+        tally.outcomes[outcome] += 1
+        tally.slowest = max(tally.slowest, (sum(line.get("seconds", 0.0) for line in own), str(file)))
+        for reason in {plain(reason, file) for line in own for reason in said_of(line)}:
+            tally.reasons[reason].append(str(file))
+        if outcome in FAILURES:
+            tally.failures.append(f"{file}: {outcome}: {'; '.join(reason for line in own for reason in said_of(line))}")
     return tally
+
+
+def outcome_of(lines: Sequence[Mapping[str, Any]]) -> str:
+    """What the lines of a run manifest say of a document: the worst of it."""
+    errors = [line["error"] for line in lines if line.get("error")]
+    for outcome, mark in MARKS.items():
+        if any(re.search(mark, error) for error in errors):
+            return outcome
+    if errors:
+        return "refused"
+    if not any(line["type"] == "document" for line in lines):
+        return "nothing said"
+    return "read with warnings" if any(line.get("warnings") for line in lines) else "read"
+
+
+def said_of(line: Mapping[str, Any]) -> list[str]:
+    """Errors and warnings of a page or a document."""
+    return [*filter(None, [line.get("error")]), *line.get("warnings", ())]
+
+
+def plain(reason: str, file: Path) -> str:
+    """What was said, without the file's name, so that files of one kind are one line."""
+    return re.sub(r"; documents are .*", "", reason.replace(str(file), "it"))[:160]
+
+
+def unpacked(given: Path, folder: Path) -> Path:
+    """A folder as it is, or an archive unpacked below ``folder``."""
+    if given.is_dir():
+        return given.resolve()
+    place = folder / given.name
+    if zipfile.is_zipfile(given):
+        with zipfile.ZipFile(given) as zipped:
+            zipped.extractall(place)
+    else:
+        with tarfile.open(given) as packed:
+            packed.extractall(place, filter="data")
+    return place
 
 
 @contextmanager
@@ -153,26 +207,40 @@ def send(files: Sequence[Path], address: str, model: str, way: str, pages: str) 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns 1 when anything was neither an answer nor a clear error."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, metavar="DIR")
+    parser.add_argument("inputs", type=Path, nargs="+", metavar="DIR|ARCHIVE")
     parser.add_argument("--model", default="tiny-ocr", metavar="ID")
     parser.add_argument("--pages", default="1", help="of each document (default: 1)")
     parser.add_argument("--page-timeout", default="10", metavar="S", help="processor seconds of a page (default: 10)")
+    parser.add_argument("--minutes", type=float, default=30.0, help="for the run of read (default: 30)")
+    parser.add_argument("--only", choices=("read", "api"), help="one of the two ways (default: both)")
+    parser.add_argument("--reasons", action="store_true", help="print what was said of files, by kind")
     args = parser.parse_args(argv)
-    files = sorted(path for path in args.folder.resolve().rglob("*") if path.is_file())
-    if not files:
-        parser.error(f"{args.folder} holds no file")
-    model = ["--model", args.model, "--page-timeout", args.page_timeout]
     with tempfile.TemporaryDirectory() as folder:
-        tallies = [read(files, Path(folder) / "out", model, args.pages)]
+        roots = [unpacked(given, Path(folder) / "unpacked") for given in args.inputs]
+        files = [path for root in roots for path in sorted(root.rglob("*")) if path.is_file()]
+        if not files:
+            parser.error(f"{', '.join(map(str, args.inputs))}: no file here")
+        print(f"{len(files)} files")
+        tallies = list(ways(args, files, Path(folder) / "out"))
+    for tally in tallies:
+        tally.print(reasons=args.reasons)
+    return 1 if any(tally.failures for tally in tallies) else 0
+
+
+def ways(args: argparse.Namespace, files: Sequence[Path], out: Path) -> Iterator[Tally]:
+    """The tally of each way that was asked for."""
+    model = ["--model", args.model, "--page-timeout", args.page_timeout]
+    if args.only != "api":
+        yield read(files, out, model, args.pages, args.minutes * 60)
+    if args.only == "read":
+        return
     with serving(model) as (address, lines):
-        tallies += [send(files, address, args.model, way, args.pages) for way in ("file", "image")]
+        for way in ("file", "image"):
+            yield send(files, address, args.model, way, args.pages)
         health = httpx.get(f"{address}/health", timeout=ANSWER_SECONDS).status_code
     log = Tally("the server", Counter({f"health {health}": 1}))
     log.failures += [line for line in lines if "Traceback" in line or "internal error" in line]
-    print(f"{len(files)} files")
-    for tally in [*tallies, log]:
-        tally.print()
-    return 1 if any(tally.failures for tally in [*tallies, log]) else 0
+    yield log
 
 
 if __name__ == "__main__":
