@@ -127,6 +127,12 @@ class Family(Protocol):
             when the image or a setting cannot be taken.
         """
 
+    def seen_pixels(self, settings: Mapping[str, Any], prompt: str = "") -> int:
+        """Most pixels of an image that the tower is fed: one that has more is reduced to these.
+
+        settings, prompt : as those of ``prepare_image``. Raises InvalidInput when a setting cannot be taken.
+        """
+
     def smallest_image(self, settings: Mapping[str, Any] | None = None) -> PreparedImage:
         """The least that the vision tower takes, for a look at its graph.
 

@@ -19,7 +19,17 @@ from models.grounding import Box, parse_boxes
 from models.manifest import Manifest
 from models.pixels import noise
 
-from .images import ImageRules, ImageSettings, ViewRules, Views, lay_out, make_views, normalise, token_count
+from .images import (
+    ImageRules,
+    ImageSettings,
+    ViewRules,
+    Views,
+    lay_out,
+    make_views,
+    normalise,
+    seen_pixels,
+    token_count,
+)
 from .output import DEFAULT_TASK, TASKS
 from .positions import view_inputs
 
@@ -122,6 +132,10 @@ class DeepseekOcr(DeepseekFamily[ImageRules]):
 
     def cut(self, image: Image.Image, settings: Mapping[str, Any]) -> Views:
         return make_views(image, ImageSettings.of(settings), self.rules, self.most_tokens)
+
+    def seen_pixels(self, settings: Mapping[str, Any], prompt: str = "") -> int:
+        """All tiles', or the global view's."""
+        return seen_pixels(ImageSettings.of(settings), self.rules)
 
     def token_count(self, views: Views) -> int:
         return token_count(views, self.rules)

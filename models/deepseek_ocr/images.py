@@ -109,6 +109,14 @@ def make_views(image: Image.Image, settings: ImageSettings, rules: ImageRules, m
     return crop(image, base, size, settings.max_tiles or rules.max_tiles, rules, check)
 
 
+def seen_pixels(settings: ImageSettings, rules: ImageRules) -> int:
+    """Most pixels that views are made of; see ``models.family.Family``."""
+    size = settings.image_size or rules.image_size
+    if not settings.crop_mode:
+        return size**2
+    return max((settings.base_size or rules.base_size) ** 2, (settings.max_tiles or rules.max_tiles) * size**2)
+
+
 def global_view(image: Image.Image, settings: ImageSettings, rules: ImageRules) -> Views:
     """The padded view alone, whatever the image's size: the "base" mode.
 

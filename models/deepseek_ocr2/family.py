@@ -27,6 +27,11 @@ class DeepseekOcr2(DeepseekFamily[ImageRules]):
     def cut(self, image: Image.Image, settings: Mapping[str, Any]) -> Views:
         return make_views(image, ImageSettings.of(settings), self.rules, self.most_tokens)
 
+    def seen_pixels(self, settings: Mapping[str, Any], prompt: str = "") -> int:
+        """All tiles', or the global view's."""
+        tiles = ImageSettings.of(settings).max_tiles or self.rules.max_tiles
+        return max(self.rules.base_size**2, tiles * self.rules.image_size**2)
+
     def token_count(self, views: Views) -> int:
         return token_count(views.grid, self.rules)
 

@@ -51,6 +51,10 @@ class DotsOcr(PageFamily[ImageRules]):
         seen = (page.grid[1] * self.rules.factor, page.grid[0] * self.rules.factor)
         return replace(page, seen=seen, prompt=sized_prompt(prompt, upright_size(image), seen))
 
+    def seen_pixels(self, settings: Mapping[str, Any], prompt: str = "") -> int:
+        """Of the resized image."""
+        return limited(self.rules, Settings.of(settings), MAX_PIXELS).max_pixels
+
     def prompt_ids(self, prompt: str, image_tokens: Sequence[int], encode: Encode) -> list[int]:
         """As the authors serve the model; their own prompts to the letter."""
         return prompt_ids(prompt, image_tokens, self.prompt_rules, self.tokens.image, encode)

@@ -35,6 +35,10 @@ class GlmOcr(PageFamily[ImageRules]):
     def resized(self, image: Image.Image, settings: Mapping[str, Any]) -> np.ndarray:
         return resize(image, limited(self.rules, ImageSettings.of(settings), MAX_PIXELS), resized_size)
 
+    def seen_pixels(self, settings: Mapping[str, Any], prompt: str = "") -> int:
+        """Of the resized image."""
+        return limited(self.rules, ImageSettings.of(settings), MAX_PIXELS).max_pixels
+
     def prompt_ids(self, prompt: str, image_tokens: Sequence[int], encode: Encode) -> list[int]:
         """As every page family's; a template for fields has to be one."""
         check_template(prompt)

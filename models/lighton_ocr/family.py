@@ -43,6 +43,10 @@ class LightOnOcr(PageFamily[ImageRules]):
         """One vision pass for the whole image; the answer's places are thousandths of that."""
         return replace(super().prepare_image(image, settings), seen=PLACES)
 
+    def seen_pixels(self, settings: Mapping[str, Any], prompt: str = "") -> int:
+        """Of the resized image."""
+        return min(self.rules.longest_edge**2, Settings.of(settings).max_pixels or self.rules.longest_edge**2)
+
     @staticmethod
     def output(
         prompt: str, settings: Mapping[str, Any] = MappingProxyType({}), scale: tuple[float, float] = (1.0, 1.0)

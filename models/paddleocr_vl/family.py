@@ -16,7 +16,7 @@ from models.locations import parse_locations
 from models.page_family import PageFamily
 from models.patches import limited, one_page, resize, token_positions
 
-from .images import ImageRules, ImageSettings, for_spotting, resized_size
+from .images import PIXELS_TO_SPOT, ImageRules, ImageSettings, for_spotting, resized_size
 from .output import DEFAULT_TASK, DEFAULTS, SPOTTING, TASKS, output_filter
 from .positions import page_inputs
 
@@ -42,8 +42,12 @@ class PaddleOcrVl(PageFamily[ImageRules]):
         self, image: Image.Image, settings: Mapping[str, Any], prompt: str = "", images: int = 1
     ) -> PreparedImage:
         """One vision pass for the whole image, with rows of a position table."""
-        spotting = prompt.replace(IMAGE_SLOT, "").strip() == SPOTTING.replace(IMAGE_SLOT, "")
-        return one_page(self.resized(image, settings, spotting=spotting), self.rules, page_inputs)
+        return one_page(self.resized(image, settings, spotting=_is_spotting(prompt)), self.rules, page_inputs)
+
+    def seen_pixels(self, settings: Mapping[str, Any], prompt: str = "") -> int:
+        """Of the resized image; what text is spotted in is never small."""
+        most = limited(self.rules, ImageSettings.of(settings)).max_pixels
+        return max(most, PIXELS_TO_SPOT) if _is_spotting(prompt) else most
 
     def positions(self, prompt_ids: Sequence[int], images: Sequence[PreparedImage]) -> Positions:
         """Time, row and column of each token."""
@@ -60,3 +64,7 @@ class PaddleOcrVl(PageFamily[ImageRules]):
     def boxes(text: str, width: int, height: int) -> list[Box]:
         """Of the lines that it spots; asked for anything else, the model says nothing of places."""
         return parse_locations(text, width, height)
+
+
+def _is_spotting(prompt: str) -> bool:
+    return prompt.replace(IMAGE_SLOT, "").strip() == SPOTTING.replace(IMAGE_SLOT, "")

@@ -15,7 +15,7 @@ from models.pixels import upright_rgb
 
 # PaddleX, pipelines/paddleocr_vl: a picture with both sides below this is doubled before text is spotted in it.
 _LARGE_TO_SPOT = 1500
-_PIXELS_TO_SPOT = 1_605_632
+PIXELS_TO_SPOT = 1_605_632
 
 
 class ImageSettings(FamilySettings):
@@ -41,7 +41,7 @@ def for_spotting(image: Image.Image, rules: ImageRules, settings: ImageSettings)
     if max(image.size) < _LARGE_TO_SPOT and 0 not in image.size:
         image = upright_rgb(image)
         image = image.resize((2 * image.width, 2 * image.height), Image.Resampling.LANCZOS)
-    most = rules.max_pixels if settings.max_pixels else max(rules.max_pixels, _PIXELS_TO_SPOT)
+    most = rules.max_pixels if settings.max_pixels else max(rules.max_pixels, PIXELS_TO_SPOT)
     return image, rules.model_copy(update={"max_pixels": most})
 
 

@@ -140,6 +140,9 @@ class DetectorReader:
         digest.update(repr(self.describe()).encode())
         return digest.hexdigest()
 
+    def seen_pixels(self) -> int | None:
+        return None
+
     def describe(self) -> dict[str, object]:
         rules = self._rules.model_dump(mode="json")
         return {

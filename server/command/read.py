@@ -79,6 +79,8 @@ MOST_WORKERS = 8  # processes that draw pages at once
 _MOST_SECONDS = 1_000_000  # more than any page takes, and less than what a socket cannot hold
 
 SHOWN_PIXELS = 12_000_000  # of a page, unless --dpi asks for more: the most that any family's image settings take in
+SHOWN_TIMES = 2  # as many pixels as the model sees are enough of a page, which the model's own resize makes smaller
+LEAST_SHOWN = 2_010_000  # of a page, whatever the model sees: a sheet of A4 at the default dpi stays as it is
 PASSWORD_VARIABLE = "OCR_ONNX_PDF_PASSWORD"
 
 _LOCAL_ONLY = (
@@ -135,7 +137,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         default=None,
         help=f"dots per inch at which the pages of a PDF are drawn (default: {DEFAULT_DPI}, and no page larger than "
-        f"{SHOWN_PIXELS // 1_000_000} megapixels, beyond which models see no more)",
+        f"twice what the model sees, or {SHOWN_PIXELS // 1_000_000} megapixels)",
     )
     what.add_argument(
         "--password",
@@ -316,6 +318,7 @@ class ReadCommand:
         if reader.identity() is None:
             reader.start()  # the model is exported before anything can be compared with it
         identity = reader.identity() or ""
+        self._how = self._drawn_for(reader)
         alone, plans, found = len(plans) == 1, [], plans
         for plan in found:
             self._prepare(plan, identity, joint=reader.joint, alone=alone)
@@ -372,6 +375,13 @@ class ReadCommand:
         if self._stop.is_set():
             raise Interrupted
         return 1 if any(plan.failed or plan.left or plan.error is not None for plan in plans) else 0
+
+    def _drawn_for(self, reader: Reader) -> How:
+        """No page is drawn larger than the model can make use of, unless somebody asks for it or is shown the page."""
+        seen = reader.seen_pixels()
+        if seen is None or self._how.shown_pixels is None or any(FORMATS[form].shows for form in self._target.formats):
+            return self._how
+        return replace(self._how, shown_pixels=min(self._how.shown_pixels, max(SHOWN_TIMES * seen, LEAST_SHOWN)))
 
     def _prepare(self, plan: DocumentPlan, identity: str, *, joint: bool, alone: bool) -> None:
         """Count the document's pages and say which are wanted; a picture among others is opened in its turn.

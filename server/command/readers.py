@@ -19,6 +19,7 @@ from models.grounding import Box
 from models.joint import PagePart, joint_prompt, not_reached, page_parts
 from models.layout.task import is_document
 from models.manifest import FILE_NAME, Manifest
+from models.registry import family_of
 from models.settings import InferenceSettings
 from runtime.confidence import Confidence
 from runtime.documents import DrawnPages
@@ -53,6 +54,12 @@ class Reader(Protocol):
 
     def identity(self) -> str | None:
         """Changes with the model, the prompt and the settings; None while nobody knows."""
+
+    def seen_pixels(self) -> int | None:
+        """Most pixels of a page that the model makes use of; None: nobody knows, or pages are read by their parts.
+
+        Asked once there is an identity.
+        """
 
     def describe(self) -> dict[str, object]:
         """What the run manifest and the JSON results say of the model, the prompt and the settings."""
@@ -150,6 +157,15 @@ class LocalReader:
         others = [one for one in (self._several, self._schema, of_pages) if one is not None]
         digest.update(repr((self._prompt, self._settings, *others, *raw)).encode())
         return digest.hexdigest()
+
+    def seen_pixels(self) -> int | None:
+        if is_document(self._prompt):
+            return None
+        try:
+            family = family_of(Manifest.load(self._key.folder))
+        except ManifestError:
+            return None
+        return family.seen_pixels(self._settings.family, self._prompt)
 
     def model_files(self) -> str:
         """A digest of the export's files, the same on every machine that has this export; "" while there is none."""

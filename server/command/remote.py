@@ -98,6 +98,9 @@ class RemoteReader:
         what = ("server", self._model, self._task, self._prompt, sorted(self._settings.items()), *others)
         return hashlib.sha256(repr(what).encode()).hexdigest()
 
+    def seen_pixels(self) -> int | None:
+        return None
+
     def describe(self) -> dict[str, object]:
         return {
             "model": self._model,

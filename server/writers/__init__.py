@@ -48,6 +48,7 @@ class Format:
     ending: str  # of its files, without the first point
     write: Callable[[Any, Material], Writer]  # begins a document in a file, of texts or of bytes
     links: bool = False  # it links the figures that are cut out to images/
+    shows: bool = False  # pages of pictures are the pictures themselves
     binary: bool = False
     needs: tuple[str, ...] = ()  # modules that a plain installation may not have
 
@@ -85,6 +86,6 @@ FORMATS: Mapping[str, Format] = {
     "csv": Format("csv", _of("sheets", "CsvWriter")),
     "hocr": Format("hocr", _of("hocr", "HocrWriter")),
     "alto": Format("alto.xml", _of("alto", "AltoWriter")),
-    "pdf": Format("pdf", _of("pdf", "PdfWriter"), binary=True),
-    "pdf-a": Format("pdf", _of("pdf", "PdfAWriter"), binary=True),
+    "pdf": Format("pdf", _of("pdf", "PdfWriter"), shows=True, binary=True),
+    "pdf-a": Format("pdf", _of("pdf", "PdfAWriter"), shows=True, binary=True),
 }

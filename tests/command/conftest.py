@@ -40,6 +40,7 @@ class ScriptedReader:
         self.script: Callable[[int, Image.Image], str | Exception] = lambda number, page: f"page {number}"
         self.model = "scripted"
         self.slots = 3
+        self.sees: int | None = None
         self.seen: list[int] = []
         self.alive = self.most_alive = 0
         self.started = self.closed = False
@@ -47,6 +48,9 @@ class ScriptedReader:
 
     def identity(self) -> str:
         return f"{self.model} {self.prompt} {self.settings} {self.raw}"
+
+    def seen_pixels(self) -> int | None:
+        return self.sees
 
     def describe(self) -> dict[str, object]:
         return {"model": self.model, "prompt": self.prompt}
@@ -83,6 +87,7 @@ class Program:
         self.folder, self._capsys = folder, capsys
         self.script: Callable[[int, Image.Image], str | Exception] = lambda number, page: f"page {number}"
         self.model = "scripted"
+        self.sees: int | None = None
         self.readers: list[ScriptedReader] = []
         self.out = self.err = ""
 
@@ -92,7 +97,7 @@ class Program:
     ) -> Any:  # fmt: skip
         assert several is None, "the scripted reader reads page by page"
         reader = ScriptedReader(stop, prompt, settings, raw)
-        reader.script, reader.model = self.script, self.model
+        reader.script, reader.model, reader.sees = self.script, self.model, self.sees
         self.readers.append(reader)
         return reader
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -149,6 +150,31 @@ def test_a_page_may_be_of_any_size_and_kind(ocr: Program, tmp_path: Path) -> Non
     assert ocr("read", "in", "-o", "out", "--format", "txt") == 0
     assert (tmp_path / "out/text.txt").read_text() == "1190 x 1684\n"
     assert (tmp_path / "out/wide.txt").read_text() == "28800 x 40\n"
+
+
+def test_a_page_is_drawn_at_twice_what_the_model_sees_unless_that_is_not_all(ocr: Program, tmp_path: Path) -> None:
+    (tmp_path / "a.pdf").write_bytes(text_pdf(["words"], (1000, 1000)))  # points: 2000 x 2000 pixels
+    ocr.script, sizes = lambda number, page: f"{page.width} x {page.height}", []
+    ocr.sees = 1_250_000
+    for formats, dpi in (("json", ""), ("json", "--dpi=72"), ("json", "--dpi=144"), ("json,pdf", "")):
+        assert ocr("read", "a.pdf", "-o", "out", f"--format={formats}", *filter(None, [dpi])) == 0
+        sizes.append(json.loads((tmp_path / "out/a.json").read_text())["pages"][0]["text"])
+    assert sizes == ["1580 x 1580", "1000 x 1000", "2000 x 2000", "2000 x 2000"]
+
+
+def test_a_picture_is_read_at_twice_what_the_model_sees_and_a_sheet_of_a4_as_it_is(
+    ocr: Program, tmp_path: Path
+) -> None:
+    Image.new("RGB", (3000, 2000)).save(tmp_path / "a.png")
+    ocr.script = lambda number, page: f"{page.width} x {page.height}"
+    for sees, size in ((1_500_000, "2121 x 1414"), (100, "1736 x 1157"), (50_000_000, "3000 x 2000")):
+        ocr.sees = sees
+        assert ocr("read", "a.png") == 0
+        assert ocr.out.strip() == size
+    (tmp_path / "a4.pdf").write_bytes(text_pdf(["words"], (595.276, 841.89)))
+    ocr.sees = 100
+    assert ocr("read", "a4.pdf") == 0
+    assert ocr.out.strip() == "1191 x 1684"
 
 
 def test_an_interrupted_run_leaves_no_temporary_files(ocr: Program, tmp_path: Path) -> None:

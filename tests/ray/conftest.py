@@ -69,6 +69,9 @@ class StubReader:
     def identity(self) -> str:
         return "stub"
 
+    def seen_pixels(self) -> int | None:
+        return None
+
     def describe(self) -> dict[str, object]:
         return {"model": "stub"}
 
