@@ -43,7 +43,7 @@ def attention(
     query = op.Transpose(op.Reshape(query, [0, 0, kv_heads, group, -1]), perm=[0, 2, 3, 1, 4])
     capacity = op.Squeeze(op.Shape(keys, start=2, end=3))
     places = op.Range(0, capacity, 1)  # [capacity]
-    # What lies behind a row's last token was never written: it may be anything, and even times 0 not a number.
+    # The cache behind a row's last token was never written: any value, which times 0 may still be NaN.
     last = op.Slice(slots, [-1], [2**31 - 1], [2])  # [B, 1, 1, 1]
     written = op.LessOrEqual(op.Unsqueeze(places, [1]), last)  # [B, 1, capacity, 1]
     known_keys, known_values = (op.Where(written, cache, 0.0) for cache in (keys, values))

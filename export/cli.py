@@ -219,7 +219,7 @@ def _device(config: Config) -> str:
     """What the server would run on, by config.toml."""
     if config.device != "auto":
         return config.device or "cpu"
-    from .check import best_device  # imports ONNX Runtime: not before it is known to be installed
+    from .check import best_device  # imports ONNX Runtime, which is known to be installed by now
 
     return best_device()
 

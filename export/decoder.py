@@ -55,8 +55,8 @@ class DecoderSpec:
     # Channel pairs that each axis of a position turns. None: the graph counts tokens and holds the angles.
     rotary_sections: tuple[int, ...] | None = None
     qkv_bias: bool = False  # of the three input projections of attention
-    qk_norm: bool = False  # RMS norm of each head's queries and keys before they are turned
-    post_norms: bool = False  # a norm behind each branch, too, before it is added
+    qk_norm: bool = False  # RMS norm of each head's queries and keys before the rotary turn
+    post_norms: bool = False  # a norm behind each branch, too, before the sum
     rotary_pairs: bool = False  # the checkpoint's queries and keys turn in pairs (0, 1), (2, 3), ...
     fused_gate_up: bool = False  # the checkpoint has the two as one matrix
     tied_head: bool = False  # the head is the embedding table

@@ -37,7 +37,7 @@ class ImageFile:
         file = folder / "preprocessor_config.json"
         if file.is_file():
             return cls(read_json(file), file.name)
-        nested = processor.get("image_processor")  # as transformers 5 saves them
+        nested = processor.get("image_processor")  # where transformers 5 puts the settings
         if not isinstance(nested, Mapping):
             raise ExportError(
                 f"{folder} has no image settings; they stand in preprocessor_config.json, or under image_processor in "

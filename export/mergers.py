@@ -25,7 +25,7 @@ class MergerSpec:
     width: int  # of a patch
     merge: int  # patches a side that one feature covers
     hidden: int  # the decoder's width
-    epsilon: float = 1e-5  # of its LayerNorm, where it has one
+    epsilon: float = 1e-5  # of the merger's LayerNorm, where there is one
 
     @property
     def block(self) -> int:

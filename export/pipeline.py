@@ -68,7 +68,7 @@ class Job:
     block_size: int | None = None  # of quantised weights; None: BLOCK_SIZES
     report: bool = False  # measure the quantisation error of every parameter
     force: bool = False
-    config_file: Path | None = None  # these three replace the source's own files
+    config_file: Path | None = None  # config, weights and tokenizer replace the source's own files
     tokenizer_file: Path | None = None
     weights: Path | None = None
     adapter: Path | None = None  # folder of a LoRA adapter to merge
@@ -316,7 +316,7 @@ def _tokenizer(tokenizer_file: Path) -> Tokenizer:
         tokenizer = Tokenizer.from_file(str(tokenizer_file))
     except Exception as error:  # tokenizers raises plain Exception
         raise ExportError(f"{tokenizer_file} is no tokenizer.json: {error}; download it again") from error
-    # As the runtime does: a training run may have left these in the file.
+    # As the runtime does: a training run may have left truncation and padding in the file.
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer

@@ -80,7 +80,7 @@ def _mark(tensors: Mapping[str, str]) -> tuple[str, str] | None:
             return _TYPES[dtype], f"{name} is {dtype}"
     weights = {name: dtype for name, dtype in tensors.items() if name.endswith(".weight")}
     packed = [name for name, dtype in weights.items() if dtype in _INTEGERS]
-    # A single one is damage, and is named as such when it comes to its shape and type.
+    # A single tensor of that kind is damage, which the check of shapes and types names.
     return ("packed integers", f"{packed[0]} is {weights[packed[0]]}") if 2 * len(packed) > len(weights) else None
 
 

@@ -36,7 +36,7 @@ class TowerSpec:
     patch: int  # pixels
     epsilon: float
     patch_bias: bool  # of the convolution that makes patches
-    frames: int | None = None  # kernels that it has for so many frames of a film; a still picture shows each the same
+    frames: int | None = None  # the patch kernels are for so many frames of a film; each sees the same still picture
     entry_norm: bool = False  # a norm before the first layer
     bias: bool = False  # of attention and MLP
     qk_norm: bool = False  # RMS norm of each head's queries and keys before they are turned

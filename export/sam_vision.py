@@ -47,7 +47,7 @@ class ViewInputs:
     relative_rows: ir.Value  # [2 s - 1, 2 grid - 1]: resamples the relative tables of global layers
     relative_index: ir.Value  # [s, s]: row of that table for (query, key)
     places: ir.Value  # [s * s, 2 s] of 0 and 1: the row and the column of every patch
-    windows: WindowTables | None = None  # these two for CUDA only
+    windows: WindowTables | None = None  # windows and their tables: for CUDA only
     shapes: SquareShapes | None = None
 
 

@@ -18,13 +18,13 @@ from .family import IMAGE_SLOT, Encode
 
 
 class PromptRules(BaseModel):
-    """The checkpoint's template and what it may name; the manifest keeps them."""
+    """The checkpoint's template and the names that it may use, as the manifest keeps them."""
 
     model_config = ConfigDict(frozen=True)
 
     chat_template: str
     placeholder: str  # text of the token that stands for one image feature
-    special_tokens: Mapping[str, str] = {}  # cls_token, eos_token, ... as templates name them
+    special_tokens: Mapping[str, str] = {}  # cls_token, eos_token, ...: names in templates
     control_tokens: tuple[str, ...] = ()  # texts that the tokenizer would read as control tokens
 
 
@@ -56,7 +56,7 @@ def chat_prompt(
     for token in rules.control_tokens:
         if token in text:
             raise InvalidInput(f"the prompt holds {token}, which is a control token of the model; leave it out")
-    # Encoded as a whole, as transformers' processor does: what stands beside a special token may depend on it.
+    # Encoded as a whole, as transformers' processor does: ids beside a special token may depend on that token.
     ids = encode(_expanded(rendered(text, len(image_tokens), rules), image_tokens, rules.placeholder))
     if ids.count(image_token) != sum(image_tokens):
         raise ManifestError(f"the tokenizer does not read {rules.placeholder} as one token; export the model again")
@@ -101,7 +101,7 @@ def compiled(chat_template: str) -> Template:
     ManifestError
         when it is no template.
     """
-    # The options are transformers': templates are written for them.
+    # transformers' options, for which templates are written.
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
     )

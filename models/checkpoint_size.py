@@ -6,7 +6,7 @@ import json
 import math
 from pathlib import Path
 
-_LONGEST_HEADER = 100 << 20  # bytes, as the safetensors library has it
+_LONGEST_HEADER = 100 << 20  # bytes: the safetensors library's limit
 
 
 def parameter_count(source: str, weights: Path | None = None) -> int | None:

@@ -24,7 +24,7 @@ class ServerKey:
     accepts: Callable[[Any], bool]
     expected: str
     help: str
-    flag: str | None = None  # the flag's name, where it is another one: a setting of requests has the key's
+    flag: str | None = None  # the flag's name where that is not the key's; a setting of requests has the key's
 
     @property
     def flag_name(self) -> str:
@@ -33,7 +33,7 @@ class ServerKey:
 
     @property
     def is_switch(self) -> bool:
-        """Whether it takes on or off."""
+        """Whether the key takes on or off."""
         return self.default in ON_OFF
 
 

@@ -108,10 +108,10 @@ class Family(Protocol):
     # Name of a task -> its prompt, with one IMAGE_SLOT for all images and TEXT_SLOT where it takes words.
     tasks: Mapping[str, str]
     default_task: str
-    defaults: Mapping[str, Any]  # inference settings for whoever sets none: config.toml and everything above it win
+    defaults: Mapping[str, Any]  # inference settings where nobody sets any: config.toml and all sources above it win
     defaults_for_several: ClassVar[Mapping[str, Any]]  # over those, for a request with several images
     joint_tasks: ClassVar[frozenset[str]]  # those that read all pages of a document in one generation
-    settings: ClassVar[type[FamilySettings]]  # what it can be told beside what every model can
+    settings: ClassVar[type[FamilySettings]]  # what a request can set beside every model's settings
 
     def prepare_image(
         self, image: Image.Image, settings: Mapping[str, Any], prompt: str = "", images: int = 1

@@ -21,10 +21,11 @@ _INNERMOST_LIST = re.compile(r"\[([^\[\]]*)\]")
 _NUMBER = re.compile(r"\s*[+-]?[0-9]+(?:\.[0-9]*)?\s*")
 _LABELLED = re.compile(r"\s*([^\s\[\]][^\[\]]*?)\s*(\[[^\[\]]*\])\s*")  # between det tags, where the label is inside
 LOCATION = re.compile(r"<\|LOC_([0-9]{1,4})\|>")  # see models.locations
-PICTURE = re.compile(r"<!-- image (?:\[([0-9]+), ([0-9]+), ([0-9]+), ([0-9]+)\] )?-->")  # where it is on its page
+# With the picture's place on its page.
+PICTURE = re.compile(r"<!-- image (?:\[([0-9]+), ([0-9]+), ([0-9]+), ([0-9]+)\] )?-->")
 PAGE_BREAK = "<PAGE>"
 _LEFT_OUT = "\ufdd1"  # stands for nothing in Unicode
-_OPERATORS = {"\\coloneqq": ":=", "\\eqqcolon": "=:"}  # as the published tool writes them
+_OPERATORS = {"\\coloneqq": ":=", "\\eqqcolon": "=:"}  # spelling of the published tool
 
 Corners = tuple[float, float, float, float]
 
@@ -34,7 +35,7 @@ class Box:
     """One place on the page."""
 
     label: str  # what the model calls it: title, text, table, image ..., or the words that were asked for
-    text: str  # what the answer says after it, up to the next place; empty for a bare reference
+    text: str  # the answer's words behind the place, up to the next one; empty for a bare reference
     box: tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels of the page; x0 <= x1 <= width, y0 <= y1 <= height
 
 

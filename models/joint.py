@@ -19,7 +19,7 @@ class PagePart:
 
     start: int  # of its text in the whole answer, characters
     end: int
-    tokens: int  # of the answer that began in it or in the mark behind it
+    tokens: int  # of the answer that began in the page or in the mark behind the page
 
 
 def joint_prompt(prompt: str, pages: int) -> str:

@@ -23,7 +23,7 @@ FORMAT = 2  # raised when the runtime can no longer read older folders
 GRAPH_VERSION = 2
 
 Provider = Literal["cpu", "cuda"]
-Checked = Literal["run", "structure only, not run"]  # by the exporter, where it could
+Checked = Literal["run", "structure only, not run"]  # by the exporter, where this machine has the provider
 
 
 class Part(BaseModel):
@@ -46,7 +46,7 @@ class SourceInfo(Part):
     origin: Literal["directory", "huggingface", "modelscope"]
     name: str
     revision: str | None = None
-    fingerprint: str  # of the files that were read: changes when any of them does
+    fingerprint: str  # of the files that were read: another one after any change in any file
     files: Mapping[str, SourceFile] = {}  # those files by their absolute paths; see models.source_files
 
 
@@ -83,7 +83,7 @@ class DecoderInfo(Part):
     head_dim: int
     vocabulary: int
     max_length: int  # prompt and answer together, tokens
-    rotary: RotaryInfo | None = None  # None: the graph counts tokens and turns them itself
+    rotary: RotaryInfo | None = None  # None: the graph counts tokens and turns keys and queries itself
     window: int | None = None  # a token of an answer sees the prompt and this many of the answer, itself among them
 
 
@@ -103,7 +103,7 @@ class _Format(BaseModel):
 class FolderManifest(Part):
     """What every exported folder says of itself: a model's, and a layout detector's (``models.layout.manifest``)."""
 
-    KIND: ClassVar[str] = "model"  # folders of models do not say it
+    KIND: ClassVar[str] = "model"  # the manifests of models leave this key out
     FORMAT: ClassVar[int] = FORMAT
 
     format: int = FORMAT

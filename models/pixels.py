@@ -42,7 +42,7 @@ def turned_upright(pixels: Image.Image, told: Image.Image) -> Image.Image:
 def upright_size(image: Image.Image) -> tuple[int, int]:
     """Width and height of the picture turned as its EXIF data says."""
     width, height = image.size
-    lying = orientation(image) in _LYING and image.format != "TIFF"  # those have the size that they will be turned to
+    lying = orientation(image) in _LYING and image.format != "TIFF"  # whose size is the upright picture's already
     return (height, width) if lying else (width, height)
 
 

@@ -27,8 +27,8 @@ class Setting:
     flag: str | None = None  # on the command line; None: not there
     body: tuple[str, ...] = ()  # spellings in a request; () means the field's own name
     nested: str | None = None  # one more spelling, within another field: that.this
-    off: tuple[Any, ...] = ()  # values that mean None ("no limit"), as other programs spell it
-    unset: tuple[Any, ...] = ()  # values in a request that set nothing, as other programs spell it
+    off: tuple[Any, ...] = ()  # other programs' spellings of None ("no limit")
+    unset: tuple[Any, ...] = ()  # other programs' spellings of a value that was left out
     default_text: str | None = None  # how help texts say a None default
     default: Any = None  # built-in
     example: Any = None  # of a value, where the default is None

@@ -29,7 +29,7 @@ class ModelEntry:
     source: str  # a directory in the hub's layout, or a hub id
     revision: str | None = None  # branch, tag or commit of the hub repository; None: its default branch
     dtype: str | None = None  # None: by device and size, see catalog.default_dtype
-    config: Path | None = None  # these three replace the source's own file
+    config: Path | None = None  # config, weights and tokenizer replace the source's own files
     tokenizer: Path | None = None
     weights: Path | None = None
     adapter: Path | None = None  # folder of a LoRA adapter that the export merges
@@ -37,10 +37,10 @@ class ModelEntry:
     task: str | None = (
         None  # what an image without a prompt is read for; None: the first of tasks, the family's default
     )
-    tasks: tuple[str, ...] | None = None  # all that it was trained on; None: its family's, and what the family follows
+    tasks: tuple[str, ...] | None = None  # all that the model was trained on; None: what its family follows
     layout: str | None = None  # the detector that takes pages apart: its id, or a folder; None: there is no such step
     page: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))  # rules of that, over its family's
-    detector: Path | None = field(default=None, compare=False)  # where that is, or will be once it is exported
+    detector: Path | None = field(default=None, compare=False)  # folder of the detector, which may not be exported yet
     description: str = ""
 
 

@@ -25,7 +25,7 @@ _LEAST_LINE = 100  # characters of such a line
 _SHARE = 0.5  # of the line, which the repetition is more than
 _UNITS = 10  # repetitions of a short unit that are the whole text
 _LINES, _LINES_SHARE = 10, 0.8  # the same line so often, and so much of all lines
-_MANY, _MUCH = 50, 500  # repetitions and characters at the end that are too many whatever stands before them
+_MANY, _MUCH = 50, 500  # repetitions and characters at the end that are too many behind any text
 
 _BROKEN = "\ufffd"  # what is left of a character in whose middle an answer was cut off
 _BLOCK = 16  # characters between two looks for a repetition
@@ -94,7 +94,7 @@ class RepeatCut:
         self._runs = np.zeros(longest, np.int64)  # by period: characters in a row that equal the one a period earlier
         self._recent = np.full(longest, -1, np.int64)  # the last code points; -1 before the beginning
         self._numbers = np.arange(1, _BLOCK + 1)[:, None]  # of a block's characters
-        self._earlier = longest + self._numbers - 1 - self._periods  # where those are that they are compared with
+        self._earlier = longest + self._numbers - 1 - self._periods  # where the characters a period earlier stand
         self._tail = ""  # the end of the text, long enough to find the two above anew
         self._watching = False
         self._pending = ""  # what is no whole block yet, while every character is looked at

@@ -47,7 +47,7 @@ class InferenceSettings:
     no_repeat_ngram_whitelist: tuple[int, ...] = ()  # token ids that the filter never forbids
     stop_on_loop: bool = True  # end an answer whose tail repeats itself
 
-    # What families have beside these, by name; a model takes its own family's and leaves the others'.
+    # Families' own settings by name; a model takes those of its family.
     family: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -17,7 +17,7 @@ from .manifest import SourceFile, SourceInfo
 from .registration import ModelEntry
 
 _SMALL = 64 << 20  # bytes
-_SINGLE = "model.safetensors"  # wins over an index and its shards, also when it comes later
+_SINGLE = "model.safetensors"  # wins over an index and its shards, even where this file is the newer one
 
 
 def describe_files(files: Iterable[Path]) -> dict[str, SourceFile]:

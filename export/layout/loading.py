@@ -53,7 +53,7 @@ def load_detector(checkpoint: Checkpoint, detector: Detector) -> Loaded:
     _check_tied(checkpoint, detector)
     module = getattr(transformers, _CLASSES[detector.kind])
     log: Any = transformers_logging
-    log.set_verbosity_error()  # what it would warn of is refused below
+    log.set_verbosity_error()  # the library would warn of values that are refused below
     log.disable_progress_bar()
     try:
         model, found = module.from_pretrained(

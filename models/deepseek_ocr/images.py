@@ -22,7 +22,7 @@ STRETCH_LIMIT = 640
 
 
 class ImageSettings(FamilySettings):
-    """What may be set of it."""
+    """Settings of images."""
 
     base_size: int | None = Field(
         None, ge=32, le=4096, description="side of the padded global view in pixels", examples=[1024]
@@ -36,14 +36,14 @@ class ImageSettings(FamilySettings):
 
 
 class ViewRules(BaseModel):
-    """What every generation says of its views; the manifest keeps it."""
+    """What every generation says of its views, as the manifest keeps that."""
 
     model_config = ConfigDict(frozen=True)
 
     patch_size: int  # pixels
     downsample: int  # patches a side that one vision token covers
     grid: int  # side of SAM's position table, patches
-    window: int = 14  # side of an attention window of SAM, patches; exports from before CUDA wanted it do not say
+    window: int = 14  # side of an attention window of SAM, patches; older exports, not made for CUDA, name none
     base_size: int  # side of the global view, pixels
     image_size: int  # side of a tile
     max_tiles: int

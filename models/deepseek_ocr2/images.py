@@ -22,7 +22,7 @@ _HIDDEN = -65504.0
 
 
 class ImageSettings(FamilySettings):
-    """What may be set of it. There is no other mode than crop mode: its sources publish three that differ."""
+    """Settings of images. There is crop mode only: the model's sources publish three other modes that differ."""
 
     max_tiles: int | None = Field(None, ge=1, le=64, description="most tiles of one image", examples=[6])
 

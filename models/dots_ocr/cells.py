@@ -100,7 +100,7 @@ class Cells:
                 break
             step = self._inside if self._string else self._outside
             if not step(place.start(), place[0], cells):
-                self._at = place.start()  # what it means depends on what comes
+                self._at = place.start()  # the next piece decides what this text means
                 break
         return cells
 

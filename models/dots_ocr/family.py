@@ -24,7 +24,7 @@ from .prompts import DEFAULT_TASK, TASKS, prompt_ids, sized_prompt
 
 
 class Settings(ImageSettings, OutputSettings):
-    """What can be set of it."""
+    """Settings of images and of answers."""
 
 
 class DotsOcr(PageFamily[ImageRules]):

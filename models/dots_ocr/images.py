@@ -15,7 +15,7 @@ MAX_PIXELS = 2_007_040
 
 
 class ImageSettings(FamilySettings):
-    """What may be set of it."""
+    """Settings of images."""
 
     min_pixels: int | None = min_pixels_field(PUBLISHED_MAX_PIXELS, 3_136)
     max_pixels: int | None = max_pixels_field(PUBLISHED_MAX_PIXELS, MAX_PIXELS)

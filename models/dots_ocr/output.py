@@ -56,7 +56,7 @@ class LayoutText:
     page_headers: bool = True
     scale: tuple[float, float] = (1.0, 1.0)
     _cells: Cells = field(default_factory=Cells)
-    _held: str = ""  # the answer as long as nobody knows what it is, and what is in it
+    _held: str = ""  # the answer as long as nobody knows whether it is a layout
     _is_layout: bool | None = None
     _written: int = 0
 

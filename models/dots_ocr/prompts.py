@@ -12,7 +12,7 @@ from models.family import IMAGE_SLOT, TEXT_SLOT, Encode
 
 PLACEHOLDER = "<|imgpad|>"
 # As the authors serve the model (vLLM, content as a string): the checkpoint's two templates disagree, and the other one
-# leaves the user's tags out. It knows no system turn: <|system|> is no token.
+# leaves the user's tags out. The model knows no system turn: <|system|> is no token.
 SERVING_TEMPLATE = (
     "{%- for message in messages %}<|user|>"
     "{%- for part in message.content %}"

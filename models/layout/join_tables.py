@@ -35,7 +35,7 @@ def join_tables(pages: Sequence[Sequence[Block]]) -> list[list[Block]]:
                 joined[begin[0]][begin[1]] = replace(upper, text=whole)
                 page[first] = replace(page[first], text="")
                 if last == first:
-                    continue  # it may go on once more
+                    continue  # the joined table may go on once more
         begin = None if last is None else (number, last)
     return joined
 

@@ -47,12 +47,12 @@ class PageRules:
     hidden: tuple[str, ...] = _BESIDE_THE_TEXT  # read and told, and not in the text of the page
     pictures: tuple[str, ...] = ("chart", "footer_image", "header_image", "image", "seal")  # not read
     read_also: tuple[str, ...] = ()  # those of the pictures that are read all the same: chart, seal, image
-    plain_text: tuple[str, ...] = ()  # labels that are read as text, whatever they are
+    plain_text: tuple[str, ...] = ()  # labels of any kind that are read as text
 
-    # How they are cut out.
+    # How parts are cut out.
     drop_overlapping: bool = True  # of two parts that cover each other the smaller goes
     margin: int = 0  # pixels around a part
-    ink_only: bool = True  # formulas without the white around them
+    ink_only: bool = True  # formulas are cut out without the white around the ink
     join_text: bool = True  # text that goes on beside a picture or in the next column is read together
 
     # How their texts are put together.
@@ -61,7 +61,7 @@ class PageRules:
     double_line_ends: bool = True  # each line of a text is a paragraph
     formula_fence: str = "$$ {} $$"
     formula_numbers: Literal["hide", "tag"] = "hide"
-    tidy_lists: bool = False  # signs of lists as Markdown has them
+    tidy_lists: bool = False  # signs of lists become Markdown's
     join_hyphens: bool = False  # a word that goes on in the next part
 
     # What is taken out of an answer before its family presents it.

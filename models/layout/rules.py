@@ -26,11 +26,11 @@ class DetectionRules(Part):
     same_label_iou: float | None = 0.6  # from here on the weaker of two boxes of one label goes; None: both stay
     other_label_iou: float | None = 0.98  # the same for two labels
     page_sized_images: bool = False  # images that cover nearly the whole page stay beside other boxes
-    inside: float = 0.9  # share of a box that must lie in another for it to count as inside of that
-    large: frozenset[str] = frozenset()  # what lies inside a box of these goes
-    small: frozenset[str] = frozenset()  # what one of these lies inside of goes
-    never_inside: frozenset[str] = frozenset()  # these do not count as inside of anything
-    # Of boxes that lie inside each other the largest stays. The vendors drop them all, and with them what they show.
+    inside: float = 0.9  # share of a box that must lie in another one to count as inside
+    large: frozenset[str] = frozenset()  # labels of boxes that drop every box inside
+    small: frozenset[str] = frozenset()  # labels of boxes that drop the box around
+    never_inside: frozenset[str] = frozenset()  # labels of boxes that count as inside of nothing
+    # Of boxes that lie inside each other the largest stays. The vendors drop them all, content and all.
     keep_one: bool = True
     unclip: tuple[float, float] = (1.0, 1.0)  # width and height of a box are stretched about its centre
     # PaddleX's last step before it reads blocks: no two that show much the same, no ``reference``, no slivers.

@@ -21,7 +21,7 @@ from .output import DEFAULT_TASK, DEFAULTS, PLACES, TASKS, OutputSettings, marke
 
 
 class Settings(ImageSettings, OutputSettings):
-    """What can be set of it."""
+    """Settings of images and of answers."""
 
 
 class LightOnOcr(PageFamily[ImageRules]):

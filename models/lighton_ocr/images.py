@@ -14,7 +14,7 @@ from models.patches import PatchRules, max_pixels_field
 
 
 class ImageSettings(FamilySettings):
-    """What may be set of it."""
+    """Settings of images."""
 
     max_pixels: int | None = max_pixels_field(2_371_600, 2_371_600)
 
@@ -43,7 +43,7 @@ def published_size(width: int, height: int, rules: ImageRules) -> tuple[int, int
 
 
 def resized_size(width: int, height: int, rules: ImageRules) -> tuple[int, int]:
-    """The same, where the tower sees something of it.
+    """``published_size``, where the tower sees anything of the image.
 
     Raises
     ------

@@ -67,7 +67,7 @@ class Parts:
 
     scale: tuple[float, float] = (1.0, 1.0)
     _held: str = ""  # of a line
-    _begun: bool = False  # something of it is written
+    _begun: bool = False  # something of the block is written
     _part: _Part | None = None
 
     def push(self, text: str) -> list[str | _Part]:
@@ -115,7 +115,7 @@ class Reading:
     page_headers: bool = True
     scale: tuple[float, float] = (1.0, 1.0)
     _parts: Parts = field(init=False)
-    _written: str = ""  # the end of it
+    _written: str = ""  # the end of what was written
 
     def __post_init__(self) -> None:
         self._parts = Parts(self.scale)

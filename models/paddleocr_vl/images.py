@@ -13,13 +13,13 @@ from models.family_settings import FamilySettings
 from models.patches import LimitedRules, max_pixels_field, min_pixels_field, whole_blocks
 from models.pixels import upright_rgb
 
-# PaddleX, pipelines/paddleocr_vl: a picture with both sides below this is doubled before text is spotted in it.
+# PaddleX, pipelines/paddleocr_vl: a picture with both sides below this is doubled for spotting.
 _LARGE_TO_SPOT = 1500
 PIXELS_TO_SPOT = 1_605_632
 
 
 class ImageSettings(FamilySettings):
-    """What may be set of it. The largest limit is that of the first published revision."""
+    """Settings of images. The largest limit is that of the first published revision."""
 
     min_pixels: int | None = min_pixels_field(2_822_400, 147_384)
     max_pixels: int | None = max_pixels_field(2_822_400, 1_003_520)
@@ -34,7 +34,7 @@ class ImageRules(LimitedRules):
 
 
 def for_spotting(image: Image.Image, rules: ImageRules, settings: ImageSettings) -> tuple[Image.Image, ImageRules]:
-    """The image twice as large, unless it is large, and rules that let it be: as PaddleX has it for this task.
+    """The image twice as large, unless it is large, and rules that keep its size: PaddleX's way for this task.
 
     A ``max_pixels`` that is set stays.
     """

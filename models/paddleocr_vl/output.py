@@ -18,7 +18,7 @@ TASKS: Mapping[str, str] = MappingProxyType(
         "table": f"{IMAGE_SLOT}Table Recognition:",
         "formula": f"{IMAGE_SLOT}Formula Recognition:",
         "chart": f"{IMAGE_SLOT}Chart Recognition:",
-        "spotting": SPOTTING,  # these two since 1.5
+        "spotting": SPOTTING,  # spotting and seal: since 1.5
         "seal": f"{IMAGE_SLOT}Seal Recognition:",
     }
 )
