@@ -210,7 +210,7 @@ class Model:
         sequence = EngineSequence(
             prompt_ids, images, settings, self._vocabulary, limit, time.monotonic() - started, output,
             self._family.positions(prompt_ids, images), request.client, request.alternatives,
-            self._family.window(request.settings.family), blocks, grammar,
+            self._family.window(request.settings.family), blocks, grammar, request.patient,
         )  # fmt: skip
         self._engine.submit(sequence)
         return sequence

@@ -57,6 +57,7 @@ class Request:
     alternatives: int | None = None  # told of each token with its log-probability, at most 20; None: neither is told
     rules: PageRules | None = None  # of a page that is read by its parts; None: the model's
     schema: str | None = None  # JSON text of a schema that the answer follows, to its last token
+    patient: bool = False  # one of many that nobody looks at before the end: when all are done counts, not each
 
 
 @dataclass(frozen=True, slots=True)

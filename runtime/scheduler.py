@@ -11,6 +11,9 @@ the least left, so that a small picture is not behind a large document. The one 
 Short prompts that follow one another so go through the decoder in one turn, where the device gains by that: the same
 order, with nobody's longer than a chunk, and no steps between them.
 
+Where nobody looks at an answer while it grows, steps wait until all rows are taken or nobody is left to take one: a
+step of eight rows costs little more than one of a single row, and meanwhile passes have the processors to themselves.
+
 Passes and prompts share the machine, and a request is nearer to its first token with its prompt: a pass does not begin
 while a prompt is being fed, for ``PATIENCE`` chunks and no more.
 """
@@ -46,6 +49,10 @@ class Job(Protocol):
     @property
     def joins(self) -> bool:
         """Whether its prompt may go through the decoder beside others': a step can feed its last token."""
+
+    @property
+    def patient(self) -> bool:
+        """Whether its answer may come late if that of all is the earlier for it."""
 
 
 J = TypeVar("J", bound=Job)
@@ -148,7 +155,7 @@ def upcoming_pass(state: State[J]) -> J | None:
 
 def next_turn(state: State[J]) -> Chunk[J] | Step | None:
     """What prefill and decode do next; None while there is nothing to do."""
-    decoding = any(not job.prompt_left for job in state.rows)
+    decoding = any(not job.prompt_left for job in state.rows) and not _steps_wait(state)
     if state.chunk_is_due or not decoding:
         job = _next_prompt(state)
         if job is not None:
@@ -179,6 +186,12 @@ def _fits(state: State[J], jobs: Sequence[J]) -> bool:
 
 def _next_prompt(state: State[J], fed: Sequence[J] = ()) -> J | None:
     return _choose(_wanting_chunks(state, fed), state.chunks, lambda job: job.prompt_left)
+
+
+def _steps_wait(state: State[J]) -> bool:
+    """Whether more rows are to decode soon, and everybody has the patience."""
+    more = any(job.prompt_left for job in state.rows) or (state.waiting and len(state.rows) < state.slots)
+    return bool(more) and all(job.patient for job in (*state.rows, *state.waiting))
 
 
 def _wanting_passes(state: State[J]) -> list[J]:

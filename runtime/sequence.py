@@ -83,6 +83,7 @@ class Sequence:
         vocabulary: Vocabulary, max_length: int, prepare_seconds: float = 0.0, output: OutputFilter | None = None,
         positions: Positions | None = None, client: str = "", alternatives: int | None = None,
         window: int | None = None, blocks: Blocks | None = None, grammar: LogitFilter | None = None,
+        patient: bool = False,
     ) -> None:  # fmt: skip
         """window : how many of its own tokens the answer sees, the newest among them; None: all.
 
@@ -94,6 +95,7 @@ class Sequence:
         self.tokens: list[int] = []  # generated so far, the end token not among them
         self.finished = False
         self.client = client
+        self.patient = patient  # see ``scheduler.Job``
         self.window = window
         self.arrival = 0  # see ``scheduler.Job``
         self.prefilled = 0  # tokens of the prompt that are in the KV cache

@@ -142,6 +142,8 @@ class LocalReader:
             from runtime.providers import find_device  # needs ONNX Runtime, and seconds to import it
 
             device = find_device(options.device, options.threads or None).name
+        # Passes and steps share the processors of a CPU; on a card they run side by side. A deadline counts for each.
+        self._patient = device == "cpu" and settings.deadline_s is None
         self._source = ModelSource(config, options, device)
         self._key: ModelKey = self._source.key(self._source.entry(options.model))
         self._model: TextModel | None = None
@@ -213,7 +215,8 @@ class LocalReader:
     def read(self, page: Image.Image, work: PageWork | None = None) -> Reading:
         assert self._model is not None
         pieces, event = self._answer(
-            Request(self._prompt, [page], self._settings, self._raw, schema=self._schema), work or PageWork()
+            Request(self._prompt, [page], self._settings, self._raw, schema=self._schema, patient=self._patient),
+            work or PageWork(),
         )
         text = "".join(piece.text for piece in pieces)
         return _reading(text, event, places_of(event.blocks, self._model.boxes(text, *page.size)))
@@ -221,7 +224,8 @@ class LocalReader:
     def read_together(self, pages: DrawnPages, work: PageWork | None = None) -> list[Reading | PageFailed]:
         assert self._model is not None
         settings = self._several if self._several is not None and len(pages) > 1 else self._settings
-        request = Request(joint_prompt(self._prompt, len(pages)), pages, settings, self._raw)
+        asked = joint_prompt(self._prompt, len(pages))
+        request = Request(asked, pages, settings, self._raw, patient=self._patient)
         pieces, event = self._answer(request, work or PageWork())
         parts = page_parts([(piece.text, piece.token_count) for piece in pieces], len(pages))
         whole = _reading("".join(piece.text for piece in pieces), event)

@@ -193,10 +193,12 @@ def expected_tokens(prompt: list[int], count: int) -> list[int]:
 
 def sequence(
     prompt: list[int], *, images: list[PreparedImage] | None = None, max_length: int = 10_000, client: str = "",
-    **changes: Any,
+    patient: bool = False, **changes: Any,
 ) -> Sequence:  # fmt: skip
     changes = {"no_repeat_ngram_size": 0, "stop_on_loop": False, "max_new_tokens": 5, **changes}
-    return Sequence(prompt, images or [], InferenceSettings(**changes), WORDS, max_length, client=client)
+    return Sequence(
+        prompt, images or [], InferenceSettings(**changes), WORDS, max_length, client=client, patient=patient
+    )
 
 
 def image(first: int, passes: int = 1) -> PreparedImage:
@@ -240,6 +242,43 @@ def test_a_request_alone_gets_the_plain_loops_tokens_text_and_counts(start) -> N
     assert text == TOKENIZER.decode(request.tokens)
     assert (finished.reason, finished.detail, finished.error) == ("length", "max_tokens", None)
     assert (finished.usage.prompt_tokens, finished.usage.completion_tokens, finished.usage.image_tokens) == (3, 7, 0)
+
+
+def test_patient_requests_are_decoded_together_and_say_what_each_says_alone(start) -> None:
+    model = FakeModel()
+    engine = start(model, slots=3)
+    model.hold()
+    requests = [
+        sequence([0, 3 + i, IMAGE, IMAGE], images=[image(1000 * i, 2)], max_new_tokens=6, patient=True)
+        for i in range(6)
+    ]  # fmt: skip
+    for request in requests:
+        engine.submit(request)
+    model.let_go()
+    for i, request in enumerate(requests):
+        outcome(request)
+        assert request.tokens == expected_tokens([0, 3 + i, 1000 * i, 1000 * i + 1], 6)
+    # A prompt gives the first token, a step the next five: of three rows each.
+    assert [call for call in model.calls if call[0] == "step"] == [("step", 3)] * 10
+
+
+@pytest.mark.parametrize("end", ["cancelled", "failed"])
+def test_patient_requests_do_not_wait_for_one_that_has_ended(start, end) -> None:
+    model = SlowEncoder()
+    if end == "failed":
+        model.encode = lambda feeds, stop: (SlowEncoder.encode(model, feeds, stop), 1 / 0)[0]  # type: ignore[method-assign]
+    engine = start(model)
+    requests = [
+        sequence([0, 3], patient=True),
+        sequence([0, IMAGE], images=[image(1000)], patient=True),
+    ]
+    for request in requests:
+        engine.submit(request)
+    model.wait_for_pass(1000)
+    assert "step" not in model.kinds()
+    requests[1].cancel() if end == "cancelled" else model.let_pass()
+    assert outcome(requests[0])[1].detail == "max_tokens"
+    assert outcome(requests[1])[1].detail == ("cancelled" if end == "cancelled" else "error")
 
 
 def test_image_features_take_the_places_of_the_slots_in_order(start) -> None:
@@ -336,16 +375,19 @@ def test_the_last_rows_cache_moves_into_the_gap_with_its_own_length(start) -> No
     chunk=st.sampled_from([1, 2, 3, 100]),
     together=st.sampled_from([0, 9, 100]),
     views=st.lists(st.integers(0, 3), min_size=9, max_size=9),
+    patient=st.sampled_from([[], [0, 1, 3, 4, 6], range(9)]),
 )  # fmt: skip
 @settings(max_examples=200, deadline=None)
-def test_every_row_says_what_it_says_alone_whoever_comes_and_goes(plans, slots, chunk, together, views) -> None:
+def test_every_row_says_what_it_says_alone_whoever_comes_and_goes(
+    plans, slots, chunk, together, views, patient
+) -> None:
     """plans: prompt length, budget, after which call it is submitted, and after how many more it is cancelled."""
     model = FakeModel()
     engine = Engine(model, model, slots=slots, max_queue=64, chunk=chunk, together=together)
     requests = [
         sequence(
             [0] + [3 + i] * plan[0] + [IMAGE] * views[i] + [5] * (i % 2), max_new_tokens=plan[1], client=str(i % 2),
-            images=[image(1000 * i, views[i])] if views[i] else [],
+            images=[image(1000 * i, views[i])] if views[i] else [], patient=i in patient,
         )
         for i, plan in enumerate(plans)
     ]  # fmt: skip

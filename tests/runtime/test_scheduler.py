@@ -18,6 +18,7 @@ class Page:
     passes_left: int = 0
     prompt_left: int = 100
     client: str = ""
+    patient: bool = False
     arrival: int = 0
     joins: bool = True
     running: int = field(default=0)  # passes that have begun and not ended
@@ -125,6 +126,34 @@ def test_a_chunk_and_a_step_take_turns() -> None:
     found = [turn(state) for _ in range(7)]
     assert found == [Chunk(second, 100), Step(), Chunk(second, 100), Step(), Chunk(second, 50), Step(), Step()]
     assert state.rows == [first, second]
+
+
+def test_steps_of_the_patient_wait_until_all_rows_are_taken_or_nobody_is_left() -> None:
+    pages = [Page(2, 50, patient=True) for _ in range(5)]
+    state = state_of(*pages, slots=3)
+    for page in pages[:3]:
+        assert [encode(state), encode(state), turn(state)] == [page, page, Chunk(page, 50)]
+        # The last of the three has taken the last row; before that, nobody decodes.
+        assert next_turn(state) == (Step() if page is pages[2] else None)
+    state.rows.remove(pages[1])  # it is done
+    assert [next_turn(state), encode(state), next_turn(state), encode(state)] == [None, pages[3], None, pages[3]]
+    assert [turn(state), turn(state)] == [Chunk(pages[3], 50), Step()]
+    state.waiting.clear()
+    state.rows.pop()
+    assert turn(state) == Step()
+
+
+def test_a_long_prompt_of_the_patient_is_fed_without_steps_between() -> None:
+    state = state_of(Page(0, 50, patient=True), long := Page(0, 250, patient=True), slots=2)
+    assert isinstance(turn(state), Chunk)
+    assert [turn(state) for _ in range(4)] == [Chunk(long, 100), Chunk(long, 100), Chunk(long, 50), Step()]
+
+
+@pytest.mark.parametrize("decodes", [True, False])
+def test_nobody_waits_for_the_patient_who_is_not(decodes) -> None:
+    first = Page(0, 50, patient=not decodes)
+    state = state_of(first, Page(3, 50, patient=decodes))
+    assert [turn(state), turn(state)] == [Chunk(first, 50), Step()]
 
 
 def test_without_a_row_that_decodes_chunk_follows_chunk() -> None:
