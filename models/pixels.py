@@ -8,10 +8,10 @@ from __future__ import annotations
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Literal
+from typing import IO, Literal
 
 import numpy as np
-from PIL import ExifTags, Image, ImageCms, features
+from PIL import ExifTags, Image, ImageCms, ImageFile, features
 
 from .tones import eight_bits
 
@@ -83,11 +83,23 @@ def _from_lab() -> ImageCms.ImageCmsTransform:
 
 
 def _more_formats() -> tuple[str, ...]:
-    """AVIF is in Pillow's own wheels. HEIF (HEIC) comes with the package pillow-heif, which is registered here."""
+    """AVIF is in Pillow's own wheels. HEIF (HEIC) comes with the package pillow-heif."""
     heif = find_spec("pillow_heif") is not None
     if heif:
-        import_module("pillow_heif").register_heif_opener()
+        Image.register_open("HEIF", _first_heif, lambda start: start[4:8] == b"ftyp")
+        Image.register_extensions("HEIF", [".heic", ".heics", ".heif", ".heifs", ".hif"])
     return tuple(name for name, there in (("AVIF", features.check("avif")), ("HEIF", heif)) if there)
+
+
+def _first_heif(file: IO[bytes], name: str | bytes) -> ImageFile.ImageFile:
+    """Pillow's plugin for HEIF, which takes this function's place: most processes never need its libraries' memory."""
+    import_module("pillow_heif").register_heif_opener()
+    factory, accept = Image.OPEN["HEIF"]
+    start = file.read(16)
+    file.seek(0)
+    if accept is None or not accept(start):
+        raise SyntaxError("no HEIF file")  # what Pillow's plugins say
+    return factory(file, name)
 
 
 MORE_FORMATS = _more_formats()  # Pillow's names of those that it reads where somebody has installed what it takes

@@ -41,8 +41,8 @@ from .mutters import Mutters
 from .pdf import PdfPages
 from .picture import PicturePages
 from .repair import EDGE, HEADER, HEADER_WITHIN, is_pdf_without_its_start
+from .strips import rows_of_a_strip
 
-STRIP_BYTES = 1 << 20  # of pixels that are sent at once
 TIRED_BYTES = 256 << 20  # of memory beyond the beginning's that is not given back, after which another worker is better
 
 
@@ -152,11 +152,6 @@ class _Drawer:
         view = memoryview(data)
         while view:
             view = view[self._answers.write(view) :]
-
-
-def rows_of_a_strip(width: int) -> int:
-    """How many rows of an RGB image are sent at once."""
-    return max(1, STRIP_BYTES // (3 * width))
 
 
 def _opened(command: dict[str, Any], content: bytes) -> PdfPages | PicturePages:

@@ -27,7 +27,7 @@ from runtime.errors import RuntimeUnavailable
 
 from .drawn import Drawn
 from .limits import Limits, Stop, Stopped, TooManyPixels
-from .worker import STRIP_BYTES, rows_of_a_strip
+from .strips import STRIP_BYTES, rows_of_a_strip
 
 log = logging.getLogger(__name__)
 

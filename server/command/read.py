@@ -223,7 +223,7 @@ def run(given: Mapping[str, Any], command: type[ReadCommand] | None = None) -> i
         see the exit codes in EXAMPLES.
     """
     configure_log(quiet=given["quiet"])
-    memory.limit_arenas()
+    memory.settle_malloc()
     try:
         return (command or ReadCommand)(given).run()
     except (InvalidInput, ConfigError) as error:

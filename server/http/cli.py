@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def serve(given: dict[str, Any], usage_error: Callable[[str], NoReturn]) -> int:
     """See ``main``. ``given``: the parsed flags."""
-    memory.limit_arenas()
+    memory.settle_malloc()
     try:
         inference = flags.given_settings(given)
     except InvalidInput as error:

@@ -62,7 +62,7 @@ class Engine:
         """Load the model, so that no request comes before it is there."""
         from server.http.cli import application_of
 
-        memory.limit_arenas()
+        memory.settle_malloc()
         logs.configure(options.log_format, options.log_level)
         self._application: Application = application_of(config, options)
         self._application.preload(options.model)

@@ -124,7 +124,7 @@ def ocr(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.delenv("OCR_ONNX_API_KEY", raising=False)
     monkeypatch.setattr(read_command, "configure_log", lambda **_: None)
-    monkeypatch.setattr(read_command.memory, "limit_arenas", lambda: None)
+    monkeypatch.setattr(read_command.memory, "settle_malloc", lambda: None)
     monkeypatch.chdir(tmp_path)
     running = Program(tmp_path, capsys)
     monkeypatch.setattr(read_command, "LocalReader", running.make_reader)

@@ -17,7 +17,6 @@ from models.grounding import pictures_in, to_markdown, with_pictures
 from server.writers import FORMATS as WRITTEN
 from server.writers import PageResult, page_file
 from server.writers.material import Original
-from server.writers.word import WordFile
 
 
 @dataclass(frozen=True)
@@ -56,6 +55,8 @@ def _html(name: str, pages: Sequence[Page], sent: Sent) -> bytes:
 
 
 def _docx(name: str, pages: Sequence[Page], sent: Sent) -> bytes:
+    from server.writers.word import WordFile  # with libraries whose memory a server without downloads does not need
+
     file = WordFile()
     for page in pages:
         file.add(page.make_html(), page.figures)
