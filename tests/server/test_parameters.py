@@ -158,7 +158,13 @@ def test_a_picture_or_pdf_is_read_in_whatever_part_it_comes(service: Service, pa
 
 def encoded(form: str) -> str:
     buffer = io.BytesIO()
-    Image.new("RGB", (64, 48), "white").save(buffer, form)
+    image = Image.new("RGB", (64, 48), "white")
+    if form == "HEIF":  # Pillow cannot write it before the server has read one
+        import pillow_heif
+
+        pillow_heif.from_pillow(image).save(buffer)
+    else:
+        image.save(buffer, form)
     return f"data:image/{form.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
