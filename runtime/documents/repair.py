@@ -15,7 +15,7 @@ HEADER_WITHIN = 1024  # bytes: where readers look for it
 REPAIRED = "the PDF is damaged; it was repaired, and parts of it may be missing"
 
 EDGE = 1 << 16  # bytes; so much junk in front of a header is skipped
-_OBJECT = re.compile(rb"\s*\d+\s+\d+\s+obj\b")
+_OBJECT = re.compile(rb"(?:\s*%[^\r\n]*[\r\n])*\s*\d+\s+\d+\s+obj\b")  # the first, perhaps behind comments
 _MOST_BYTES = 256 << 20  # of a file that is repaired, which stands in memory several times
 
 

@@ -58,7 +58,7 @@ def bound(model: tuple[Any, Any]) -> Any:
 def fed(family: Any, page: Image.Image, settings: dict[str, Any]) -> int:
     """Pixels of the tiles or of the one view of a page, whichever are more."""
     areas = [make()["pixel_values"].size // 3 for make in family.prepare_image(page, settings).passes]
-    return max(sum(areas[:-1]), areas[-1])
+    return int(max(sum(areas[:-1]), areas[-1]))
 
 
 @pytest.mark.parametrize(("model", "settings", "pixels"), SAID)

@@ -44,6 +44,7 @@ def by_poppler(data: bytes, folder: Path) -> np.ndarray:
 WHOLE = drawn_pdf(WORD)
 DAMAGED: dict[str, tuple[bytes, bool]] = {  # and whether it must be said: pdfium mends some by itself
     "no header": (WHOLE[WHOLE.index(b"1 0 obj") :], True),
+    "no header, and comments": (b"%\xe2\xe3\xcf\xd3\r\n\n% by hand\n" + WHOLE[WHOLE.index(b"1 0 obj") :], True),
     "2 KB of junk in front": (b"junk\n" * 410 + WHOLE, True),
     "40 KB of zeros in front": (bytes(40_000) + WHOLE, True),
     "no cross-reference table": (WHOLE[: WHOLE.index(b"xref\n")], True),
