@@ -46,6 +46,7 @@ class PreparedImage:
 
     passes : make what each run of the vision graph is fed, in order; called when its turn comes.
     assemble : the outputs of those runs, in the same order -> features [token_count, hidden], as the decoder sees them.
+      It puts rows in order and changes none of them; where they are on a GPU it is given their numbers, [..., 1] each.
     grid : (rows, columns) of the features, for a family whose positions follow them.
     seen : (width, height) of the picture that the answer's places are pixels of; None: places are parts of the page.
     prompt : the request's, with what it says of this image's size written in; None: it says nothing of that.

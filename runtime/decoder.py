@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from models.manifest import Manifest
 
 from .buffers import Buffer
 from .candidates import HostScores, Scores
+from .features import Rows, padded
 from .kv_cache import KvCache, Window
 from .picker import DeviceScores, Picker
 from .providers import Device, ort
@@ -30,13 +32,16 @@ class Decoder:
     """Embeddings and decoder of one exported model, over a KV cache of ``slots`` rows. Used by one thread.
 
     slots : None: none yet; ``allocate`` makes them, when it is known what memory the weights have left.
+    resident : embeddings of prompts are made in the device's memory and stay there, as ``features.Rows``.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, device: Device, slots: int | None = None) -> None:
+    def __init__(
+        self, folder: Path, manifest: Manifest, device: Device, slots: int | None = None, *, resident: bool = False
+    ) -> None:
         if manifest.decoder.compute[device.graph] == "float32" and device.name == "cuda":
             # Attention that is written out computes shapes on the host, which no recording takes.
             device = replace(device, replays=False)
-        self._device, self._sizes = device, manifest.sizes
+        self._device, self._sizes, self._resident = device, manifest.sizes, resident
         self._embed = device.session(folder, manifest.embed)
         self._session = device.session(folder, manifest.decoder, replays=True)
         self._compute = manifest.decoder.compute[device.graph]
@@ -60,8 +65,15 @@ class Decoder:
         self._picker = Picker(self._logits, device) if device.picks else None
         self._filled = [0] * slots  # tokens in each row's cache, those of free rows among them
 
-    def embed(self, token_ids: Sequence[int]) -> np.ndarray:
-        """Embeddings of a prompt's tokens, shape [len(token_ids), hidden], on the host."""
+    def embed(self, token_ids: Sequence[int]) -> Any:
+        """Embeddings of a prompt's tokens, [len(token_ids), hidden]: an array, or ``Rows`` where they are resident."""
+        if self._resident:
+            binding = self._embed.io_binding()
+            binding.bind_cpu_input("input_ids", np.array([token_ids], np.int64))
+            binding.bind_output("inputs_embeds", self._device.memory, self._device.index)
+            with self._device.running():
+                self._embed.run_with_iobinding(binding)
+            return Rows(binding.get_outputs()[0], self._device)
         with self._device.running():
             (rows,) = self._embed.run(["inputs_embeds"], {"input_ids": np.array([token_ids], np.int64)})
         embeddings: np.ndarray = rows[0]
@@ -73,7 +85,7 @@ class Decoder:
         return self._cache.capacity
 
     def prefill(
-        self, row: int, embeddings: np.ndarray, positions: np.ndarray | None = None, window: int | None = None
+        self, row: int, embeddings: np.ndarray | Rows, positions: np.ndarray | None = None, window: int | None = None
     ) -> np.ndarray:
         """Fill a row's cache with a whole prompt.
 
@@ -88,7 +100,7 @@ class Decoder:
         return logits
 
     def prefill_chunk(
-        self, row: int, start: int, embeddings: np.ndarray, positions: np.ndarray, stop: Stop | None = None,
+        self, row: int, start: int, embeddings: np.ndarray | Rows, positions: np.ndarray, stop: Stop | None = None,
         window: int | None = None,
     ) -> np.ndarray:  # fmt: skip
         """Add tokens of a prompt to a row's cache, for which ``make_room`` has made room.
@@ -104,7 +116,10 @@ class Decoder:
         self._rotary.take_prompt(positions)
         logits = np.empty((1, self._sizes.vocabulary), np.float32)
         binding = self._session.io_binding()
-        binding.bind_cpu_input("inputs_embeds", np.ascontiguousarray(embeddings[None], self.dtype))
+        if isinstance(embeddings, Rows):
+            embeddings.bind(binding, "inputs_embeds", (1,))
+        else:
+            binding.bind_cpu_input("inputs_embeds", np.ascontiguousarray(embeddings[None], self.dtype))
         binding.bind_cpu_input("seqlens_k", np.array([end - 1], np.int32))
         binding.bind_cpu_input("total_length", np.array(end, np.int32))
         binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
@@ -118,7 +133,7 @@ class Decoder:
         return row_logits
 
     def prefill_together(
-        self, row: int, prompts: Sequence[np.ndarray], positions: Sequence[np.ndarray],
+        self, row: int, prompts: Sequence[np.ndarray | Rows], positions: Sequence[np.ndarray],
         windows: Sequence[int | None] | None = None,
     ) -> None:  # fmt: skip
         """Fill rows with the beginnings of prompts, in one run; ``make_room`` has made room for the longest.
@@ -128,14 +143,20 @@ class Decoder:
         prompts : embeddings, [tokens, hidden] each. positions, windows : of each, as ``prefill_chunk`` takes them.
         """
         rows, longest = len(prompts), max(map(len, prompts))
-        embeddings = np.zeros((rows, longest, self._sizes.hidden_size), self.dtype)
+        binding = self._session.io_binding()
+        there = [prompt for prompt in prompts if isinstance(prompt, Rows)]
+        if there:
+            embeddings = padded(there)
+            embeddings.bind(binding, "inputs_embeds", (rows,))
+        else:
+            filled_up = np.zeros((rows, longest, self._sizes.hidden_size), self.dtype)
+            for index, prompt in enumerate(prompts):
+                filled_up[index, : len(prompt)] = prompt
+            binding.bind_cpu_input("inputs_embeds", filled_up)
         for index, (prompt, axes) in enumerate(zip(prompts, positions, strict=True)):
-            embeddings[index, : len(prompt)] = prompt
             window = None if windows is None else windows[index]
             self._cache.begin(row + index, None if window is None else Window(axes.shape[1], window))
             self._filled[row + index] = len(prompt)
-        binding = self._session.io_binding()
-        binding.bind_cpu_input("inputs_embeds", embeddings)
         binding.bind_cpu_input("seqlens_k", np.full(rows, longest - 1, np.int32))
         binding.bind_cpu_input("total_length", np.array(longest, np.int32))
         binding.bind_output("logits", self._device.memory, self._device.index)  # of what fills rows up: nobody's

@@ -23,6 +23,7 @@ from models.family import Feeds
 from .candidates import Scores, certain_tokens
 from .confidence import Distribution
 from .errors import EngineClosed, QueueFull
+from .features import Outputs, Rows
 from .gpu import is_out_of_memory
 from .requests import EngineLoad
 from .scheduler import Chunk, State, Step, next_pass, next_turn, upcoming_pass
@@ -44,10 +45,10 @@ class Encoder(Protocol):
     def begin(self) -> None:
         """Called by the thread that will use it, before anything else is."""
 
-    def encode(self, feeds: Feeds, stop: Stop) -> Feeds:
+    def encode(self, feeds: Feeds, stop: Stop) -> Outputs:
         """Run one vision pass; ``stop`` ends it with an error."""
 
-    def encode_all(self, passes: list[Feeds]) -> list[Feeds]:
+    def encode_all(self, passes: list[Feeds]) -> list[Outputs]:
         """Run several together."""
 
 
@@ -56,12 +57,13 @@ class DecoderRunner(Protocol):
 
     @property
     def capacity(self) -> int: ...
-    def embed(self, token_ids: list[int]) -> np.ndarray: ...
+    def embed(self, token_ids: list[int]) -> np.ndarray | Rows: ...
     def prefill_chunk(
-        self, row: int, start: int, embeddings: np.ndarray, positions: np.ndarray, stop: Stop, window: int | None
-    ) -> np.ndarray: ...
+        self, row: int, start: int, embeddings: np.ndarray | Rows, positions: np.ndarray, stop: Stop,
+        window: int | None,
+    ) -> np.ndarray: ...  # fmt: skip
     def prefill_together(
-        self, row: int, prompts: list[np.ndarray], positions: list[np.ndarray], windows: list[int | None]
+        self, row: int, prompts: list[np.ndarray | Rows], positions: list[np.ndarray], windows: list[int | None]
     ) -> None: ...
     def score(self, token_ids: list[int], lengths: list[int], positions: list[int]) -> Scores: ...
     def make_room(self, length: int, rows: int) -> None: ...
@@ -304,7 +306,7 @@ class Engine:
                 sequence.clock.take_up()
             return sequence
 
-    def _encoded(self, passes: list[tuple[Sequence, Feeds]]) -> Iterator[tuple[Sequence, Feeds | Exception]]:
+    def _encoded(self, passes: list[tuple[Sequence, Feeds]]) -> Iterator[tuple[Sequence, Outputs | Exception]]:
         """What each pass gives, or its error. Of several that fail together each is tried alone."""
         if len(passes) > 1:
             try:

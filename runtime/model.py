@@ -108,8 +108,8 @@ class Model:
         manifest = self.manifest
         # A session packs its weights in one thread, so two at once take half the time; a GPU gets copies, in turn.
         with ThreadPoolExecutor(2 if device.name == "cpu" else 1, thread_name_prefix="load") as pool:
-            loading = pool.submit(Decoder, folder, manifest, device)
-            vision = pool.submit(VisionTower, folder, manifest, device, vision_cache_mb)
+            loading = pool.submit(Decoder, folder, manifest, device, resident=device.resident)
+            vision = pool.submit(VisionTower, folder, manifest, device, vision_cache_mb, resident=device.resident)
         decoder = loading.result()
         rows = slots or default_slots(manifest, device)
         decoder.allocate(rows)

@@ -72,6 +72,7 @@ class Device:
     threads: int  # of one operator on the CPU; 0: one for each physical core
     replays: bool = False  # decode steps as CUDA graphs: recorded once, then replayed
     picks: bool = False  # the device picks each row's candidates, since whole rows of logits are slow to fetch
+    resident: bool = False  # features of images stay there up to the prefill, and embeddings of prompts with them
     index: int = 0  # of the GPU
 
     @property
@@ -231,7 +232,7 @@ def find_device(name: str = "auto", threads: int | None = None) -> Device:
             f"--device {whole} asks for card {index}, and this machine has {cards}, which count from 0 (see nvidia-smi "
             "and CUDA_VISIBLE_DEVICES)"
         )
-    return Device(chosen, threads, replays=os.environ.get(CUDA_GRAPHS) != "0", picks=True, index=index)
+    return Device(chosen, threads, replays=os.environ.get(CUDA_GRAPHS) != "0", picks=True, resident=True, index=index)
 
 
 def each_card(name: str) -> list[str]:

@@ -20,6 +20,7 @@ from models.settings import InferenceSettings
 
 from .candidates import Chooser
 from .confidence import Distribution, Tally, TokenLogprob, described
+from .features import Outputs, Placed, Rows, assembled, merge
 from .kv_cache import kept
 from .logits import LogitFilter
 from .requests import REASONS, FinishDetail, Finished, Stage, TextDelta, Timings, Usage
@@ -111,9 +112,9 @@ class Sequence:
         self._passes = [make for image in images for make in image.passes]
         self._unencoded = len(self._passes)  # those whose outputs are not there yet
         self._ahead: Future[Feeds] | None = None  # what the next pass is fed, made while the one before is encoded
-        self._outputs: list[Feeds] = []  # of the current image's passes
-        self._features: list[np.ndarray] = []  # of finished images, [tokens, hidden] each
-        self._prompt: np.ndarray | None = None  # embeddings while they are being fed, [prompt tokens, hidden]
+        self._outputs: list[Outputs] = []  # of the current image's passes
+        self._features: list[np.ndarray | Placed] = []  # of finished images, [tokens, hidden] each
+        self._prompt: np.ndarray | Rows | None = None  # embeddings while they are being fed, [prompt tokens, hidden]
         self._image_tokens = sum(image.token_count for image in images)
         self.chooser = Chooser(settings, vocabulary.forbidden)
         self._text = TextStream(vocabulary.tokenizer, settings.stop)
@@ -226,20 +227,20 @@ class Sequence:
         """Whether what the next pass is fed is made already, or being made."""
         return self._ahead is not None
 
-    def add_pass(self, outputs: Feeds) -> None:
-        """Take the outputs of the pass that ``next_pass`` asked for."""
+    def add_pass(self, outputs: Outputs) -> None:
+        """Take the outputs of the pass that ``next_pass`` asked for, as arrays or as values of a device."""
         with self._lock:
             if self.finished:
                 return
             self._outputs.append(outputs)
             image = self._images[0]
             if len(self._outputs) == len(image.passes):
-                self._features.append(image.assemble(self._outputs))
+                self._features.append(assembled(image, self._outputs))
                 self._outputs = []
                 self._images.pop(0)
             self._unencoded -= 1  # last: another thread may begin with the prompt now
 
-    def prompt(self, embed: Callable[[list[int]], np.ndarray]) -> np.ndarray:
+    def prompt(self, embed: Callable[[list[int]], np.ndarray | Rows]) -> np.ndarray | Rows:
         """The prompt's embeddings with image features in the image slots, [prompt tokens, hidden]; made once.
 
         embed : token ids -> [prompt tokens, hidden].
@@ -248,13 +249,12 @@ class Sequence:
             self._prompt = self._merged(embed(self.prompt_ids))
         return self._prompt
 
-    def _merged(self, token_embeddings: np.ndarray) -> np.ndarray:
+    def _merged(self, token_embeddings: np.ndarray | Rows) -> np.ndarray | Rows:
         if not self._features:
             return token_embeddings
-        merged = token_embeddings.copy()
         slots = np.array(self.prompt_ids) == self._vocabulary.image
-        merged[slots] = np.concatenate(self._features)
-        self._features = []
+        merged = merge(token_embeddings, slots, self._features)
+        self._features = []  # only now: who fails beside others tries again alone
         return merged
 
     def add_chunk(self, tokens: int) -> None:

@@ -37,6 +37,25 @@ def candidates_graph(count: int) -> bytes:
     )
 
 
+def merging_graph(kinds: Sequence[int]) -> bytes:
+    """Rows of ``rows.0``, ``rows.1``, ... [n, width] by their numbers ``order``, counted through all: ``merged``.
+
+    kinds : their types, as onnx.TensorProto numbers them; ``merged`` has the first one's.
+    """
+    names, nodes = [f"rows.{number}" for number in range(len(kinds))], []
+    inputs = [_value(name, kind, [f"n.{name}", "width"]) for name, kind in zip(names, kinds, strict=True)]
+    for number, kind in enumerate(kinds):
+        if kind != kinds[0]:
+            nodes.append(_node("Cast", [names[number]], [f"cast.{number}"], to=kinds[0]))
+            names[number] = f"cast.{number}"
+    nodes += [_node("Concat", names, ["all"], axis=0), _node("Gather", ["all", "order"], ["merged"], axis=0)]
+    return _model(
+        nodes=nodes,
+        inputs=[*inputs, _value("order", _INT64, ["tokens"])],
+        outputs=[_value("merged", kinds[0], ["tokens", "width"])],
+    )
+
+
 def _model(
     nodes: Sequence[bytes], inputs: Sequence[bytes], outputs: Sequence[bytes],
     constants: dict[str, list[int]] | None = None,

@@ -6,12 +6,14 @@ import hashlib
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from models.family import Feeds, taken
 from models.manifest import Manifest
 
+from .features import Outputs, Rows, views_of
 from .providers import Device, ort, step_behind
 from .stop import Stop
 
@@ -30,9 +32,14 @@ class VisionTower:
     1024 pixels has 1.3 MB of features in DeepSeek-OCR, and takes seconds on a CPU.
 
     batch : most passes that are worth being given together; 1 where views go one by one.
+
+    resident : outputs stay in the device's memory, those that are kept among them: values, and no arrays.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, device: Device, cache_mb: float = 0) -> None:
+    def __init__(
+        self, folder: Path, manifest: Manifest, device: Device, cache_mb: float = 0, *, resident: bool = False
+    ) -> None:
+        self._resident = resident
         self._device = device
         self._session = device.session(folder, manifest.vision, encoder=True)
         self._inputs = [given.name for given in self._session.get_inputs()]
@@ -50,7 +57,7 @@ class VisionTower:
         if self._device.name == "cpu":
             step_behind()
 
-    def encode(self, feeds: Feeds, stop: Stop | None = None) -> Feeds:
+    def encode(self, feeds: Feeds, stop: Stop | None = None) -> Any:
         """One vision pass: named arrays in, named arrays out (see the family's ``PreparedImage``).
 
         stop : ends the pass, which then raises ONNX Runtime's error.
@@ -62,10 +69,10 @@ class VisionTower:
             self._cache.put(key, found)
         return found
 
-    def encode_all(self, passes: Sequence[Feeds]) -> list[Feeds]:
+    def encode_all(self, passes: Sequence[Feeds]) -> list[Any]:
         """Several passes, of one page or of several; views of one size go through the graph together."""
         keys = [self._cache.key(feeds) for feeds in passes]
-        found: list[Feeds | None] = [self._cache.get(key) for key in keys]
+        found: list[Outputs | None] = [self._cache.get(key) for key in keys]
         waiting: defaultdict[tuple[object, ...], list[int]] = defaultdict(list)
         for index, feeds in enumerate(passes):
             if found[index] is None:
@@ -101,30 +108,38 @@ class VisionTower:
             yield indices[:size]
             indices = indices[size:]
 
-    def _run_together(self, passes: Sequence[Feeds]) -> list[Feeds]:
+    def _run_together(self, passes: Sequence[Feeds]) -> list[Outputs]:
         if len(passes) == 1:
             return [self._run(taken(passes[0], self._inputs), None)]
         fed = taken(passes[0], self._inputs)
         for name in self._many_in:
             fed[name] = np.concatenate([feeds[name] for feeds in passes])
         outputs = self._run(fed, None)
-        return [
-            {name: array[i : i + 1] if name in self._many_out else array for name, array in outputs.items()}
-            for i in range(len(passes))
-        ]
+        views = {name: _apart(outputs[name]) for name in self._many_out}
+        return [{**outputs, **{name: parts[i] for name, parts in views.items()}} for i in range(len(passes))]
 
-    def _run(self, fed: dict[str, np.ndarray], stop: Stop | None) -> Feeds:
+    def _run(self, fed: dict[str, np.ndarray], stop: Stop | None) -> Outputs:
         options = ort.RunOptions()
         # The buffers of a large page are used again and again within a pass, and go back to the system after it.
         options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         options = options if stop is None else stop.over(options)
         with self._device.running():
-            if self._constants is None:
-                outputs = self._session.run(self._outputs, fed, options)
-            else:
-                values = {name: self._constants.value(name, array) for name, array in fed.items()}
-                outputs = [value.numpy() for value in self._session.run_with_ort_values(self._outputs, values, options)]
-        return dict(zip(self._outputs, outputs, strict=True))
+            if self._constants is None and not self._resident:
+                return dict(zip(self._outputs, self._session.run(self._outputs, fed, options), strict=True))
+            binding = self._session.io_binding()
+            for name, array in fed.items():
+                if self._constants is None:
+                    binding.bind_cpu_input(name, array)
+                else:
+                    binding.bind_ortvalue_input(name, self._constants.value(name, array))
+            there = (self._device.memory, self._device.index) if self._resident else ("cpu", 0)
+            for name in self._outputs:
+                binding.bind_output(name, *there)
+            self._session.run_with_iobinding(binding, options)
+            values = zip(self._outputs, binding.get_outputs(), strict=True)
+            if self._resident:
+                return {name: Rows(value, self._device) for name, value in values}
+            return {name: value.numpy() for name, value in values}
 
 
 class Constants:
@@ -153,7 +168,7 @@ class FeatureCache:
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes, self._bytes = max_bytes, 0
-        self._entries: OrderedDict[bytes, Feeds] = OrderedDict()
+        self._entries: OrderedDict[bytes, Outputs] = OrderedDict()
 
     def key(self, feeds: Feeds) -> bytes:
         """Hash of names, shapes and values; empty where nothing is kept, to save the time."""
@@ -165,14 +180,14 @@ class FeatureCache:
             digest.update(np.ascontiguousarray(array).data)
         return digest.digest()
 
-    def get(self, key: bytes) -> Feeds | None:
+    def get(self, key: bytes) -> Outputs | None:
         """What was put under the key, if it is still there."""
         if key not in self._entries:
             return None
         self._entries.move_to_end(key)
         return self._entries[key]
 
-    def put(self, key: bytes, outputs: Feeds) -> None:
+    def put(self, key: bytes, outputs: Outputs) -> None:
         """Keep outputs, and forget the oldest until all fit; outputs larger than the whole cache are not kept."""
         size = _bytes_of(outputs)
         if size > self._max_bytes:
@@ -184,5 +199,10 @@ class FeatureCache:
             self._bytes -= _bytes_of(oldest)
 
 
-def _bytes_of(outputs: Feeds) -> int:
+def _apart(outputs: np.ndarray | Rows) -> Sequence[np.ndarray | Rows]:
+    """Of several views that came out together each, [1, ...]."""
+    return views_of(outputs) if isinstance(outputs, Rows) else [outputs[i : i + 1] for i in range(len(outputs))]
+
+
+def _bytes_of(outputs: Outputs) -> int:
     return sum(array.nbytes for array in outputs.values())

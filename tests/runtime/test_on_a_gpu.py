@@ -26,9 +26,10 @@ from runtime.decoder import Decoder
 from runtime.errors import RuntimeUnavailable
 from runtime.kv_cache import kept
 from runtime.model import Model
-from runtime.providers import Device, find_device
+from runtime.providers import Device, find_device, ort
 from runtime.small_graphs import identity_graph
 from runtime.vision import VisionTower
+from tests.runtime.test_together import logits_of
 from tools.checkpoints import Sizes, write_random_checkpoint
 from tools.deepseek2_checkpoints import DEEPSEEK_OCR_2, Sizes2
 from tools.dots_checkpoints import DotsSizes, write_dots_checkpoint
@@ -210,6 +211,36 @@ def test_a_page_reads_alike_with_recordings_and_candidates_and_without(cuda, exp
             answers.append(model.read(picture(1240, 900), max_new_tokens=40, stop_on_loop=False).tokens)
     same = sum(ours == theirs for ours, theirs in zip(*answers, strict=True))
     assert same >= 38
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16", "q4"])
+@pytest.mark.parametrize("family", CHECKPOINTS)
+def test_prompts_in_one_run_give_what_each_gives_alone(cuda, export_of, family, dtype) -> None:
+    """In rows whose memory is not a number before, behind a row that decodes."""
+    folder = export_of(family, dtype)
+    alone, together = (logits_of(folder, cuda, together=how) for how in (False, True))
+    compare(together.reshape(-1, together.shape[-1]), alone.reshape(-1, alone.shape[-1]), 1e-2)
+
+
+@pytest.mark.parametrize("dtype", ["f16", "bf16"])
+@pytest.mark.parametrize("family", CHECKPOINTS)
+def test_features_stay_on_the_card_and_change_no_answer(cuda, export_of, monkeypatch, picture, family, dtype) -> None:
+    copies: list[tuple[int, ...]] = []
+    copy = ort.OrtValue.numpy
+    monkeypatch.setattr(ort.OrtValue, "numpy", lambda value: copies.append(tuple(value.shape())) or copy(value))
+    hidden = Manifest.load(export_of(family, dtype)).sizes.hidden_size
+    answers, features = [], []
+    for device in (replace(cuda, resident=False), cuda):
+        monkeypatch.setattr(model_module, "find_device", lambda name, threads, device=device: device)
+        with Model.open(export_of(family, dtype), slots=4, warm_up="none") as model:
+            copies.clear()
+            ask = partial(model.read, max_new_tokens=20, stop_on_loop=False)
+            answers.append(ask(picture(600, 500)).tokens + ask([picture(300, 200), picture(200, 300, 1)]).tokens)
+            features.append([shape for shape in copies if shape[-1:] == (hidden,) and len(shape) > 1])
+    assert features[0], "what is counted is not what is copied"
+    assert features[1] == []
+    same = sum(ours == theirs for ours, theirs in zip(*answers, strict=False))
+    assert same >= 0.95 * max(map(len, answers))
 
 
 def test_a_long_answer_with_a_window_reads_alike_on_a_card_and_on_a_cpu(cuda, export_of, monkeypatch, picture) -> None:

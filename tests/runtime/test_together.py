@@ -62,7 +62,7 @@ def logits_of(folder: Path, device: Device, *, together: bool, first: int = 1) -
     decoder = Decoder(folder, manifest, device, slots=first + len(LENGTHS))
     # What a device's memory held before is no number to compute with, so nobody may look at it.
     for buffer in decoder._cache._buffers.values():
-        if buffer.view(1) is not None:
+        if buffer.dtype.kind == "f":  # NumPy knows no bfloat16
             buffer.write(np.full(buffer.shape, np.nan, buffer.dtype))
     ids, positions = prompts_for(manifest)
     for row in range(first):
