@@ -37,6 +37,10 @@ _ERRORS = {
 }
 
 
+class NotPdf(InvalidInput):
+    """Neither pdfium nor qpdf makes anything of it."""
+
+
 class PdfPages:
     """The pages of an opened PDF."""
 
@@ -143,7 +147,8 @@ class PdfPages:
             raise InvalidInput(f"{self._name} cannot be read: the password that was given is not the one that opens it")
         if code == _NO_PAGES:
             raise InvalidInput(f"{self._name} has no pages; save it anew with the program that made it")
-        raise InvalidInput(f"{self._name} cannot be read: {_ERRORS.get(code, f'pdfium error {code}')}")
+        kind = NotPdf if code == pdfium_c.FPDF_ERR_FORMAT else InvalidInput
+        raise kind(f"{self._name} cannot be read: {_ERRORS.get(code, f'pdfium error {code}')}")
 
 
 def _with_forms(handle: Any) -> pdfium.PdfDocument:

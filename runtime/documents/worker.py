@@ -38,7 +38,7 @@ from models.errors import InvalidInput
 from .drawn import Drawn
 from .limits import TooManyPixels
 from .mutters import Mutters
-from .pdf import PdfPages
+from .pdf import NotPdf, PdfPages
 from .picture import PicturePages
 from .repair import EDGE, HEADER, HEADER_WITHIN, is_pdf_without_its_start
 from .strips import rows_of_a_strip
@@ -167,10 +167,19 @@ def _opened(command: dict[str, Any], content: bytes) -> PdfPages | PicturePages:
             return PicturePages(
                 source, name, max_pixels, first_only=first_only, transparency=command["transparency"], shown=shown
             )
-        except InvalidInput:
+        except InvalidInput as unknown:
             if not is_pdf_without_its_start(start, end):
                 raise
-    if not first_only:
+            try:
+                return _pdf(source, command, shown)
+            except NotPdf:  # it only speaks of PDFs, as a program's text may
+                raise unknown from None
+    return _pdf(source, command, shown)
+
+
+def _pdf(source: Path | bytes, command: dict[str, Any], shown: int) -> PdfPages:
+    name = command["name"]
+    if not command["picture"]:
         return PdfPages(source, name, command["dpi"], shown, command["password"])
     raise InvalidInput(
         f'{name} is a PDF; send it in a part {{"type": "file", "file": {{"file_data": '

@@ -12,6 +12,7 @@ from pathlib import Path, PurePath
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from models.errors import InvalidInput
 from runtime.documents import How, Workers
@@ -208,3 +209,13 @@ def test_what_is_no_file_in_a_folder_is_named_and_left(tree: Path) -> None:
         f"left: {tree / 'odd/pipe.pdf'} is a pipe; name it itself to read it",
         f"left: {tree / 'odd/socket.png'} is a socket; name it itself to read it",
     ]
+
+
+@pytest.mark.parametrize(
+    ("form", "one"), [("PNG", True), ("JPEG2000", True), ("QOI", True), ("TIFF", False), ("PPM", False)]
+)
+def test_a_picture_whose_first_bytes_say_that_it_is_one_page_is_not_opened_for_it(
+    tmp_path: Path, form: str, one: bool
+) -> None:
+    Image.new("RGB", (30, 20)).save(tmp_path / "a", form)
+    assert Source(tmp_path / "a", PurePath("a")).is_one_page() is one

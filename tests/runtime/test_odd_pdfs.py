@@ -116,6 +116,14 @@ ANNOTATIONS = {
 }
 
 
+def test_a_text_that_speaks_of_pdfs_is_no_damaged_one() -> None:
+    text = b"# A program.\n" * 200 + b"MARK = b'%PDF-1.7'\n" + b"# Its end.\n" * 200
+    with pytest.raises(InvalidInput, match="not a known format"):
+        first(text)
+    with pytest.raises(InvalidInput, match="it is damaged or cut off"):
+        first(b"%PDF-1.7\nand nothing else")
+
+
 @poppler
 @pytest.mark.parametrize("annotation", ANNOTATIONS.values(), ids=ANNOTATIONS)
 def test_an_annotation_without_appearance_is_drawn_as_poppler_draws_it(annotation: str, tmp_path: Path) -> None:
