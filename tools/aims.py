@@ -63,7 +63,7 @@ def dtype_rows(found: Mapping[str, Draws]) -> Iterator[str]:
     yield "| --- | --- | --- | --- | --- |"
     rates = {dtype: together([draw["all"] for draw in draws.values()]).rate for dtype, draws in found.items()}
     for dtype, rate in rates.items():
-        points, aim = 100 * (rate - rates[first]), DTYPE_AIMS.get(dtype)
+        points, aim = 100 * (rate - rates[first]), None if dtype == first else DTYPE_AIMS.get(dtype)
         verdict = "" if aim is None else "MISSED" if points > aim else "met"
         yield f"| {dtype} | {rate:.2%} | {points:+.2f} | {'' if aim is None else f'{aim:g}'} | {verdict} |"
 

@@ -43,6 +43,8 @@ def test_a_dtype_may_cost_what_the_aims_say_and_no_more() -> None:
         ["q8", "0.70%", "+0.20", "0.1", "MISSED"],
         ["q4", "0.90%", "+0.40", "0.5", "met"],
     ]
+    alone = cells(dtype_rows({"q4": draws(9)}))
+    assert alone[2:] == [["q4", "0.90%", "+0.00", "", ""]]  # nothing to be held against
 
 
 def test_the_demonstration_s_pages_are_read_once_and_the_others_in_every_draw(monkeypatch, capsys) -> None:
