@@ -142,6 +142,18 @@ def size(config: Mapping[str, Any], key: str) -> int:
     return value
 
 
+def check_width(vision: Mapping[str, Any], key: str, hidden: int) -> None:
+    """Refuse a tower whose features, as ``vision_config`` says, are not as wide as the decoder.
+
+    Raises
+    ------
+    ExportError
+        naming the key and both widths.
+    """
+    if (width := size(vision, key)) != hidden:
+        raise ExportError(f"config.json: vision_config: {key} is {width}, and the decoder is {hidden} wide")
+
+
 def first(*values: Any) -> Any:
     """The first that is not None."""
     return next((value for value in values if value is not None), None)

@@ -12,7 +12,7 @@ from models.dots_ocr.prompts import PLACEHOLDER, SERVING_TEMPLATE
 from models.manifest import TokenIds
 
 from .checkpoint import Checkpoint
-from .config_values import check_decoder, check_values, checked_part, required, size
+from .config_values import check_decoder, check_values, check_width, checked_part, required, size
 from .decoder import DecoderSpec
 from .decoder_export import sized_decoder
 from .errors import ExportError
@@ -121,16 +121,9 @@ def tower_spec(config: Mapping[str, Any]) -> TowerSpec:
 
 
 def merger_spec(config: Mapping[str, Any], hidden: int) -> MergerSpec:
-    """hidden : the decoder's width.
-
-    Raises
-    ------
-    ExportError
-        when the tower's features have another width.
-    """
+    """The merger's sizes. hidden : the decoder's width; see ``check_width``."""
     vision = required(config, "vision_config")
-    if (width := size(vision, "hidden_size")) != hidden:
-        raise ExportError(f"config.json: vision_config: hidden_size is {width}, and the decoder is {hidden} wide")
+    check_width(vision, "hidden_size", hidden)
     return MergerSpec(size(vision, "embed_dim"), size(vision, "spatial_merge_size"), hidden, _MERGER_EPSILON)
 
 

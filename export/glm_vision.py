@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .config_values import checked_part, required, size
-from .errors import ExportError
+from .config_values import check_width, checked_part, required, size
 from .layers import Precision
 from .mergers import GatedMerger, MergerSpec
 from .rms_vision import Tower, TowerNames, TowerSpec
@@ -53,16 +52,9 @@ def tower_spec(config: Mapping[str, Any]) -> TowerSpec:
 
 
 def merger_spec(config: Mapping[str, Any], hidden: int) -> MergerSpec:
-    """hidden : the decoder's width.
-
-    Raises
-    ------
-    ExportError
-        when the tower's features have another width.
-    """
+    """The merger's sizes. hidden : the decoder's width; see ``check_width``."""
     vision = required(config, "vision_config")
-    if (width := size(vision, "out_hidden_size")) != hidden:
-        raise ExportError(f"config.json: vision_config: out_hidden_size is {width}, and the decoder is {hidden} wide")
+    check_width(vision, "out_hidden_size", hidden)
     return MergerSpec(size(vision, "hidden_size"), size(vision, "spatial_merge_size"), hidden)
 
 
