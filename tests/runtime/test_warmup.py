@@ -18,7 +18,7 @@ from runtime.vision import VisionTower
 from runtime.warmup import default_warm_up, token_buckets, warm_up
 
 # Decides as on a GPU, and computes on the CPU.
-LIKE_CUDA = Device("cpu", 1, replays=True, picks=True)
+LIKE_CUDA = Device("cpu", 1, replays=True, picks=True, resident=True)
 
 
 @pytest.fixture
