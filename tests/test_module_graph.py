@@ -16,9 +16,6 @@ PACKAGES = ("export", "models", "runtime", "server", "tools")
 # Two modules that still import each other, the later of them inside a function or for its types alone.
 KNOWN_CIRCLES = {
     ("server.command.inputs", "server.command.buckets"),
-    ("server.ray.serving", "server.ray.service"),
-    ("server.ray.service", "server.http.cli"),
-    ("server.ray.serving", "server.http.cli"),
 }
 
 

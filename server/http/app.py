@@ -20,10 +20,11 @@ from .admission import Admission, Capacity
 from .auth import ApiKeys
 from .chat import ChatCompletions
 from .documents import DocumentReader
+from .endpoint import Endpoint
 from .exporting import Exports
-from .generate import Generator
 from .health import Health, MetricsResource, Ready
 from .images import ImageReader
+from .in_flight import RequestsInFlight
 from .logs import RequestLog
 from .metrics import Metrics
 from .mistral.files import File, FileContent, Files, FileStore, SignedUrl
@@ -46,7 +47,7 @@ class Application:
     """The WSGI application and the parts that outlive a request."""
 
     wsgi: falcon.App[Any, Any]
-    generator: Generator
+    in_flight: RequestsInFlight
     pool: ModelPool[ModelKey]
     source: ModelSource
     exports: Exports
@@ -121,11 +122,11 @@ def build(
         max_pages=options.max_pages,
     )
     metrics = Metrics()
-    generator = Generator(config, options, source, exports, pool, images, documents, admission)
+    in_flight = RequestsInFlight(config, options, source, exports, pool, images, documents, admission)
     metrics.watch("ocr_queue_depth", "Requests waiting for a model or inside its queue",
                   lambda: pool.waiting + pool.queue_depth())  # fmt: skip
     metrics.watch("ocr_active_requests", "Requests being encoded, prefilled or decoded", pool.active)
-    metrics.watch("ocr_requests_present", "Generation requests in the house", lambda: generator.present)
+    metrics.watch("ocr_requests_present", "Generation requests in the house", lambda: in_flight.present)
     metrics.watch_kinds("ocr_held", "What requests hold of the house", "kind", admission.kinds)
     metrics.watch_engines(lambda: [(key.entry.id, load) for key, load in pool.loads()])
     metrics.watch("ocr_loaded_models", "Models in memory", lambda: len(pool.loaded_keys()))
@@ -144,16 +145,14 @@ def build(
 
     max_body = options.max_body_mb << 20
     max_file = options.max_image_mb << 20
-    reader = OcrReader(generator, files, fetcher, max_file, options.model)
+    reader = OcrReader(files, fetcher, max_file, options.model)
     kept = JobFiles(config.cache_dir / "jobs", options.jobs_mb << 20, options.jobs_hours * 3600)
-    jobs = OcrJobs(generator, reader, metrics, kept, options.max_jobs)
-    _route(app, ChatCompletions.path, ChatCompletions(generator, metrics, max_body))
-    _route(app, Responses.path, Responses(generator, metrics, max_body))
-    _route(app, Ocr.path, Ocr(generator, metrics, max_body, reader))
-    _route(
-        app, LayoutParsing.path,
-        LayoutParsing(generator, metrics, max_body, source, fetcher, max_file, options.model),
-    )  # fmt: skip
+    jobs = OcrJobs(in_flight, reader, metrics, kept, options.max_jobs)
+    _route(app, ChatCompletions.path, ChatCompletions(Endpoint(in_flight, metrics, max_body)))
+    _route(app, Responses.path, Responses(Endpoint(in_flight, metrics, max_body)))
+    _route(app, Ocr.path, Ocr(Endpoint(in_flight, metrics, max_body), reader))
+    layout_parsing = LayoutParsing(Endpoint(in_flight, metrics, max_body), source, fetcher, max_file, options.model)
+    _route(app, LayoutParsing.path, layout_parsing)
     _route(app, Jobs.path, Jobs(jobs, max_body))
     _route(app, f"{Jobs.path}/{{job_id}}", JobById(jobs))
     _route(app, f"{Jobs.path}/{{job_id}}/cancel", JobCancel(jobs))
@@ -165,11 +164,29 @@ def build(
     _route(app, "/v1/models/{model_id}", Model(source, pool))
     _route(app, "/health", Health())
     _route(app, "/v1/health", Health())
-    _route(app, "/ready", Ready(generator, pool, exports))
+    _route(app, "/ready", Ready(in_flight, pool, exports))
     _route(app, "/metrics", MetricsResource(metrics))
     _route(app, "/openapi.json", OpenApi())
     if options.web == "on":
-        web.install(partial(_route, app), config, options, source, generator, documents.workers, admission)
+        web.install(partial(_route, app), config, options, source, in_flight, documents.workers, admission)
     return Application(
-        app, generator, pool, source, exports, jobs, metrics, keys, admission, (images.workers, documents.workers)
+        app, in_flight, pool, source, exports, jobs, metrics, keys, admission, (images.workers, documents.workers)
     )
+
+
+def application_of(config: Config, options: ServerOptions) -> Application:
+    """Check what can be checked before listening, then build.
+
+    Raises
+    ------
+    RuntimeUnavailable
+        when ONNX Runtime or the device is not there.
+    ConfigError
+        for a model that is unknown, or a replacement file that is missing.
+    """
+    from runtime.providers import find_device  # needs ONNX Runtime, whose absence deserves more than a traceback
+
+    device = find_device(options.device, options.threads or None)
+    source = ModelSource(config, options, device.name)
+    source.key(source.entry(options.model))
+    return build(config, options, source)

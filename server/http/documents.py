@@ -28,7 +28,7 @@ from server.writers.result import describe_block
 
 from .admission import PATIENCE, Admission, Held
 from .images import decode_data_url
-from .schema import Reading
+from .schema import ReadingOptions
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ class DocumentReader:
 
 
 @dataclass
-class Page:
+class DocumentPage:
     """One page of a document, before, while and after it is read."""
 
     number: int  # from 1
@@ -166,8 +166,8 @@ class DocumentGeneration:
 
     def __init__(
         self, model: TextModel, document: Document, indices: Sequence[int], prompt: str, settings: InferenceSettings,
-        reading: Reading, admission: Admission, is_gone: Stop = never,
-        on_page: Callable[[Page], None] = lambda page: None, client: str = "",
+        reading: ReadingOptions, admission: Admission, is_gone: Stop = never,
+        on_page: Callable[[DocumentPage], None] = lambda page: None, client: str = "",
     ) -> None:  # fmt: skip
         """Begin with the first page that can be read.
 
@@ -183,7 +183,7 @@ class DocumentGeneration:
         self._admission, self._is_gone, self._client = admission, is_gone, client
         self._started = time.monotonic()
         self._todo = deque(indices)
-        self.pages: list[Page] = []  # begun, in order
+        self.pages: list[DocumentPage] = []  # begun, in order
         self._current = 0  # the page whose text is passed on
         self._length = 0  # characters passed on
         self._events: deque[TextDelta | Finished] = deque()
@@ -271,7 +271,7 @@ class DocumentGeneration:
 
     def _begin_page(self) -> None:
         """Draw the next page and hand it to the engine. A page that cannot be read is recorded, and raises."""
-        page = Page(self._todo[0] + 1)
+        page = DocumentPage(self._todo[0] + 1)
         settings = self._settings
         try:
             self._drawn = self._drawn or self._draw(self._todo[0])
@@ -337,7 +337,7 @@ class DocumentGeneration:
         for page in self.pages:
             page.let_go()
 
-    def _take(self, page: Page) -> None:
+    def _take(self, page: DocumentPage) -> None:
         """The next page has begun, or failed to."""
         if page.generation is not None and is_document(self._prompt):
             page.pixels, self._pixels = self._pixels, None
@@ -366,7 +366,7 @@ class DocumentGeneration:
             self._over = True
             self._events.append(self._finished())
 
-    def _begin_text(self, page: Page, piece: str) -> str:
+    def _begin_text(self, page: DocumentPage, piece: str) -> str:
         separator = PAGE_BREAK if self._length else ""
         page.start = self._length + len(separator)
         return separator + piece
@@ -421,7 +421,7 @@ def describe_flaws(blocks: Sequence[Block], page: int) -> list[dict[str, Any]]:
     ]
 
 
-def _describe(page: Page) -> dict[str, Any]:
+def _describe(page: DocumentPage) -> dict[str, Any]:
     described: dict[str, Any] = {
         "page": page.number, "width": page.size[0], "height": page.size[1], "start": page.start, "end": page.end,
     }  # fmt: skip

@@ -1,4 +1,4 @@
-"""What the two generation endpoints share: reading the body, starting the job, answering plain or streamed."""
+"""What the endpoints that read documents share: an exchange, from a body to an answer, plain or streamed."""
 
 from __future__ import annotations
 
@@ -7,120 +7,118 @@ import threading
 import uuid
 import zlib
 from collections.abc import Callable, Iterator
-from typing import Any, ClassVar
+from contextlib import ExitStack, contextmanager
 
 import falcon
 
 from models.errors import ContextExceeded
-from runtime.requests import Finished
 from server.api_errors import ApiError, BadRequest, ClientGone, TooLarge, internal_error, translate
 
 from . import schema, sse
-from .generate import Generator, Job
+from .asked import Asked
+from .in_flight import RequestsInFlight
 from .logs import RequestRecord
-from .messages import Prompt
 from .metrics import Metrics
+from .running import RunningRequest
 
 log = logging.getLogger(__name__)
 
 READERS = 4  # bodies that are parsed at once: each can be 50 MB, twice while it is read
 
 
-class GenerationEndpoint:
-    """A Falcon resource; subclasses say how a request is read and an answer is written."""
+class Exchange:
+    """One POST. What it takes of the house is given back when its ``with`` block ends, or when its stream does."""
 
-    path: ClassVar[str]
-    request_model: ClassVar[Any]
-    content: ClassVar[str]  # the body's field that has the conversation, images and all
+    def __init__(
+        self, endpoint: Endpoint, req: falcon.Request, resp: falcon.Response, record: RequestRecord, content: str,
+        held: ExitStack,
+    ) -> None:  # fmt: skip
+        self.record = record
+        self._endpoint, self._req, self._resp = endpoint, req, resp
+        self._content, self._held = content, held
+        self._is_gone: Callable[[], bool] = req.env.get("waitress.client_disconnected", lambda: False)
 
-    def __init__(self, generator: Generator, metrics: Metrics, max_body_bytes: int) -> None:
-        self._generator, self._metrics = generator, metrics
-        self._max_body_bytes = max_body_bytes
-        self._reading = threading.Semaphore(READERS)
-
-    def prompt(self, body: Any) -> Prompt:
-        """The conversation of a checked body.
+    def body(self, form: type[schema.Body]) -> schema.Body:
+        """The checked body.
 
         Raises
         ------
-        InvalidInput, ApiError
-            when it asks for something that is not supported.
+        ApiError, InvalidInput
+            for what is no JSON, too large, or asks for something that is not supported.
         """
-        raise NotImplementedError
+        body = self._endpoint.read(self._req, form)
+        self.record.stream, self.record.asked = bool(body.stream), body.model or ""
+        return body
 
-    def start(
-        self, req: falcon.Request, body: Any, record: RequestRecord, is_gone: Callable[[], bool]
-    ) -> tuple[Any, Job]:
-        """Begin the job; returns it with what of the body its answer is written from."""
-        prompt = self.prompt(body)
-        body = body.model_copy(update={self.content: []})  # the rest of it lives as long as the answer
-        job = self._generator.start(
-            prompt, body.model, schema.settings_of(body), schema.reading_of(body), record, is_gone
-        )
-        return body, job
+    def start(self, asked: Asked) -> RunningRequest:
+        """Begin what was asked for; it ends with the exchange. Raises as ``RequestsInFlight.start``."""
+        try:
+            return self._held.enter_context(self._endpoint.in_flight.start(asked, self.record, self._is_gone))
+        except ContextExceeded as error:
+            raise BadRequest(str(error), param=self._content, code="context_length_exceeded") from error
 
-    def answer(self, body: Any, job: Job, text: str, finished: Finished) -> dict[str, Any]:
-        """The JSON document of a whole answer."""
-        raise NotImplementedError
+    def stream(self, running: RunningRequest, chunks: Iterator[bytes], failure: Callable[[ApiError], bytes]) -> None:
+        """Answer with server-sent events, after the ``with`` block has ended.
 
-    def chunks(self, body: Any, job: Job) -> Iterator[bytes]:
-        """The server-sent events of an answer; ``ClientGone`` may pass through."""
-        raise NotImplementedError
+        failure : the event that ends a stream which has begun and cannot go on.
+        """
+        self._resp.content_type = "text/event-stream; charset=utf-8"
+        self._resp.set_headers(sse.HEADERS)
+        self._resp.stream = sse.EventStream(_guarded(running, chunks, failure), self._held.pop_all().close)
 
-    def failure(self, body: Any, record: RequestRecord, error: ApiError) -> bytes:
-        """The event that ends a stream which has begun and cannot go on."""
-        raise NotImplementedError
 
-    def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
-        record = RequestRecord(uuid.uuid4().hex, self.path, self._metrics, address=req.remote_addr)
+class Endpoint:
+    """What a resource needs for its exchanges."""
+
+    def __init__(self, in_flight: RequestsInFlight, metrics: Metrics, max_body_bytes: int) -> None:
+        self.in_flight = in_flight
+        self._metrics, self._max_body_bytes = metrics, max_body_bytes
+        self._reading = threading.Semaphore(READERS)
+
+    @contextmanager
+    def exchange(self, req: falcon.Request, resp: falcon.Response, path: str, content: str) -> Iterator[Exchange]:
+        """Take a place for a request, and write down how it ended.
+
+        content : the body's field that has the conversation or the document.
+
+        Raises
+        ------
+        Unavailable
+            when there is no place.
+        """
+        record = RequestRecord(uuid.uuid4().hex, path, self._metrics, address=req.remote_addr)
         record.client = str(req.context.get("client") or req.remote_addr)
         req.context["recorded"] = True  # this line is the request's
         resp.set_header("X-Request-Id", record.id)
         try:
-            self._serve(req, resp, record)
+            with ExitStack() as held:
+                held.enter_context(self.in_flight.place())
+                yield Exchange(self, req, resp, record, content, held)
         except BaseException as error:
             known = _translated(error) or internal_error()
             record.finish(_outcome(error), status=known.status_code, reason=known.message)
             raise
 
-    def _serve(self, req: falcon.Request, resp: falcon.Response, record: RequestRecord) -> None:
-        self._generator.enter()
-        try:
-            with self._reading:
-                body = schema.parse(read_json(req, self._max_body_bytes), self.request_model)
-            record.stream, record.asked = bool(body.stream), body.model or ""
-            is_gone = req.env.get("waitress.client_disconnected", lambda: False)
-            body, job = self.start(req, body, record, is_gone)
-        except BaseException as error:
-            self._generator.leave()
-            if isinstance(error, ContextExceeded):
-                raise BadRequest(str(error), param=self.content, code="context_length_exceeded") from error
-            raise
-        if not record.stream:
-            try:
-                text, finished = job.collect()
-                resp.media = self.answer(body, job, text, finished)
-            finally:
-                job.close()
-            return
-        resp.content_type = "text/event-stream; charset=utf-8"
-        resp.set_headers(sse.HEADERS)
-        resp.stream = sse.EventStream(self._guarded(body, job), job.close)
+    def read(self, req: falcon.Request, form: type[schema.Body]) -> schema.Body:
+        """See ``Exchange.body``. A few at a time."""
+        with self._reading:
+            return schema.parse(read_json(req, self._max_body_bytes), form)
 
-    def _guarded(self, body: Any, job: Job) -> Iterator[bytes]:
-        """The chunks; a failure after the headers becomes a last event, for it can be no status any more."""
-        try:
-            yield from self.chunks(body, job)
-        except ClientGone:
-            job.close("client_gone")
-        except Exception as error:
-            known = translate(error)
-            if known is None:
-                log.exception("unexpected error while streaming %s", job.record.id)
-                known = internal_error()
-            job.record.finish("error", status=known.status_code, reason=known.message)
-            job.close("error")
-            yield self.failure(body, job.record, known)
+
+def _guarded(running: RunningRequest, chunks: Iterator[bytes], failure: Callable[[ApiError], bytes]) -> Iterator[bytes]:
+    """The chunks; a failure after the headers becomes a last event, for it can be no status any more."""
+    try:
+        yield from chunks
+    except ClientGone:
+        running.close("client_gone")
+    except Exception as error:
+        known = translate(error)
+        if known is None:
+            log.exception("unexpected error while streaming %s", running.record.id)
+            known = internal_error()
+        running.record.finish("error", status=known.status_code, reason=known.message)
+        running.close("error")
+        yield failure(known)
 
 
 def read_json(req: falcon.Request, limit: int) -> bytes:

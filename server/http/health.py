@@ -7,7 +7,7 @@ import falcon
 from runtime.library.source import ModelKey
 
 from .exporting import Exports
-from .generate import Generator
+from .in_flight import RequestsInFlight
 from .metrics import CONTENT_TYPE, Metrics
 from .pool import ModelPool
 
@@ -22,14 +22,14 @@ class Health:
 class Ready:
     """For load balancers: 503 until a model is loaded, and again when its engine has failed and at the shutdown."""
 
-    def __init__(self, generator: Generator, pool: ModelPool[ModelKey], exports: Exports) -> None:
-        self._generator, self._pool, self._exports = generator, pool, exports
+    def __init__(self, in_flight: RequestsInFlight, pool: ModelPool[ModelKey], exports: Exports) -> None:
+        self._in_flight, self._pool, self._exports = in_flight, pool, exports
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         self._pool.replace_failed()
         models = [str(key) for key in self._pool.loaded_keys()]
         exporting = self._exports.running()
-        if self._generator.draining:
+        if self._in_flight.draining:
             status = "shutting_down"
         elif models:
             status = "ready"

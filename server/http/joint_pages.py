@@ -20,14 +20,14 @@ from runtime.requests import Finished, Generation, Request, TextDelta, TextModel
 
 from .admission import PATIENCE, Admission, Held
 from .documents import describe_blocks, describe_boxes, describe_warnings
-from .schema import Reading
+from .schema import ReadingOptions
 
 
 class JointPages:
     """The chosen pages of a document, as the content of one request; see ``generate``."""
 
     def __init__(
-        self, document: Document, indices: Sequence[int], reading: Reading, client: str, admission: Admission,
+        self, document: Document, indices: Sequence[int], reading: ReadingOptions, client: str, admission: Admission,
         stop: Stop,
     ) -> None:  # fmt: skip
         self._document, self._reading, self._client, self._stop = document, reading, client, stop

@@ -93,15 +93,15 @@ class HttpServer:
             # The handler interrupts the socket loop: it must not wait for anything itself.
             threading.Thread(target=self._drain, name="drain", daemon=True).start()
         else:
-            threading.Thread(target=self._application.generator.expire, name="expire", daemon=True).start()
+            threading.Thread(target=self._application.in_flight.expire, name="expire", daemon=True).start()
 
     def _drain(self) -> None:
         try:
-            generator = self._application.generator
+            in_flight = self._application.in_flight
             log.info(
-                "shutting down: %d requests have %.0f s to finish", generator.present, self._options.shutdown_timeout
+                "shutting down: %d requests have %.0f s to finish", in_flight.present, self._options.shutdown_timeout
             )
-            if not generator.drain(self._options.shutdown_timeout):
+            if not in_flight.drain(self._options.shutdown_timeout):
                 log.warning("the time for running requests is over; they were ended early")
         finally:
             self._finished.set()

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
+from runtime.errors import EngineClosed
 from runtime.library.memory import give_memory_back, resident_mb
 from runtime.requests import EngineLoad, TextModel
 from server.api_errors import ClientGone, Unavailable
@@ -49,7 +50,8 @@ class _Waiter(Generic[K]):
 
 
 class Lease(Generic[K]):
-    """The right to use a loaded model; it stays in memory until ``release``."""
+    """The right to use a loaded model, which stays in memory until ``release``. As a context manager, it tells the pool
+    of an engine that has stopped."""
 
     def __init__(self, pool: ModelPool[K], key: K, loaded: _Loaded) -> None:
         self._pool, self._key, self._loaded = pool, key, loaded
@@ -69,7 +71,7 @@ class Lease(Generic[K]):
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self.release()
+        self.release(broken=isinstance(error, EngineClosed))
 
 
 class ModelPool(Generic[K]):

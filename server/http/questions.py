@@ -14,7 +14,7 @@ from server.api_errors import BadRequest
 from server.options import ServerOptions
 
 from .messages import Prompt
-from .schema import Reading
+from .schema import ReadingOptions
 from .unsupported import CODE
 
 log = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ class Questions:
         self._tags, self._with_system = options.prompt_wrappers, options.system_messages == "prompt"
         self._has_said = False  # that a system message was ignored
 
-    def of(self, prompt: Prompt, reading: Reading, entry: ModelEntry) -> Question:
+    def of(self, prompt: Prompt, reading: ReadingOptions, entry: ModelEntry) -> Question:
         """The question; images alone are read as the model's default task.
 
         Raises
@@ -47,7 +47,7 @@ class Questions:
             raise BadRequest(str(error), param="task") from error
 
 
-def _structured(entry: ModelEntry, reading: Reading, words: str, prompt: Prompt) -> Question:
+def _structured(entry: ModelEntry, reading: ReadingOptions, words: str, prompt: Prompt) -> Question:
     assert reading.structure is not None
     field = reading.structure.field
     try:
@@ -56,7 +56,7 @@ def _structured(entry: ModelEntry, reading: Reading, words: str, prompt: Prompt)
         raise BadRequest(f"{field} is not supported here: {error}", param=field, code=CODE) from error
 
 
-def check_task(reading: Reading, entry: ModelEntry) -> None:
+def check_task(reading: ReadingOptions, entry: ModelEntry) -> None:
     """Refuse a task that the model was not trained on.
 
     Raises

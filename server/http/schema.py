@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, create_model, model_validator
 from pydantic_core import from_json
@@ -140,7 +140,7 @@ class OcrOptions(BaseModel):
 
 
 @dataclass(frozen=True)
-class Reading:
+class ReadingOptions:
     """How a request wants its images read: ``task`` and ``ocr`` of its body."""
 
     task: str | None = None
@@ -182,7 +182,7 @@ class VllmArguments(BaseModel):
 LOGPROBS = "message.output_text.logprobs"  # in ``include`` of a Responses request
 
 
-class _Base(_Lenient):
+class _Body(_Lenient):
     model: str = Field(description="id of a model; see /v1/models")
     stream: bool | None = Field(default=None, description="send server-sent events")
     task: str | None = _TASK
@@ -213,7 +213,9 @@ class _Base(_Lenient):
         return body
 
 
-class _ChatBase(_Base):
+class ChatBody(_Body):
+    """See ``ChatRequest``, which has every inference setting as a field beside these."""
+
     messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
     stream_options: StreamOptions | None = None
     logprobs: bool | None = Field(default=None, description="log-probabilities of the answer's tokens")
@@ -224,10 +226,15 @@ class _ChatBase(_Base):
         return (self.top_logprobs or 0) if self.logprobs else None
 
 
-class _ResponsesBase(_Base):
+class ResponsesBody(_Body):
+    """See ``ResponsesRequest``, which has every inference setting as a field beside these."""
+
     input: str | Annotated[list[ResponseItem], Field(max_length=MAX_MESSAGES)]
     instructions: str | None = None
     metadata: dict[str, JsonValue] | None = None
+    max_output_tokens: int | None = None  # these three are settings, which the answer repeats
+    temperature: float | None = None
+    top_p: float | None = None
     include: list[str] | None = Field(default=None, description=f"{LOGPROBS}, for log-probabilities of the tokens")
 
     def alternatives(self) -> int | None:
@@ -236,8 +243,28 @@ class _ResponsesBase(_Base):
         return self.top_logprobs or 0
 
 
-ChatRequest = create_model("ChatRequest", __base__=_ChatBase, __doc__="A chat completion.", **setting_fields())
-ResponsesRequest = create_model("ResponsesRequest", __base__=_ResponsesBase, __doc__="A response.", **setting_fields())
+ChatRequest = create_model("ChatRequest", __base__=ChatBody, __doc__="A chat completion.", **setting_fields())
+ResponsesRequest = create_model("ResponsesRequest", __base__=ResponsesBody, __doc__="A response.", **setting_fields())
+
+
+class Checked(Protocol):
+    """A pydantic model, as far as it is needed to make one of a document."""
+
+    @classmethod
+    def model_validate(cls, obj: Any) -> Self: ...
+
+
+class Form(Checked, Protocol):
+    """What every body says that asks for a document to be read. ``model``: an id; None is the endpoint's own."""
+
+    @property
+    def model(self) -> str | None: ...
+    @property
+    def stream(self) -> bool | None: ...
+
+
+Parsed = TypeVar("Parsed", bound=Checked)
+Body = TypeVar("Body", bound=Form)
 
 
 def settings_of(body: BaseModel) -> dict[str, Any]:
@@ -254,7 +281,7 @@ def settings_of(body: BaseModel) -> dict[str, Any]:
     return precedence.from_body(values)
 
 
-def reading_of(body: _Base) -> Reading:
+def reading_of(body: _Body) -> ReadingOptions:
     """What the body says of tasks, boxes and pages.
 
     Raises
@@ -265,13 +292,13 @@ def reading_of(body: _Base) -> Reading:
     options = body.ocr or OcrOptions()
     if body.task is not None and options.task is not None and body.task != options.task:
         raise BadRequest("task and ocr.task disagree; send one of them", param="task")
-    return Reading(
+    return ReadingOptions(
         body.task or options.task, bool(options.raw), bool(options.boxes), options.pages, bool(options.progress),
         options.password, body.alternatives(), structure_of(body),
     )  # fmt: skip
 
 
-def parse(raw: bytes, model: type[BaseModel]) -> Any:
+def parse(raw: bytes, model: type[Parsed]) -> Parsed:
     """Read a JSON body.
 
     Raises

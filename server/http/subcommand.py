@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping
 from typing import Any
 
 from . import cli
+from .arguments import DESCRIPTION, add_arguments
+from .arguments import EXAMPLES as PROGRAM_EXAMPLES
 
-DESCRIPTION = cli.DESCRIPTION
-EXAMPLES = cli.EXAMPLES.replace("ocr-onnx-serve", "ocr-onnx serve")
+__all__ = ["DESCRIPTION", "EXAMPLES", "add_arguments", "run"]
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """All flags of the server."""
-    cli.add_arguments(parser)
+EXAMPLES = PROGRAM_EXAMPLES.replace("ocr-onnx-serve", "ocr-onnx serve")
 
 
 def run(given: Mapping[str, Any]) -> int:

@@ -16,7 +16,7 @@ import threading
 from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from ray import serve
@@ -26,7 +26,8 @@ from models.config import Config
 from runtime.errors import ModelUnavailable
 from runtime.library import memory
 from server.http import logs
-from server.http.app import Application
+from server.http.app import Application, application_of
+from server.http.arguments import build_parser
 from server.http.auth import ApiKeys
 from server.http.listener import SPARE_THREADS
 from server.options import ServerOptions
@@ -34,6 +35,7 @@ from server.options import ServerOptions
 from .bridge import Call, Head, answers
 from .front import Front, too_many
 from .numbers import Numbers
+from .plan import Plan, prepared
 
 TELL_SECONDS = 5.0  # between two times that a replica tells its metrics
 SLOTS = 4  # requests that an engine decodes together, where --slots does not say
@@ -41,27 +43,11 @@ QUIET = {"enable_access_log": False}  # the application has a line for each requ
 KEPT_SECONDS = 7 * 86_400.0  # that the desk stays without a request
 
 
-@dataclass(frozen=True)
-class Plan:
-    """How the application is spread over a cluster."""
-
-    models: Sequence[str]  # ids; requests that name none get the first
-    least: int = 1  # replicas of each
-    most: int = 1
-    desk: bool = False  # keep files and jobs
-    threads: int = 1  # CPUs of an engine on CPUs
-    gpu: bool = False
-    upscale_seconds: float = 10.0  # of a queue, before another engine is started
-    downscale_seconds: float = 300.0  # without one, before an engine is ended
-
-
 class Engine:
     """One replica of a model: the server's whole application, with one model in it."""
 
     def __init__(self, config: Config, options: ServerOptions, numbers: Any) -> None:
         """Load the model, so that no request comes before it is there."""
-        from server.http.cli import application_of
-
         memory.settle_malloc()
         logs.configure(options.log_format, options.log_level)
         self._application: Application = application_of(config, options)
@@ -97,7 +83,7 @@ class Engine:
         """Serve has let running requests finish before."""
         self._ended.set()
         application = self._application
-        await asyncio.get_running_loop().run_in_executor(None, application.generator.drain, self._drain_seconds)
+        await asyncio.get_running_loop().run_in_executor(None, application.in_flight.drain, self._drain_seconds)
         application.close()
 
 
@@ -184,9 +170,5 @@ def app(arguments: dict[str, str]) -> Any:
 
     arguments : flags of ``ocr-onnx serve --ray`` without the dashes in front, with underlines for hyphens.
     """
-    from server.http.cli import build_parser
-
-    from .serving import prepared
-
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in arguments.items()]
     return build(*prepared(vars(build_parser().parse_args([*flags, "--ray=auto"]))))

@@ -47,7 +47,7 @@ logging.basicConfig(level="WARNING")
 from models.catalog import CATALOG, SUPPORTED_FAMILIES, normalise_family
 from models.precedence import BY_NAME
 from models.registry import tasks_of
-from server.http.cli import build_parser
+from server.http.arguments import build_parser
 entry = CATALOG["sharp-ocr"]
 print(json.dumps([entry.revision, "sharp-ocr" in SUPPORTED_FAMILIES, normalise_family("Sharp"), tasks_of("sharp-ocr"),
                   BY_NAME["sharpness"].help, vars(build_parser().parse_args(["--sharpness", "2"]))]))

@@ -15,7 +15,7 @@ from typing import Any
 
 import runtime.model
 import server.http.door
-import server.http.generate
+import server.http.running
 from models.paths import cache_dir
 from runtime.library.source import ModelSource
 from runtime.requests import Request
@@ -63,7 +63,7 @@ def open_model(folder: Path, *, max_queue: int, slots: int | None, **_: Any) -> 
 if __name__ == "__main__":
     runtime.model.Model.open = open_model  # type: ignore[assignment, method-assign]
     ModelSource.check = lambda self, key: None  # type: ignore[method-assign]  # the folders below are empty
-    server.http.generate.PING_SECONDS = 0.5
+    server.http.running.PING_SECONDS = 0.5
     if "HASTY" in os.environ:  # for tests of slow clients
         server.http.door.HEADER_SECONDS = server.http.door.GRACE_SECONDS = 1.0
     for model_id, dtype in (

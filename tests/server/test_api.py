@@ -233,7 +233,7 @@ def test_health_is_always_up_and_ready_follows_the_model(service: Service) -> No
     assert service.client.simulate_get("/ready").status_code == 503
     service.application.preload("deepseek-ocr")
     assert service.client.simulate_get("/ready").json["status"] == "ready"
-    service.application.generator.drain(0)
+    service.application.in_flight.drain(0)
     assert service.client.simulate_get("/ready").json["status"] == "shutting_down"
     refused = service.post(chat())
     assert (refused.status_code, refused.json["error"]["code"]) == (503, "shutting_down")

@@ -106,7 +106,7 @@ def test_requests_beyond_the_queue_are_refused_at_once(make_service: MakeService
     for thread in threads:
         thread.start()
     for _ in range(3000):
-        if service.application.generator.present == 3:
+        if service.application.in_flight.present == 3:
             break
         threading.Event().wait(0.01)
     result = service.post(chat())
@@ -115,7 +115,7 @@ def test_requests_beyond_the_queue_are_refused_at_once(make_service: MakeService
         thread.join()
     assert (result.status_code, result.json["error"]["code"]) == (503, "queue_full")
     assert [one.status_code for one in results] == [200] * 3
-    assert service.application.generator.present == 0
+    assert service.application.in_flight.present == 0
 
 
 def test_a_model_with_a_missing_file_is_listed_and_refused(make_service: MakeService) -> None:

@@ -176,7 +176,7 @@ def test_cors_is_off_by_default_and_allows_named_origins(make_service: MakeServi
 def test_refused_requests_leave_their_place(service: Service) -> None:
     for body in ({}, chat(model="nope"), chat(url="x"), chat(temperature=-1), chat("x", task="free")):
         assert service.post(body).status_code in (400, 404)
-    assert service.application.generator.present == 0
+    assert service.application.in_flight.present == 0
 
 
 def test_too_many_images_are_refused(make_service: MakeService) -> None:

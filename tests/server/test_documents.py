@@ -176,7 +176,7 @@ def test_documents_that_cannot_be_read_are_explained(service: Service, data: byt
     error = result.json["error"]
     assert (result.status_code, error["param"], error["code"]) == (400, "file_data", "invalid_file")
     assert words in error["message"]
-    assert service.application.generator.present == 0
+    assert service.application.in_flight.present == 0
     assert service.source.loads == []  # no model is loaded to say that
 
 
@@ -210,7 +210,7 @@ def test_mistakes_with_documents_are_explained(
     error = result.json["error"]
     assert (result.status_code, error["param"]) == (status, param), error
     assert words in error["message"]
-    assert service.application.generator.present == 0
+    assert service.application.in_flight.present == 0
 
 
 @pytest.mark.parametrize("failing", [{1}, {2, 3}, {4}])
@@ -238,7 +238,7 @@ def test_a_document_of_which_every_page_fails_is_an_error(make_service: MakeServ
     result = service.post(ask(numbered(3)))
     assert (result.status_code, result.json["error"]["code"]) == (500, "engine_error")
     assert events(service.post(ask(numbered(3), stream=True)))[-1]["error"]["code"] == "engine_error"
-    assert service.application.generator.present == 0
+    assert service.application.in_flight.present == 0
 
 
 def test_a_page_that_cannot_be_drawn_is_named_and_the_others_are_read(make_service: MakeService) -> None:
@@ -341,7 +341,7 @@ def test_a_shutdown_ends_a_document_with_the_text_so_far(make_service: MakeServi
     thread = threading.Thread(target=lambda: answers.append(service.post(ask(numbered(9))).json))
     thread.start()
     assert begun.wait(30)
-    service.application.generator.drain(0)
+    service.application.in_flight.drain(0)
     thread.join(30)
     assert answers[0]["ocr"]["finish_detail"] == "cancelled"
     assert content(answers[0]).startswith("Page 1")

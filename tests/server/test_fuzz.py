@@ -39,7 +39,7 @@ def no_network(host: str, port: int) -> list[tuple[Any, ...]]:
 def service(make_service: MakeService, monkeypatch: pytest.MonkeyPatch) -> Service:
     # Collecting the garbage of a whole test session at every switch would take most of the time.
     monkeypatch.setattr("server.http.pool.give_memory_back", lambda: None)
-    monkeypatch.setattr("server.http.generate.give_memory_back", lambda: None)
+    monkeypatch.setattr("server.http.in_flight.give_memory_back", lambda: None)
     return make_service(fetcher=Fetcher(resolver=no_network))
 
 
@@ -52,7 +52,7 @@ def check(result: Any) -> None:
 
 def still_healthy(service: Service) -> None:
     assert service.client.simulate_get("/health").status_code == 200
-    assert service.application.generator.present == 0
+    assert service.application.in_flight.present == 0
     assert service.post(chat()).json["choices"][0]["message"]["content"] == "Hello, world."
 
 

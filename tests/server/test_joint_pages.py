@@ -13,7 +13,7 @@ from runtime.documents import Document, Drawn
 from runtime.requests import Request
 from server.http.admission import Admission, Capacity
 from server.http.joint_pages import JointPages
-from server.http.schema import Reading
+from server.http.schema import ReadingOptions
 from tests.server.conftest import MakeService, Service, data_url, image_part
 from tests.server.test_documents import ask, content, numbered
 
@@ -144,7 +144,7 @@ def test_a_document_of_more_pixels_than_the_house_holds_is_drawn_page_by_page() 
             requests.append(request)
             assert [page.size for page in request.images] == [(10, 10)] * 5
 
-    pages = JointPages(Pages(), range(5), Reading(), "", admission, lambda: False)  # type: ignore[arg-type]
+    pages = JointPages(Pages(), range(5), ReadingOptions(), "", admission, lambda: False)  # type: ignore[arg-type]
     pages.begin(Model(), "<image>all", object())  # type: ignore[arg-type]
     assert admission.held("pixels") == 0
     assert requests[0].prompt.count("<image>") == 5

@@ -6,7 +6,7 @@ import pytest
 
 from runtime import providers
 from runtime.requests import EngineLoad
-from server.http.cli import build_parser, options_of
+from server.http.arguments import build_parser, options_of
 from server.http.metrics import Metrics
 from server.options import ServerOptions
 

@@ -212,7 +212,7 @@ def test_what_cannot_be_done_is_said_with_the_clients_own_field(
     result = ask(service, **more)
     assert (result.status_code, error(result)["param"]) == (status, param), result.text
     assert words in error(result)["message"]
-    assert service.application.generator.present == 0
+    assert service.application.in_flight.present == 0
 
 
 def test_a_page_that_fails_says_so_and_leaves_no_text(make_service: MakeService) -> None:

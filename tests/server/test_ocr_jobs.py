@@ -75,7 +75,7 @@ def test_a_job_is_answered_at_once_and_gives_what_the_plain_request_gives(make_s
     (listed,) = service.client.simulate_get("/v1/ocr/jobs").json["data"]
     assert listed["id"] == made.json["id"]
     assert "result" not in listed
-    assert service.application.generator.present == 0
+    assert service.application.in_flight.present == 0
 
 
 def test_a_job_can_be_cancelled_while_it_runs_and_while_it_waits(make_service: MakeService) -> None:
@@ -91,7 +91,7 @@ def test_a_job_can_be_cancelled_while_it_runs_and_while_it_waits(make_service: M
         assert service.client.simulate_post(f"/v1/ocr/jobs/{one}/cancel").status_code == 200
     for one in ids:
         assert ended(service, one)["status"] == "cancelled"
-    until(lambda: service.application.generator.present == 0)
+    until(lambda: service.application.in_flight.present == 0)
     until(lambda: all(model.active == 0 for model in service.source.models.values()))
 
 
@@ -101,7 +101,7 @@ def test_a_deleted_job_ends_and_is_forgotten(make_service: MakeService) -> None:
     until(lambda: status(service, made["id"])["status"] == "running")
     assert service.client.simulate_delete(f"/v1/ocr/jobs/{made['id']}").json["deleted"] is True
     assert service.client.simulate_get(f"/v1/ocr/jobs/{made['id']}").status_code == 404
-    until(lambda: service.application.generator.present == 0)
+    until(lambda: service.application.in_flight.present == 0)
     assert service.client.simulate_get("/v1/ocr/jobs").json["data"] == []
 
 
@@ -180,7 +180,7 @@ def test_a_job_that_is_running_at_the_end_of_the_server_is_kept_as_failed(make_s
     service = make_service(script=lambda request: [30.0, "x"], slots=1)
     made = submit(service).json
     until(lambda: status(service, made["id"])["status"] == "running")
-    service.application.generator.drain(0.1)
+    service.application.in_flight.drain(0.1)
     service.application.close()
     again = make_service()
     kept = status(again, made["id"])

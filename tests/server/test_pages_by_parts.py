@@ -58,7 +58,7 @@ class ScriptedPages(ScriptedModel):
     def __init__(self, *options: Any) -> None:
         super().__init__(*options)
         rules = PADDLEX.change({"ink_only": False})
-        self.pages = PageReader(lambda: LayoutModel.open(self.detector), self, PROMPTS, rules)
+        self.pages = PageReader(lambda: LayoutModel.open(self.detector), lambda: self, PROMPTS, rules)
 
     def submit(self, request: Request) -> Generation:  # type: ignore[override]
         if is_document(request.prompt):

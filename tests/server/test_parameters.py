@@ -126,7 +126,7 @@ def test_a_prompt_beyond_the_context_has_openais_code(service: Service) -> None:
     results = both(service)
     assert [one.json["error"]["code"] for one in results] == ["context_length_exceeded"] * 4
     assert [one.json["error"]["param"] for one in results] == ["messages", "messages", "input", "input"]
-    assert service.application.generator.present == 0
+    assert service.application.in_flight.present == 0
 
 
 PDF = base64.b64encode(scanned_pdf([Image.new("RGB", (40, 30), "white")])).decode()

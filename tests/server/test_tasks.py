@@ -82,7 +82,7 @@ def test_mistakes_with_tasks_are_explained(service: Service, body: dict[str, Any
     error = result.json["error"]
     assert (result.status_code, error["param"]) == (400, param), error
     assert words in error["message"]
-    assert service.application.generator.present == 0
+    assert service.application.in_flight.present == 0
 
 
 def test_an_entry_of_the_configuration_sets_the_default_task(make_service: MakeService, tmp_path: Any) -> None:

@@ -173,7 +173,7 @@ def test_what_cannot_be_drawn_is_refused_with_the_reason(
     answer = _pages(service.client, content, query)
     assert answer.status_code == status
     assert words in answer.json["error"]["message"]
-    assert service.application.generator.present == 0
+    assert service.application.in_flight.present == 0
 
 
 def test_a_page_of_another_origin_cannot_send_documents_without_leave(service: Service) -> None:
@@ -185,7 +185,7 @@ def test_a_page_of_another_origin_cannot_send_documents_without_leave(service: S
 
 def test_a_drawn_document_gives_its_place_back(service: Service) -> None:
     _pages(service.client, text_pdf(["x"]))
-    assert service.application.generator.present == 0
+    assert service.application.in_flight.present == 0
 
 
 def test_a_text_is_rendered(service: Service) -> None:

@@ -12,6 +12,7 @@ import secrets
 import threading
 import time
 import uuid
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,12 +23,13 @@ from server.api_errors import ApiError, ClientGone, Unavailable, error_body, int
 from .. import schema
 from ..auth import owner_of
 from ..endpoint import read_json
-from ..generate import Generator, Job
+from ..in_flight import RequestsInFlight
 from ..logs import RequestRecord
 from ..metrics import Metrics
+from ..running import RunningRequest
 from .job_files import JobFiles
-from .ocr import OcrReader, Order
-from .schema import OcrRequest
+from .ocr import OcrReader, Order, in_mistrals_words
+from .schema import OcrBody, OcrRequest
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +58,7 @@ class OcrJob:
             "id": self.id,
             "object": "ocr.job",
             "status": status or ("queued" if self.started is None else "running"),
-            "model": self.order.model,
+            "model": self.order.asked.model,
             "created_at": int(self.created),
             "started_at": self.started and int(self.started),
             "finished_at": int(time.time()) if status else None,
@@ -71,10 +73,10 @@ class OcrJobs:
     """Runs jobs, and knows them until they are forgotten."""
 
     def __init__(
-        self, generator: Generator, reader: OcrReader, metrics: Metrics, files: JobFiles, max_jobs: int
+        self, in_flight: RequestsInFlight, reader: OcrReader, metrics: Metrics, files: JobFiles, max_jobs: int
     ) -> None:  # fmt: skip
         """max_jobs : that wait or run."""
-        self._generator, self._reader, self._metrics = generator, reader, metrics
+        self._in_flight, self._reader, self._metrics = in_flight, reader, metrics
         self._files, self._max_jobs = files, max_jobs
         self._lock = threading.Lock()  # guards the jobs
         self._jobs: dict[str, OcrJob] = {}
@@ -82,7 +84,7 @@ class OcrJobs:
         self._threads: list[threading.Thread] = []
         self._closing = False
 
-    def submit(self, body: Any, owner: str, address: str, client: str) -> dict[str, Any]:
+    def submit(self, body: OcrBody, owner: str, address: str, client: str) -> dict[str, Any]:
         """Take a request in. ``client``: whose share of the model it takes.
 
         Raises
@@ -90,7 +92,7 @@ class OcrJobs:
         ApiError, InvalidInput
             for one that cannot be carried out, or when there are too many.
         """
-        if self._generator.draining:
+        if self._in_flight.draining:
             raise Unavailable("the server is shutting down", code="shutting_down")
         with self._lock:
             self._refuse_too_many()
@@ -101,7 +103,7 @@ class OcrJobs:
             raise Unavailable("this server cannot keep jobs; its log says why", code="jobs_unavailable") from error
         order = self._reader.order(body, owner)
         record = RequestRecord(
-            uuid.uuid4().hex, Jobs.path, self._metrics, asked=order.model, address=address, client=client
+            uuid.uuid4().hex, Jobs.path, self._metrics, asked=order.asked.model, address=address, client=client
         )
         job = OcrJob(order, owner, record)
         with self._lock:
@@ -156,7 +158,7 @@ class OcrJobs:
             self._files.delete(job_id)
 
     def close(self) -> None:
-        """Let the threads write down how their jobs ended, after the generator has ended them."""
+        """Let the threads write down how their jobs ended, after the requests in flight have been ended."""
         self._closing = True
         for _ in self._threads:
             self._queue.put(None)
@@ -202,39 +204,36 @@ class OcrJobs:
                 del self._jobs[job.id]
 
     def _read(self, job: OcrJob) -> dict[str, Any]:
-        running = self._start(job)
-        try:
+        with ExitStack() as held:
+            running = self._start(job, held)
             text, finished = running.collect()
             if finished.detail == "cancelled":
                 raise _SHUT_DOWN
             return self._reader.answer(job.order, running, text, finished)
-        finally:
-            running.close()
 
-    def _start(self, job: OcrJob) -> Job:
-        """Begin as soon as there is a place and a model."""
-        files = list(job.order.prompt.files)  # starting takes them out of the prompt
+    def _start(self, job: OcrJob, held: ExitStack) -> RunningRequest:
+        """Begin as soon as there is a place and a model. held : what the job has until its end."""
+        prompt = job.order.asked.prompt
+        files = list(prompt.files)  # starting takes them out of the prompt
         while True:
             if job.cancelled.is_set():
                 raise ClientGone
             if self._closing:
                 raise _SHUT_DOWN
-            job.order.prompt.files[:] = files
+            prompt.files[:] = files
             try:
-                return self._try(job)
+                with ExitStack() as taken:
+                    taken.enter_context(self._in_flight.place())
+                    job.started = job.started or time.time()
+                    with in_mistrals_words():
+                        running = self._in_flight.start(job.order.asked, job.record, job.cancelled.is_set)
+                    taken.enter_context(running)
+                    held.push(taken.pop_all())
+                return running
             except Unavailable as error:
                 if error.error_code == "shutting_down":
                     raise
             job.cancelled.wait(RETRY_SECONDS)
-
-    def _try(self, job: OcrJob) -> Job:
-        self._generator.enter()
-        try:
-            job.started = job.started or time.time()
-            return self._reader.start(job.order, job.record, job.cancelled.is_set)
-        except BaseException:
-            self._generator.leave()
-            raise
 
 
 class Jobs:

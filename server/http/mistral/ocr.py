@@ -6,10 +6,11 @@ The document goes the way of a ``file`` part of a chat message. What is Mistral'
 from __future__ import annotations
 
 import base64
+import contextlib
 import re
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import falcon
@@ -21,47 +22,39 @@ from server.fetch import Fetcher
 
 from .. import schema
 from ..answers import extension
+from ..asked import Asked
 from ..auth import owner_of
-from ..endpoint import GenerationEndpoint
-from ..generate import Generator, Job
+from ..endpoint import Endpoint
 from ..images import decode_data_url
-from ..logs import RequestRecord
 from ..messages import Prompt
-from ..metrics import Metrics
+from ..running import RunningRequest
 from .files import FileStore
 from .pages import PageWriter
-from .schema import OcrRequest, check_supported, page_numbers
+from .schema import OcrBody, OcrRequest, check_supported, page_numbers
 
 MISTRALS_OWN = re.compile(r"mistral-ocr(-[\w.-]+)?")  # what clients have built in
 # A page is read to its end: Mistral's form has no field for a budget.
 BUDGET = {"max_new_tokens": 8192}
 
 
-@dataclass
+@dataclass(frozen=True)
 class Order:
-    """A checked request: what the generator needs, and what the answer is written from."""
+    """A checked request: what is asked for, and what the answer is written from."""
 
-    body: Any
-    model: str
-    prompt: Prompt
+    asked: Asked
+    body: OcrBody
     size: int  # bytes of the document
-    reading: schema.Reading = field(init=False)
-    settings: dict[str, Any] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.reading = schema.Reading(task=self.body.task, boxes=True, pages=page_numbers(self.body.pages))
-        self.settings = schema.settings_of(self.body)
 
 
 class OcrReader:
-    """Turns requests into jobs and jobs into answers; /v1/ocr and /v1/ocr/jobs share it."""
+    """Turns bodies into orders, and what was read into answers; /v1/ocr and /v1/ocr/jobs share it."""
 
-    def __init__(self, generator: Generator, files: FileStore, fetcher: Fetcher, max_bytes: int, model: str) -> None:
+    def __init__(self, files: FileStore, fetcher: Fetcher, max_bytes: int, model: str) -> None:
         """model : what Mistral's own model names mean here."""
-        self._generator, self._files, self._fetcher = generator, files, fetcher
+        self._files, self._fetcher = files, fetcher
         self._max_bytes, self._model = max_bytes, model
 
-    def order(self, body: Any, owner: str) -> Order:
+    def order(self, body: OcrBody, owner: str) -> Order:
         """Check a request and bring its document here.
 
         Raises
@@ -70,33 +63,20 @@ class OcrReader:
             for what is not supported, is not there, or is too large.
         """
         check_supported(body)
-        page_numbers(body.pages)
+        reading = schema.ReadingOptions(task=body.task, boxes=True, pages=page_numbers(body.pages))
         name, place = body.document.place()
         content = self._content(name, place.strip(), owner)
         url = f"data:application/octet-stream;base64,{base64.b64encode(content).decode()}"
         model = self._model if body.model is None or MISTRALS_OWN.fullmatch(body.model) else body.model
         light = body.model_copy(update={"document": None})  # the rest of it lives as long as the answer
-        return Order(light, model, Prompt(files=[url]), len(content))
+        asked = Asked(Prompt(files=[url]), model, schema.settings_of(light), reading, floor=BUDGET)
+        return Order(asked, light, len(content))
 
-    def start(self, order: Order, record: RequestRecord, is_gone: Callable[[], bool]) -> Job:
-        """See ``Generator.start``.
-
-        Raises
-        ------
-        ClientGone, ApiError, and what ``errors.translate`` knows
-        """
-        try:
-            return self._generator.start(
-                order.prompt, order.model, order.settings, order.reading, record, is_gone, floor=BUDGET
-            )
-        except ApiError as error:
-            raise _in_mistrals_words(error) from error
-
-    def answer(self, order: Order, job: Job, text: str, finished: Finished) -> dict[str, Any]:
-        """The whole answer, from a job that has ended and is not closed yet."""
-        report = job.report()
+    def answer(self, order: Order, running: RunningRequest, text: str, finished: Finished) -> dict[str, Any]:
+        """The whole answer, of a request that has ended and is not closed yet."""
+        report = running.report()
         report.pop("blocks", None)
-        writer = PageWriter(order.body, job.draw)
+        writer = PageWriter(order.body, running.draw)
         boxes: dict[int, list[Box]] = {}
         for box in report.pop("boxes"):
             boxes.setdefault(box["page"], []).append(Box(box["label"], box["text"], tuple(box["box"])))
@@ -106,10 +86,10 @@ class OcrReader:
         ]
         return {
             "pages": pages,
-            "model": order.model,
+            "model": order.asked.model,
             "usage_info": {"pages_processed": len(pages), "doc_size_bytes": order.size},
             "document_annotation": None,
-            "ocr": extension(finished, job.record.id, "max_tokens", report),
+            "ocr": extension(finished, running.record.id, "max_tokens", report),
         }
 
     def _content(self, name: str, place: str, owner: str) -> bytes:
@@ -119,34 +99,36 @@ class OcrReader:
             return decode_data_url(place, self._max_bytes, "file", name)
         if (file := self._files.signed_url(place)) is not None:
             return file.content
-        try:
+        with in_mistrals_words():
             return self._fetcher.fetch(place, time.monotonic() + self._fetcher.timeout)
-        except ApiError as error:
-            raise _in_mistrals_words(error) from error
 
 
-class Ocr(GenerationEndpoint):
+class Ocr:
     """Mistral's OCR."""
 
     path = "/v1/ocr"
-    request_model = OcrRequest
-    content = "document"
 
-    def __init__(self, generator: Generator, metrics: Metrics, max_body_bytes: int, reader: OcrReader) -> None:
-        super().__init__(generator, metrics, max_body_bytes)
-        self._reader = reader
+    def __init__(self, endpoint: Endpoint, reader: OcrReader) -> None:
+        self._endpoint, self._reader = endpoint, reader
 
-    def start(
-        self, req: falcon.Request, body: Any, record: RequestRecord, is_gone: Callable[[], bool]
-    ) -> tuple[Order, Job]:
-        order = self._reader.order(body, owner_of(req))
-        return order, self._reader.start(order, record, is_gone)
-
-    def answer(self, body: Order, job: Job, text: str, finished: Finished) -> dict[str, Any]:
-        return self._reader.answer(body, job, text, finished)
+    def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
+        with self._endpoint.exchange(req, resp, self.path, "document") as exchange:
+            order = self._reader.order(exchange.body(OcrRequest), owner_of(req))
+            with in_mistrals_words():
+                running = exchange.start(order.asked)
+            resp.media = self._reader.answer(order, running, *running.collect())
 
 
-def _in_mistrals_words(error: ApiError) -> ApiError:
+@contextlib.contextmanager
+def in_mistrals_words() -> Iterator[None]:
+    """Errors of the block in the words of Mistral's form."""
+    try:
+        yield
+    except ApiError as error:
+        raise _translated(error) from error
+
+
+def _translated(error: ApiError) -> ApiError:
     """The same error for a client that has sent a ``document`` with ``pages`` from 0."""
     message, param = error.message, error.param
     if param == "ocr.pages":

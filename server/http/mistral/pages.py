@@ -18,6 +18,8 @@ from runtime.documents import DEFAULT_DPI
 from server.writers import tables
 from server.writers.figures import JPEG_QUALITY, cut_out
 
+from .schema import OcrBody
+
 # What Mistral calls the kinds of blocks; any other label of ours is text.
 _BLOCKS = {
     "title": "title", "sub_title": "title", "table": "table", "image": "image", "equation": "equation",
@@ -32,7 +34,7 @@ Draw = Callable[[int], Image.Image]  # number of a page, from 1 -> the page as i
 class PageWriter:
     """Writes the pages of one document, in order: ids count through all of it."""
 
-    body: Any  # the request
+    body: OcrBody
     draw: Draw
     figures: int = 0  # so far
     tables: int = 0

@@ -43,7 +43,9 @@ class Document(BaseModel):
         return next(iter(given.items()))
 
 
-class _OcrBase(BaseModel):
+class OcrBody(BaseModel):
+    """See ``OcrRequest``, which has every inference setting as a field beside these."""
+
     model_config = ConfigDict(extra="ignore", strict=True)
 
     model: str | None = Field(
@@ -82,11 +84,11 @@ _UNSUPPORTED = (
 )  # fmt: skip
 
 OcrRequest = create_model(
-    "OcrRequest", __base__=_OcrBase, __doc__="A document to read, in Mistral's form.", **setting_fields()
+    "OcrRequest", __base__=OcrBody, __doc__="A document to read, in Mistral's form.", **setting_fields()
 )
 
 
-def check_supported(body: Any) -> None:
+def check_supported(body: OcrBody) -> None:
     """Refuse what would be ignored.
 
     Raises

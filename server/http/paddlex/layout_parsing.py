@@ -8,8 +8,7 @@ from __future__ import annotations
 import base64
 import binascii
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -29,13 +28,12 @@ from server.api_errors import ApiError, BadRequest, TooLarge, translate
 from server.fetch import Fetcher
 from server.writers.result import block_of
 
-from .. import schema
-from ..endpoint import GenerationEndpoint
-from ..generate import Generator, Job
+from ..asked import Asked
+from ..endpoint import Endpoint
 from ..images import decode_data_url
-from ..logs import RequestRecord
 from ..messages import Prompt
-from ..metrics import Metrics
+from ..running import RunningRequest
+from ..schema import ReadingOptions
 from .pages import PageWriter
 from .schema import LayoutParsingRequest
 
@@ -43,33 +41,25 @@ from .schema import LayoutParsingRequest
 BUDGET = {"max_new_tokens": 8192}
 
 
-@dataclass(frozen=True)
-class _Order:
-    """What an answer is written from. rules : None where the pages are read whole."""
-
-    body: LayoutParsingRequest
-    rules: PageRules | None
-    log_id: str
-
-
-class LayoutParsing(GenerationEndpoint):
+class LayoutParsing:
     """PaddleX's service."""
 
     path = "/layout-parsing"
-    request_model = LayoutParsingRequest
-    content = "file"
 
-    def __init__(
-        self, generator: Generator, metrics: Metrics, max_body_bytes: int, source: ModelSource, fetcher: Fetcher,
-        max_bytes: int, model: str,
-    ) -> None:  # fmt: skip
+    def __init__(self, endpoint: Endpoint, source: ModelSource, fetcher: Fetcher, max_bytes: int, model: str) -> None:
         """model : of requests that name none."""
-        super().__init__(generator, metrics, max_body_bytes)
+        self._endpoint = endpoint
         self._source, self._fetcher, self._max_bytes, self._model = source, fetcher, max_bytes, model
 
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
         try:
-            super().on_post(req, resp)
+            with self._endpoint.exchange(req, resp, self.path, "file") as exchange:
+                body = exchange.body(LayoutParsingRequest)
+                body.check()
+                asked, rules = self._asked(body)
+                body.file = ""  # the rest of it lives as long as the answer
+                running = exchange.start(asked)
+                resp.media = _answer(body, rules, running, *running.collect())
         except Exception as error:
             known = translate(error)
             if known is None:
@@ -79,45 +69,14 @@ class LayoutParsing(GenerationEndpoint):
             resp.media = _failure(str(resp.get_header("X-Request-Id")), known)
             req.context["reason"] = known.message
 
-    def start(
-        self, req: falcon.Request, body: LayoutParsingRequest, record: RequestRecord, is_gone: Callable[[], bool]
-    ) -> tuple[_Order, Job]:
-        body.check()
+    def _asked(self, body: LayoutParsingRequest) -> tuple[Asked, PageRules | None]:
+        """The request in this server's terms, and the rules of its pages; None where they are read whole."""
         entry = self._source.entry(body.model or self._model)
         task = _task(body, entry)
         rules = rules_of(entry).change(body.rules()) if task == DOCUMENT else None
-        reading = schema.Reading(task=task, boxes=True, rules=body.rules())
+        reading = ReadingOptions(task=task, boxes=True, rules=body.rules())
         url = f"data:application/octet-stream;base64,{base64.b64encode(self._content(body.file.strip())).decode()}"
-        body.file = ""  # the rest of it lives as long as the answer
-        job = self._generator.start(
-            Prompt(files=[url]), body.model or self._model, body.settings(), reading, record, is_gone, floor=BUDGET
-        )
-        return _Order(body, rules, record.id), job
-
-    def answer(self, body: _Order, job: Job, text: str, finished: Finished) -> dict[str, Any]:
-        report = job.report()
-        pages: Sequence[Mapping[str, Any]] = report["pages"]
-        blocks: dict[int, list[Block]] = {page["page"]: [] for page in pages}
-        for entry in report.get("blocks", ()):
-            blocks[entry["page"]].append(block_of({name: value for name, value in entry.items() if name != "page"}))
-        for page in pages:
-            if body.rules is None or not blocks[page["page"]]:
-                whole = Block("text", text[page["start"] : page["end"]], (0, 0, page["width"], page["height"]), "ocr")
-                blocks[page["page"]] = [whole] if whole.text else []
-        request = body.body
-        if request.restructurePages and request.mergeTables is not False:
-            blocks = dict(zip(blocks, join_tables(list(blocks.values())), strict=True))
-        results = [_page(request, body.rules or PLAIN, page, blocks[page["page"]], job, len(pages)) for page in pages]
-        sizes = [{"width": page["width"], "height": page["height"]} for page in pages]
-        info = {**sizes[0], "type": "image"} if request.fileType == 1 and len(sizes) == 1 else {
-            "type": "pdf", "numPages": len(sizes), "pages": sizes,
-        }  # fmt: skip
-        return {
-            "logId": body.log_id,
-            "errorCode": 0,
-            "errorMsg": "Success",
-            "result": {"layoutParsingResults": results, "dataInfo": info},
-        }
+        return Asked(Prompt(files=[url]), body.model or self._model, body.settings(), reading, floor=BUDGET), rules
 
     def _content(self, file: str) -> bytes:
         """The bytes of the document.
@@ -139,6 +98,34 @@ class LayoutParsing(GenerationEndpoint):
             raise BadRequest("file is neither base64 nor an http(s) address", param="file") from error
 
 
+def _answer(
+    request: LayoutParsingRequest, rules: PageRules | None, running: RunningRequest, text: str, finished: Finished
+) -> dict[str, Any]:
+    """The whole answer. rules : None where the pages are read whole."""
+    report = running.report()
+    pages: Sequence[Mapping[str, Any]] = report["pages"]
+    blocks: dict[int, list[Block]] = {page["page"]: [] for page in pages}
+    for entry in report.get("blocks", ()):
+        blocks[entry["page"]].append(block_of({name: value for name, value in entry.items() if name != "page"}))
+    for page in pages:
+        if rules is None or not blocks[page["page"]]:
+            whole = Block("text", text[page["start"] : page["end"]], (0, 0, page["width"], page["height"]), "ocr")
+            blocks[page["page"]] = [whole] if whole.text else []
+    if request.restructurePages and request.mergeTables is not False:
+        blocks = dict(zip(blocks, join_tables(list(blocks.values())), strict=True))
+    results = [_page(request, rules or PLAIN, page, blocks[page["page"]], running, len(pages)) for page in pages]
+    sizes = [{"width": page["width"], "height": page["height"]} for page in pages]
+    info = {**sizes[0], "type": "image"} if request.fileType == 1 and len(sizes) == 1 else {
+        "type": "pdf", "numPages": len(sizes), "pages": sizes,
+    }  # fmt: skip
+    return {
+        "logId": running.record.id,
+        "errorCode": 0,
+        "errorMsg": "Success",
+        "result": {"layoutParsingResults": results, "dataInfo": info},
+    }
+
+
 def _task(body: LayoutParsingRequest, entry: ModelEntry) -> str | None:
     """The task that the request means; None is the model's default."""
     if body.useLayoutDetection:
@@ -150,12 +137,12 @@ def _task(body: LayoutParsingRequest, entry: ModelEntry) -> str | None:
 
 
 def _page(
-    request: LayoutParsingRequest, rules: PageRules, page: Mapping[str, Any], blocks: Sequence[Block], job: Job,
-    count: int,
+    request: LayoutParsingRequest, rules: PageRules, page: Mapping[str, Any], blocks: Sequence[Block],
+    running: RunningRequest, count: int,
 ) -> dict[str, Any]:  # fmt: skip
     """One of ``layoutParsingResults``."""
     size = page["width"], page["height"]
-    writer = PageWriter(blocks, size, rules, partial(job.draw, page["page"]))
+    writer = PageWriter(blocks, size, rules, partial(running.draw, page["page"]))
     return {
         "prunedResult": {
             "page_count": count, "width": size[0], "height": size[1], "model_settings": request.told(rules),

@@ -19,7 +19,7 @@ from server.options import ServerOptions
 from server.writers import FORMATS
 
 from ..admission import Admission
-from ..generate import Generator
+from ..in_flight import RequestsInFlight
 
 __all__ = ["install", "missing"]
 
@@ -28,8 +28,8 @@ _INSTALL = "pip install 'ocr-onnx[web]'"
 
 
 def install(
-    add: Callable[[str, Any], None], config: Config, options: ServerOptions, source: ModelSource, generator: Generator,
-    workers: Workers, admission: Admission,
+    add: Callable[[str, Any], None], config: Config, options: ServerOptions, source: ModelSource,
+    in_flight: RequestsInFlight, workers: Workers, admission: Admission,
 ) -> None:  # fmt: skip
     """Add the page and what it asks for; without the extra ``web``, a page that says how to get it.
 
@@ -43,9 +43,9 @@ def install(
     add("/", resources.PageFile())
     add("/web/{name}", resources.PageFile())
     add("/web/config", resources.WebConfig(config, options, source))
-    add("/web/pages", resources.WebPages(generator, options, workers, admission))
+    add("/web/pages", resources.WebPages(in_flight, options, workers, admission))
     add("/web/render", resources.WebRender())
-    add("/web/download", resources.WebDownload(generator, options, workers, admission))
+    add("/web/download", resources.WebDownload(in_flight, options, workers, admission))
 
 
 def missing() -> list[str]:

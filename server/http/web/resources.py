@@ -11,6 +11,7 @@ import base64
 import io
 import json
 from collections.abc import Iterator
+from contextlib import ExitStack
 from functools import cache
 from hashlib import sha256
 from importlib import resources
@@ -38,7 +39,7 @@ from server.writers import PageResult, page_blocks, render
 from ..admission import PATIENCE, Admission
 from ..ceilings import Ceilings
 from ..endpoint import read_json
-from ..generate import Generator
+from ..in_flight import RequestsInFlight
 from ..schema import parse
 from ..sse import EventStream
 from . import downloads
@@ -132,8 +133,10 @@ class WebPages:
     without leave. Query: ``pages`` (such as ``1-5,9``), ``skip`` of these.
     """
 
-    def __init__(self, generator: Generator, options: ServerOptions, workers: Workers, admission: Admission) -> None:
-        self._generator, self._options = generator, options
+    def __init__(
+        self, in_flight: RequestsInFlight, options: ServerOptions, workers: Workers, admission: Admission
+    ) -> None:
+        self._in_flight, self._options = in_flight, options
         self._workers, self._admission = workers, admission
 
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
@@ -144,26 +147,20 @@ class WebPages:
             raise TooLarge(f"the file has {req.content_length} bytes; the limit is {limit >> 20} MiB (--max-image-mb)")
         skip = req.get_param_as_int("skip", min_value=0) or 0
         is_gone = req.env.get("waitress.client_disconnected", lambda: False)
-        self._generator.enter()
-        try:
+        with ExitStack() as held:
+            held.enter_context(self._in_flight.place())
             content = req.bounded_stream.read(limit)
             if not content:
                 raise BadRequest("the file is empty; it has 0 bytes", code="invalid_file")
-            document, indices = self._open(content, req.get_param("pages"), is_gone)
-        except Stopped:
-            self._generator.leave()
-            raise ClientGone from None
-        except BaseException:
-            self._generator.leave()
-            raise
-
-        def end() -> None:
-            document.close()
-            self._generator.leave()
-
+            try:
+                document, indices = self._open(content, req.get_param("pages"), is_gone)
+            except Stopped:
+                raise ClientGone from None
+            held.callback(document.close)
+            kept = held.pop_all()
         resp.content_type = "application/x-ndjson; charset=utf-8"
         resp.set_header("Cache-Control", "no-store")
-        resp.stream = EventStream(self._drawn(document, indices, skip, is_gone), end)
+        resp.stream = EventStream(self._drawn(document, indices, skip, is_gone), kept.close)
 
     def _open(self, content: bytes, pages: str | None, is_gone: Stop) -> tuple[Document, list[int]]:
         """The document and its chosen pages, counted from 0."""
@@ -281,8 +278,10 @@ class WebRender:
 class WebDownload:
     """``POST /web/download``: the pages as one file."""
 
-    def __init__(self, generator: Generator, options: ServerOptions, workers: Workers, admission: Admission) -> None:
-        self._generator, self._options = generator, options
+    def __init__(
+        self, in_flight: RequestsInFlight, options: ServerOptions, workers: Workers, admission: Admission
+    ) -> None:
+        self._in_flight, self._options = in_flight, options
         self._workers, self._admission = workers, admission
 
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
@@ -299,15 +298,14 @@ class WebDownload:
         pictures = {page.result.page: sent.picture for page, sent in zip(pages, wanted.pages, strict=True)}
         if len(pictures) < len(pages):
             raise BadRequest("two pages have the same number; number each by its own", param="pages")
-        self._generator.enter()
         try:
-            content = make(wanted.name, pages, downloads.Sent(lambda page: self._drawn(pictures[page], page, is_gone)))
+            with self._in_flight.place():
+                sent = downloads.Sent(lambda page: self._drawn(pictures[page], page, is_gone))
+                content = make(wanted.name, pages, sent)
         except InvalidInput as error:
             raise BadRequest(str(error), param="pages") from error
         except Stopped:
             raise ClientGone from None
-        finally:
-            self._generator.leave()
         resp.set_header("Cache-Control", "no-store")
         resp.content_type = media_type
         resp.data = content
