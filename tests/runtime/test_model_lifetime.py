@@ -246,7 +246,7 @@ def test_slots_are_planned_from_what_is_free_beside_the_weights(random_model_fol
     monkeypatch.setattr("runtime.planning.available_memory", lambda: 4 * row * (5 if len(loaded) == 2 else 1))
 
     def noting(kind: type) -> Callable[..., object]:
-        return lambda *arguments: loaded.append(made := kind(*arguments)) or made
+        return lambda *arguments, **named: loaded.append(made := kind(*arguments, **named)) or made
 
     monkeypatch.setattr("runtime.model.Decoder", noting(Decoder))
     monkeypatch.setattr("runtime.model.VisionTower", noting(VisionTower))
