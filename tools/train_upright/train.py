@@ -1,0 +1,93 @@
+"""Trains the network on pieces of drawn pages."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from runtime.documents.upright.network import DOWN, UP
+
+from .draw import drawn
+
+_BATCH = 256
+_LEARNING_RATE = 4e-3
+
+
+def train(output: Path, page_count: int, epochs: int, seed: int, folder: Path | None) -> None:
+    """Draw, train, and write the weights, in half precision. folder : see ``drawn``."""
+    started = time.process_time()
+    torch.manual_seed(seed)
+    torch.set_num_threads(1)
+    cut, kinds = drawn(page_count, seed, folder)
+    print(f"{len(cut)} pieces {Counter(kinds.tolist())}, {time.process_time() - started:.0f} s", flush=True)
+    inputs, classes = torch.from_numpy(cut), torch.from_numpy(kinds)
+    network = Network()
+    steps = epochs * (len(cut) // _BATCH)
+    optimizer = torch.optim.AdamW(network.parameters(), _LEARNING_RATE, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _LEARNING_RATE, total_steps=steps + 1)
+    for epoch in range(epochs):
+        order = torch.randperm(len(cut))
+        losses, right = 0.0, 0
+        for start in range(0, len(cut) - _BATCH + 1, _BATCH):
+            chosen = order[start : start + _BATCH]
+            values, wanted = _turned(inputs[chosen].float() / 255, classes[chosen])
+            scores = network(values)
+            loss = nn.functional.cross_entropy(scores, wanted)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            losses += float(loss.detach())
+            right += int((scores.argmax(1) == wanted).sum())
+        share = right / (len(cut) // _BATCH * _BATCH)
+        seconds = time.process_time() - started
+        print(
+            f"epoch {epoch + 1}: loss {losses / (steps // epochs):.3f}, {share:.4f} right, {seconds:.0f} s", flush=True
+        )
+        save(network, output)
+
+
+class Network(nn.Module):
+    """As ``runtime.documents.upright.network`` computes it, but for the norms, which are folded in when it is saved."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.norm1 = nn.Conv2d(1, 10, 5, 2, 2), nn.BatchNorm2d(10)
+        self.conv2, self.norm2 = nn.Conv2d(10, 24, 3, 2, 1), nn.BatchNorm2d(24)
+        self.conv3, self.norm3 = nn.Conv2d(24, 40, 3, 2, 1), nn.BatchNorm2d(40)
+        self.hidden, self.out = nn.Linear(40 * 3, 48), nn.Linear(48, 3)
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        values = values[:, None]
+        for conv, norm in ((self.conv1, self.norm1), (self.conv2, self.norm2), (self.conv3, self.norm3)):
+            values = torch.relu(norm(conv(values)))
+        return self.out(torch.relu(self.hidden(values.mean(3).flatten(1))))
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The weights by their names in ``runtime.documents.upright.network``."""
+        found = {name: value.numpy() for name, value in self.state_dict().items()}
+        for number in (1, 2, 3):
+            conv, norm = f"conv{number}", f"norm{number}"
+            scale = found[f"{norm}.weight"] / np.sqrt(found[f"{norm}.running_var"] + 1e-5)
+            found[f"{conv}.weight"] = found[f"{conv}.weight"] * scale[:, None, None, None]
+            found[f"{conv}.bias"] = (found[f"{conv}.bias"] - found[f"{norm}.running_mean"]) * scale + found[
+                f"{norm}.bias"
+            ]
+        return {name: value for name, value in found.items() if not name.startswith("norm")}
+
+
+def save(network: Network, output: Path) -> None:
+    """Write the weights."""
+    np.savez_compressed(output, **{name: value.astype(np.float16) for name, value in network.arrays().items()})
+
+
+def _turned(values: torch.Tensor, classes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Half of the pieces turned by half: those that stood are on their heads then."""
+    half = torch.rand(len(values)) < 0.5
+    turned = torch.where(half[:, None, None], values.flip((1, 2)), values)
+    return turned, torch.where(half & (classes == UP), DOWN, classes)
