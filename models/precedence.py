@@ -62,6 +62,13 @@ _SHARED: tuple[Setting, ...] = (
         "--transparency",
     ),
     Setting(
+        "orient",
+        "word",
+        "auto turns pages upright whose text lies on its side or head, where that is sure; off leaves them",
+        "--orient",
+        nested="ocr.orient",
+    ),
+    Setting(
         "max_new_tokens",
         "integer",
         "longest answer in tokens",

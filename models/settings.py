@@ -14,6 +14,7 @@ from .errors import InvalidInput
 from .families import FAMILIES
 from .family_settings import FamilySettings
 from .pixels import Transparency
+from .turned import Orient
 
 # Stop strings are looked for after every token, by the thread that decodes for everybody.
 MAX_STOPS = 16
@@ -27,6 +28,10 @@ class InferenceSettings:
 
     # What is laid under a picture that is transparent in places; "drop" takes the colours that are stored there.
     transparency: Transparency = "white"
+
+    # Whether pages whose text lies on its side or head are turned before they are read. Whoever opens or draws them for
+    # a request does so; ``TextModel.submit`` takes images as they are.
+    orient: Orient = "off"
 
     # Length of the answer.
     max_new_tokens: int = 512
@@ -62,6 +67,8 @@ class InferenceSettings:
         if self.transparency not in get_args(Transparency):
             allowed = " or ".join(get_args(Transparency))
             raise InvalidInput(f"transparency is {self.transparency!r:.40}; it must be {allowed}")
+        if self.orient not in get_args(Orient):
+            raise InvalidInput(f"orient is {self.orient!r:.40}; it must be {' or '.join(get_args(Orient))}")
         for name, (low, high, meaning) in _RANGES.items():
             value = getattr(self, name)
             if value is not None and not low <= value <= high:

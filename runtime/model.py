@@ -32,6 +32,7 @@ from models.precedence import BY_NAME
 from models.registration import ModelEntry
 from models.registry import default_task, defaults_of, family_of
 from models.settings import LEAST_CONTEXT, InferenceSettings
+from models.turned import back, turned, turned_blocks
 
 from .decoder import Decoder
 from .engine import Engine
@@ -247,7 +248,10 @@ class Model:
         GenerationFailed
             when the engine failed on this request.
         """
-        sequence = self._start(image, prompt, task, raw, schema, settings)
+        request, rotated = self._asked(image, prompt, task, raw, schema, settings)
+        sizes = [one.size for one in request.images]
+        sequence = self.submit(request)
+        del request  # nobody keeps a picture
         pieces: list[str] = []
         try:
             while not isinstance(event := sequence.next_event(), Finished):
@@ -256,14 +260,16 @@ class Model:
         finally:
             sequence.cancel()  # at Ctrl-C nobody wants the rest
         _raise_failure(event)
-        return Result("".join(pieces), _tokens_of(sequence), event)
+        if len(sizes) == 1:
+            event = replace(event, blocks=turned_blocks(event.blocks, sizes[0], back(rotated[0])))
+        return Result("".join(pieces), _tokens_of(sequence), event, rotated)
 
     def stream(
         self, image: ImageLike | Sequence[ImageLike], prompt: str | None = None, *,
         task: str | None = None, raw: bool = False, schema: Any = None, **settings: Any,
     ) -> Iterator[str]:  # fmt: skip
         """Like ``read``, piece by piece as the text comes. Closing the iterator cancels the request."""
-        sequence = self._start(image, prompt, task, raw, schema, settings)
+        sequence = self.submit(self._asked(image, prompt, task, raw, schema, settings)[0])
         try:
             while not isinstance(event := sequence.next_event(), Finished):
                 if isinstance(event, TextDelta):
@@ -335,10 +341,11 @@ class Model:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _start(
+    def _asked(
         self, image: ImageLike | Sequence[ImageLike], prompt: str | None, task: str | None, raw: bool, schema: Any,
         settings: dict[str, Any],
-    ) -> Generation:  # fmt: skip
+    ) -> tuple[Request, tuple[int, ...]]:  # fmt: skip
+        """What is asked of the engine, and by how much each image was turned for it, in degrees clockwise."""
         images = [image] if isinstance(image, (str, os.PathLike, bytes, Image.Image)) else list(image)
         if schema is not None:
             schema = schema_text(schema)
@@ -347,7 +354,10 @@ class Model:
             prompt = question(self._entry, task, prompt or "", len(images)).prompt
         defaults = {**defaults_of(self.manifest.family, len(images)), **page_defaults(self._entry, prompt)}
         values = InferenceSettings().override({**defaults, **settings})
-        return self.submit(Request(prompt, [_open_image(one) for one in images], values, raw, schema=schema))
+        opened, rotated = [_open_image(one) for one in images], (0,) * len(images)
+        if values.orient == "auto":
+            opened, rotated = _upright([upright_rgb(one, values.transparency) for one in opened])
+        return Request(prompt, opened, values, raw, schema=schema), rotated
 
     def _prepared(self, request: Request) -> tuple[list[PreparedImage], list[tuple[int, int]]]:
         """The request's images, cut one after the other, and their sizes: nobody keeps a picture beyond that."""
@@ -409,6 +419,13 @@ def _open_image(image: ImageLike) -> Image.Image:
             return opened
     except Exception as error:  # decoders of damaged files raise whatever they run into, OverflowError among it
         raise InvalidInput(f"{name} cannot be read as an image: {error}") from error
+
+
+def _upright(images: Sequence[Image.Image]) -> tuple[list[Image.Image], tuple[int, ...]]:
+    from .documents.upright import degrees_to_upright  # the rest of the documents is for those who open such
+
+    degrees = tuple(map(degrees_to_upright, images))
+    return list(map(turned, images, degrees)), degrees
 
 
 def _load_tokenizer(folder: Path) -> Tokenizer:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from models.errors import InvalidInput
 from models.pixels import Transparency
+from models.turned import Orient
 
 from .document import Document
 from .drawn import Drawn
@@ -61,6 +62,7 @@ def open_document(
     stop: Stop = never,
     transparency: Transparency = "white",
     password: str | None = None,
+    orient: Orient = "off",
     shown_pixels: int | None = None,
 ) -> Document:
     """Open a PDF or a picture. What it is, is decided by its content.
@@ -84,6 +86,8 @@ def open_document(
         what is laid under a picture that is transparent in places (see ``models.pixels.to_rgb``).
     password
         of an encrypted PDF; other documents need none, and take any.
+    orient
+        ``auto`` turns pages upright whose text lies on its side or head, where that is sure (see ``upright``).
     stop
         asked about twenty times a second; when it turns true, opening is ended.
 
@@ -100,14 +104,13 @@ def open_document(
     name = name or ("the document" if isinstance(source, bytes) else str(source))
     how = {"dpi": dpi, "picture": False, "transparency": transparency, "password": password,
            "shown_pixels": shown_pixels}  # fmt: skip
-    return Document(source, name, max_pixels, workers, stop, how)
+    return Document(source, name, max_pixels, workers, stop, how, orient)
 
 
 def open_picture(
     source: bytes, *, name: str, max_pixels: int = DEFAULT_MAX_PIXELS, workers: Workers, stop: Stop = never,
-    transparency: Transparency = "white",
+    transparency: Transparency = "white", orient: Orient = "off",
 ) -> Document:  # fmt: skip
     """Open a picture as a document of one page, its first frame. See ``open_document``."""
-    return Document(
-        source, name, max_pixels, workers, stop, {"picture": True, "transparency": transparency, "shown_pixels": None}
-    )
+    how = {"picture": True, "transparency": transparency, "shown_pixels": None}
+    return Document(source, name, max_pixels, workers, stop, how, orient)

@@ -9,6 +9,7 @@ from typing import Any, Self, TypeVar
 from PIL import Image
 
 from models.errors import InvalidInput
+from models.turned import Orient
 
 from .drawn import Drawn
 from .limits import Stop, never
@@ -23,11 +24,11 @@ class Document:
 
     def __init__(
         self, source: Path | bytes, name: str, max_pixels: int, workers: Workers | None, stop: Stop,
-        how: Mapping[str, Any],
+        how: Mapping[str, Any], orient: Orient = "off",
     ) -> None:  # fmt: skip
         """``how``: what the worker is told beside that. Use ``open_document``, whose errors these are."""
         self.name = name
-        self._max_pixels = max_pixels
+        self._max_pixels, self._orient = max_pixels, orient
         self._own = Workers(1) if workers is None else None
         self._workers = workers or self._own or Workers(1)
         self._number = self._workers.number()
@@ -44,7 +45,7 @@ class Document:
             raise
 
     def size(self, index: int, stop: Stop = never) -> tuple[int, int]:
-        """Width and height in pixels of a page as ``page`` gives it, without drawing it. Raises as ``page``."""
+        """Width and height in pixels of a page as it comes, without drawing it. Raises as ``page``."""
 
         def measure(worker: Worker) -> tuple[int, int]:
             answer = worker.ask({"do": "size", "page": index})
@@ -53,11 +54,13 @@ class Document:
         return self._work(measure, self._described(index), stop)
 
     def page(self, index: int, stop: Stop = never) -> Image.Image:
-        """The picture of a page; see ``draw``."""
-        return self.draw(index, stop).image
+        """The picture of a page as it comes, by its content upright or not; see ``draw``."""
+        return self._draw(index, stop, "off").image
 
     def draw(self, index: int, stop: Stop = never) -> Drawn:
         """One page, counted from 0: upright, in RGB, a picture of its own that the caller may keep or change.
+
+        Upright is what the file says, and where the document was opened so, what is on the page.
 
         stop : asked about twenty times a second; when it turns true, the drawing is ended.
 
@@ -68,8 +71,11 @@ class Document:
         Stopped
             when ``stop`` turned true, or the workers were closed.
         """
+        return self._draw(index, stop, self._orient)
+
+    def _draw(self, index: int, stop: Stop, orient: Orient) -> Drawn:
         what = self._described(index)
-        drawn = self._work(lambda worker: worker.draw(index, self._max_pixels), what, stop)
+        drawn = self._work(lambda worker: worker.draw(index, self._max_pixels, orient), what, stop)
         if self.page_count == 1:
             self._workers.forget(self._number)  # its worker need not keep what is hardly asked for again
         return drawn

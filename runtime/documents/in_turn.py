@@ -19,7 +19,8 @@ class DrawnPages:
     """See ``runtime.requests.Images``.
 
     indices : of the pages, from 0. Of those that have been drawn, in that order: sizes : width and height in pixels;
-    warnings, truncated : see ``Drawn``. lost : pages that cannot be drawn and have been left out, with the reason.
+    warnings, truncated, rotated : see ``Drawn``. lost : pages that cannot be drawn and have been left out, with the
+    reason.
     """
 
     def __init__(
@@ -30,6 +31,7 @@ class DrawnPages:
         self.sizes: list[tuple[int, int]] = []
         self.warnings: list[tuple[str, ...]] = []
         self.truncated: list[bool] = []
+        self.rotated: list[int] = []
         self.lost: dict[int, str] = {}
         self._document, self._stop, self._room = document, stop, room
         self._failing: int | None = None  # the page that is being drawn, or whose drawing has raised
@@ -38,7 +40,7 @@ class DrawnPages:
         return len(self.indices)
 
     def __iter__(self) -> Iterator[Image.Image]:
-        self.sizes, self.warnings, self.truncated = [], [], []
+        self.sizes, self.warnings, self.truncated, self.rotated = [], [], [], []
         for index in self.indices:
             self._failing = index
             width, height = self._document.size(index, self._stop)
@@ -48,6 +50,7 @@ class DrawnPages:
                 self.sizes.append(drawn.image.size)
                 self.warnings.append(drawn.warnings)
                 self.truncated.append(drawn.truncated)
+                self.rotated.append(drawn.rotated)
                 yield drawn.image
 
     def leave_out(self, error: InvalidInput) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from models.errors import InvalidInput
 from models.pixels import MORE_FORMATS, Transparency
+from models.turned import Orient
 
 DEFAULT_DPI = 144
 DPI_RANGE = (18, 1200)
@@ -31,6 +32,7 @@ class How:
     shown_pixels: int | None = None  # a page is drawn with at most so many, though it may have ``max_pixels``
     transparency: Transparency = "white"
     password: str | None = field(default=None, repr=False)
+    orient: Orient = "off"
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@
              picture, transparency, password,
              shown_pixels
 ``size``     page                                     ``width``, ``height``
-``draw``     page                                     ``width``, ``height``, ``warnings``, ``truncated`` and the
-                                                      pixels
+``draw``     page, orient                             ``width``, ``height``, ``warnings``, ``truncated``,
+                                                      ``rotated`` and the pixels
 ``close``                                             none
 ===========  =======================================  =========================================
 
@@ -42,6 +42,7 @@ from .pdf import NotPdf, PdfPages
 from .picture import PicturePages
 from .repair import EDGE, HEADER, HEADER_WITHIN, is_pdf_without_its_start
 from .strips import rows_of_a_strip
+from .upright import upright
 
 TIRED_BYTES = 256 << 20  # of memory beyond the beginning's that is not given back, after which another worker is better
 
@@ -118,7 +119,8 @@ class _Drawer:
                 width, height = self._opened.size(command["page"])
                 self._answer({"width": width, "height": height})
             case "draw":
-                self._send(self._opened.page(command["page"]))
+                drawn = self._opened.page(command["page"])
+                self._send(upright(drawn) if command["orient"] == "auto" else drawn)
             case "close":
                 self._close()
 
@@ -133,7 +135,7 @@ class _Drawer:
         warnings = list(dict.fromkeys([*self._warnings, *drawn.warnings, *self._mutters.taken()]))
         self._answer(
             {"width": image.width, "height": image.height, "warnings": warnings, "truncated": drawn.truncated,
-             "tired": tired}
+             "rotated": drawn.rotated, "tired": tired}
         )  # fmt: skip
         rows = rows_of_a_strip(image.width)
         for top in range(0, image.height, rows):

@@ -23,6 +23,7 @@ import psutil
 from PIL import Image
 
 from models.errors import InvalidInput
+from models.turned import Orient
 from runtime.errors import RuntimeUnavailable
 
 from .drawn import Drawn
@@ -102,9 +103,9 @@ class Worker:
         except OSError as error:
             raise WorkerDied from error
 
-    def draw(self, page: int, max_pixels: int) -> Drawn:
+    def draw(self, page: int, max_pixels: int, orient: Orient) -> Drawn:
         """Draw a page of the document that is open. Raises as ``ask``."""
-        answer = self.ask({"do": "draw", "page": page})
+        answer = self.ask({"do": "draw", "page": page, "orient": orient})
         width, height = int(answer["width"]), int(answer["height"])
         if not (min(width, height) > 0 and width * height <= max_pixels):
             raise WorkerDied  # it does not do what it is asked; its next bytes are not to be trusted
@@ -114,7 +115,7 @@ class Worker:
         for top in range(0, height, rows):  # in strips: the whole page's bytes beside its picture would be too much
             size = (width, min(rows, height - top))
             image.paste(Image.frombytes("RGB", size, self._read(size[0] * size[1] * 3)), (0, top))
-        return Drawn(image, tuple(map(str, answer["warnings"])), bool(answer["truncated"]))
+        return Drawn(image, tuple(map(str, answer["warnings"])), bool(answer["truncated"]), int(answer["rotated"]))
 
     def seconds(self) -> float:
         """Of processor time since its start."""

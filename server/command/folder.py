@@ -197,6 +197,7 @@ class OutputFolder:
             **({"doubtful": True} if result.doubtful else {}),
             **({"warnings": result.warnings} if result.warnings else {}),
             **({"truncated": True} if result.truncated else {}),
+            **({"rotated": result.rotated} if result.rotated else {}),
         )  # fmt: skip
 
     def finish(self, plan: DocumentPlan, head: Mapping[str, Any], material: Material) -> None:

@@ -92,7 +92,7 @@ def _read(index: int, drawn: Drawn, reading: Reading, seconds: float, min_confid
         finish_detail=reading.finish_detail, prompt_tokens=reading.prompt_tokens,
         completion_tokens=reading.completion_tokens, seconds=seconds, timings=reading.timings, confidence=sure,
         warnings=(*drawn.warnings, *flaws.values()), doubtful=sure is not None and sure.mean < min_confidence,
-        truncated=drawn.truncated,
+        truncated=drawn.truncated, rotated=drawn.rotated,
     )  # fmt: skip
 
 

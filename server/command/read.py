@@ -416,6 +416,7 @@ class ReadCommand:
         how = (identity, self._how.dpi, self._how.shown_pixels, self._options.max_image_megapixels,
                self._given["overlay"],
                not any(FORMATS[form].links for form in self._target.formats),
+               *(["upright"] if self._how.orient == "auto" else []),
                *(["pdf-a"] if "pdf-a" in self._target.formats else []),
                *(plan.pages if joint else ()))  # fmt: skip
         return hashlib.sha256(repr((plan.version, how)).encode()).hexdigest()[:32]
@@ -428,8 +429,10 @@ class ReadCommand:
         if self._given["server"] is not None:
             from .remote import RemoteReader
 
+            drawing = precedence.resolve(self._config.inference, {}, self._settings_given, {})
             if "transparency" in self._settings_given:
                 self._how = replace(self._how, transparency=self._settings_given["transparency"])
+            self._how = replace(self._how, orient=drawing.orient)
             return RemoteReader(
                 self._given["server"], self._given.get("model"), task=task, prompt=prompt, raw=self._given["raw"],
                 schema=self._schema, settings={**READ_DEFAULTS, **self._settings_given},
@@ -447,7 +450,7 @@ class ReadCommand:
         if asked.note:
             say(f"warning: {asked.note}")
         settings = self._settings(entry, 1, READ_DEFAULTS, asked.prompt)
-        self._how = replace(self._how, transparency=settings.transparency)
+        self._how = replace(self._how, transparency=settings.transparency, orient=settings.orient)
         joint = reads_jointly(entry.family, asked.prompt)
         if self._given["ray"] is not None:
             if joint:

@@ -189,6 +189,7 @@ class RemoteReader:
                 body[setting.spellings[0]] = value
             elif setting.off:
                 body[setting.spellings[0]] = setting.off[0]
+        body["orient"] = "off"  # pages come from here as they are to be read, and so do their places
         return body
 
     def _ask(self, body: bytes, work: PageWork) -> tuple[Reading, Mapping[str, Any]]:

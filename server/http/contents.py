@@ -15,6 +15,7 @@ from PIL import Image
 from models.errors import InvalidInput
 from models.layout.task import is_document
 from models.settings import InferenceSettings
+from models.turned import turned_size
 from runtime.documents import Document, Stop
 from runtime.requests import Finished, Generation, Request, Stage, TextDelta, TextModel, Timings, Usage
 
@@ -25,6 +26,7 @@ from .documents import (
     describe_blocks,
     describe_boxes,
     describe_flaws,
+    describe_size,
     describe_warnings,
 )
 from .images import Pictures
@@ -75,20 +77,23 @@ class PicturesContent:
 
     def report(self, model: TextModel, pieces: Sequence[TextDelta], finished: Finished) -> dict[str, Any]:
         said = describe_warnings(self._pictures.warnings, self._pictures.truncated)
+        rotated = self._pictures.rotated
+        sizes = [turned_size(size, turn) for size, turn in zip(self._sizes, rotated, strict=True)]  # as they were read
+        numbers = range(1, len(sizes) + 1)
         if self._joint:
-            numbers = range(1, len(self._sizes) + 1)
-            return said | describe_pages(model, pieces, finished, numbers, self._sizes, self._reading.boxes)
+            return said | describe_pages(model, pieces, finished, numbers, sizes, self._reading.boxes, rotated)
+        if self._reading.boxes or any(rotated):
+            said["pages"] = list(map(describe_size, numbers, sizes, rotated))
         if flaws := describe_flaws(finished.blocks, 1):
             said["blocks_not_whole"] = flaws
         if not self._reading.boxes:
             return said
-        ((width, height),) = self._sizes
+        (size,), (turn,) = sizes, rotated
         text = "".join(piece.text for piece in pieces)
         return {
             **said,
-            "pages": [{"page": 1, "width": width, "height": height}],
-            "boxes": describe_boxes(model, text, (width, height), 1, finished.blocks),
-            **({"blocks": describe_blocks(finished.blocks, 1)} if finished.blocks else {}),
+            "boxes": describe_boxes(model, text, size, 1, finished.blocks, turn),
+            **({"blocks": describe_blocks(finished.blocks, 1, size, turn)} if finished.blocks else {}),
         }
 
     def draw(self, number: int) -> Image.Image:

@@ -18,6 +18,7 @@ from models.errors import InvalidInput
 from models.layout.task import is_document
 from models.pixels import Transparency
 from models.settings import InferenceSettings
+from models.turned import Orient, back, turned_blocks, turned_boxes, turned_size
 from runtime.confidence import TokenLogprob
 from runtime.documents import Document, Drawn, Stop, Stopped, Workers, never, open_document, parse_pages
 from runtime.errors import QueueFull
@@ -53,6 +54,7 @@ class DocumentReader:
         stop: Stop = never,
         transparency: Transparency = "white",
         password: str | None = None,
+        orient: Orient = "off",
     ) -> tuple[Document, list[int]]:
         """The document in a data: URL and its chosen pages, counted from 0.
 
@@ -77,7 +79,7 @@ class DocumentReader:
         try:
             document = open_document(
                 content, name="the file", max_pixels=self.max_pixels, workers=self.workers, stop=stop,
-                transparency=transparency, password=password,
+                transparency=transparency, password=password, orient=orient,
             )  # fmt: skip
         except InvalidInput as error:
             raise BadRequest(str(error), param="file_data", code="invalid_file") from error
@@ -115,6 +117,7 @@ class DocumentPage:
     error: str | None = None  # what the client is told
     warnings: tuple[str, ...] = ()  # of its drawing
     truncated: bool = False
+    rotated: int = 0  # degrees clockwise by which it was turned
     start: int = 0  # of its text in the whole answer, characters
     end: int = 0
     sent: int = 0  # pieces that have been passed on
@@ -239,10 +242,16 @@ class DocumentGeneration:
             fields["boxes"] = [
                 described
                 for page in self.pages
-                for described in describe_boxes(self._model, page.text, page.size, page.number, page.blocks)
+                for described in describe_boxes(
+                    self._model, page.text, page.size, page.number, page.blocks, page.rotated
+                )
             ]
             if any(page.blocks for page in self.pages):
-                fields["blocks"] = [one for page in self.pages for one in describe_blocks(page.blocks, page.number)]
+                fields["blocks"] = [
+                    one
+                    for page in self.pages
+                    for one in describe_blocks(page.blocks, page.number, page.size, page.rotated)
+                ]
         if flaws := [flaw for page in self.pages for flaw in describe_flaws(page.blocks, page.number)]:
             fields["blocks_not_whole"] = flaws
         return fields
@@ -278,7 +287,7 @@ class DocumentGeneration:
             if settings.deadline_s is not None:
                 settings = replace(settings, deadline_s=max(0.0, self._seconds_left()))
             page.size, page.warnings = self._drawn.image.size, self._drawn.warnings
-            page.truncated = self._drawn.truncated
+            page.truncated, page.rotated = self._drawn.truncated, self._drawn.rotated
             request = Request(
                 self._prompt, [self._drawn.image], settings, self._reading.raw, self._client,
                 self._reading.alternatives, self._reading.page, self._reading.schema,
@@ -390,10 +399,13 @@ class DocumentGeneration:
 
 
 def describe_boxes(
-    model: TextModel, text: str, size: tuple[int, int], page: int, blocks: Sequence[Block] = ()
+    model: TextModel, text: str, size: tuple[int, int], page: int, blocks: Sequence[Block] = (), rotated: int = 0
 ) -> list[dict[str, Any]]:
-    """The places of a page, as the API says them: of its blocks, where they have labels, else those in its text."""
-    places = places_of(blocks, model.boxes(text, *size))
+    """The places of a page, as the API says them: of its blocks, where they have labels, else those in its text.
+
+    size : of the page as it was read, turned by ``rotated``. What is told is where things are on the page as it came.
+    """
+    places = turned_boxes(places_of(blocks, model.boxes(text, *size)), size, back(rotated))
     boxes: list[dict[str, Any]] = [{"label": one.label, "text": one.text, "box": list(one.box)} for one in places]
     if len(boxes) == len(blocks) and all(block.label for block in blocks):
         boxes = [
@@ -408,9 +420,17 @@ def _known(block: Block, order: int) -> dict[str, Any]:
     return {"label": block.label, "kind": block.kind, "order": order, **sure}
 
 
-def describe_blocks(blocks: Sequence[Block], page: int) -> list[dict[str, Any]]:
-    """The blocks of a page, as results have them."""
-    return [{**describe_block(block), "page": page} for block in blocks]
+def describe_blocks(
+    blocks: Sequence[Block], page: int, size: tuple[int, int], rotated: int = 0
+) -> list[dict[str, Any]]:
+    """The blocks of a page, as results have them. size, rotated : see ``describe_boxes``."""
+    return [{**describe_block(block), "page": page} for block in turned_blocks(blocks, size, back(rotated))]
+
+
+def describe_size(page: int, size: tuple[int, int], rotated: int) -> dict[str, Any]:
+    """A page's number, its size as it came, and by how much it was turned, if it was. See ``describe_boxes``."""
+    width, height = turned_size(size, rotated)
+    return {"page": page, "width": width, "height": height, **({"rotated": rotated} if rotated else {})}
 
 
 def describe_flaws(blocks: Sequence[Block], page: int) -> list[dict[str, Any]]:
@@ -423,7 +443,7 @@ def describe_flaws(blocks: Sequence[Block], page: int) -> list[dict[str, Any]]:
 
 def _describe(page: DocumentPage) -> dict[str, Any]:
     described: dict[str, Any] = {
-        "page": page.number, "width": page.size[0], "height": page.size[1], "start": page.start, "end": page.end,
+        **describe_size(page.number, page.size, page.rotated), "start": page.start, "end": page.end,
     }  # fmt: skip
     if page.finished is not None:
         described["finish_detail"] = page.finished.detail

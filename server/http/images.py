@@ -18,6 +18,7 @@ from PIL import Image
 
 from models.errors import InvalidInput
 from models.pixels import Transparency
+from models.turned import Orient
 from runtime.documents import Document, Stop, TooManyPixels, Workers, never, open_picture
 from server.api_errors import BadRequest, TooLarge
 from server.fetch import Fetcher
@@ -35,7 +36,8 @@ class Pictures:
 
     def __init__(self, admission: Admission) -> None:
         self.files: list[Document] = []
-        self.sizes: list[tuple[int, int]] = []  # width, height in pixels, upright
+        self.sizes: list[tuple[int, int]] = []  # width, height in pixels, as they come
+        self.rotated: list[int] = []  # degrees clockwise by which those were turned that were decoded
         self.warnings: list[str] = []  # of those that were decoded
         self.truncated = False  # one of them lacked a part of its file
         self._admission = admission
@@ -64,6 +66,7 @@ class Pictures:
                 with _explained():
                     drawn = file.draw(0, stop)
                 images.append(drawn.image)
+                self.rotated.append(drawn.rotated)
                 self.warnings += [f"{file.name}: {warning}" for warning in drawn.warnings]
                 self.truncated = self.truncated or drawn.truncated
             self.close()
@@ -87,7 +90,9 @@ class ImageReader:
     max_pixels: int = 50_000_000  # of one image; of all images of a request twice that
     admission: Admission = field(default_factory=Admission)
 
-    def open(self, urls: Sequence[str], stop: Stop = never, transparency: Transparency = "white") -> Pictures:
+    def open(
+        self, urls: Sequence[str], stop: Stop = never, transparency: Transparency = "white", orient: Orient = "off"
+    ) -> Pictures:
         """Fetch all images, in order, and look at their headers.
 
         Raises
@@ -108,17 +113,19 @@ class ImageReader:
         pictures = Pictures(self.admission)
         try:
             for number, url in enumerate(urls, 1):
-                self._add(pictures, self._bytes(url, deadline), number, stop, transparency)
+                self._add(pictures, self._bytes(url, deadline), number, stop, transparency, orient)
         except BaseException:
             pictures.close()
             raise
         return pictures
 
-    def _add(self, pictures: Pictures, data: bytes, number: int, stop: Stop, transparency: Transparency) -> None:
+    def _add(
+        self, pictures: Pictures, data: bytes, number: int, stop: Stop, transparency: Transparency, orient: Orient
+    ) -> None:
         with _explained():
             file = open_picture(
                 data, name=f"image {number}", max_pixels=self.max_pixels, workers=self.workers, stop=stop,
-                transparency=transparency,
+                transparency=transparency, orient=orient,
             )  # fmt: skip
             pictures.files.append(file)
             pictures.sizes.append(file.size(0, stop))

@@ -15,7 +15,6 @@ from models import precedence
 from models.config import Config
 from models.layout.step import page_defaults, rules_of
 from models.layout.task import is_document
-from models.pixels import Transparency
 from models.registration import ModelEntry
 from models.registry import defaults_of, reads_jointly, usual
 from models.settings import InferenceSettings
@@ -134,7 +133,7 @@ class RequestsInFlight:
             held.enter_context(self._admission.take("tokens", settings.max_new_tokens))
             if asked.prompt.files:
                 held.enter_context(self._admission.take("documents"))
-            content = self._open(replace(asked, reading=reading), record, stop, settings.transparency, joint)
+            content = self._open(replace(asked, reading=reading), record, stop, settings, joint)
             held.callback(content.close)
             if isinstance(content, JointPages):
                 settings = self._settings(entry, asked, len(content))
@@ -172,7 +171,7 @@ class RequestsInFlight:
         return self._ceilings.hold(settings, usual(entry.family, "max_tiles"))
 
     def _open(
-        self, asked: Asked, record: RequestRecord, stop: Stop, transparency: Transparency, joint: bool
+        self, asked: Asked, record: RequestRecord, stop: Stop, settings: InferenceSettings, joint: bool
     ) -> PicturesContent | DocumentContent | JointPages:
         """Fetch the images and look at them, or open the document, before a model is waited for.
 
@@ -189,7 +188,7 @@ class RequestsInFlight:
                     "the model has one (/v1/models: joint_tasks)",
                     param="ocr.boxes",
                 )
-            pictures = self._images.open(prompt.image_urls, stop, transparency)
+            pictures = self._images.open(prompt.image_urls, stop, settings.transparency, settings.orient)
             record.image_sizes = pictures.sizes
             return PicturesContent(pictures, reading, record.client, stop, joint)
         if prompt.images > 1:
@@ -197,7 +196,9 @@ class RequestsInFlight:
                 f"a document is read alone; the message has {len(prompt.files)} files and {len(prompt.image_urls)} "
                 "images", param="messages",
             )  # fmt: skip
-        document, indices = self._documents.open(prompt.files[0], reading.pages, stop, transparency, reading.password)
+        document, indices = self._documents.open(
+            prompt.files[0], reading.pages, stop, settings.transparency, reading.password, settings.orient
+        )
         record.pages = len(indices)
         if reading.structure is not None and len(indices) > 1:
             field = reading.structure.field

@@ -19,7 +19,7 @@ from runtime.documents import Document, DrawnPages, Stop
 from runtime.requests import Finished, Generation, Request, TextDelta, TextModel
 
 from .admission import PATIENCE, Admission, Held
-from .documents import describe_blocks, describe_boxes, describe_warnings
+from .documents import describe_blocks, describe_boxes, describe_size, describe_warnings
 from .schema import ReadingOptions
 
 
@@ -64,8 +64,8 @@ class JointPages:
 
     def report(self, model: TextModel, pieces: Sequence[TextDelta], finished: Finished) -> dict[str, Any]:
         """See ``describe_pages``."""
-        numbers = [index + 1 for index in self._pages.indices]
-        found = describe_pages(model, pieces, finished, numbers, self._pages.sizes, self._reading.boxes)
+        numbers, drawn = [index + 1 for index in self._pages.indices], self._pages
+        found = describe_pages(model, pieces, finished, numbers, drawn.sizes, self._reading.boxes, drawn.rotated)
         for page, warnings, truncated in zip(found["pages"], self._pages.warnings, self._pages.truncated, strict=True):
             page |= describe_warnings(warnings, truncated)
         nothing = {"width": 0, "height": 0, "start": 0, "end": 0}
@@ -84,25 +84,26 @@ class JointPages:
 
 def describe_pages(
     model: TextModel, pieces: Sequence[TextDelta], finished: Finished, numbers: Sequence[int],
-    sizes: Sequence[tuple[int, int]], boxes: bool,
+    sizes: Sequence[tuple[int, int]], boxes: bool, rotated: Sequence[int],
 ) -> dict[str, Any]:  # fmt: skip
     """What the ``ocr`` field says of pages that were read together: where each one's text stands, and how it ended.
 
-    numbers, sizes : of the pages, from 1 and in pixels. boxes : whether the places on each page are told, too.
+    numbers, sizes, rotated : of the pages, from 1, in pixels as they were read, and how they were turned.
+    boxes : whether the places on each page are told, too.
     """
     text = "".join(piece.text for piece in pieces)
     parts = page_parts([(piece.text, piece.token_count) for piece in pieces], len(numbers))
     pages, places, blocks = [], [], []
-    for i, (number, size) in enumerate(zip(numbers, sizes, strict=True)):
-        page: dict[str, Any] = {"page": number, "width": size[0], "height": size[1]}
+    for i, (number, size, turn) in enumerate(zip(numbers, sizes, rotated, strict=True)):
+        page = describe_size(number, size, turn)
         if i < len(parts):
             part, last = parts[i], i + 1 == len(parts)
             page |= {"start": part.start, "end": part.end, "completion_tokens": part.tokens}
             page["finish_detail"] = finished.detail if last else "eos"
             own = text[part.start : part.end]
             named = blocks_of(model.boxes(own, *size))
-            places += describe_boxes(model, own, size, number, named)
-            blocks += describe_blocks(named, number)
+            places += describe_boxes(model, own, size, number, named, turn)
+            blocks += describe_blocks(named, number, size, turn)
         else:
             page |= {"start": len(text), "end": len(text), "error": not_reached(finished.detail)}
         pages.append(page)

@@ -160,8 +160,12 @@ _PAGE = {
     "required": ["page", "width", "height"],
     "properties": {
         "page": {"type": "integer", "description": "number, from 1"},
-        "width": {"type": "integer", "description": "pixels of the page as it was read; 0 when it could not be drawn"},
+        "width": {"type": "integer", "description": "pixels of the page as it came; 0 when it could not be drawn"},
         "height": _INTEGER,
+        "rotated": {
+            "enum": [90, 180, 270],
+            "description": "degrees clockwise by which the page was turned to be read (orient); else absent",
+        },
         "start": {"type": "integer", "description": "where the page's text begins in the answer, in characters"},
         "end": _INTEGER,
         "finish_detail": {"type": "string"},
@@ -178,7 +182,7 @@ _BOX = {
         "text": {"type": "string", "description": "what the answer says of it"},
         "box": {
             "type": "array",
-            "description": "x0, y0, x1, y1 in pixels of the page",
+            "description": "x0, y0, x1, y1 in pixels of the page as it came",
             "items": _INTEGER,
             "minItems": 4,
             "maxItems": 4,

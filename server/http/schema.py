@@ -137,6 +137,10 @@ class OcrOptions(BaseModel):
         default=None, max_length=1000, description="pages of the document to read, such as 1-5,9 or 12-; default: all"
     )
     password: str | None = Field(default=None, max_length=1000, description="of an encrypted PDF", repr=False)
+    orient: Literal["off", "auto"] | None = Field(
+        default=None,
+        description="auto turns pages upright by their text; pages that were turned say so: ocr.pages.rotated",
+    )
 
 
 @dataclass(frozen=True)
@@ -278,6 +282,8 @@ def settings_of(body: BaseModel) -> dict[str, Any]:
     values = {name: getattr(body, name) for name in setting_fields()}
     if (arguments := getattr(body, "vllm_xargs", None)) is not None:
         values |= {f"vllm_xargs.{name}": value for name, value in arguments}
+    if (options := getattr(body, "ocr", None)) is not None:
+        values["ocr.orient"] = options.orient
     return precedence.from_body(values)
 
 

@@ -97,7 +97,7 @@ def drawn_of(row: dict[str, Any]) -> Drawn:
         raise InvalidInput(row["error"])
     size = row["width"], row["height"]
     image = Image.frombuffer("RGB", size, row["pixels"], "raw", "RGB", 0, 1)
-    return Drawn(image, tuple(row["warnings"]), row["truncated"])
+    return Drawn(image, tuple(row["warnings"]), row["truncated"], row["rotated"])
 
 
 def _row(wanted: Wanted, index: int, drawn: Drawn | None = None, *, error: str = "") -> dict[str, Any]:
@@ -105,7 +105,7 @@ def _row(wanted: Wanted, index: int, drawn: Drawn | None = None, *, error: str =
     return {
         "number": wanted.number, "index": index, "pixels": drawn.image.tobytes() if drawn else b"", "error": error,
         "width": width, "height": height, "warnings": list(drawn.warnings) if drawn else [""][:0],
-        "truncated": drawn is not None and drawn.truncated,
+        "truncated": drawn is not None and drawn.truncated, "rotated": drawn.rotated if drawn else 0,
         "pictures": pickle.dumps(wanted.pictures), "name": wanted.source.name.encode("utf-8", "surrogateescape"),
     }  # fmt: skip
 

@@ -11,7 +11,7 @@ from models.blocks import KINDS
 
 from .hocr import whole
 from .material import Material
-from .placing import Area, Line, Rect, areas
+from .placing import Area, Line, Rect, areas_as_they_came
 from .plain import printable
 from .result import PageResult
 from .text import TextFile
@@ -42,17 +42,18 @@ class AltoWriter:
         )
 
     def page(self, result: PageResult) -> None:
-        number, whole_page = result.page, _place((0, 0, result.width, result.height))
+        number, (width, height) = result.page, result.size_as_it_came
+        whole_page = _place((0, 0, width, height))
         if result.state == "failed":
             self._file.write(f'<Page ID="page_{number}" PHYSICAL_IMG_NR="{number}"/>\n')
             return
         sure = "" if result.confidence is None else f' PC="{result.confidence.mean:.4f}"'
-        size = f'WIDTH="{result.width}" HEIGHT="{result.height}"'
+        size = f'WIDTH="{width}" HEIGHT="{height}"'
         self._file.write(
             f'<Page ID="page_{number}" PHYSICAL_IMG_NR="{number}" {size}{sure}><PrintSpace {whole_page}>\n'
         )
-        for n, area in enumerate(areas(result), 1):
-            self._file.write("".join(_block(area, f"{number}_{n}")))
+        for n, area in enumerate(areas_as_they_came(result), 1):
+            self._file.write("".join(_block(area, f"{number}_{n}", result.rotated)))
         self._file.write("</PrintSpace></Page>\n")
 
     def end(self) -> None:
@@ -60,8 +61,10 @@ class AltoWriter:
         self._file.flush()
 
 
-def _block(area: Area, number: str) -> Iterator[str]:
-    known = f'ID="block_{number}" {_place(area.box)} TAGREFS="KIND_{area.block.kind}"'
+def _block(area: Area, number: str, rotated: int) -> Iterator[str]:
+    """rotated : clockwise, what made the page upright: as it came, blocks are turned by as much counterclockwise."""
+    turn = f' ROTATION="{rotated}"' if rotated else ""
+    known = f'ID="block_{number}" {_place(area.box)} TAGREFS="KIND_{area.block.kind}"{turn}'
     if not area.lines:
         name = "Illustration" if area.block.kind in _PICTURES else "GraphicalElement"
         yield f"<{name} {known}/>\n"

@@ -10,7 +10,7 @@ from xml.sax.saxutils import escape, quoteattr
 from models.blocks import Kind
 
 from .material import Material
-from .placing import Area, Line, Rect, Word, areas
+from .placing import Area, Line, Rect, Word, areas_as_they_came
 from .plain import printable
 from .result import PageResult
 from .text import TextFile
@@ -45,10 +45,12 @@ class HocrWriter:
 
     def page(self, result: PageResult) -> None:
         name = self._name.replace('"', "'")
-        title = f'image "{name}"; bbox 0 0 {result.width} {result.height}; ppageno {result.page - 1}'
+        width, height = result.size_as_it_came
+        title = f'image "{name}"; bbox 0 0 {width} {height}; ppageno {result.page - 1}'
         self._file.write(f'<div class="ocr_page" id="page_{result.page}" title={quoteattr(title)}>\n')
-        for number, area in enumerate(areas(result), 1):
-            self._file.write("".join(_area(area, f"{result.page}_{number}", _certainty(area, result))))
+        for number, area in enumerate(areas_as_they_came(result), 1):
+            known = _certainty(area, result)
+            self._file.write("".join(_area(area, f"{result.page}_{number}", known, result.rotated)))
         self._file.write("</div>\n")
 
     def end(self) -> None:
@@ -63,21 +65,23 @@ def _certainty(area: Area, result: PageResult) -> float | None:
     return result.confidence.mean if result.confidence else None
 
 
-def _area(area: Area, number: str, certainty: float | None) -> Iterator[str]:
+def _area(area: Area, number: str, certainty: float | None, rotated: int) -> Iterator[str]:
     kind = _CLASSES.get(area.block.kind, _CAREA)
     yield f'<div class="{kind}" id="block_{number}" title="{bbox(area.box)}">\n'
     if area.lines:
         yield f'<p class="ocr_par" id="par_{number}" title="{bbox(area.box)}">\n'
         for n, line in enumerate(area.lines, 1):
-            yield _line(line, f"{number}_{n}", certainty)
+            yield _line(line, f"{number}_{n}", certainty, rotated)
         yield "</p>\n"
     yield "</div>\n"
 
 
-def _line(line: Line, number: str, certainty: float | None) -> str:
+def _line(line: Line, number: str, certainty: float | None, rotated: int) -> str:
+    """rotated : clockwise, what made the page upright: as it came, the text is turned by as much counterclockwise."""
     words = " ".join(_word(word, f"{number}_{n}", certainty) for n, word in enumerate(line.words, 1))
     direction = ' dir="rtl"' if line.right_to_left else ""
-    return f'<span class="ocr_line" id="line_{number}" title="{bbox(line.box)}"{direction}>{words}</span>\n'
+    angle = f"; textangle {rotated}" if rotated else ""
+    return f'<span class="ocr_line" id="line_{number}" title="{bbox(line.box)}{angle}"{direction}>{words}</span>\n'
 
 
 def _word(word: Word, number: str, certainty: float | None) -> str:

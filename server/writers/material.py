@@ -10,6 +10,7 @@ from typing import Protocol
 from PIL import Image
 
 from models.blocks import figures_of
+from models.turned import turned
 
 from .figures import as_jpeg, cut_out
 from .result import PageResult
@@ -27,7 +28,7 @@ class Material(Protocol):
     """Of one document. Nothing is had before it is asked for."""
 
     def picture(self, page: int) -> Image.Image:
-        """The page, numbered from 1, as it was read: drawn once more, so that no picture waits for the others.
+        """The page, numbered from 1, as it came: drawn once more, so that no picture waits for the others.
 
         Raises
         ------
@@ -44,5 +45,5 @@ class Material(Protocol):
 def figure_pictures(result: PageResult, material: Material) -> Sequence[bytes]:
     """The figures of a page as JPEG, in the order in which its Markdown links them. Raises as ``Material.picture``."""
     boxes = figures_of(result.boxes, result.text)
-    page = material.picture(result.page) if boxes else None
+    page = turned(material.picture(result.page), result.rotated) if boxes else None
     return [as_jpeg(cut_out(page, box)) for box in boxes] if page else []

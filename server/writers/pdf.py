@@ -100,7 +100,8 @@ class _OwnPages:
     def add(self, result: PageResult) -> None:
         self._wanted.add(result.page - 1)
         page = self._pdf.pages[result.page - 1]
-        matrix = _matrix(page, result.width, result.height) if result.width and result.height else ()
+        came = result.size_as_it_came
+        matrix = _undone(result, _matrix(page, *came)) if all(came) else ()
         operators = text_operators(areas(result), result.height, self._font, matrix) if matrix else b""
         if operators:
             # What the page leaves of its graphics state must not move the text.
@@ -138,10 +139,11 @@ class _PicturePages:
                 raise
             self._objects.add_page(_A4)  # it failed because it cannot be drawn
             return
-        width, height = self._sizes[result.page - 1] if self._sizes else _points(_read_size(result) or picture.size)
+        came = result.size_as_it_came  # of which the picture may be a smaller one
+        width, height = self._sizes[result.page - 1] if self._sizes else _points(came if all(came) else picture.size)
         shown = f"q {width:.3f} 0 0 {height:.3f} 0 0 cm /{PICTURE} Do Q\n".encode()
-        if result.width and result.height:
-            matrix = (width / result.width, 0, 0, height / result.height, 0, 0)
+        if all(came):
+            matrix = _undone(result, (width / came[0], 0, 0, height / came[1], 0, 0))
             shown += text_operators(areas(result), result.height, self._font, matrix)
         content, grey = _jpeg(picture)
         self._objects.add_page((width, height), shown, content, picture.size, "DeviceGray" if grey else "DeviceRGB")
@@ -204,6 +206,18 @@ def _size(page: pikepdf.Page) -> tuple[float, float]:
     return (height, width) if _rotation(page) in (90, 270) else (width, height)
 
 
+def _undone(result: PageResult, matrix: tuple[float, ...]) -> tuple[float, ...]:
+    """From pixels of the page as it was read, where ``matrix`` is from those of the page as it came.
+
+    Both are counted from the lower left corner.
+    """
+    width, height = result.width, result.height
+    turns = {90: (0, 1, -1, 0, height, 0), 180: (-1, 0, 0, -1, width, height), 270: (0, -1, 1, 0, 0, width)}
+    if result.rotated not in turns:
+        return matrix
+    return (pikepdf.Matrix(*turns[result.rotated]) @ pikepdf.Matrix(*matrix)).shorthand
+
+
 def _matrix(page: pikepdf.Page, width: int, height: int) -> tuple[float, ...]:
     """From pixels of the page as it is shown, counted from the lower left corner, to the page's own coordinates."""
     x0, y0, x1, y1 = _shown(page)
@@ -216,11 +230,6 @@ def _matrix(page: pikepdf.Page, width: int, height: int) -> tuple[float, ...]:
         case 270:
             return 0, -up / width, across / height, 0, x0, y1
     return across / width, 0, 0, up / height, x0, y0
-
-
-def _read_size(result: PageResult) -> tuple[int, int] | None:
-    """That of the page as it was read, of which the picture may be a smaller one."""
-    return (result.width, result.height) if result.width and result.height else None
 
 
 def _points(size: tuple[int, int]) -> tuple[float, float]:

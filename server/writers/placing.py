@@ -10,10 +10,11 @@ from __future__ import annotations
 import math
 import unicodedata
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from models.blocks import Block
+from models.turned import back, turned_box
 
 from .plain import plain_cell, plain_lines
 from .result import PageResult
@@ -54,6 +55,20 @@ def areas(result: PageResult) -> list[Area]:
     """The blocks of a page in reading order, each with its place, known or guessed, and with its words."""
     boxes = _boxes(result.blocks, result.width, result.height)
     return [Area(block, box, tuple(_lines(block, box))) for block, box in zip(result.blocks, boxes, strict=True)]
+
+
+def areas_as_they_came(result: PageResult) -> list[Area]:
+    """As ``areas``, with places on the page as it came: lines of one that was turned do not run across there."""
+    size, undo = (float(result.width), float(result.height)), back(result.rotated)
+
+    def came(line: Line) -> Line:
+        words = tuple(replace(word, box=turned_box(word.box, size, undo)) for word in line.words)
+        return replace(line, words=words, box=turned_box(line.box, size, undo))
+
+    return [
+        replace(area, box=turned_box(area.box, size, undo), lines=tuple(map(came, area.lines)))
+        for area in areas(result)
+    ]
 
 
 def _boxes(blocks: Sequence[Block], width: int, height: int) -> list[Rect]:

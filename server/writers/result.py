@@ -12,12 +12,13 @@ from urllib.parse import quote
 
 from models.blocks import KINDS, Block, blocks_of, figures_of
 from models.grounding import Box, to_markdown, with_pictures
+from models.turned import back, turned_blocks, turned_boxes, turned_size
 from runtime.confidence import Confidence
 
 from .markdown_blocks import markdown_blocks
 
 # major: a reader of the one before would be misled; minor: something was added.
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "1.1"
 
 # Ends of a page's text that lost some of it -> what to do about it.
 CUT_OFF = {
@@ -30,7 +31,7 @@ CUT_OFF = {
 
 @dataclass(frozen=True)
 class PageResult:
-    """All that is kept of one page."""
+    """All that is kept of one page. Places are on the page as it was read; what is written says them as it came."""
 
     page: int  # from 1
     state: Literal["done", "failed"]
@@ -51,6 +52,12 @@ class PageResult:
     doubtful: bool = False  # its mean is below --min-confidence
     warnings: tuple[str, ...] = ()  # what may be missing or wrong of the page, a sentence each
     truncated: bool = False  # the file broke off, and this is what is there of the page
+    rotated: int = 0  # degrees clockwise by which the page was turned before it was read
+
+    @property
+    def size_as_it_came(self) -> tuple[int, int]:
+        """Width and height in pixels, before it was turned."""
+        return turned_size((self.width, self.height), self.rotated)
 
     def markdown(self) -> str:
         """The text with figures as links, or without them where there are no pictures."""
@@ -72,16 +79,17 @@ class PageResult:
         shown = figures_of(self.boxes, self.text)
         figures = iter(self.figures)
         boxes: list[dict[str, Any]] = []
-        for box in self.boxes:
-            entry: dict[str, Any] = {"label": box.label, "text": box.text, "box": list(box.box)}
+        size, undone = (self.width, self.height), back(self.rotated)
+        for box, place in zip(self.boxes, turned_boxes(self.boxes, size, undone), strict=True):
+            entry: dict[str, Any] = {"label": box.label, "text": box.text, "box": list(place.box)}
             if box in shown and (picture := next(figures, None)) is not None:
                 entry["image"] = picture
             boxes.append(entry)
         return {
             "page": self.page,
             "state": self.state,
-            "width": self.width,
-            "height": self.height,
+            **dict(zip(("width", "height"), self.size_as_it_came, strict=True)),
+            **({"rotated": self.rotated} if self.rotated else {}),
             "markdown": self.markdown(),
             "text": self.text,
             "boxes": boxes,
@@ -99,7 +107,8 @@ class PageResult:
     def _described_blocks(self) -> list[dict[str, Any]]:
         figures = iter(self.figures)
         shown = {box.box for box in figures_of(self.boxes, self.text)}
-        described = [describe_block(block) for block in self.blocks]
+        undone = turned_blocks(self.blocks, (self.width, self.height), back(self.rotated))
+        described = [describe_block(block) for block in undone]
         for entry, block in zip(described, self.blocks, strict=True):
             if block.box in shown and (picture := next(figures, None)) is not None:
                 entry["image"] = picture
@@ -120,14 +129,17 @@ class PageResult:
                 seconds=float(entry["seconds"]),
             )  # fmt: skip
         boxes = entry["boxes"]
+        came, rotated = (int(entry["width"]), int(entry["height"])), int(entry.get("rotated", 0))
+        width, height = turned_size(came, rotated)
+        places = tuple(Box(box["label"], box["text"], _four(box["box"])) for box in boxes)
         return cls(
             page=int(entry["page"]),
             state="done",
-            width=int(entry["width"]),
-            height=int(entry["height"]),
+            width=width,
+            height=height,
             text=str(entry["text"]),
-            boxes=tuple(Box(box["label"], box["text"], _four(box["box"])) for box in boxes),
-            blocks=tuple(map(block_of, entry.get("blocks", ()))),
+            boxes=turned_boxes(places, came, rotated),
+            blocks=turned_blocks(map(block_of, entry.get("blocks", ())), came, rotated),
             figures=tuple(box["image"] for box in boxes if "image" in box),
             finish_detail=entry["finish_detail"],
             prompt_tokens=int(entry["usage"]["prompt_tokens"]),
@@ -138,6 +150,7 @@ class PageResult:
             doubtful=bool(entry.get("doubtful")),
             warnings=tuple(map(str, entry.get("warnings", ()))),
             truncated=bool(entry.get("truncated")),
+            rotated=rotated,
         )
 
 

@@ -291,6 +291,7 @@ LEVELS: dict[str, tuple[Any, Any, Any, Any]] = {
     "no_repeat_ngram_whitelist": ([1], [2], [3], [4, 5]),
     "stop_on_loop": (False, True, False, True),
     "transparency": ("black", "drop", "white", "black"),
+    "orient": ("auto", "off", "auto", "off"),
 }
 
 

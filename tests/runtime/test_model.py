@@ -17,10 +17,12 @@ from models.blocks import Block
 from models.errors import InvalidInput
 from models.family import PreparedImage, Verbatim
 from models.settings import InferenceSettings
+from models.turned import turned
 from runtime import Model
 from runtime.errors import GenerationFailed
 from runtime.requests import Finished, Request, TextDelta
 from tests.runtime.reading import LONG, PATIENCE, PROMPT, SMALL_VIEW, VIEW_TOKENS
+from tests.turning import text_page
 
 
 def encoded(image: Image.Image, form: str = "PNG") -> bytes:
@@ -78,6 +80,16 @@ def test_path_bytes_and_image_of_one_picture_give_one_answer(model, page, tmp_pa
 def test_pictures_of_every_mode_are_read(model, page, mode) -> None:
     changed = Image.new("I;16", page.size, 40_000) if mode == "I;16" else page.convert(mode)
     assert model.read(changed, max_new_tokens=2, **SMALL_VIEW).tokens
+
+
+def test_pictures_that_lie_are_read_as_if_they_stood_where_that_is_asked_for(model) -> None:
+    upright = text_page()
+    lying = turned(upright, 90)
+    read = lambda page, **more: model.read(page, PROMPT, max_new_tokens=12, **more)
+    asked, plain = read(lying, orient="auto"), read(lying)
+    assert (asked.rotated, plain.rotated) == ((270,), (0,))
+    assert asked.tokens == read(upright).tokens != plain.tokens
+    assert "".join(model.stream(lying, PROMPT, max_new_tokens=12, orient="auto")) == asked.text
 
 
 def test_a_prompt_without_images_is_answered(model) -> None:

@@ -33,6 +33,10 @@ PAGES = [
             Block("text", ""),
         ),
     ),
+    PageResult(
+        6, "done", width=3, height=4, finish_detail="eos", rotated=90, boxes=(Box("text", "", (0, 1, 2, 4)),),
+        blocks=(Block("text", "A", (0, 1, 2, 4)), Block("text", "")),
+    ),
     PageResult(3, "failed", "busy", True, seconds=1.5),
     PageResult(4, "failed", "no page"),
 ]  # fmt: skip
@@ -47,7 +51,7 @@ def test_a_page_survives_its_way_through_json_and_fits_the_schema(result: PageRe
 
 @pytest.mark.parametrize("result", PAGES, ids=lambda result: str(result.page))
 def test_every_field_that_the_schema_asks_for_is_needed(result: PageResult) -> None:
-    for name in result.to_json().keys() - {"confidence", "doubtful", "truncated", "transient"}:
+    for name in result.to_json().keys() - {"confidence", "doubtful", "truncated", "transient", "rotated"}:
         entry = result.to_json()
         del entry[name]
         assert not validator("page").is_valid(entry), name

@@ -69,7 +69,9 @@ class OcrReader:
         url = f"data:application/octet-stream;base64,{base64.b64encode(content).decode()}"
         model = self._model if body.model is None or MISTRALS_OWN.fullmatch(body.model) else body.model
         light = body.model_copy(update={"document": None})  # the rest of it lives as long as the answer
-        asked = Asked(Prompt(files=[url]), model, schema.settings_of(light), reading, floor=BUDGET)
+        # Mistral's form has no word for a page that was turned.
+        settings = {**schema.settings_of(light), "orient": "off"}
+        asked = Asked(Prompt(files=[url]), model, settings, reading, floor=BUDGET)
         return Order(asked, light, len(content))
 
     def answer(self, order: Order, running: RunningRequest, text: str, finished: Finished) -> dict[str, Any]:

@@ -76,7 +76,8 @@ class LayoutParsing:
         rules = rules_of(entry).change(body.rules()) if task == DOCUMENT else None
         reading = ReadingOptions(task=task, boxes=True, rules=body.rules())
         url = f"data:application/octet-stream;base64,{base64.b64encode(self._content(body.file.strip())).decode()}"
-        return Asked(Prompt(files=[url]), body.model or self._model, body.settings(), reading, floor=BUDGET), rules
+        settings = {**body.settings(), "orient": "off"}  # useDocOrientationClassify is refused where it is true
+        return Asked(Prompt(files=[url]), body.model or self._model, settings, reading, floor=BUDGET), rules
 
     def _content(self, file: str) -> bytes:
         """The bytes of the document.
