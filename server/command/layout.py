@@ -24,6 +24,7 @@ from server import flags
 from . import read
 from .errors import CommandFailed, Interrupted, PageFailed, UsageError
 from .progress import PageWork
+from .read_flags import probability
 from .readers import Reader, Reading
 
 DESCRIPTION = """\
@@ -54,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overlay", action="store_true", help="write each page with its boxes drawn, to overlays/")
     parser.add_argument("--detector", metavar="v2|v3|DIR", default="v3", help="which one, or the folder of its export")
     parser.add_argument(
-        "--min-score", type=read.probability, metavar="P", help="least score of a box, 0 to 1, whatever its label is"
+        "--min-score", type=probability, metavar="P", help="least score of a box, 0 to 1, whatever its label is"
     )
     parser.add_argument("--pages", metavar="LIST", help="pages of each document, such as 1-5,9 or 12-")
     parser.add_argument(
