@@ -21,8 +21,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, Self
 
-from PIL import Image
-
 from runtime.documents import parse_pages
 
 from ..writers import FORMATS, Material, PageResult
@@ -167,16 +165,8 @@ class OutputFolder:
             self._beside(plan, "overlays") if self._overlay else None,
         )
 
-    def keep(self, plan: DocumentPlan, result: PageResult, page: Image.Image | None) -> PageResult:
-        """Write what one page gave: its figures and overlay, then its part. Returns the result with its links."""
-        made: Mapping[str, bytes] = {}
-        if page is not None:
-            result, made = self.pictures(plan).make(result, page)
-        self.put(plan, result, made)
-        return result
-
     def put(self, plan: DocumentPlan, result: PageResult, made: Mapping[str, bytes]) -> None:
-        """Write one page's pictures (see ``figures.Pictures``), then its part."""
+        """Write one page's pictures (see ``figures.Pictures``), then its part. Any thread may."""
         for name, picture in made.items():
             with self._store.publishing(name) as path:
                 path.write_bytes(picture)

@@ -13,6 +13,7 @@ from models.errors import InvalidInput
 from runtime.documents import Document, Drawn, DrawnPages, Stop, Stopped
 
 from ..writers import PageResult, page_blocks
+from ..writers.figures import Pictures
 from .errors import CommandFailed, Interrupted, PageFailed
 from .progress import PageWork
 from .readers import Reader, Reading
@@ -109,6 +110,20 @@ def _failed(error: Exception, index: int, document: str, started: float) -> Page
             return failed(index, "not enough memory for this page; lower --dpi or --jobs", started)
     log.error("unexpected error on page %d of %s", index + 1, document, exc_info=error)
     return failed(index, f"internal error: {type(error).__name__}: {error}", started)
+
+
+def with_pictures(
+    pictures: Pictures, result: PageResult, page: Image.Image | None, document: str
+) -> tuple[PageResult, dict[str, bytes]]:
+    """The pictures that are wanted of a page; where they cannot be made, the page has failed. page : None: it has."""
+    if page is None:
+        return result, {}
+    started = time.monotonic()
+    try:
+        return pictures.make(result, page)
+    except Exception as error:
+        log.exception("unexpected error while making the pictures of page %d of %s", result.page, document)
+        return failed(result.page - 1, f"internal error: {type(error).__name__}: {error}", started), {}
 
 
 def failed(index: int, error: str, started: float, *, transient: bool = False) -> PageResult:

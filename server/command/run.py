@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -17,13 +16,13 @@ from PIL import Image
 
 from models.errors import InvalidInput
 from runtime.documents import Document, Drawn, Stopped
-from runtime.library import memory
 
 from ..writers import Material, PageResult
 from ..writers.figures import Pictures
 from .errors import CommandFailed, Interrupted
+from .keeping import MOST, Keeper, Keeping
 from .material import OpenedAgain
-from .page import failed, read_page, read_together
+from .page import read_page, read_together, with_pictures
 from .pixel_budget import PixelBudget
 from .plan import DocumentPlan
 from .progress import Progress, say
@@ -33,23 +32,13 @@ log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.2  # how soon a signal is noticed
 PIXELS_IN_FLIGHT = 24_000_000  # each takes 4 bytes here, as many again in the model's hands, and 8 in a worker
-TIDY_PAGES = 25  # after so many, freed memory goes back to the system: a run of days has no idle moment for it
 
 
-class Sink(Protocol):
-    """Where results go: ``folder.OutputFolder`` or ``stdout.Printer``."""
-
-    def keep(self, plan: DocumentPlan, result: PageResult, page: Image.Image | None) -> PageResult:
-        """Called by the thread that read the page; ``page`` is None for one that failed."""
+class Sink(Keeper, Protocol):
+    """Where results go: ``folder.OutputFolder`` or ``stdout.Printer``. All but ``put`` is called by the main thread."""
 
     def pictures(self, plan: DocumentPlan) -> Pictures:
-        """Which pictures are wanted of a document's pages, where somebody else makes them."""
-
-    def put(self, plan: DocumentPlan, result: PageResult, made: Mapping[str, bytes]) -> None:
-        """As ``keep``, with pictures that have been made already."""
-
-    def settle(self, plan: DocumentPlan, result: PageResult) -> None:
-        """One page has been dealt with. Called by the main thread, as the next two."""
+        """Which pictures are wanted of a document's pages."""
 
     def finish(self, plan: DocumentPlan, head: Mapping[str, Any], material: Material) -> None:
         """All pages of a document have been dealt with. Raises as ``Material.picture``."""
@@ -86,7 +75,7 @@ class Run:
         self._pixels = PixelBudget(PIXELS_IN_FLIGHT)
         self._broken: Exception | None = None
         self._opened: list[_Open] = []
-        self._settled = 0
+        self._keeping: Keeping[_Open] = Keeping(sink, progress)
         self._left: dict[str, int] = {}  # document -> pages of its todo that nobody has dealt with
 
     def read_all(self, plans: Sequence[DocumentPlan], jobs: int) -> None:
@@ -99,7 +88,7 @@ class Run:
         """
         self._left = {plan.source.name: len(plan.todo) for plan in plans}
         tasks = self._tasks(plans)
-        flying: dict[Future[list[PageResult]], _Open] = {}
+        flying: dict[Future[None], _Open] = {}
         try:
             with ThreadPoolExecutor(jobs, "page") as pool:
                 try:
@@ -110,12 +99,17 @@ class Run:
                         if not flying:
                             break
                         for future in wait(flying, POLL_SECONDS, FIRST_COMPLETED).done:
-                            self._settle(flying.pop(future), future)
+                            del flying[future]
+                            self._look_at(future)
+                        self._settle(MOST)
                         self._progress.show()
                 except BaseException:
                     self._stop.set()  # the pool's end waits for the threads that still read
                     raise
+            while self._keeping.pages:
+                self._settle(0)
         finally:
+            self._keeping.close()
             for opened in self._opened:
                 opened.document.close()
             for plan in plans:
@@ -135,6 +129,7 @@ class Run:
             except Stopped:
                 return  # ``stop`` is set, and nothing more is begun
             except InvalidInput as error:
+                self._settle(0)  # what was read before it is told before it
                 plan.error = str(error)
                 self._sink.fail(plan)
                 say(f"failed: {plan.error}")
@@ -143,7 +138,7 @@ class Run:
             self._opened.append(opened)
             yield from [(opened, plan.todo)] if self._reader.joint else ((opened, [index]) for index in plan.todo)
 
-    def _read(self, opened: _Open, indices: Sequence[int]) -> list[PageResult]:
+    def _read(self, opened: _Open, indices: Sequence[int]) -> None:
         """One page, or those that are read together. Runs on a thread of the pool."""
         work = self._progress.begin(len(indices))
         document, stop, doubt = opened.document, self._stop.is_set, self._min_confidence
@@ -152,7 +147,9 @@ class Run:
                 raise Interrupted
             if self._reader.joint:
                 read = read_together(self._reader, document, indices, stop, min_confidence=doubt, work=work)
-                return [self._keep(opened, result, page) for result, page in read]
+                for result, page in read:
+                    wait([self._keep(opened, result, page)])  # what was made of one page is gone before the next one
+                return
             with self._pixels.share() as share:
 
                 def draw() -> Drawn:
@@ -163,50 +160,41 @@ class Run:
                 result, page = read_page(
                     self._reader, draw, indices[0], opened.plan.source.name, min_confidence=doubt, work=work
                 )
-                return [self._keep(opened, result, page)]
+                self._keep(opened, result, page)
         finally:
             self._progress.end(work)
 
-    def _keep(self, opened: _Open, result: PageResult, page: Image.Image | None) -> PageResult:
-        started = time.monotonic()
-        try:
-            return self._sink.keep(opened.plan, result, page)
-        except OSError as error:
-            raise CommandFailed(
-                f"page {result.page} of {opened.plan.source.name} cannot be written: {error}; go on with --resume"
-            ) from error
-        except Exception as error:  # a picture that cannot be made of this page
-            log.exception("unexpected error while writing page %d of %s", result.page, opened.plan.source.name)
-            result = failed(result.page - 1, f"internal error: {type(error).__name__}: {error}", started)
-            return self._sink.keep(opened.plan, result, None)
+    def _keep(self, opened: _Open, result: PageResult, page: Image.Image | None) -> Future[None]:
+        """Have a page written; whoever read it goes on."""
+        plan = opened.plan
+        return self._keeping.add(
+            opened, plan, *with_pictures(self._sink.pictures(plan), result, page, plan.source.name)
+        )
 
-    def _settle(self, opened: _Open, future: Future[list[PageResult]]) -> None:
+    def _look_at(self, future: Future[None]) -> None:
+        """What ended a page's reading, or that of several, when that was not a result."""
         try:
-            results = future.result()
+            future.result()
         except Interrupted:
             return
         except Exception as error:
             self._broken = self._broken or error
             self._stop.set()
-            return
-        for result in results:
-            self._settle_page(opened, result)
-        if not opened.unsettled:
-            opened.document.close()
-            self._opened.remove(opened)
-            if not opened.plan.left:
-                self._finish(opened.plan)
 
-    def _settle_page(self, opened: _Open, result: PageResult) -> None:
-        plan = opened.plan
-        opened.unsettled -= 1
-        self._left[plan.source.name] -= 1
-        self._sink.settle(plan, result)
-        self._progress.page(failed=result.state == "failed")
-        self._settled += 1
-        if self._settled % TIDY_PAGES == 0:
-            memory.give_memory_back()
-        tell(plan, result)
+    def _settle(self, most: int) -> None:
+        """Deal with pages that have been written, until no more than ``most`` are on their way."""
+        try:
+            for opened, _, _ in self._keeping.settle(most):
+                self._left[opened.plan.source.name] -= 1
+                opened.unsettled -= 1
+                if not opened.unsettled:
+                    opened.document.close()
+                    self._opened.remove(opened)
+                    if not opened.plan.left:
+                        self._finish(opened.plan)
+        except CommandFailed as error:
+            self._broken = self._broken or error
+            self._stop.set()
 
     def _finish(self, plan: DocumentPlan) -> None:
         publish(self._sink, plan, self._head(plan), self._open_source)
@@ -232,15 +220,3 @@ def publish(
     plan.error = f"{plan.source.name} cannot be written: {reason}; what was read is kept for --resume"
     sink.fail(plan)
     say(f"failed: {plan.error}")
-
-
-def tell(plan: DocumentPlan, result: PageResult) -> None:
-    """Say what the user should know of a page."""
-    if result.state == "failed":
-        say(f"failed: {plan.source.name}, page {result.page}: {result.error}")
-    elif result.doubtful and result.confidence is not None:
-        say(f"doubtful: {plan.source.name}, page {result.page}: confidence {result.confidence.mean:.3f}")
-    for warning in result.warnings:
-        if warning not in plan.warned:  # what is wrong with all pages is said with the first
-            plan.warned.add(warning)
-            say(f"warning: {plan.source.name}, page {result.page}: {warning}")

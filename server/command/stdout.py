@@ -8,7 +8,6 @@ import sys
 from collections.abc import Mapping
 from typing import IO, Any
 
-from PIL import Image
 from tqdm import tqdm
 
 from ..writers import FORMATS, Material, PageResult, Writer
@@ -57,9 +56,6 @@ class Printer:
                 sys.stdout.flush()
 
     # See run.Sink.
-
-    def keep(self, plan: DocumentPlan, result: PageResult, page: Image.Image | None) -> PageResult:
-        return result
 
     def pictures(self, plan: DocumentPlan) -> Pictures:
         return Pictures(None, None)

@@ -9,24 +9,23 @@ again in another round, alone, until it is known which of them is deadly.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import pickle
 import queue
 import threading
 import warnings
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 from runtime.documents import Document
-from runtime.library import memory
 from server.command.errors import CommandFailed
+from server.command.keeping import MOST, Keeping
 from server.command.plan import DocumentPlan
 from server.command.progress import Progress, say
-from server.command.run import POLL_SECONDS, TIDY_PAGES, Sink, publish, tell
+from server.command.run import POLL_SECONDS, Sink, publish
 from server.writers import PageResult
 
 from .cluster import Pool
@@ -36,8 +35,6 @@ from .reading import Answer, Job, PageActor
 log = logging.getLogger(__name__)
 
 BLOCK_BYTES = 16 << 20  # of drawn pages that go from machine to machine together
-WRITERS = 16  # pages that are written at once: a bucket takes as long for one as for many
-MOST_KEEPING = 64  # pages that are being written before the head takes no more
 _AHEAD = 4  # batches of answers that wait for the head
 
 
@@ -73,11 +70,10 @@ class ClusterRun:
         self._job, self._drawing, self._pool, self._batch = job, drawing, pool, batch
         self._sink, self._head, self._progress, self._stop = sink, head, progress, stop
         self._open_source = open_source
-        self._settled = 0
         self._left: dict[int, set[int]] = {}  # pages of documents that are being read, by the document's number
         self._done: set[int] = set()  # documents of which nothing is left
-        self._kept = ThreadPoolExecutor(WRITERS, "keep")
-        self._keeping: deque[tuple[Future[None], DocumentPlan, Answer]] = deque()  # pages that are being written
+        self._keeping: Keeping[int] = Keeping(sink, progress)
+        self._on_the_way: set[tuple[int, int]] = set()  # documents and pages that are being written
 
     def read_all(self, plans: Sequence[DocumentPlan]) -> None:
         """Read every page that is to be read; returns early when ``stop`` is set.
@@ -104,8 +100,10 @@ class ClusterRun:
             if not self._stop.is_set():
                 self._give_up(plans)
         finally:
-            self._settle(0)
-            self._kept.shutdown()
+            self._keeping.close()
+            while self._keeping.pages:
+                with contextlib.suppress(CommandFailed):  # of one that cannot be written either, which is left
+                    self._settle(0)
             for number, plan in enumerate(plans):
                 plan.left += len(self._unread(number, plan))
 
@@ -129,36 +127,21 @@ class ClusterRun:
             return
         if number not in self._left:
             self._left[number] = set(plan.todo)
-        left = self._left[number]
-        if index not in left:
+        if index not in self._left[number] or (number, index) in self._on_the_way:
             return
-        left.remove(index)
-        self._keeping.append((self._kept.submit(self._sink.put, plan, answer.result, answer.pictures), plan, answer))
-        self._settle(MOST_KEEPING)
+        self._on_the_way.add((number, index))
+        self._keeping.add(number, plan, answer.result, answer.pictures)
+        self._settle(MOST)
 
     def _settle(self, most: int) -> None:
-        """Deal with pages that have been written, in their order, until no more than ``most`` are on their way."""
-        while self._keeping and (len(self._keeping) > most or self._keeping[0][0].done()):
-            written, plan, answer = self._keeping.popleft()
-            try:
-                written.result()
-            except OSError as error:
-                for _, _, lost in [(written, plan, answer), *self._keeping]:
-                    self._left[lost.number].add(lost.result.page - 1)
-                self._keeping.clear()
-                raise CommandFailed(
-                    f"page {answer.result.page} of {plan.source.name} cannot be written: {error}; go on with --resume"
-                ) from error
-            self._sink.settle(plan, answer.result)
-            tell(plan, answer.result)
-            self._progress.page(failed=answer.result.state == "failed")
-            self._settled += 1
-            if self._settled % TIDY_PAGES == 0:
-                memory.give_memory_back()
-            waiting = any(plan is other for _, other, _ in self._keeping)
-            if not self._left[answer.number] and not waiting:
-                del self._left[answer.number]
-                self._done.add(answer.number)
+        """Deal with pages that have been written, until no more than ``most`` are on their way."""
+        for number, plan, result in self._keeping.settle(most):
+            self._on_the_way.remove((number, result.page - 1))
+            left = self._left[number]
+            left.remove(result.page - 1)
+            if not left:
+                del self._left[number]
+                self._done.add(number)
                 if not plan.left:
                     self._publish(plan)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import pickle
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,10 +13,9 @@ from typing import Any
 from models.errors import ConfigError, InvalidInput
 from runtime.errors import RuntimeUnavailable
 from server.command.errors import CommandFailed, Interrupted
-from server.command.page import failed, read_page
+from server.command.page import read_page, with_pictures
 from server.command.readers import Reader
 from server.writers import PageResult
-from server.writers.figures import Pictures
 
 from .drawing import drawn_of
 
@@ -73,20 +71,10 @@ class PageActor:
 
     def _read(self, row: dict[str, Any]) -> bytes:
         index, name = row["index"], row["name"].decode("utf-8", "surrogateescape")
-        started = time.monotonic()
-
         result, page = read_page(
             self._reader, lambda: drawn_of(row), index, name, min_confidence=self._job.min_confidence
         )
-        made: dict[str, bytes] = {}
-        if page is not None:
-            pictures: Pictures = pickle.loads(row["pictures"])
-            try:
-                result, made = pictures.make(result, page)
-            except Exception as error:  # a picture that cannot be made of this page
-                log.exception("unexpected error while making the pictures of page %d of %s", index + 1, name)
-                result = failed(index, f"internal error: {type(error).__name__}: {error}", started)
-        return pickle.dumps(Answer(row["number"], result, made))
+        return pickle.dumps(Answer(row["number"], *with_pictures(pickle.loads(row["pictures"]), result, page, name)))
 
     def _compare(self) -> None:
         files = getattr(self._reader, "model_files", lambda: "")()

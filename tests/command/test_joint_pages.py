@@ -181,15 +181,15 @@ def test_resume_keeps_whole_documents_and_reads_others_anew(local: Local, tmp_pa
 def test_a_run_that_was_killed_between_two_pages_reads_them_all_again(
     local: Local, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, kept = document(tmp_path / "a.pdf"), read_command.OutputFolder.keep
+    path, kept = document(tmp_path / "a.pdf"), read_command.OutputFolder.put
 
-    def keep(self: Any, plan: Any, result: Any, page: Any) -> Any:
+    def put(self: Any, plan: Any, result: Any, made: Any) -> None:
         if result.page == 3:
             raise KeyboardInterrupt
-        return kept(self, plan, result, page)
+        kept(self, plan, result, made)
 
     with monkeypatch.context() as patch:
-        patch.setattr(read_command.OutputFolder, "keep", keep)
+        patch.setattr(read_command.OutputFolder, "put", put)
         assert local(path, "-o", "out", "--format", "json") != 0
     assert not (tmp_path / "out/a.json").exists()
     assert local(path, "-o", "out", "--format", "json", "--resume") == 0
