@@ -13,11 +13,6 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("export", "models", "runtime", "server", "tools")
 
-# Two modules that still import each other, the later of them inside a function or for its types alone.
-KNOWN_CIRCLES = {
-    ("server.command.inputs", "server.command.buckets"),
-}
-
 
 def files_of(package: str) -> Iterator[tuple[str, Path]]:
     """Full name and file of each module; a package has its own name."""
@@ -65,16 +60,7 @@ def test_nothing_but_the_http_server_imports_it(graph: dict[str, set[str]], room
 
 def test_modules_import_each_other_in_one_direction_only(graph: dict[str, set[str]]) -> None:
     """An import inside a function, or for types alone, is one too: whoever reads one file has to read the other."""
-    known = {
-        module: others - {other for one, other in KNOWN_CIRCLES if one == module} for module, others in graph.items()
-    }
     try:
-        TopologicalSorter(known).prepare()
+        TopologicalSorter(graph).prepare()
     except CycleError as error:
         pytest.fail(" imports ".join(reversed(error.args[1])))
-
-
-def test_each_known_circle_is_one(graph: dict[str, set[str]]) -> None:
-    for one, other in KNOWN_CIRCLES:
-        assert other in graph[one], f"{one} does not import {other} any more: take it out of KNOWN_CIRCLES"
-        assert one in reached(graph, other)

@@ -23,10 +23,10 @@ import psutil
 
 from runtime.documents import How, Limits, Workers, never
 from server.command.folder import OutputFolder
-from server.command.inputs import Source
 from server.command.plan import DocumentPlan
 from server.command.progress import Progress
 from server.command.readers import Reader
+from server.command.source import Source
 from server.ray.batch import ClusterRun
 from server.ray.cluster import Pool
 from server.ray.drawing import Drawing

@@ -29,7 +29,7 @@ from server.api_errors import BadRequest, TooLarge
 from server.fetch import Fetcher
 
 from .errors import UsageError
-from .inputs import SUFFIXES, Source
+from .source import SUFFIXES, Source
 
 INSTALL = {
     "s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs", "abfss": "adlfs",

@@ -10,7 +10,7 @@ from PIL import Image
 from runtime.documents import Document
 from server.writers.material import Original
 
-from .inputs import Source
+from .source import Source
 
 
 class OpenedAgain:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ..writers import CUT_OFF
-from .inputs import Source
+from .source import Source
 
 
 @dataclass

@@ -12,8 +12,8 @@ from PIL import Image
 
 from models.errors import InvalidInput
 from runtime.documents import Document, Drawn, How, Limits, Stopped, Workers, never
-from server.command.inputs import Source
 from server.command.plan import DocumentPlan
+from server.command.source import Source
 from server.writers.figures import Pictures
 
 PARCEL = 16  # pages of a task: what a dead machine costs the drawing, and how fine the work is spread

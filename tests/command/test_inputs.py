@@ -17,7 +17,8 @@ from PIL import Image
 from models.errors import InvalidInput
 from runtime.documents import How, Workers
 from server.command.errors import UsageError
-from server.command.inputs import Source, find_sources, output_names
+from server.command.inputs import find_sources, output_names
+from server.command.source import Source
 from tests.command.conftest import page_of
 
 

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from server.command.errors import CommandFailed
-from server.command.inputs import Source
 from server.command.keeping import Keeping
 from server.command.plan import DocumentPlan
 from server.command.progress import Progress
+from server.command.source import Source
 from server.writers import PageResult
 
 PATIENCE = 20  # seconds

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from server.command.folder import OutputFolder
-from server.command.inputs import Source
+from server.command.source import Source
 from tests.command.conftest import Program
 from tests.command.material import GROUNDED, lines, pdf, png
 

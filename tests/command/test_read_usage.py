@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from server.command.inputs import Source
+from server.command.source import Source
 from server.writers import FORMATS
 from tests.command.conftest import ROOT, Program, ScriptedReader, page_of
 from tests.command.material import files, lines, pdf, png, stop_at

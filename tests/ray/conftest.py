@@ -16,10 +16,10 @@ from PIL import Image
 
 from runtime.documents import How, Limits, Workers, never
 from server.command.folder import OutputFolder
-from server.command.inputs import Source
 from server.command.plan import DocumentPlan
 from server.command.progress import PageWork, Progress
 from server.command.readers import Reading
+from server.command.source import Source
 from server.ray.cluster import Pool
 from server.ray.drawing import Drawing
 from server.ray.reading import Job

@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from models.blocks import Block, boxes_of
-from server.command.inputs import Source
 from server.command.plan import DocumentPlan
+from server.command.source import Source
 from server.command.stdout import Printer
 from server.writers import FORMATS, PageResult
 from tests.command.conftest import Program, page_of
