@@ -53,7 +53,8 @@ class _Open:
 
     plan: DocumentPlan
     document: Document
-    unsettled: int  # of plan.todo
+    unread: int  # of plan.todo
+    unsettled: int  # of those
 
 
 class Run:
@@ -88,19 +89,18 @@ class Run:
         """
         self._left = {plan.source.name: len(plan.todo) for plan in plans}
         tasks = self._tasks(plans)
-        flying: dict[Future[None], _Open] = {}
+        flying: dict[Future[None], tuple[_Open, int]] = {}
         try:
             with ThreadPoolExecutor(jobs, "page") as pool:
                 try:
                     while True:
                         while len(flying) < jobs and not self._stop.is_set() and (task := next(tasks, None)):
                             opened, indices = task
-                            flying[pool.submit(self._read, opened, indices)] = opened
+                            flying[pool.submit(self._read, opened, indices)] = opened, len(indices)
                         if not flying:
                             break
                         for future in wait(flying, POLL_SECONDS, FIRST_COMPLETED).done:
-                            del flying[future]
-                            self._look_at(future)
+                            self._look_at(future, *flying.pop(future))
                         self._settle(MOST)
                         self._progress.show()
                 except BaseException:
@@ -134,7 +134,7 @@ class Run:
                 self._sink.fail(plan)
                 say(f"failed: {plan.error}")
                 continue
-            opened = _Open(plan, document, len(plan.todo))
+            opened = _Open(plan, document, len(plan.todo), len(plan.todo))
             self._opened.append(opened)
             yield from [(opened, plan.todo)] if self._reader.joint else ((opened, [index]) for index in plan.todo)
 
@@ -171,8 +171,12 @@ class Run:
             opened, plan, *with_pictures(self._sink.pictures(plan), result, page, plan.source.name)
         )
 
-    def _look_at(self, future: Future[None]) -> None:
-        """What ended a page's reading, or that of several, when that was not a result."""
+    def _look_at(self, future: Future[None], opened: _Open, pages: int) -> None:
+        """So many pages have been read, or something else has ended that."""
+        opened.unread -= pages
+        if not opened.unread:
+            opened.document.close()
+            self._opened.remove(opened)
         try:
             future.result()
         except Interrupted:
@@ -187,11 +191,8 @@ class Run:
             for opened, _, _ in self._keeping.settle(most):
                 self._left[opened.plan.source.name] -= 1
                 opened.unsettled -= 1
-                if not opened.unsettled:
-                    opened.document.close()
-                    self._opened.remove(opened)
-                    if not opened.plan.left:
-                        self._finish(opened.plan)
+                if not opened.unsettled and not opened.plan.left:
+                    self._finish(opened.plan)
         except CommandFailed as error:
             self._broken = self._broken or error
             self._stop.set()
