@@ -107,7 +107,7 @@ class ClusterReader(LocalReader):
         """Read all pages; raises as ``ClusterRun.read_all``."""
         from server.ray.batch import ClusterRun
 
-        job = Job(self._make, self.model_files(), min_confidence)
+        job = Job(self._make, self.model_files(), min_confidence, self._pool.threads)
         run = ClusterRun(job, drawing, self._pool, sink, head, open_source, progress, self._stop, batch=self._batch)
         run.read_all(plans)
 

@@ -18,6 +18,7 @@ from server.command.readers import Reader
 from server.writers import PageResult
 
 from .drawing import drawn_of
+from .pinning import pin
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +32,7 @@ class Job:
     make_reader: MakeReader
     model_files: str  # digest of the export's files, which every machine's export must have; "" where nobody knows
     min_confidence: float = 0.0
+    cpus: int = 0  # that an actor computes on; 0: it computes on a GPU
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class PageActor:
         """Load the model. What keeps it from being loaded is the answer to the first batch: it ends the run."""
         self._job = job
         self._fatal = ""
+        self._pinned = pin(job.cpus) if job.cpus else None  # before threads are started, which stay where it is
         try:
             self._reader = job.make_reader()
             slots = self._reader.start()
