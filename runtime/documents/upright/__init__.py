@@ -23,9 +23,9 @@ from .network import DOWN, UP, probabilities
 
 _MOST_PIECES = 48  # of one direction, from all over the page
 _SURE = 0.6  # probability from which a piece has a say
-_LEAST_SAYING = 8  # pieces that agree, before a page is turned
-_LEAST_SHARE = 0.85  # of those that have a say in a direction
-_LEAST_WRITTEN = 0.5  # of the pieces of a direction that are lines, rather than nothing known
+_LEAST_SAYING = 10  # pieces that agree, before a page is turned
+_LEAST_SHARE = 0.92  # of those that have a say in a direction
+_LEAST_WRITTEN = 0.6  # of all pieces of a direction
 _LEAST_RATIO = 3.0  # so many times as many lines as in the other direction
 
 
