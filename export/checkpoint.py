@@ -19,6 +19,7 @@ from .quantised import refuse_quantised
 from .weight_files import ADAPTER_WEIGHTS, weight_files
 
 _FLOAT_TYPES = {"BF16", "F16", "F32", "F64"}
+_SHOWN = 20  # of the tensors that do not fit, in an error
 
 
 class Checkpoint:
@@ -138,9 +139,10 @@ class Checkpoint:
             listing every missing, unexpected, wrongly shaped or non-float tensor with both shapes and the file.
         """
         shapes = {self._spelt(name): shape for name, shape in expected.items()}
-        problems = [
+        missing = [
             f"missing: {name}, expected {list(shape)}" for name, shape in shapes.items() if name not in self.tensors
         ]
+        problems: list[str] = []
         prefixes = tuple(spelt for prefix in unused for spelt in (prefix, *names.spellings(prefix)))
         for name, info in self.tensors.items():
             where = f"in {info.file.name}"
@@ -151,8 +153,12 @@ class Checkpoint:
                 problems.append(f"wrong shape: {name} is {list(info.shape)} {where}, expected {list(shapes[name])}")
             elif info.dtype not in _FLOAT_TYPES:
                 problems.append(f"wrong type: {name} is {info.dtype} {where}, expected one of {sorted(_FLOAT_TYPES)}")
-        if problems:
-            shown = problems[:20] + ([f"... and {len(problems) - 20} more"] if len(problems) > 20 else [])
+        if missing or problems:
+            # Of a long list both kinds: a wrong path shows in what is missing beside what is there instead.
+            others = problems[: max(_SHOWN // 2, _SHOWN - len(missing))]
+            shown = missing[: _SHOWN - len(others)] + others
+            left = len(missing) + len(problems) - len(shown)
+            shown += [f"... and {left} more"] if left else []
             raise ExportError(
                 f"the tensors in {self.place} do not fit the model that {self._config_file} describes:\n  "
                 + "\n  ".join(shown)

@@ -43,7 +43,7 @@ VISION_DTYPES: tuple[VisionDtype, ...] = ("f32", "f16", "bf16", "q8")
 
 _FLOATS: Mapping[str, ir.DataType] = {"f32": FLOAT, "f16": FLOAT16, "bf16": BFLOAT16}
 
-# Channels that share a scale. Larger blocks are faster and smaller, smaller ones are more exact (README, Quantisation).
+# Channels that share a scale. Larger blocks are faster and smaller, smaller ones are more exact (tools/docs/export.md).
 BLOCK_SIZES: Mapping[str, int] = {"q8": 128, "q4": 64}
 
 _KEPT_FILES = (

@@ -1,6 +1,7 @@
 """The rules of families whose tower takes a page of any proportions in one pass: see ``models.patches``.
 
-A family says how it resizes an image, and what of prompts, positions and answers is its own.
+A family says how it resizes an image, and what of prompts, positions and answers is its own. The least that it writes
+down: ``tasks``, ``default_task``, ``settings``, ``rules_class``, ``resized`` and ``seen_pixels``.
 """
 
 from __future__ import annotations
@@ -39,6 +40,10 @@ class PageFamily(FamilyBase, ABC, Generic[Rules]):
         InvalidInput
             when the image or a setting cannot be taken.
         """
+
+    @abstractmethod
+    def seen_pixels(self, settings: Mapping[str, Any], prompt: str = "") -> int:
+        """Most pixels of a resized image, see ``models.family.Family``."""
 
     def prepare_image(
         self, image: Image.Image, settings: Mapping[str, Any], prompt: str = "", images: int = 1

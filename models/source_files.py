@@ -39,7 +39,10 @@ def difference(source: SourceInfo, entry: ModelEntry) -> str | None:
         return _changed(source, folder.resolve())
     if source.origin == "directory" or source.name != entry.source:
         same = source.origin == "directory" and Path(source.name) == folder.absolute()
-        return None if same else f"it was exported from {_named(source)}; its entry says {entry.source}"
+        if same:
+            return None
+        keep = f"to keep it, set source = '{source.name}' in [models.entries.\"{entry.id}\"] of config.toml"
+        return f"it was exported from {_named(source)}; its entry says {entry.source} ({keep})"
     wanted = _commit(entry)
     if wanted is None or source.revision is None or source.revision == wanted:
         return None

@@ -83,12 +83,15 @@ class Proof:
         """Features and logits within 1e-4 of the reference's, and the text that the Python API gives identical."""
         reference = self.read(images, prompt, steps)
         features = self.features(images)
-        for mine, theirs in zip(features, reference.features, strict=True):
+        for i, (mine, theirs) in enumerate(zip(features, reference.features, strict=True)):
             assert mine.shape == theirs.shape
-            assert relative_error(mine, theirs) < 1e-4
+            assert (error := relative_error(mine, theirs)) < 1e-4, (
+                f"the tower: features of image {i} are off by {error:.1e}"
+            )
         logits = self.logits(reference, features, images=images)
         for step, (mine, theirs) in enumerate(zip(logits, reference.logits, strict=True)):
-            assert relative_error(mine, theirs) < 1e-4, f"step {step}"
+            error = relative_error(mine, theirs)
+            assert error < 1e-4, f"the decoder, as the features are right: logits of step {step} are off by {error:.1e}"
         with Model.open(self.folder, device="cpu", slots=1) as model:
             assert model.read(
                 images, prompt, max_new_tokens=steps, raw=True, **GREEDY, **self.settings

@@ -72,6 +72,14 @@ def test_a_very_long_list_of_problems_is_cut_and_counted(folder) -> None:
         Checkpoint(folder).check({f"t{i}": (1,) for i in range(50)})
 
 
+def test_a_very_long_list_of_problems_shows_what_is_there_beside_what_is_missing(folder) -> None:
+    with pytest.raises(ExportError) as caught:
+        Checkpoint(folder).check({f"t{i}": (1,) for i in range(50)})
+    shown = str(caught.value).splitlines()[1:-1]
+    assert len(shown) == 20
+    assert [line.split(":")[0].strip() for line in shown].count("unexpected") == 3
+
+
 def test_tensors_that_are_known_to_be_unused_may_be_there(folder) -> None:
     Checkpoint(folder).check({"a": (2, 3), "b": (4,)}, unused=("c",))
 

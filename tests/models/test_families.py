@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 from pydantic import Field
 
+from export.family import FamilyExport
 from models import catalog
 from models.asking import knows, tasks_for
 from models.errors import InvalidInput
 from models.families import FAMILIES, by_architecture, gathered, unknown_architecture
+from models.family import IMAGE_SLOT, Family
 from models.family_settings import FamilySettings
 from models.registration import ModelEntry, Registration
 from models.settings import InferenceSettings
@@ -105,7 +107,16 @@ def test_every_registration_is_whole() -> None:
         assert family.architectures
         assert all(catalog.CATALOG[model.id] is model for model in family.models)
         if family.supported:
-            assert {"unused", "parts", "sizes"} <= set(dir(pkgutil.resolve_name(family.exporter or "")))
+            members = {name for name in (*vars(Family), *Family.__annotations__) if not name.startswith("_")}
+            assert members - set(dir(family.rules)) == set()
+            assert family.rules is not None
+            assert not getattr(family.rules, "__abstractmethods__", None)
+            assert family.rules.default_task in family.rules.tasks
+            assert all(prompt.count(IMAGE_SLOT) == 1 for prompt in family.rules.tasks.values())
+            exporter = pkgutil.resolve_name(family.exporter or "")
+            members = {name for name in vars(FamilyExport) if not name.startswith("_")}
+            assert members - set(dir(exporter)) == set()
+            assert not getattr(exporter, "__abstractmethods__", None)
             assert hasattr(pkgutil.resolve_name(family.reference or ""), "features")
 
 

@@ -52,7 +52,9 @@ def test_an_untouched_source_is_the_same_also_where_it_was_copied_to(
     assert difference(source_info, entry(checkpoint)) is None
     shutil.copytree(checkpoint, tmp_path / "elsewhere" / "other name", copy_function=shutil.copyfile)  # new times
     assert difference(source_info, entry(tmp_path / "elsewhere" / "other name")) is None
-    assert difference(source_info, entry(tmp_path / "not here any more")) is not None
+    told = difference(source_info, entry(tmp_path / "not here any more"))
+    assert told is not None
+    assert f"to keep it, set source = '{source_info.name}' in [models.entries.\"mine\"] of config.toml" in told
     shutil.rmtree(checkpoint)
     assert difference(source_info, entry(checkpoint)) is None  # nothing to compare with
 
