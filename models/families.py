@@ -14,12 +14,14 @@ from .dots_ocr.registration import DOTS_OCR
 from .glm_ocr.registration import GLM_OCR
 from .lighton_ocr.registration import LIGHTON_OCR
 from .paddleocr_vl.registration import PADDLEOCR_VL
-from .registration import ModelEntry, Registration
+from .registration import FamilyClass, ModelEntry, Registration
 from .unlimited_ocr.registration import UNLIMITED_OCR
 
 log = logging.getLogger(__name__)
 
 ENTRY_POINTS = "ocr_onnx.families"
+
+_SAID = tuple(FamilyClass.__annotations__)  # what every command reads of a family's rules
 
 _KNOWN_BY_NAME = (
     Registration(
@@ -40,10 +42,12 @@ def _others() -> list[Registration]:
         except Exception as error:  # another package's code can raise whatever Python can
             log.warning("%s cannot be loaded: %s: %s", where, type(error).__name__, error)
             continue
-        if isinstance(loaded, Registration):
-            found.append(loaded)
-        else:
+        if not isinstance(loaded, Registration):
             log.warning("%s is no models.registration.Registration but %s", where, type(loaded).__name__)
+        elif missing := [name for name in _SAID if loaded.rules is not None and not hasattr(loaded.rules, name)]:
+            log.warning("%s has no %s, see models.family.Family; left out", where, ", ".join(missing))
+        else:
+            found.append(loaded)
     return found
 
 

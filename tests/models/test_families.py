@@ -76,7 +76,11 @@ def test_another_package_brings_a_family_with_its_flags_and_entries(tmp_path: Pa
 
 @pytest.mark.parametrize(
     ("plugin", "said"),
-    [("raise OSError('disk')", "OSError: disk"), ("FAMILY = 7", "is no models.registration.Registration but int")],
+    [
+        ("raise OSError('disk')", "OSError: disk"),
+        ("FAMILY = 7", "is no models.registration.Registration but int"),
+        (PLUGIN.replace("(DeepseekOcr):", ":").replace("    settings = Settings\n", ""), "has no defaults, "),
+    ],
 )
 def test_a_package_that_cannot_be_used_is_named_and_stops_nothing(tmp_path: Path, plugin: str, said: str) -> None:
     run = ask_with(tmp_path, plugin)
