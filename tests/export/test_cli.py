@@ -291,7 +291,7 @@ def detectors(monkeypatch, tmp_path: Path) -> list[tuple[str, str | None, bool]]
         asked.append((source, revision, offline))
         return Source(tmp_path, source, "0" * 40, "directory" if Path(source).is_dir() else "huggingface")
 
-    monkeypatch.setattr(cli.source, "fetch", fetch)
+    monkeypatch.setattr(cli.fetching, "fetch", fetch)
     monkeypatch.setattr(layout, "require_extra", lambda: None)
     monkeypatch.setattr(layout, "export_detector", lambda job, report: made.append(job))
     made: list[layout.DetectorJob] = []

@@ -39,9 +39,20 @@ MODELS = [
 
 def data_url(image: Image.Image | None = None, form: str = "PNG") -> str:
     """A data: URL of an image, a small white one by default."""
+    data = written(image or Image.new("RGB", (40, 30), "white"), form)
+    return f"data:image/{form.lower()};base64,{base64.b64encode(data).decode()}"
+
+
+def written(image: Image.Image, form: str) -> bytes:
+    """The file of an image. Pillow cannot write HEIF by itself: its plugin is registered when a first one is read."""
     buffer = io.BytesIO()
-    (image or Image.new("RGB", (40, 30), "white")).save(buffer, form)
-    return f"data:image/{form.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    if form == "HEIF":
+        import pillow_heif
+
+        pillow_heif.from_pillow(image).save(buffer)
+    else:
+        image.save(buffer, form)
+    return buffer.getvalue()
 
 
 def image_part(url: str | None = None) -> dict[str, Any]:

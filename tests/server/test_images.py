@@ -18,7 +18,7 @@ from server.api_errors import ApiError
 from server.fetch import Fetcher
 from server.http.admission import Admission, Capacity
 from server.http.images import ImageReader
-from tests.server.conftest import MakeService, chat, data_url
+from tests.server.conftest import MakeService, chat, data_url, written
 
 WORKERS = Workers(2)
 READER = ImageReader(Fetcher("off"), WORKERS, max_bytes=1 << 20, max_pixels=1_000_000)
@@ -121,18 +121,14 @@ IN_PART = ("JPEG", "PNG", "BMP", "GIF", "PPM", "PCX", "SGI")  # their decoders g
 
 @pytest.mark.parametrize("form", [form for form in FORMATS if form not in (*IN_PART, "TIFF")])
 def test_truncated_files_that_are_decoded_as_a_whole_are_refused(form: str) -> None:
-    buffer = io.BytesIO()
-    Image.effect_noise((200, 200), 50).convert("RGB").save(buffer, form)
-    data = buffer.getvalue()
+    data = written(Image.effect_noise((200, 200), 50).convert("RGB"), form)
     for part in (0.3, 0.9):
         refused(encode(data[: int(len(data) * part)]), 400)
 
 
 @pytest.mark.parametrize("form", IN_PART)
 def test_of_truncated_files_what_is_there_is_read_and_the_answer_says_so(form: str, make_service: MakeService) -> None:
-    buffer = io.BytesIO()
-    Image.effect_noise((200, 200), 50).convert("RGB").save(buffer, form)
-    data = buffer.getvalue()
+    data = written(Image.effect_noise((200, 200), 50).convert("RGB"), form)
     for part in (0.3, 0.9):
         answer = make_service().post(chat(url=encode(data[: int(len(data) * part)])))
         assert answer.status_code == 200, answer.text
@@ -145,10 +141,9 @@ def test_of_truncated_files_what_is_there_is_read_and_the_answer_says_so(form: s
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_damaged_files_never_raise_anything_else() -> None:
     for form in FORMATS:
-        buffer = io.BytesIO()
-        Image.effect_noise((40, 40), 50).convert("RGB").save(buffer, form)
-        for position in range(0, min(len(buffer.getvalue()), 200), 3):
-            data = bytearray(buffer.getvalue())
+        whole = written(Image.effect_noise((40, 40), 50).convert("RGB"), form)
+        for position in range(0, min(len(whole), 200), 3):
+            data = bytearray(whole)
             data[position] ^= 0xFF
             with contextlib.suppress(ApiError):
                 read(encode(bytes(data)))

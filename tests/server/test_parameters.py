@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import gzip
-import io
 import json
 import zlib
 from typing import Any
@@ -157,15 +156,7 @@ def test_a_picture_or_pdf_is_read_in_whatever_part_it_comes(service: Service, pa
 
 
 def encoded(form: str) -> str:
-    buffer = io.BytesIO()
-    image = Image.new("RGB", (64, 48), "white")
-    if form == "HEIF":  # Pillow cannot write it before the server has read one
-        import pillow_heif
-
-        pillow_heif.from_pillow(image).save(buffer)
-    else:
-        image.save(buffer, form)
-    return f"data:image/{form.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return data_url(Image.new("RGB", (64, 48), "white"), form)
 
 
 @pytest.mark.skipif(not features.check("avif"), reason="Pillow was built without AVIF")
