@@ -20,11 +20,13 @@ from .limits import (
     DEFAULT_MAX_PIXELS,
     DPI_RANGE,
     IMAGE_FORMATS,
+    SHOWN_PIXELS,
     How,
     Limits,
     Stop,
     Stopped,
     TooManyPixels,
+    enough_pixels,
     never,
 )
 from .pages import page_ranges, parse_pages
@@ -35,6 +37,7 @@ __all__ = [
     "DEFAULT_MAX_PIXELS",
     "DPI_RANGE",
     "IMAGE_FORMATS",
+    "SHOWN_PIXELS",
     "Document",
     "Drawn",
     "DrawnPages",
@@ -44,6 +47,7 @@ __all__ = [
     "Stopped",
     "TooManyPixels",
     "Workers",
+    "enough_pixels",
     "never",
     "open_document",
     "open_picture",
@@ -79,7 +83,8 @@ def open_document(
         most pixels of one page. A page of a PDF that would have more is drawn at fewer dots per inch, a picture that
         has more is scaled down; one that has more than twelve times as many is refused.
     shown_pixels
-        most pixels that a page is given, where that is less than it may have: what a model can see.
+        most pixels that a page is given, where that is less than it may have: what a model can see
+        (see ``enough_pixels``).
     workers
         the processes that open the file and draw its pages; by default one of the document's own, which ends with it.
     transparency

@@ -11,11 +11,19 @@ from models.turned import Orient
 
 DEFAULT_DPI = 144
 DPI_RANGE = (18, 1200)
+SHOWN_PIXELS = 12_000_000  # of a page, unless somebody asks for more: the most that any family's image settings take in
+_SHOWN_TIMES = 2  # as many as the model sees are enough of a page, which the model's own resize makes smaller
+_LEAST_SHOWN = 2_010_000  # of a page, whatever the model sees: a sheet of A4 at the default dpi stays as it is
 DEFAULT_MAX_PIXELS = 50_000_000  # of one page; the server's default limit for an image
 # Those that Pillow tells by their first bytes and decodes itself.
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "JPEG2000", "PPM", "PCX", "SGI", "QOI", *MORE_FORMATS)
 
 Stop = Callable[[], bool]  # asked now and then whether the caller wants an end
+
+
+def enough_pixels(seen: int | None) -> int:
+    """Most pixels that a page is given for a model that sees so many of it; None: nobody knows how many."""
+    return SHOWN_PIXELS if seen is None else min(SHOWN_PIXELS, max(_SHOWN_TIMES * seen, _LEAST_SHOWN))
 
 
 def never() -> bool:

@@ -11,9 +11,12 @@ from models.catalog import CATALOG, SUPPORTED_FAMILIES, require_computed, requir
 from models.config import Config, UnknownModel
 from models.errors import ConfigError, ManifestError
 from models.exporter import command
+from models.layout.task import is_document
 from models.manifest import FILE_NAME, Manifest, restore_retired
 from models.nearest import did_you_mean
 from models.registration import ModelEntry
+from models.registry import family_of
+from models.settings import InferenceSettings
 from models.source_files import difference
 from runtime.errors import ModelUnavailable
 from runtime.requests import TextModel
@@ -121,6 +124,16 @@ class ModelSource:
         """Whether there is a finished export to open."""
         restore_retired(key.folder)
         return (key.folder / FILE_NAME).is_file()
+
+    def seen_pixels(self, key: ModelKey, prompt: str, settings: InferenceSettings) -> int | None:
+        """See ``Family.seen_pixels``; None where nobody knows: it is not exported, or reads pages by their parts."""
+        if is_document(prompt):
+            return None
+        try:
+            family = family_of(Manifest.load(key.folder))
+        except ManifestError:
+            return None
+        return family.seen_pixels(settings.family, prompt)
 
     def check(self, key: ModelKey) -> None:
         """Look whether an export is whole, without opening it.

@@ -25,7 +25,19 @@ from models.layout.step import page_defaults
 from models.registration import ModelEntry
 from models.registry import defaults_of, may_be_joint, reads_jointly
 from models.settings import InferenceSettings
-from runtime.documents import DEFAULT_DPI, DPI_RANGE, Document, How, Limits, Stopped, Workers, page_ranges, parse_pages
+from runtime.documents import (
+    DEFAULT_DPI,
+    DPI_RANGE,
+    SHOWN_PIXELS,
+    Document,
+    How,
+    Limits,
+    Stopped,
+    Workers,
+    enough_pixels,
+    page_ranges,
+    parse_pages,
+)
 from runtime.errors import RuntimeUnavailable
 from runtime.library import memory
 from server import flags
@@ -39,7 +51,7 @@ from .inputs import find_sources, output_names
 from .material import OpenedAgain
 from .plan import DocumentPlan
 from .progress import Progress, configure_log, say
-from .read_flags import READ_DEFAULTS, SHOWN_PIXELS, add_arguments, options_of, password_of, prompt_of, schema_of
+from .read_flags import READ_DEFAULTS, add_arguments, options_of, password_of, prompt_of, schema_of
 from .readers import LocalReader, Reader
 from .run import Run, Sink
 from .signals import handled
@@ -70,8 +82,6 @@ exit code: 0 all pages were read; 1 some failed or were left; 2 the command line
 SEVERAL_DEFAULTS: Mapping[str, Any] = {"max_new_tokens": 100_000}
 SERVER_JOBS = 4
 MOST_WORKERS = 8  # processes that draw pages at once
-SHOWN_TIMES = 2  # as many pixels as the model sees are enough of a page, which the model's own resize makes smaller
-LEAST_SHOWN = 2_010_000  # of a page, whatever the model sees: a sheet of A4 at the default dpi stays as it is
 
 __all__ = ["DESCRIPTION", "EXAMPLES", "ReadCommand", "add_arguments", "run"]
 
@@ -246,10 +256,9 @@ class ReadCommand:
 
     def _drawn_for(self, reader: Reader) -> How:
         """No page is drawn larger than the model can make use of, unless somebody asks for it or is shown the page."""
-        seen = reader.seen_pixels()
-        if seen is None or self._how.shown_pixels is None or any(FORMATS[form].shows for form in self._target.formats):
+        if self._how.shown_pixels is None or any(FORMATS[form].shows for form in self._target.formats):
             return self._how
-        return replace(self._how, shown_pixels=min(self._how.shown_pixels, max(SHOWN_TIMES * seen, LEAST_SHOWN)))
+        return replace(self._how, shown_pixels=enough_pixels(reader.seen_pixels()))
 
     def _prepare(self, plan: DocumentPlan, identity: str, *, joint: bool, alone: bool) -> None:
         """Count the document's pages and say which are wanted; a picture among others is opened in its turn.

@@ -12,7 +12,7 @@ from models.config import Config
 from models.errors import InvalidInput
 from models.extraction import schema_text
 from models.family import IMAGE_SLOT
-from runtime.documents import DEFAULT_DPI
+from runtime.documents import DEFAULT_DPI, SHOWN_PIXELS
 from server import flags
 from server.options import ServerOptions, server_options
 
@@ -25,7 +25,6 @@ from .target import ENDINGS, format_list, one_of
 READ_DEFAULTS: Mapping[str, Any] = {"max_new_tokens": 8192}
 _MOST_SECONDS = 1_000_000  # more than any page takes, and less than what a socket cannot hold
 
-SHOWN_PIXELS = 12_000_000  # of a page, unless --dpi asks for more: the most that any family's image settings take in
 PASSWORD_VARIABLE = "OCR_ONNX_PDF_PASSWORD"
 
 

@@ -19,7 +19,6 @@ from models.grounding import Box
 from models.joint import PagePart, joint_prompt, not_reached, page_parts
 from models.layout.task import is_document
 from models.manifest import FILE_NAME, Manifest
-from models.registry import family_of
 from models.settings import InferenceSettings
 from runtime.confidence import Confidence
 from runtime.documents import DrawnPages
@@ -161,13 +160,7 @@ class LocalReader:
         return digest.hexdigest()
 
     def seen_pixels(self) -> int | None:
-        if is_document(self._prompt):
-            return None
-        try:
-            family = family_of(Manifest.load(self._key.folder))
-        except ManifestError:
-            return None
-        return family.seen_pixels(self._settings.family, self._prompt)
+        return self._source.seen_pixels(self._key, self._prompt, self._settings)
 
     def model_files(self) -> str:
         """A digest of the export's files, the same on every machine that has this export; "" while there is none."""

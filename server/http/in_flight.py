@@ -133,7 +133,8 @@ class RequestsInFlight:
             held.enter_context(self._admission.take("tokens", settings.max_new_tokens))
             if asked.prompt.files:
                 held.enter_context(self._admission.take("documents"))
-            content = self._open(replace(asked, reading=reading), record, stop, settings, joint)
+            seen = self._source.seen_pixels(key, question.prompt, settings) if asked.prompt.files else None
+            content = self._open(replace(asked, reading=reading), record, stop, settings, joint, seen)
             held.callback(content.close)
             if isinstance(content, JointPages):
                 settings = self._settings(entry, asked, len(content))
@@ -171,11 +172,18 @@ class RequestsInFlight:
         return self._ceilings.hold(settings, usual(entry.family, "max_tiles"))
 
     def _open(
-        self, asked: Asked, record: RequestRecord, stop: Stop, settings: InferenceSettings, joint: bool
+        self,
+        asked: Asked,
+        record: RequestRecord,
+        stop: Stop,
+        settings: InferenceSettings,
+        joint: bool,
+        seen_pixels: int | None,
     ) -> PicturesContent | DocumentContent | JointPages:
         """Fetch the images and look at them, or open the document, before a model is waited for.
 
         joint : whether the pages of a document are read together, and the answer to several images is parted by them.
+        seen_pixels : of a document's page, by the model.
         """
         prompt, reading = asked.prompt, asked.reading
         if not prompt.files:
@@ -197,7 +205,7 @@ class RequestsInFlight:
                 "images", param="messages",
             )  # fmt: skip
         document, indices = self._documents.open(
-            prompt.files[0], reading.pages, stop, settings.transparency, reading.password, settings.orient
+            prompt.files[0], reading.pages, stop, settings.transparency, reading.password, settings.orient, seen_pixels
         )
         record.pages = len(indices)
         if reading.structure is not None and len(indices) > 1:

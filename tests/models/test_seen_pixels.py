@@ -21,7 +21,7 @@ from models.lighton_ocr.family import LightOnOcr
 from models.paddleocr_vl import images as paddle_images
 from models.paddleocr_vl.family import PaddleOcrVl
 from models.paddleocr_vl.output import SPOTTING
-from server.command.read import SHOWN_TIMES
+from runtime.documents import enough_pixels
 
 VIEWS: dict[str, Any] = {"patch_size": 16, "downsample": 4, "grid": 64}
 PATCHES: dict[str, Any] = {"patch_size": 14, "merge_size": 2, "head_dim": 64}
@@ -75,13 +75,13 @@ def test_text_is_spotted_in_a_larger_picture_than_it_is_read_from() -> None:
     family = bound(PADDLE)
     assert family.seen_pixels({}, SPOTTING) == 1_605_632
     # A page that is drawn at so many pixels is never so small that it would be doubled before it is looked at.
-    assert (SHOWN_TIMES * family.seen_pixels({}, SPOTTING)) ** 0.5 > 1500
+    assert enough_pixels(family.seen_pixels({}, SPOTTING)) ** 0.5 > 1500
 
 
 @pytest.mark.parametrize("model", [DEEPSEEK, DEEPSEEK_2])
 def test_a_page_is_cut_alike_when_it_is_drawn_at_twice_what_is_seen(model: tuple[Any, Any]) -> None:
     family = bound(model)
-    shown = SHOWN_TIMES * family.seen_pixels({})
+    shown = enough_pixels(family.seen_pixels({}))
     tiles = model[1].image_size
     for across, down in ((210, 297), (297, 210), (1, 1), (2, 3), (1, 3), (216, 279)):
         grids = set()

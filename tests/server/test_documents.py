@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from models.settings import InferenceSettings
 from runtime.errors import QueueFull
+from runtime.library.source import ModelKey
 from runtime.requests import Request
 from server.http import documents
 from server.http.documents import PAGE_BREAK
@@ -390,6 +392,33 @@ def test_documents_leave_room_for_a_single_image(make_service: MakeService) -> N
         thread.join(60)
     assert answers == [200] * 10
     assert service.source.models["deepseek-ocr"].deepest <= 11
+
+
+def test_a_page_is_drawn_at_twice_what_the_model_of_the_request_sees(
+    make_service: MakeService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1,000 points square are 2,000 pixels; each request's model, prompt and settings count."""
+
+    def sees(key: ModelKey, prompt: str, settings: InferenceSettings) -> int | None:
+        asked.append((key.entry.id, prompt))
+        return settings.family["max_tiles"] * 250_000 if key.entry.id == "deepseek-ocr" else None
+
+    asked: list[tuple[str, str]] = []
+    service = make_service(script=lambda request: ["{} x {}".format(*request.images[0].size)])
+    monkeypatch.setattr(service.source, "seen_pixels", sees)
+    square, huge = text_pdf(["words"], (1000, 1000)), text_pdf(["words"], (3000, 3000))
+    assert content(service.post(ask(square, max_tiles=5)).json) == "1580 x 1580"
+    assert content(service.post(ask(square, max_tiles=9)).json) == "2000 x 2000"
+    assert content(service.post(ask(square, max_tiles=2)).json) == "1417 x 1417"  # a sheet of A4 has as many
+    assert content(service.post(ask(huge, model="unlimited-ocr")).json) == "3461 x 3461"  # nobody knows: 12 megapixels
+    picture = io.BytesIO()
+    Image.new("RGB", (3000, 2000)).save(picture, "PNG")
+    answer = service.post(ask(picture.getvalue(), max_tiles=6)).json
+    assert content(answer) == "2121 x 1414"
+    page = answer["ocr"]["pages"][0]
+    assert (page["width"], page["height"]) == (2121, 1414)
+    assert [model for model, _ in asked] == ["deepseek-ocr"] * 3 + ["unlimited-ocr", "deepseek-ocr"]
+    assert {prompt for _, prompt in asked} == {"<image>\nFree OCR."}
 
 
 def test_a_page_that_waits_for_the_queue_is_drawn_once(

@@ -23,7 +23,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from tests.pdfs import scanned_pdf
+from tests.pdfs import scanned_pdf, text_pdf
 from tests.server.conftest import ServerProcess, chat, data_url
 from tests.server.test_process import Raw, metric, settled_memory, until
 
@@ -127,6 +127,19 @@ def test_a_page_of_a_pdf_reads_as_its_picture_does(server: ServerProcess) -> Non
     text = document["choices"][0]["message"]["content"]
     assert [text[page["start"] : page["end"]] for page in document["ocr"]["pages"]] == alone
     assert text == "\n\n".join(one for one in alone if one)
+
+
+def test_a_page_of_a_pdf_is_drawn_at_twice_what_the_model_sees_with_the_settings_of_the_request(
+    server: ServerProcess,
+) -> None:
+    data = "data:application/pdf;base64," + base64.b64encode(text_pdf(["words"], (1000, 1000))).decode()
+    widths = []
+    for settings in ({"max_tiles": 2}, {"max_tiles": 4}, {"crop_mode": False}, {"max_tiles": 9}):
+        body = ask(max_tokens=1, **settings)
+        body["messages"][0]["content"][0] = {"type": "file", "file": {"file_data": data}}
+        widths += [page["width"] for page in post(server, body).json()["ocr"]["pages"]]
+    # Twice a global view of 1024 x 1024, twice four tiles of 640 x 640, the least of all pages, the page as it is.
+    assert widths == [1447, 1809, 1417, 2000]
 
 
 def test_settings_of_the_request_reach_the_model(server: ServerProcess) -> None:
