@@ -98,10 +98,17 @@ class Keeping(Generic[D]):
 def tell(plan: DocumentPlan, result: PageResult) -> None:
     """Say what the user should know of a page."""
     if result.state == "failed":
-        say(f"failed: {plan.source.name}, page {result.page}: {result.error}")
+        say(f"failed: {_failure(plan.source.name, result.page, result.error or '')}")
     elif result.doubtful and result.confidence is not None:
         say(f"doubtful: {plan.source.name}, page {result.page}: confidence {result.confidence.mean:.3f}")
     for warning in result.warnings:
         if warning not in plan.warned:  # what is wrong with all pages is said with the first
             plan.warned.add(warning)
             say(f"warning: {plan.source.name}, page {result.page}: {warning}")
+
+
+def _failure(name: str, page: int, error: str) -> str:
+    """An error with its document's name and its page's number, each of them once."""
+    if error.startswith(f"page {page} of {name} "):
+        return error
+    return f"{name}, page {page}: {error.removeprefix(f'{name} ')}"

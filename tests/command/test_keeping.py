@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from server.command.errors import CommandFailed
-from server.command.keeping import Keeping
+from server.command.keeping import Keeping, tell
 from server.command.plan import DocumentPlan
 from server.command.progress import Progress
 from server.command.source import Source
@@ -76,3 +76,20 @@ def test_a_page_that_is_refused_is_not_noted_and_those_behind_it_are() -> None:
     assert [result.page for _, _, result in kept.settle(0)] == [3]
     assert disk.settled == [1, 3]
     kept.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        ("a.pdf cannot be read (it ends early)", "a.pdf, page 2: cannot be read (it ends early)"),
+        ("page 2 of a.pdf cannot be drawn: too long", "page 2 of a.pdf cannot be drawn: too long"),
+        ("page 2 of a.pdf.bak cannot be drawn", "a.pdf, page 2: page 2 of a.pdf.bak cannot be drawn"),
+        ("the model failed", "a.pdf, page 2: the model failed"),
+    ],
+)
+def test_a_failed_page_is_told_with_its_document_once(
+    capsys: pytest.CaptureFixture[str], error: str, said: str
+) -> None:
+    plan = DocumentPlan(Source(Path("a.pdf"), Path("a.pdf")), "a")
+    tell(plan, PageResult(2, "failed", error))
+    assert capsys.readouterr().err == f"failed: {said}\n"

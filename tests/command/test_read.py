@@ -136,6 +136,10 @@ def test_broken_documents_among_good_ones_are_recorded(ocr: Program, tmp_path: P
     assert "0 bytes" in str(errors["empty"])
     (failed,) = [entry for entry in lines(out, "page") if entry["state"] == "failed"]
     assert "half.png cannot be read" in failed["error"]
+    (told,) = [line for line in ocr.err.splitlines() if "half.png" in line]
+    assert told.startswith("failed: ")
+    assert told.count("half.png") == 1
+    assert ", page 1: cannot be read (" in told
     assert "4 documents could not be opened" in ocr.err
     assert "1 page failed" in ocr.err
 
