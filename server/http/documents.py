@@ -20,7 +20,18 @@ from models.pixels import Transparency
 from models.settings import InferenceSettings
 from models.turned import Orient, back, turned_blocks, turned_boxes, turned_size
 from runtime.confidence import TokenLogprob
-from runtime.documents import Document, Drawn, Stop, Stopped, Workers, enough_pixels, never, open_document, parse_pages
+from runtime.documents import (
+    DEFAULT_DPI,
+    Document,
+    Drawn,
+    Stop,
+    Stopped,
+    Workers,
+    enough_pixels,
+    never,
+    open_document,
+    parse_pages,
+)
 from runtime.errors import QueueFull
 from runtime.requests import REASONS, FinishDetail, Finished, Generation, Request, Stage, TextDelta, TextModel
 from runtime.totals import confidence_of, timings_of, usage_of, worst
@@ -56,10 +67,12 @@ class DocumentReader:
         password: str | None = None,
         orient: Orient = "off",
         seen_pixels: int | None = None,
+        dpi: int | None = None,
     ) -> tuple[Document, list[int]]:
         """The document in a data: URL and its chosen pages, counted from 0.
 
         seen_pixels : of a page, by the model that will read it; pages are drawn with as many as are enough for that.
+        dpi : at which they are drawn instead; None: at the usual, and no more than are enough.
 
         Raises
         ------
@@ -83,7 +96,7 @@ class DocumentReader:
             document = open_document(
                 content, name="the file", max_pixels=self.max_pixels, workers=self.workers, stop=stop,
                 transparency=transparency, password=password, orient=orient,
-                shown_pixels=enough_pixels(seen_pixels),
+                dpi=dpi or DEFAULT_DPI, shown_pixels=enough_pixels(seen_pixels) if dpi is None else None,
             )  # fmt: skip
         except InvalidInput as error:
             raise BadRequest(str(error), param="file_data", code="invalid_file") from error

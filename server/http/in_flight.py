@@ -205,7 +205,14 @@ class RequestsInFlight:
                 "images", param="messages",
             )  # fmt: skip
         document, indices = self._documents.open(
-            prompt.files[0], reading.pages, stop, settings.transparency, reading.password, settings.orient, seen_pixels
+            prompt.files[0],
+            reading.pages,
+            stop,
+            settings.transparency,
+            reading.password,
+            settings.orient,
+            seen_pixels,
+            reading.dpi,
         )
         record.pages = len(indices)
         if reading.structure is not None and len(indices) > 1:

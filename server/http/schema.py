@@ -15,6 +15,7 @@ from pydantic_core import from_json
 
 from models import precedence
 from models.layout.page_rules import PageRules
+from runtime.documents import DEFAULT_DPI, DPI_RANGE
 from server.api_errors import BadRequest, TooLarge
 
 from . import unsupported
@@ -141,6 +142,13 @@ class OcrOptions(BaseModel):
         default=None,
         description="auto turns pages upright by their text; pages that were turned say so: ocr.pages.rotated",
     )
+    dpi: int | None = Field(
+        default=None,
+        ge=DPI_RANGE[0],
+        le=DPI_RANGE[1],
+        description=f"dots per inch at which the pages of a document are drawn; default: {DEFAULT_DPI}, and no page "
+        "larger than the model can make use of",
+    )
 
 
 @dataclass(frozen=True)
@@ -157,6 +165,7 @@ class ReadingOptions:
     structure: Structure | None = None  # what the answer follows
     rules: Mapping[str, Any] = field(default_factory=dict)  # changes of how a page is read by its parts
     page: PageRules | None = None  # what has become of them; None: the model's
+    dpi: int | None = None  # of a document's pages; None: the usual, within what the model can make use of
 
     @property
     def schema(self) -> str | None:
@@ -300,7 +309,7 @@ def reading_of(body: _Body) -> ReadingOptions:
         raise BadRequest("task and ocr.task disagree; send one of them", param="task")
     return ReadingOptions(
         body.task or options.task, bool(options.raw), bool(options.boxes), options.pages, bool(options.progress),
-        options.password, body.alternatives(), structure_of(body),
+        options.password, body.alternatives(), structure_of(body), dpi=options.dpi,
     )  # fmt: skip
 
 

@@ -411,13 +411,19 @@ def test_a_page_is_drawn_at_twice_what_the_model_of_the_request_sees(
     assert content(service.post(ask(square, max_tiles=9)).json) == "2000 x 2000"
     assert content(service.post(ask(square, max_tiles=2)).json) == "1417 x 1417"  # a sheet of A4 has as many
     assert content(service.post(ask(huge, model="unlimited-ocr")).json) == "3461 x 3461"  # nobody knows: 12 megapixels
+    for dpi, size in ((72, "1000 x 1000"), (144, "2000 x 2000"), (288, "4000 x 4000")):
+        assert content(service.post(ask(square, max_tiles=2, ocr={"dpi": dpi})).json) == size
+    for dpi in (17, 1201):
+        refused = service.post(ask(square, ocr={"dpi": dpi}))
+        assert refused.status_code == 400
+        assert refused.json["error"]["param"] == "ocr.dpi"
     picture = io.BytesIO()
     Image.new("RGB", (3000, 2000)).save(picture, "PNG")
     answer = service.post(ask(picture.getvalue(), max_tiles=6)).json
     assert content(answer) == "2121 x 1414"
     page = answer["ocr"]["pages"][0]
     assert (page["width"], page["height"]) == (2121, 1414)
-    assert [model for model, _ in asked] == ["deepseek-ocr"] * 3 + ["unlimited-ocr", "deepseek-ocr"]
+    assert [model for model, _ in asked] == ["deepseek-ocr"] * 3 + ["unlimited-ocr"] + ["deepseek-ocr"] * 4
     assert {prompt for _, prompt in asked} == {"<image>\nFree OCR."}
 
 
