@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from models.config import Config
 from models.config_template import SERVER_KEYS
 from runtime.library.options import ModelOptions
 
@@ -61,3 +62,19 @@ def server_options(config: Mapping[str, Any], flags: Mapping[str, Any], **others
         else:
             values[key.name] = config.get(key.name, key.default)
     return ServerOptions(**values, **others)
+
+
+def given_options(config: Config, given: Mapping[str, Any], inference: Mapping[str, Any]) -> ServerOptions:
+    """All options, from parsed flags over config.toml. inference : settings that are given as flags."""
+    return server_options(
+        config.server,
+        given,
+        model=given.get("model", config.active),
+        device=given.get("device", config.device or "cpu"),
+        dtype=given.get("dtype"),
+        model_config=given.get("model_config"),
+        tokenizer=given.get("tokenizer"),
+        weights=given.get("weights"),
+        adapter=given.get("adapter"),
+        inference_flags=inference,
+    )

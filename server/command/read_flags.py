@@ -14,7 +14,7 @@ from models.extraction import schema_text
 from models.family import IMAGE_SLOT
 from runtime.documents import DEFAULT_DPI, SHOWN_PIXELS
 from server import flags
-from server.options import ServerOptions, server_options
+from server.options import ServerOptions, given_options
 
 from ..writers import FORMATS
 from . import on_ray
@@ -188,18 +188,7 @@ def schema_of(file: Path | None) -> str | None:
 
 def options_of(config: Config, given: Mapping[str, Any], inference: Mapping[str, Any]) -> ServerOptions:
     """How the model is opened and what pages may be. inference : settings that are given as flags."""
-    return server_options(
-        config.server,
-        {**given, "vision_cache_mb": 0.0},  # no page is asked about twice
-        model=given.get("model", config.active),
-        device=given.get("device", config.device or "cpu"),
-        dtype=given.get("dtype"),
-        model_config=given.get("model_config"),
-        tokenizer=given.get("tokenizer"),
-        weights=given.get("weights"),
-        adapter=given.get("adapter"),
-        inference_flags=inference,
-    )
+    return given_options(config, {**given, "vision_cache_mb": 0.0}, inference)  # no page is asked about twice
 
 
 def _count(text: str) -> int:

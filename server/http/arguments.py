@@ -10,7 +10,7 @@ from typing import Any
 from models.arguments import Parser
 from models.config import Config
 from server import flags
-from server.options import KEYS_VARIABLE, ServerOptions, server_options
+from server.options import KEYS_VARIABLE, ServerOptions, given_options
 from server.ray import arguments as ray_arguments
 
 from . import auth
@@ -54,20 +54,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def options_of(config: Config, given: dict[str, Any], inference: dict[str, Any]) -> ServerOptions:
     """The server's options from parsed flags and config.toml."""
     keys = [*(given.get("api_keys") or []), *auth.extra_keys(given.get("api_key_file"))]
-    options = server_options(
-        config.server,
-        {**given, "api_keys": keys},
-        model=given.get("model", config.active),
-        device=given.get("device", config.device or "cpu"),
-        dtype=given.get("dtype"),
-        model_config=given.get("model_config"),
-        tokenizer=given.get("tokenizer"),
-        weights=given.get("weights"),
-        adapter=given.get("adapter"),
-        inference_flags=inference,
-    )
-    if options.device != "cuda:all":
-        return options
+    found = given_options(config, {**given, "api_keys": keys}, inference)
+    if found.device != "cuda:all":
+        return found
     from runtime.providers import each_card
 
-    return replace(options, engines=len(each_card(options.device)))  # which all have rows to fill
+    return replace(found, engines=len(each_card(found.device)))  # which all have rows to fill
