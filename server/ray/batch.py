@@ -28,6 +28,8 @@ from server.command.progress import Progress, say
 from server.command.run import POLL_SECONDS, Sink, publish
 from server.writers import PageResult
 
+from . import attendance
+from .attendance import Attendance, dismiss, release
 from .cluster import Pool
 from .drawing import PARCEL, Drawing, draw, parcels
 from .reading import Answer, Job, PageActor
@@ -95,6 +97,7 @@ class ClusterRun:
                 if self._stop.is_set() or not count:
                     return
                 if turn:
+                    release()
                     say(f"{count} pages were lost with the processes that held them; they are read again, one by one")
                 self._read_once(plans, how)
             if not self._stop.is_set():
@@ -155,17 +158,31 @@ class ClusterRun:
                 self.take(plan, Answer(number, PageResult(index + 1, "failed", why), {}))
 
     def _answers(self, rows: list[dict[str, bytes]], how: Round) -> Iterator[Answer]:
-        """What the actors say, as it comes, looking up now and then whether the user wants an end."""
+        """What the actors say, as it comes, looking up now and then whether the user wants an end.
+
+        Raises
+        ------
+        CommandFailed
+            when no actor can be started, or Ray ends the run. One that dies and does not come back ends the round.
+        """
         arrived: queue.Queue[bytes | Exception | None] = queue.Queue(_AHEAD * how.batch)
         thread = threading.Thread(target=self._fetch, args=(rows, how, arrived), name="ray-data", daemon=True)
         thread.start()
+        engines = Attendance(PageActor.__name__)
         while not self._stop.is_set():
             self._progress.show()
             try:
                 found = arrived.get(timeout=POLL_SECONDS)
             except queue.Empty:
+                if engines.is_over():
+                    dismiss()
+                    if engines.met:
+                        return  # what is left comes in the next round
+                    raise CommandFailed(self._nobody()) from None
                 continue
+            engines.answered()
             if found is None:
+                thread.join()
                 return
             if isinstance(found, Exception):
                 raise CommandFailed(f"Ray ended the run: {found}; go on with --resume") from found
@@ -173,6 +190,13 @@ class ClusterRun:
             if isinstance(answer, str):
                 raise CommandFailed(f"no page can be read {answer}")
             yield answer
+
+    def _nobody(self) -> str:
+        minutes, pool = attendance.LONELY_SECONDS / 60, self._pool
+        return (
+            f"no engine has started for {minutes:g} minutes: each takes {pool.num_cpus:g} CPUs and {pool.num_gpus:g} "
+            "GPUs of one machine of the cluster, where others may have them (see `ray status`); go on with --resume"
+        )
 
     def _fetch(self, rows: list[dict[str, bytes]], how: Round, arrived: queue.Queue[bytes | Exception | None]) -> None:
         """Runs on a thread of its own: a dataset cannot be asked to wait for only so long."""

@@ -1,0 +1,61 @@
+"""Whether the engines of a round are there: looked up while no answer comes, since Ray Data waits for them for ever."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+
+LONELY_SECONDS = 600.0  # without an answer and without a living engine, after which a round is over
+LOOK_SECONDS = 5.0  # between two looks
+
+
+class Attendance:
+    """Of the actors of one class, in one round."""
+
+    def __init__(self, class_name: str) -> None:
+        self._class_name = class_name
+        self._last = self._looked = time.monotonic()
+        self.met = False  # whether one has ever lived
+
+    def answered(self) -> None:
+        """An answer has come."""
+        self.met, self._last = True, time.monotonic()
+
+    def is_over(self) -> bool:
+        """Whether all have been gone for so long that nobody will answer."""
+        now = time.monotonic()
+        if now < self._looked + min(LOOK_SECONDS, LONELY_SECONDS):
+            return False
+        self._looked = now
+        if lives(self._class_name):
+            self.answered()
+        return now > self._last + LONELY_SECONDS
+
+
+def lives(class_name: str) -> bool:
+    """Whether an actor of the class works for this program; while it starts, and loads its model, it does not."""
+    import ray
+    from ray._private import state  # the public list of actors needs a dashboard, which our own clusters have not got
+
+    job = ray.JobID.from_hex(ray.get_runtime_context().get_job_id())
+    return any(class_name in actor["ActorClassName"] for actor in state.actors(None, job, "ALIVE").values())
+
+
+def dismiss() -> None:
+    """End what a round has left running: its executors, and the actors that these hold."""
+    from ray.data._internal.execution.streaming_executor import StreamingExecutor
+
+    for thread in threading.enumerate():
+        # Whoever waits for its answers is told that there are no more. There is no public way to end it from outside.
+        if isinstance(thread, StreamingExecutor):
+            thread.shutdown(force=True)
+
+
+def release() -> None:
+    """Let go of the actors of a round that has ended.
+
+    The failed calls of dead actors refer to each other and to the actors' handles. As long as these are not collected,
+    a restarted actor keeps its CPUs or its GPU, and the next round's waits for them.
+    """
+    gc.collect()
