@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -104,3 +106,43 @@ def test_their_own_checkers_find_nothing(command: list[str]) -> None:
         pytest.skip(f"{command[0]} is not installed")
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+IMAGE = re.compile(r"(?:docker|ghcr)\.io/[\w./-]+:[\w.-]+(?:@sha256:[0-9a-f]{64})?")
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="pin is a script of bash")
+def test_pin_writes_the_digest_that_docker_tells_behind_every_tag_or_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "docker"
+    shutil.copytree(DOCKER, folder)
+    stub = tmp_path / "bin/docker"
+    stub.parent.mkdir()
+
+    def pin(answer: str) -> int:
+        stub.write_text(f'#!/bin/sh\nset -e\ntest "$1 $2 $3" = "buildx imagetools inspect"\n{answer}\n')
+        stub.chmod(0o755)
+        path = f"{stub.parent}:{os.environ['PATH']}"
+        done = subprocess.run(["bash", folder / "pin"], env={**os.environ, "PATH": path}, capture_output=True)
+        return done.returncode
+
+    def images() -> dict[str, list[str]]:
+        names = [*DOCKER.glob("Dockerfile*"), *DOCKER.glob("*.yaml")]
+        return {path.name: IMAGE.findall((folder / path.name).read_text()) for path in names}
+
+    def digest(image: str, salt: str) -> str:
+        return f"{image}@sha256:{hashlib.sha256((image + salt).encode()).hexdigest()}"
+
+    tags = {name: [image.partition("@")[0] for image in found] for name, found in images().items()}
+    # The base and the builder's own image; Open WebUI; Prometheus and Grafana.
+    assert {name: len(found) for name, found in tags.items() if found} == {
+        "Dockerfile": 2, "Dockerfile.cuda": 2, "compose.webui.yaml": 1, "compose.metrics.yaml": 2,
+    }  # fmt: skip
+    before = images()
+    assert pin('case "$4" in *grafana*) exit 1;; esac; printf "sha256:%064d" 1') != 0
+    assert pin("echo no such thing") != 0
+    assert images() == before
+    for salt in ("today", "tomorrow"):
+        assert pin(f'printf "sha256:"; printf "%s{salt}" "$4" | sha256sum | cut -c1-64') == 0
+        assert images() == {name: [digest(tag, salt) for tag in found] for name, found in tags.items()}
+    for path in folder.glob("*.yaml"):
+        assert list(yaml.safe_load_all(path.read_text()))
