@@ -61,7 +61,7 @@ def joined(address: str, *, quiet: bool = False) -> Iterator[None]:
     UsageError
         when Ray is not installed.
     CommandFailed
-        when there is no cluster at the address.
+        when there is no cluster at the address, or none can be started.
     """
     if importlib.util.find_spec("ray") is None:
         raise UsageError(MISSING)
@@ -78,7 +78,7 @@ def joined(address: str, *, quiet: bool = False) -> Iterator[None]:
                 **how, include_dashboard=False, logging_level=logging.ERROR if quiet else logging.WARNING,
                 log_to_driver=not quiet, configure_logging=False,
             )  # fmt: skip
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except Exception as error:  # of a node that does not start in time, Ray tells a bare one
             raise CommandFailed(f"no cluster of Ray can be joined (--ray {address}): {error}") from error
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)  # Ray sets one that ends the program at once

@@ -1,4 +1,6 @@
-"""Which CPUs an actor computes on: as many as Ray gave it, and no other actor of ours the same.
+"""Which CPUs an engine on a cluster computes on: as many as Ray gave it, and no other engine of ours the same.
+
+Called by the actors of ``read --ray`` and the replicas of ``serve --ray``, each in its process.
 
 Ray counts CPUs and names none. Each process takes its own by names that the system hands out once and takes back when
 the process ends, however it does. Linux only; elsewhere, and where fewer are free, the system goes on choosing.

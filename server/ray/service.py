@@ -35,6 +35,7 @@ from server.options import ServerOptions
 from .bridge import Call, Head, answers
 from .front import Front, too_many
 from .numbers import Numbers
+from .pinning import pin
 from .plan import Plan, prepared
 
 TELL_SECONDS = 5.0  # between two times that a replica tells its metrics
@@ -50,6 +51,8 @@ class Engine:
         """Load the model, so that no request comes before it is there."""
         memory.settle_malloc()
         logs.configure(options.log_format, options.log_level)
+        # Before threads are started, which stay where it is.
+        self._pinned = pin(options.threads) if options.device == "cpu" else None
         self._application: Application = application_of(config, options)
         self._application.preload(options.model)
         self._application.warm()

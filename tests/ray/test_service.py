@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 from tests.command.conftest import ROOT, environment, tiny_home
@@ -61,6 +62,14 @@ class Served:
     def replicas(self) -> int:
         return len(self.metric("ocr_loaded_models"))
 
+    def places_of_replicas(self) -> list[set[int]]:
+        """The CPUs that threads of each replica may run on."""
+        return [
+            {cpu for thread in process.threads() for cpu in os.sched_getaffinity(thread.id)}
+            for process in psutil.Process(self.process.pid).children(recursive=True)
+            if "Engine tiny-ocr" in " ".join(process.cmdline())
+        ]
+
     def until(self, true: Callable[[], bool], seconds: float) -> None:
         end = time.monotonic() + seconds
         while time.monotonic() < end:
@@ -97,6 +106,11 @@ def test_100_clients_of_which_20_hang_up_get_what_they_asked_for(serve: Callable
     served = serve("--replicas", "2", "--max-queue", "200")
     expected = served.ask().json()["choices"][0]["message"]["content"]
     assert "Invoice" in expected
+    # Each replica of one thread stays on one CPU with all that it does, and no two on the same.
+    places = served.places_of_replicas()
+    assert len(places) == 2
+    assert [len(cpus) for cpus in places] == [1, 1]
+    assert places[0] != places[1]
 
     def client(number: int) -> str:
         if number % 5:
