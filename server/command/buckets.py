@@ -35,6 +35,20 @@ INSTALL = {
     "s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs", "abfss": "adlfs",
     "hf": "huggingface_hub", "sftp": "paramiko", "smb": "smbprotocol", "hdfs": "pyarrow",
 }  # fmt: skip
+_S3 = (
+    "its name, the credentials (AWS_PROFILE, AWS_ACCESS_KEY_ID) and their rights, the region, and the endpoint "
+    "(AWS_ENDPOINT_URL)"
+)
+_GCS = "its name, and the credentials (GOOGLE_APPLICATION_CREDENTIALS) and their rights"
+_AZURE = (
+    "its name, the account (AZURE_STORAGE_ACCOUNT_NAME), and its key (AZURE_STORAGE_ACCOUNT_KEY, "
+    "AZURE_STORAGE_CONNECTION_STRING) or the rights of who is logged in"
+)
+TO_CHECK = {
+    "s3": _S3, "s3a": _S3, "gs": _GCS, "gcs": _GCS, "az": _AZURE, "abfs": _AZURE, "abfss": _AZURE,
+    "http": "the address, which must be open to anybody", "https": "the address, which must be open to anybody",
+}  # fmt: skip
+_CONTAINER = {"az": "container", "abfs": "container", "abfss": "container"}  # all others have buckets
 HEARTBEAT = 10.0  # seconds after which a run says again that it writes to a bucket
 SILENCE = 25.0  # seconds without that, after which the run counts as gone
 FLUSH_SECONDS = 5.0  # for lines of pages to be on their way: a part says the same and more
@@ -63,26 +77,40 @@ def file_system(url: str) -> tuple[Any, str]:
     Raises
     ------
     UsageError
-        when a package is missing, or there is no such kind of address; the message says what to install.
+        when a package is missing, there is no such kind of address, or the store cannot be begun with; the message says
+        what to install or to check.
     """
-    scheme = url.partition("://")[0].lower()
+    scheme = _scheme(url)
     try:
         import fsspec
     except ImportError:
         raise UsageError(f"{url}: addresses need fsspec: pip install 'ocr-onnx[addresses]'{_and(scheme)}") from None
+    package = INSTALL.get(scheme)
+    if scheme not in fsspec.available_protocols() and package is None:
+        raise UsageError(f"{url}: fsspec knows no addresses of the kind {scheme}://; write {', '.join(INSTALL)}")
     try:
         system, path = fsspec.core.url_to_fs(url)
     except ImportError as error:
-        package = INSTALL.get(scheme)
         remedy = f"pip install {package}" if package else str(error)
         raise UsageError(f"{url}: {scheme}:// needs another package: {remedy}") from error
-    except ValueError as error:
-        raise UsageError(f"{url}: no kind of address that fsspec knows: {error}") from error
+    except Exception as error:  # every file system has errors of its own
+        if scheme not in fsspec.available_protocols():  # which fsspec knows by its package only
+            raise UsageError(f"{url}: {scheme}:// needs another package: pip install {package}") from error
+        raise UsageError(f"{url} cannot be asked: {_told(error)}{_advice(url)}") from error
     return system, str(path)
+
+
+def _scheme(url: str) -> str:
+    return url.partition("://")[0].lower()
 
 
 def _and(scheme: str) -> str:
     return f" {INSTALL[scheme]}" if scheme in INSTALL else ""
+
+
+def _advice(url: str) -> str:
+    """What to check, behind an error's reason."""
+    return f"; check {TO_CHECK[_scheme(url)]}" if _scheme(url) in TO_CHECK else "; check the address"
 
 
 @dataclass(frozen=True)
@@ -115,16 +143,16 @@ class RemoteSource(Source):
         InvalidInput
             when it cannot be fetched.
         """
-        if self.url.partition("://")[0].lower() in _WEB:
+        if _scheme(self.url) in _WEB:
             try:
                 return Fetcher("any", LARGEST, FETCH_SECONDS).fetch(self.url)
             except (BadRequest, TooLarge) as error:
-                raise InvalidInput(f"{self.url} cannot be fetched: {error.message}") from error
+                raise InvalidInput(f"{self.url} cannot be fetched: {error.message}{_advice(self.url)}") from error
         system, path = file_system(self.url)
         try:
             return bytes(system.cat_file(path))
         except Exception as error:  # every file system has errors of its own
-            raise InvalidInput(f"{self.url} cannot be fetched: {_told(error)}") from error
+            raise InvalidInput(f"{self.url} cannot be fetched: {_told(error)}{_advice(self.url)}") from error
 
 
 def find(url: str, results: str | None) -> Iterator[RemoteSource]:
@@ -137,8 +165,7 @@ def find(url: str, results: str | None) -> Iterator[RemoteSource]:
     UsageError
         when nothing is there, or it cannot be asked.
     """
-    scheme = url.partition("://")[0].lower()
-    if scheme in _WEB:
+    if _scheme(url) in _WEB:
         name = PurePosixPath(url.partition("://")[2].partition("?")[0]).name or "index"
         yield RemoteSource(None, PurePosixPath(name), url=url)
         return
@@ -146,10 +173,10 @@ def find(url: str, results: str | None) -> Iterator[RemoteSource]:
     try:
         pattern = any(letter in path for letter in "*?[")
         found = system.glob(path, detail=True) if pattern else system.find(path, detail=True)
-    except FileNotFoundError:
-        found = {}
     except Exception as error:  # every file system has errors of its own
-        raise UsageError(f"{url} cannot be listed: {_told(error)}") from error
+        raise UsageError(f"{url} cannot be listed: {_told(error)}{_advice(url)}") from error
+    if not found:
+        _look_for_bucket(system, url, path)
     left_out = _path_of(system, results) if results is not None else None
     fixed = path.split("*")[0].split("?")[0].split("[")[0].rpartition("/")[0] if pattern else path
     alone = list(found) == [path]
@@ -162,6 +189,28 @@ def find(url: str, results: str | None) -> Iterator[RemoteSource]:
         ):
             continue
         yield RemoteSource(None, relative, url=system.unstrip_protocol(name), version=_version(system, name, info))
+
+
+def _look_for_bucket(system: Any, url: str, path: str) -> None:
+    """Tell an empty folder from a bucket that is not there, which some stores list as if it were empty.
+
+    Raises
+    ------
+    UsageError
+        when there is no such bucket, or it cannot be asked for.
+    """
+    scheme, bucket = _scheme(url), path.lstrip("/").partition("/")[0]
+    if scheme not in TO_CHECK:
+        return
+    try:
+        system.info(bucket)
+    except FileNotFoundError as error:
+        kind = _CONTAINER.get(scheme, "bucket")
+        raise UsageError(f"{url}: there is no {kind} {bucket!r}: {_told(error)}{_advice(url)}") from error
+    except Exception as error:  # every file system has errors of its own
+        raise UsageError(
+            f"{url}: no document here, and {bucket!r} cannot be asked: {_told(error)}{_advice(url)}"
+        ) from error
 
 
 def _version(system: Any, name: str, info: dict[str, Any]) -> str:
@@ -213,7 +262,9 @@ class Bucket:
                         raise UsageError(f"another run is writing to {self._url}; wait for it, or name another folder")
             self._beat()
         except OSError as error:
-            raise UsageError(f"{self._url} cannot be written: {error}; name another folder with -o") from error
+            raise UsageError(
+                f"{self._url} cannot be written: {error}{_advice(self._url)}, or name another folder with -o"
+            ) from error
         threading.Thread(target=self._keep_beating, name="bucket", daemon=True).start()
 
     def leave(self) -> None:
@@ -233,7 +284,9 @@ class Bucket:
     def names(self, folder: str) -> Iterable[str]:
         with _asked():
             try:
-                return [path.rpartition("/")[2] for path in self._system.ls(self._path(folder), detail=False)]
+                return [
+                    path.rstrip("/").rpartition("/")[2] for path in self._system.ls(self._path(folder), detail=False)
+                ]
             except FileNotFoundError:
                 return ()
 

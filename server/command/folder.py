@@ -118,8 +118,11 @@ class OutputFolder:
         """
         readable = [plan for plan in plans if plan.error is None]
         with _told(self._where_noted):
-            for plan in readable if not resume else ():
-                self._store.remove(self._part_folder(plan))
+            there = set(self._store.names(self._parts))
+            for plan in readable:
+                # Of a document that is whole, too: a kill may have come between its line and the end of its parts.
+                if (plan.whole or not resume) and self._part_folder(plan).rpartition("/")[2] in there:
+                    self._store.remove(self._part_folder(plan))
             self._store.begin()
         documents = {plan.source.name: plan.output for plan in readable if not resume or self._is_new(plan)}
         self._note("run", resume=resume, documents=documents, **head)

@@ -35,7 +35,7 @@ class Store(Protocol):
         """Whether there is such a file."""
 
     def names(self, folder: str) -> Iterable[str]:
-        """Names of the files in a folder, without the folder's; none where there is no such folder."""
+        """Names of the files and folders in a folder, without its own; none where there is no such folder."""
 
     def read(self, name: str) -> bytes:
         """A file's content."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import http.server
+import importlib.util
 import json
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -111,6 +113,13 @@ def test_a_missing_package_is_named(ocr: Program, monkeypatch: pytest.MonkeyPatc
     assert f"pip install {package}" in ocr.err
 
 
+def test_a_kind_that_only_its_package_knows_is_answered_with_the_package(ocr: Program) -> None:
+    if importlib.util.find_spec("adlfs") is not None:
+        pytest.skip("adlfs is installed")
+    assert ocr("read", "abfss://b/x", "-o", "out") == 2
+    assert "pip install adlfs" in ocr.err
+
+
 def test_an_address_of_no_kind_is_refused(ocr: Program) -> None:
     assert ocr("read", "nonsense://b/x", "-o", "out") == 2
     assert "nonsense" in ocr.err
@@ -126,7 +135,7 @@ def test_an_address_on_the_web_is_read_from_this_machine_too(ocr: Program, tmp_p
         assert ocr("read", f"{address}/seven.png", "-o", "out", "--format", "txt") == 0
         assert (tmp_path / "out/seven.txt").read_text() == "page 7\n"
         assert ocr("read", f"{address}/none.png", "-o", "out2") == 1
-        assert "404" in ocr.err
+        assert "404; check the address" in ocr.err
     finally:
         server.shutdown()
 
@@ -135,6 +144,47 @@ def test_a_file_address_is_a_path(ocr: Program, tmp_path: Path) -> None:
     page_of(5).save(tmp_path / "five.png")
     assert ocr("read", (tmp_path / "five.png").as_uri(), "-o", (tmp_path / "out").as_uri()) == 0
     assert (tmp_path / "out/five.md").read_text() == "page 5\n"
+
+
+@pytest.mark.parametrize(
+    ("address", "what", "check"),
+    [
+        ("az://scans/x", "container 'scans'", "AZURE_STORAGE_ACCOUNT_NAME"),
+        ("abfs://scans/x", "container 'scans'", "AZURE_STORAGE_ACCOUNT_NAME"),
+        ("gs://scans/*.png", "bucket 'scans'", "GOOGLE_APPLICATION_CREDENTIALS"),
+        ("s3://scans", "bucket 'scans'", "AWS_ENDPOINT_URL"),
+    ],
+)
+def test_a_bucket_that_lists_like_an_empty_folder_but_is_not_there_is_named_with_what_to_check(
+    monkeypatch: pytest.MonkeyPatch, address: str, what: str, check: str
+) -> None:
+    class Empty:
+        refusal: Exception = FileNotFoundError("No such thing")
+
+        def find(self, path: str, detail: bool) -> Any:
+            return {}
+
+        glob = find
+
+        def info(self, path: str) -> Any:
+            assert path == "scans"
+            raise self.refusal
+
+    monkeypatch.setattr(fsspec.core, "url_to_fs", lambda url: (Empty(), url.partition("://")[2]))
+    with pytest.raises(UsageError, match=f"{re.escape(address)}: there is no {what}.*No such thing.*{check}"):
+        list(buckets.find(address, None))
+    Empty.refusal = PermissionError("403")
+    with pytest.raises(UsageError, match=f"{re.escape(address)}: no document here.*'scans'.*403.*{check}"):
+        list(buckets.find(address, None))
+
+
+def test_a_store_that_cannot_be_begun_with_is_told_with_what_to_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_account(url: str) -> Any:
+        raise ValueError("Must provide account_name")
+
+    monkeypatch.setattr(fsspec.core, "url_to_fs", no_account)
+    with pytest.raises(UsageError, match=r"az://scans/x cannot be asked: .*account_name; .*AZURE_STORAGE_ACCOUNT_NAME"):
+        list(buckets.find("az://scans/x", None))
 
 
 def test_an_address_that_cannot_be_listed_is_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:

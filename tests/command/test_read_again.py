@@ -11,6 +11,7 @@ import pytest
 
 from server.command.errors import CommandFailed
 from server.command.folder import OutputFolder
+from server.command.stores import Disk
 from tests.command.conftest import Program, ScriptedReader, failing
 from tests.command.material import files, pdf, png, stop_at
 
@@ -171,6 +172,19 @@ def test_killed_between_publishing_a_document_and_noting_it(ocr: Program, tmp_pa
     assert ocr.seen == []
     assert (tmp_path / "out/a.txt").read_text() == "page 1\n\fpage 2\n"
     assert files(tmp_path / "out") == {"a.txt", "ocr-run.jsonl"}
+
+
+def test_killed_before_the_parts_of_a_whole_document_are_gone(
+    ocr: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    document = pdf(tmp_path / "a.pdf", 1, 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(Disk, "remove", lambda self, folder: None)
+        assert ocr("read", document, "-o", "out") == 0
+    assert (tmp_path / "out/.ocr-parts").is_dir()
+    assert ocr("read", document, "-o", "out", "--resume") == 0
+    assert not ocr.readers[-1].started
+    assert files(tmp_path / "out") == {"a.md", "ocr-run.jsonl"}
 
 
 def test_a_run_leaves_finished_pages_of_other_documents(ocr: Program, tmp_path: Path) -> None:
