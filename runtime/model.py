@@ -42,7 +42,7 @@ from .grammar import Grammars
 from .layout_step import entry_of, page_reader, with_layout
 from .locate import exported_folder
 from .pages import Detector, PageGeneration
-from .planning import default_slots, prefill_chunk
+from .planning import default_slots, prefill_chunk, spread
 from .providers import Device, each_card, find_device
 from .requests import EngineLoad, Finished, Generation, Request, Result, TextDelta
 from .sequence import Sequence as EngineSequence
@@ -78,12 +78,15 @@ class Model:
         warm_up: WarmUp | None,
         entry: ModelEntry,
         layout: Detector | None,
+        many: bool = False,
     ) -> None:
         self._entry = entry
         self.manifest = manifest = manifest.with_context(max_context)
         devices = [find_device(name, threads) for name in each_card(device)]
         self.device = devices[0]
         self.device.require(folder, manifest)
+        if many:
+            devices = [one for each in devices for one in spread(manifest, each)]
         self._family = family_of(manifest)
         self._ignored: frozenset[str] = frozenset()  # settings that the log has said are ignored
         self._tokenizer = _load_tokenizer(folder)
@@ -94,7 +97,7 @@ class Model:
             _rows_without_token(self._tokenizer, manifest.sizes.vocabulary),
         )
         self._grammars = Grammars(self._tokenizer, manifest.sizes.vocabulary, manifest.tokens.eos)
-        self.slots = 0  # of all devices together
+        self.slots = 0  # of all engines together
         engines = [self._engine_on(one, folder, slots, max_queue, vision_cache_mb, warm_up) for one in devices]
         self._engine: Engine | EngineGroup = engines[0] if len(engines) == 1 else EngineGroup(engines)
         self._pages = page_reader(self, entry, layout, self.device.name, threads)
@@ -131,7 +134,7 @@ class Model:
         threads: int | None = None, slots: int | None = None, max_queue: int = 64,
         vision_cache_mb: float = DEFAULT_VISION_CACHE_MB, max_context: int | None = None,
         warm_up: WarmUp | None = None, layout: str | os.PathLike[str] | Detector | None = None,
-        entry: ModelEntry | None = None,
+        entry: ModelEntry | None = None, many: bool = False,
     ) -> Self:  # fmt: skip
         """Load an exported model.
 
@@ -162,6 +165,9 @@ class Model:
             anything that finds regions, or "none"; None is the model's own.
         entry
             what the catalogue and config.toml say of the model; None looks that up.
+        many
+            there are many pages, and nobody waits for a single one: a small model gets several engines on a CPU, of one
+            thread and so many slots each.
 
         Raises
         ------
@@ -180,7 +186,7 @@ class Model:
         return cls(
             folder, manifest, device=device, threads=threads, slots=slots, max_queue=max_queue,
             vision_cache_mb=vision_cache_mb, max_context=max_context, warm_up=warm_up,
-            entry=entry, layout=detector,
+            entry=entry, layout=detector, many=many,
         )  # fmt: skip
 
     def submit(self, request: Request) -> Generation:

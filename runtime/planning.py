@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from models.manifest import Manifest
 from models.processor import adds_bytes_exactly
@@ -14,6 +15,8 @@ from .machine import available_memory, processors
 from .providers import Device
 
 _MOST_SLOTS = {"cpu": 8, "coreml": 8, "cuda": 64}  # decode gains little beyond
+_SMALL_MODEL = 64 << 20  # bytes of an export whose products are so small that a second thread mostly waits
+_MOST_ENGINES = 4  # of a small model; beyond, Python's lock is what they wait for
 _CARD_RESERVE = 2e9  # bytes of a GPU's free memory that activations take
 _TYPICAL_LENGTH = 2048  # tokens of a page with its answer
 _LEAST_CHUNK = 64  # tokens; the weights of all experts are read for each chunk, which is most of the time of fewer
@@ -35,6 +38,16 @@ def default_slots(manifest: Manifest, device: Device) -> int:
         free = free_memory(device.index)
         return most if free is None else int(min(most, max(1, (free - _CARD_RESERVE) // 2 // row)))
     return int(min(most, max(1, available_memory() // 4 // row)))
+
+
+def spread(manifest: Manifest, device: Device) -> list[Device]:
+    """Where engines of a model are to be, when there are many pages and nobody waits for a single one.
+
+    A small model on a CPU is faster in several engines of one thread each than in one of several threads.
+    """
+    count = min(device.threads or processors(), _MOST_ENGINES)
+    small = sum(info.size for info in manifest.files.values()) <= _SMALL_MODEL
+    return [replace(device, threads=1)] * count if device.name == "cpu" and small and count > 1 else [device]
 
 
 def prefill_chunk(manifest: Manifest, device: Device) -> int:

@@ -27,6 +27,7 @@ class ModelOptions:
     warm_up: Literal["auto", "none", "quick", "full"] = "auto"
     export_on_demand: Literal["on", "off"] = "on"
     stale_exports: Literal["say", "refuse", "export"] = "say"
+    many: bool = False  # see ``runtime.model.Model.open``
     switch_models: Literal["on", "off"] = "on"
 
     @property

@@ -173,6 +173,7 @@ class ModelSource:
                 warm_up=None if options.warm_up == "auto" else options.warm_up,
                 max_context=options.max_context or None,
                 entry=key.entry,
+                many=options.many,
                 max_queue=options.capacity,  # a server bounds the queue itself, before a request costs anything
             )
         except (ManifestError, RuntimeUnavailable) as error:

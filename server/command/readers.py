@@ -7,7 +7,7 @@ import json
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Protocol
 
 from PIL import Image
@@ -143,7 +143,7 @@ class LocalReader:
             device = find_device(options.device, options.threads or None).name
         # Passes and steps share the processors of a CPU; on a card they run side by side. A deadline counts for each.
         self._patient = device == "cpu" and settings.deadline_s is None
-        self._source = ModelSource(config, options, device)
+        self._source = ModelSource(config, replace(options, many=True), device)
         self._key: ModelKey = self._source.key(self._source.entry(options.model))
         self._model: TextModel | None = None
 

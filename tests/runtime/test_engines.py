@@ -95,6 +95,19 @@ def two_cards(monkeypatch) -> None:
     monkeypatch.setattr(providers, "card_count", lambda: 2)
 
 
+def test_a_small_model_that_has_many_pages_reads_them_in_engines_of_one_thread(random_model_folder, picture) -> None:
+    def texts(many: bool) -> list[str]:
+        with Model.open(random_model_folder, device="cpu", threads=2, slots=2, many=many) as model:
+            engines = 2 if many else 1
+            assert [load.slots for load in model.loads] == [2] * engines
+            assert model.slots == 2 * engines
+            pages = [picture(64, 48, seed) for seed in range(6)]
+            with ThreadPoolExecutor(model.slots) as pool:
+                return list(pool.map(lambda page: model.read(page, max_new_tokens=8).text, pages))
+
+    assert texts(many=True) == texts(many=False)
+
+
 def test_cards_are_named_by_number_and_all_together(two_cards) -> None:
     assert each_card("cuda:all") == ["cuda:0", "cuda:1"]
     assert [each_card(name) for name in ("cuda:1", "cpu", "auto")] == [["cuda:1"], ["cpu"], ["auto"]]

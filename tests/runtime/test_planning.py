@@ -7,7 +7,7 @@ import pytest
 
 from models.manifest import Manifest
 from runtime import planning
-from runtime.planning import default_slots, prefill_chunk
+from runtime.planning import default_slots, prefill_chunk, spread
 from runtime.providers import Device, find_device
 
 
@@ -39,3 +39,27 @@ def test_a_chunk_is_what_a_device_feeds_in_about_a_second(
     sizes = manifest.sizes.model_copy(update={"layers": layers, "hidden_size": hidden})
     monkeypatch.setattr(planning, "adds_bytes_exactly", lambda: vnni)
     assert prefill_chunk(manifest.model_copy(update={"sizes": sizes}), device) == expected
+
+
+@pytest.mark.parametrize(
+    ("megabytes", "device", "expected"),
+    [
+        (20, Device("cpu", 2), [1, 1]),  # tiny-ocr
+        (20, Device("cpu", 0), [1, 1, 1]),  # as many as this machine has processors
+        (20, Device("cpu", 64), [1, 1, 1, 1]),
+        (20, Device("cpu", 1), [1]),
+        (800, Device("cpu", 2), [2]),
+        (20, Device("cuda", 0), [0]),
+        (20, Device("coreml", 2), [2]),
+    ],
+)
+def test_a_small_model_is_in_engines_of_one_thread_on_a_cpu(
+    random_model_folder, monkeypatch, megabytes, device, expected
+) -> None:
+    manifest = Manifest.load(random_model_folder)
+    name, info = next(iter(manifest.files.items()))
+    manifest = manifest.model_copy(update={"files": {name: info.model_copy(update={"size": megabytes << 20})}})
+    monkeypatch.setattr(planning, "processors", lambda: 3)
+    found = spread(manifest, device)
+    assert [one.threads for one in found] == expected
+    assert {one.name for one in found} == {device.name}
