@@ -1,19 +1,32 @@
-"""Fixtures that several packages' tests share: random checkpoints, their exports, pictures."""
+"""Fixtures that several packages' tests share: random checkpoints, their exports, pictures.
+
+Tests may be spread over processes (``tools/dev test`` takes two): what is made once for a session is then made once for
+all of them, each process computes on one thread, and tests marked ``alone`` are left to a run of their own.
+"""
 
 from __future__ import annotations
 
 import gc
 import logging
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
+from filelock import FileLock
 from PIL import Image
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
+# No test asserts a time, so that one on a busy machine does not fail for it.
+hypothesis.settings.register_profile(
+    "unhurried", hypothesis.settings.default, deadline=None,
+    suppress_health_check=[*hypothesis.settings.default.suppress_health_check, hypothesis.HealthCheck.too_slow],
+)  # fmt: skip
+hypothesis.settings.load_profile("unhurried")
 
 # What is tested without programs of its own and without whole models: a contributor's loop. All else is slow.
 _QUICK_OF_RUNTIME = "buffers candidates confidence engine kv_cache logits machine planning rotary scheduler text"
@@ -27,6 +40,24 @@ QUICK = (
 )
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``--alone``: which half of a run that is made in two steps this one is."""
+    parser.addoption(
+        "--alone", choices=("with", "without", "only"), default="with",
+        help="tests marked alone: run them with all others (default), leave them out, or run only them",
+    )  # fmt: skip
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Several processes with a thread for each core each would only wait for one another."""
+    if getattr(config.option, "numprocesses", None):
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch's and OpenBLAS's, in the processes to come
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        from runtime import providers
+
+        providers.default_threads = lambda: 1
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark what is not quick, and leave out what takes minutes and is only run when it is asked for."""
     asked = "cluster" in config.option.markexpr
@@ -35,6 +66,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="takes minutes; run with: tools/dev test -m cluster"))
         if not item.nodeid.startswith(QUICK) or "200_random_sizes" in item.nodeid:
             item.add_marker(pytest.mark.slow)
+        if item.get_closest_marker("ray"):
+            item.add_marker(pytest.mark.alone)
+    asked_for = config.option.alone
+    if asked_for != "with":
+        kept = [item for item in items if (item.get_closest_marker("alone") is not None) == (asked_for == "only")]
+        config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
+        items[:] = kept
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -65,25 +103,45 @@ def _loggers() -> list[logging.Logger]:
     return [logging.getLogger(), *(logger for logger in named if isinstance(logger, logging.Logger))]
 
 
+MakeOnce = Callable[[str, Callable[[Path], object]], Path]
+
+
 @pytest.fixture(scope="session")
-def random_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def make_once(tmp_path_factory: pytest.TempPathFactory) -> MakeOnce:
+    """``make_once(name, make)``: a folder that the first process that wants it makes, for all of the session."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def made(name: str, make: Callable[[Path], object]) -> Path:
+        folder, ready = base / name, base / f"{name}.ready"
+        with FileLock(base / f"{name}.lock"):
+            if not ready.exists():
+                make(folder)
+                ready.touch()
+        return folder
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def random_checkpoint(make_once: MakeOnce) -> Path:
     """A scaled-down DeepSeek-OCR checkpoint with random weights, in the published layout."""
     from tools.checkpoints import write_random_checkpoint
 
-    return write_random_checkpoint(tmp_path_factory.mktemp("checkpoint"))
+    return make_once("checkpoint", write_random_checkpoint)
 
 
 @pytest.fixture(scope="session")
 def export_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Export a checkpoint folder and return the published folder."""
+    """Export a checkpoint folder and return the published folder; ``target``: where it is to be."""
     from export.pipeline import Job, export_model
     from export.source import Source
 
     def export(
         checkpoint: Path, dtype: str = "f32", model_id: str = "deepseek-ocr", family: str = "deepseek-ocr",
-        **options: Any,
+        target: Path | None = None, **options: Any,
     ) -> Path:  # fmt: skip
-        target = tmp_path_factory.mktemp("export") / dtype
+        target = target or tmp_path_factory.mktemp("export") / dtype
         source = Source(checkpoint, str(checkpoint), None, "directory")
         export_model(Job(model_id, family, source, dtype, target, **options), lambda line: None)
         return target
@@ -92,9 +150,11 @@ def export_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[...,
 
 
 @pytest.fixture(scope="session")
-def random_model_folder(random_checkpoint: Path, export_checkpoint: Callable[..., Path]) -> Path:
+def random_model_folder(
+    random_checkpoint: Path, export_checkpoint: Callable[..., Path], make_once: MakeOnce
+) -> Path:  # fmt: skip
     """The float32 export of ``random_checkpoint``."""
-    return export_checkpoint(random_checkpoint)
+    return make_once("random_model", lambda folder: export_checkpoint(random_checkpoint, target=folder / "f32")) / "f32"
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,7 @@ from server.command import read as read_command
 from server.command.errors import Interrupted, PageFailed
 from server.command.progress import PageWork
 from server.command.readers import Reading
+from tests.conftest import MakeOnce
 
 ROOT = Path(__file__).parents[2]
 
@@ -144,15 +145,17 @@ def failing(*numbers: int) -> Callable[[int, Image.Image], str | Exception]:
 
 
 @pytest.fixture(scope="session")
-def tiny_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_home(make_once: MakeOnce) -> Path:
     """A folder whose cache holds the built-in model in float32, exported as users do."""
     pytest.importorskip("torch")
     if not (Path(CATALOG["tiny-ocr"].source) / "model.safetensors").is_file():
         pytest.skip("the built-in model's weights are not in this checkout")
-    home = tmp_path_factory.mktemp("tiny")
     command = [sys.executable, "-m", "export", "tiny-ocr", "--dtype", "f32"]
-    subprocess.run(command, cwd=ROOT, env=environment(home), check=True, capture_output=True)
-    return home
+
+    def export(home: Path) -> None:
+        subprocess.run(command, cwd=ROOT, env=environment(home), check=True, capture_output=True)
+
+    return make_once("tiny", export)
 
 
 def environment(home: Path, **more: str) -> dict[str, str]:

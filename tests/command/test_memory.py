@@ -40,6 +40,7 @@ def peak_of(arguments: list[str], home: Path, said: Path) -> tuple[int, int]:
     return peak, running.returncode
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="measures Linux's resident memory")
 @pytest.mark.parametrize("kind", ["A0", "14,400 points", "large pictures"])

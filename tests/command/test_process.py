@@ -103,6 +103,7 @@ def test_an_ended_run_is_gone_on_with_and_gives_what_a_whole_one_gives(
     assert not (out / ".ocr-parts").exists()
 
 
+@pytest.mark.alone
 def test_memory_does_not_grow_with_the_number_of_pages(tiny_home: Path, tmp_path: Path) -> None:
     document, out = tmp_path / "a.pdf", tmp_path / "out"
     document.write_bytes(scanned_pdf([page(7).resize((1536, 384))] * 180))  # 1.8 MB of pixels each

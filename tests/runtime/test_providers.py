@@ -158,9 +158,10 @@ def test_coreml_takes_part_in_the_vision_graph_only(sessions, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("threads", [None, 1, 3])
-def test_threads_reach_the_session(sessions, tmp_path, threads) -> None:
+def test_threads_reach_the_session(sessions, monkeypatch, tmp_path, threads) -> None:
+    monkeypatch.setattr(providers, "default_threads", lambda: 7)
     find_device("cpu", threads).session(tmp_path, BOTH)
-    assert sessions.asked[0][1].intra_op_num_threads == (threads or 0)
+    assert sessions.asked[0][1].intra_op_num_threads == (threads or 7)
 
 
 @pytest.mark.parametrize(("value", "replays"), [("1", True), ("0", False), (None, True)])

@@ -269,6 +269,7 @@ def test_health_answers_while_every_slot_and_queue_place_is_taken(start_fake: St
     assert httpx.post(f"{server.url}/v1/chat/completions", json=chat()).status_code == 200
 
 
+@pytest.mark.alone
 def test_fifty_clients_with_half_of_them_hanging_up_leave_nothing_behind(fake_server: ServerProcess) -> None:
     chance = random.Random(7)
     process = psutil.Process(fake_server.process.pid)

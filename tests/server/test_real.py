@@ -185,6 +185,7 @@ def test_hanging_up_stops_the_decoding(server: ServerProcess, stream: bool) -> N
     assert server.find("outcome=client_gone")
 
 
+@pytest.mark.alone
 def test_fifty_clients_with_half_of_them_hanging_up_leave_nothing_behind(server: ServerProcess) -> None:
     process = psutil.Process(server.process.pid)
     small = {"base_size": 256, "image_size": 256}
@@ -233,6 +234,7 @@ def test_a_switch_exports_and_loads_the_other_model(server: ServerProcess) -> No
     assert httpx.get(f"{server.url}/ready").json()["models"] == ["small-b (f32)"]
 
 
+@pytest.mark.alone
 def test_a_model_that_is_unloaded_gives_its_memory_back(tmp_path: Path) -> None:
     from tools.checkpoints import Sizes, write_random_checkpoint
 
