@@ -74,12 +74,22 @@ def start_reading(home: Path, document: Path, out: Path, pages: int) -> subproce
     return process
 
 
+@pytest.fixture(scope="module")
+def whole_text(tiny_home: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What 16 pages say in a run that nobody ends."""
+    folder = tmp_path_factory.mktemp("whole")
+    arguments = ("-o", folder / "out", "--format", "txt", *TINY)
+    whole = run(tiny_home, "read", write_pdf(folder / "a.pdf", 16), *arguments)
+    assert whole.returncode == 0, whole.stderr
+    return (folder / "out/a.txt").read_text()
+
+
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL and no SIGINT for one process")
 @pytest.mark.parametrize(
     "number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM], ids=["kill -9", "Ctrl-C", "SIGTERM"]
 )
 def test_an_ended_run_is_gone_on_with_and_gives_what_a_whole_one_gives(
-    tiny_home: Path, tmp_path: Path, number: int
+    tiny_home: Path, whole_text: str, tmp_path: Path, number: int
 ) -> None:
     document = write_pdf(tmp_path / "a.pdf", 16)
     out = tmp_path / "out"
@@ -96,9 +106,7 @@ def test_an_ended_run_is_gone_on_with_and_gives_what_a_whole_one_gives(
     begun = max(index for index, entry in enumerate(entries) if entry["type"] == "run")
     read_again = {entry["page"] for entry in entries[begun:] if entry["type"] == "page"}
     assert read_again == set(range(1, 17)) - kept
-    whole = run(tiny_home, "read", document, "-o", tmp_path / "whole", "--format", "txt", *TINY)
-    assert whole.returncode == 0
-    assert (out / "a.txt").read_text() == (tmp_path / "whole/a.txt").read_text()
+    assert (out / "a.txt").read_text() == whole_text
     assert [entry["page"] for entry in json.loads((out / "a.json").read_text())["pages"]] == list(range(1, 17))
     assert not (out / ".ocr-parts").exists()
 

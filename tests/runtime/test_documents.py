@@ -96,7 +96,6 @@ def test_a_document_with_an_empty_password_opens() -> None:
         assert document.page_count == 1
 
 
-@pytest.mark.alone
 def test_three_hundred_pages_are_held_one_at_a_time(tmp_path: Path) -> None:
     path = tmp_path / "long.pdf"
     path.write_bytes(text_pdf([f"page {number}" for number in range(300)]))
@@ -112,7 +111,6 @@ def test_three_hundred_pages_are_held_one_at_a_time(tmp_path: Path) -> None:
     assert process.memory_info().rss - before < 40e6
 
 
-@pytest.mark.alone
 def test_scans_are_held_one_at_a_time_too(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (40, 300, 400, 3), np.uint8)
     path = tmp_path / "scans.pdf"

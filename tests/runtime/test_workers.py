@@ -135,7 +135,6 @@ def test_pages_of_a_document_are_drawn_by_several_workers_at_once() -> None:
         assert len(workers_of(psutil.Process())) == 2
 
 
-@pytest.mark.alone
 def test_a_worker_that_has_grown_is_replaced() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (2500, 3000, 3), np.uint8)
     with Workers(1) as workers, open_document(scanned_pdf([Image.fromarray(noise)] * 16), workers=workers) as document:
@@ -211,7 +210,6 @@ def png_of_rows(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
 
 
-@pytest.mark.alone
 def test_the_pixels_of_a_page_do_not_stand_twice_in_this_process() -> None:
     data = png_of_rows(7000, 7000)
     process = psutil.Process()

@@ -113,7 +113,6 @@ def send(server: ServerProcess, content: bytes, sockets: list[socket.socket]) ->
         connection.sendall(content)
 
 
-@pytest.mark.alone
 @pytest.mark.parametrize("kind", BODIES)
 def test_many_hostile_requests_at_once_leave_nothing_behind(server: ServerProcess, kind: str) -> None:
     content = BODIES[kind]()

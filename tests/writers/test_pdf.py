@@ -200,7 +200,6 @@ def test_pages_share_one_font_over_many_pages() -> None:
     assert texts == [["page", str(number)] for number in range(1, 61)]
 
 
-@pytest.mark.alone
 def test_a_long_document_takes_the_memory_of_a_short_one(tmp_path: Path) -> None:
     """60 pages of noise are a file of 35 MB, of which no more than a few pages are in memory."""
     noise = Image.effect_noise((850, 1100), 120).convert("RGB")
