@@ -118,6 +118,11 @@ BILLS = (
 )
 BILL_KINDS = {"words": 0.08, "prose": 0.12, "figures": 0.1, "receipt": 0.32, "till": 0.19, "invoice": 0.19}
 """Kinds of the last steps that two cores had time for."""
+PAPERS = {
+    "random": 0.02, "letters": 0.02, "words": 0.1, "prose": 0.12, "figures": 0.1, "receipt": 0.18, "code": 0.02,
+    "latin": 0.04, "till": 0.15, "invoice": 0.15, "article": 0.1,
+}  # fmt: skip
+MOSTLY_FREE = {"free": 0.75, "markdown": 0.12, "ocr": 0.08, "locate": 0.05}
 
 ALL_TASKS = {"free": 0.55, "markdown": 0.2, "ocr": 0.15, "locate": 0.1}
 
@@ -179,6 +184,8 @@ STAGES = (
     Stage(200, ALL_SIZES, DOCUMENTS, wear=0.2, blank=0.01, turned=0.01, trained="decoder", learning_rate=6e-4),
     # Then bills alone, without accents: what time there was.
     Stage(150, BILLS, BILL_KINDS, wear=0.15, blank=0.01, turned=0.01, trained="decoder", learning_rate=6e-4),
+    # Documents of all kinds again, and the other prompts, which the decoder alone can learn.
+    Stage(1200, ALL_SIZES, PAPERS, MOSTLY_FREE, wear=0.2, blank=0.01, turned=0.015, trained="decoder", learning_rate=6e-4),
     # Both halves on all of it, and the other prompts: for a GPU.
     Stage(1_000_000, ALL_SIZES, DOCUMENTS, ALL_TASKS, wear=0.3, blank=0.01, turned=0.02, learning_rate=6e-4),
 )
