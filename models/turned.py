@@ -1,11 +1,17 @@
-"""Pages that are turned to stand upright, and places on them. Turns are degrees clockwise: 0, 90, 180 or 270."""
+"""Pages that are turned to stand upright and straight, and places on them.
+
+A turn is in degrees clockwise: quarters of a circle, and beside them the few degrees by which a page lay askew: 92.5 is
+a quarter and 2.5 degrees. Quarters change a page's size; the rest turns it about its middle and leaves its size alone.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
+import numpy as np
 from PIL import Image
 
 from .blocks import Block
@@ -17,22 +23,46 @@ Number = TypeVar("Number", int, float)
 
 # Pillow counts counterclockwise.
 _TURNS = {90: Image.Transpose.ROTATE_270, 180: Image.Transpose.ROTATE_180, 270: Image.Transpose.ROTATE_90}
+_DECIMALS = 2  # of what a page is straightened by
 
 
-def turned(image: Image.Image, degrees: int) -> Image.Image:
-    """The picture turned clockwise; itself where there is nothing to turn."""
-    return image.transpose(_TURNS[degrees]) if degrees else image
+def turned(image: Image.Image, degrees: float) -> Image.Image:
+    """The picture turned clockwise; itself where there is nothing to turn. What comes in at corners is paper."""
+    quarters, askew = quarters_and_rest(degrees)
+    if quarters:
+        image = image.transpose(_TURNS[quarters])
+    if askew:
+        image = image.rotate(-askew, Image.Resampling.BICUBIC, fillcolor=_paper(image))
+    return image
 
 
-def turned_size(size: tuple[Number, Number], degrees: int) -> tuple[Number, Number]:
+def quarters_and_rest(degrees: float) -> tuple[int, float]:
+    """A turn as 0, 90, 180 or 270 degrees, and what is left of it, between -45 and 45."""
+    quarters = round(degrees / 90) * 90
+    return quarters % 360, round(degrees - quarters, _DECIMALS)
+
+
+def turned_size(size: tuple[Number, Number], degrees: float) -> tuple[Number, Number]:
     """Width and height of a page turned."""
-    return size if degrees % 180 == 0 else (size[1], size[0])
+    return size if quarters_and_rest(degrees)[0] % 180 == 0 else (size[1], size[0])
 
 
 def turned_box(
+    box: tuple[Number, Number, Number, Number], size: tuple[Number, Number], degrees: float
+) -> tuple[Number, Number, Number, Number]:
+    """Where a box (x0, y0, x1, y1) of a page of ``size`` is when the page is turned clockwise.
+
+    By less than a quarter its middle moves, and what is in it stays as wide and as high: the box of a line that lies
+    askew cuts its corners, instead of holding half of its neighbours.
+    """
+    quarters, askew = quarters_and_rest(degrees)
+    there = _by_quarters(box, size, quarters)
+    return _straightened(there, turned_size(size, quarters), askew) if askew else there
+
+
+def _by_quarters(
     box: tuple[Number, Number, Number, Number], size: tuple[Number, Number], degrees: int
 ) -> tuple[Number, Number, Number, Number]:
-    """Where a box (x0, y0, x1, y1) of a page of ``size`` is when the page is turned clockwise."""
     (x0, y0, x1, y1), (width, height) = box, size
     match degrees:
         case 90:
@@ -44,18 +74,57 @@ def turned_box(
     return box
 
 
-def turned_boxes(boxes: Iterable[Box], size: tuple[int, int], degrees: int) -> tuple[Box, ...]:
+def _straightened(
+    box: tuple[Number, Number, Number, Number], size: tuple[Number, Number], degrees: float
+) -> tuple[Number, Number, Number, Number]:
+    """What leaves the page is cut off. Places move by whole pixels."""
+    (x0, y0, x1, y1), (width, height) = box, size
+    x, y = (x0 + x1 - width) / 2, (y0 + y1 - height) / 2  # the box's middle, seen from the page's
+    there = _moved(x, y, degrees)
+    right, down = round(there[0] - x), round(there[1] - y)
+    return (
+        min(max(x0 + right, 0), width), min(max(y0 + down, 0), height),
+        min(max(x1 + right, 0), width), min(max(y1 + down, 0), height),
+    )  # fmt: skip
+
+
+def _moved(x: float, y: float, degrees: float) -> tuple[float, float]:
+    """A point turned clockwise about the origin; y counts downwards."""
+    cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    return x * cosine - y * sine, x * sine + y * cosine
+
+
+def _paper(image: Image.Image) -> Any:
+    """The median colour of a picture's edges."""
+    values = np.asarray(image)
+    edges = np.concatenate([values[0], values[-1], values[:, 0], values[:, -1]])
+    median = np.median(edges, axis=0).astype(int)
+    return tuple(median.tolist()) if median.ndim else int(median)
+
+
+def described_turn(degrees: float) -> dict[str, Any]:
+    """A turn as results say it: ``rotated`` by quarters, ``straightened`` by the rest; zeros are left out."""
+    quarters, askew = quarters_and_rest(degrees)
+    return ({"rotated": quarters} if quarters else {}) | ({"straightened": askew} if askew else {})
+
+
+def turn_of(entry: Mapping[str, Any]) -> float:
+    """Read what ``described_turn`` made. Raises ValueError, TypeError for anything else."""
+    return int(entry.get("rotated", 0)) + float(entry.get("straightened", 0))
+
+
+def turned_boxes(boxes: Iterable[Box], size: tuple[int, int], degrees: float) -> tuple[Box, ...]:
     """As ``turned_box``, of all."""
     return tuple(Box(box.label, box.text, turned_box(box.box, size, degrees)) for box in boxes)
 
 
-def turned_blocks(blocks: Iterable[Block], size: tuple[int, int], degrees: int) -> tuple[Block, ...]:
+def turned_blocks(blocks: Iterable[Block], size: tuple[int, int], degrees: float) -> tuple[Block, ...]:
     """As ``turned_box``, of all that have a box."""
     return tuple(
         block if block.box is None else replace(block, box=turned_box(block.box, size, degrees)) for block in blocks
     )
 
 
-def back(degrees: int) -> int:
+def back(degrees: float) -> float:
     """The turn that undoes another."""
     return -degrees % 360

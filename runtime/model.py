@@ -350,7 +350,7 @@ class Model:
     def _asked(
         self, image: ImageLike | Sequence[ImageLike], prompt: str | None, task: str | None, raw: bool, schema: Any,
         settings: dict[str, Any],
-    ) -> tuple[Request, tuple[int, ...]]:  # fmt: skip
+    ) -> tuple[Request, tuple[float, ...]]:  # fmt: skip
         """What is asked of the engine, and by how much each image was turned for it, in degrees clockwise."""
         images = [image] if isinstance(image, (str, os.PathLike, bytes, Image.Image)) else list(image)
         if schema is not None:
@@ -360,7 +360,7 @@ class Model:
             prompt = question(self._entry, task, prompt or "", len(images)).prompt
         defaults = {**defaults_of(self.manifest.family, len(images)), **page_defaults(self._entry, prompt)}
         values = InferenceSettings().override({**defaults, **settings})
-        opened, rotated = [_open_image(one) for one in images], (0,) * len(images)
+        opened, rotated = [_open_image(one) for one in images], (0.0,) * len(images)
         if values.orient == "auto":
             opened, rotated = _upright([upright_rgb(one, values.transparency) for one in opened])
         return Request(prompt, opened, values, raw, schema=schema), rotated
@@ -427,7 +427,7 @@ def _open_image(image: ImageLike) -> Image.Image:
         raise InvalidInput(f"{name} cannot be read as an image: {error}") from error
 
 
-def _upright(images: Sequence[Image.Image]) -> tuple[list[Image.Image], tuple[int, ...]]:
+def _upright(images: Sequence[Image.Image]) -> tuple[list[Image.Image], tuple[float, ...]]:
     from .documents.upright import degrees_to_upright  # the rest of the documents is for those who open such
 
     degrees = tuple(map(degrees_to_upright, images))

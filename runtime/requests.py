@@ -116,7 +116,7 @@ class Result:
     text: str
     tokens: list[int] = field(repr=False)
     finished: Finished
-    rotated: tuple[int, ...] = ()  # degrees clockwise by which each image was turned; places are on it as it came
+    rotated: tuple[float, ...] = ()  # degrees clockwise by which each image was turned; places are on it as it came
 
 
 @dataclass(frozen=True, slots=True)

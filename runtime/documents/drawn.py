@@ -14,4 +14,4 @@ class Drawn:
     image: Image.Image  # upright, in RGB
     warnings: tuple[str, ...] = ()  # what may be wrong with it, in a line each, without the document's name
     truncated: bool = False  # a part of the file is missing, and of the page what was there
-    rotated: int = 0  # degrees clockwise by which it was turned to stand upright, beside what its file says
+    rotated: float = 0  # degrees clockwise by which it was turned to stand upright, beside what its file says

@@ -31,7 +31,7 @@ class DrawnPages:
         self.sizes: list[tuple[int, int]] = []
         self.warnings: list[tuple[str, ...]] = []
         self.truncated: list[bool] = []
-        self.rotated: list[int] = []
+        self.rotated: list[float] = []
         self.lost: dict[int, str] = {}
         self._document, self._stop, self._room = document, stop, room
         self._failing: int | None = None  # the page that is being drawn, or whose drawing has raised

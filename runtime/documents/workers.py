@@ -115,7 +115,7 @@ class Worker:
         for top in range(0, height, rows):  # in strips: the whole page's bytes beside its picture would be too much
             size = (width, min(rows, height - top))
             image.paste(Image.frombytes("RGB", size, self._read(size[0] * size[1] * 3)), (0, top))
-        return Drawn(image, tuple(map(str, answer["warnings"])), bool(answer["truncated"]), int(answer["rotated"]))
+        return Drawn(image, tuple(map(str, answer["warnings"])), bool(answer["truncated"]), float(answer["rotated"]))
 
     def seconds(self) -> float:
         """Of processor time since its start."""

@@ -21,6 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, Self
 
+from models.turned import described_turn
 from runtime.documents import parse_pages
 
 from ..writers import FORMATS, Material, PageResult
@@ -190,7 +191,7 @@ class OutputFolder:
             **({"doubtful": True} if result.doubtful else {}),
             **({"warnings": result.warnings} if result.warnings else {}),
             **({"truncated": True} if result.truncated else {}),
-            **({"rotated": result.rotated} if result.rotated else {}),
+            **described_turn(result.rotated),
         )  # fmt: skip
 
     def finish(self, plan: DocumentPlan, head: Mapping[str, Any], material: Material) -> None:

@@ -18,7 +18,7 @@ from models.errors import InvalidInput
 from models.layout.task import is_document
 from models.pixels import Transparency
 from models.settings import InferenceSettings
-from models.turned import Orient, back, turned_blocks, turned_boxes, turned_size
+from models.turned import Orient, back, described_turn, turned_blocks, turned_boxes, turned_size
 from runtime.confidence import TokenLogprob
 from runtime.documents import (
     DEFAULT_DPI,
@@ -134,7 +134,7 @@ class DocumentPage:
     error: str | None = None  # what the client is told
     warnings: tuple[str, ...] = ()  # of its drawing
     truncated: bool = False
-    rotated: int = 0  # degrees clockwise by which it was turned
+    rotated: float = 0  # degrees clockwise by which it was turned
     start: int = 0  # of its text in the whole answer, characters
     end: int = 0
     sent: int = 0  # pieces that have been passed on
@@ -416,7 +416,7 @@ class DocumentGeneration:
 
 
 def describe_boxes(
-    model: TextModel, text: str, size: tuple[int, int], page: int, blocks: Sequence[Block] = (), rotated: int = 0
+    model: TextModel, text: str, size: tuple[int, int], page: int, blocks: Sequence[Block] = (), rotated: float = 0
 ) -> list[dict[str, Any]]:
     """The places of a page, as the API says them: of its blocks, where they have labels, else those in its text.
 
@@ -438,16 +438,16 @@ def _known(block: Block, order: int) -> dict[str, Any]:
 
 
 def describe_blocks(
-    blocks: Sequence[Block], page: int, size: tuple[int, int], rotated: int = 0
+    blocks: Sequence[Block], page: int, size: tuple[int, int], rotated: float = 0
 ) -> list[dict[str, Any]]:
     """The blocks of a page, as results have them. size, rotated : see ``describe_boxes``."""
     return [{**describe_block(block), "page": page} for block in turned_blocks(blocks, size, back(rotated))]
 
 
-def describe_size(page: int, size: tuple[int, int], rotated: int) -> dict[str, Any]:
+def describe_size(page: int, size: tuple[int, int], rotated: float) -> dict[str, Any]:
     """A page's number, its size as it came, and by how much it was turned, if it was. See ``describe_boxes``."""
     width, height = turned_size(size, rotated)
-    return {"page": page, "width": width, "height": height, **({"rotated": rotated} if rotated else {})}
+    return {"page": page, "width": width, "height": height, **described_turn(rotated)}
 
 
 def describe_flaws(blocks: Sequence[Block], page: int) -> list[dict[str, Any]]:

@@ -37,7 +37,7 @@ class Pictures:
     def __init__(self, admission: Admission) -> None:
         self.files: list[Document] = []
         self.sizes: list[tuple[int, int]] = []  # width, height in pixels, as they come
-        self.rotated: list[int] = []  # degrees clockwise by which those were turned that were decoded
+        self.rotated: list[float] = []  # degrees clockwise by which those were turned that were decoded
         self.warnings: list[str] = []  # of those that were decoded
         self.truncated = False  # one of them lacked a part of its file
         self._admission = admission

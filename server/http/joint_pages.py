@@ -84,7 +84,7 @@ class JointPages:
 
 def describe_pages(
     model: TextModel, pieces: Sequence[TextDelta], finished: Finished, numbers: Sequence[int],
-    sizes: Sequence[tuple[int, int]], boxes: bool, rotated: Sequence[int],
+    sizes: Sequence[tuple[int, int]], boxes: bool, rotated: Sequence[float],
 ) -> dict[str, Any]:  # fmt: skip
     """What the ``ocr`` field says of pages that were read together: where each one's text stands, and how it ended.
 

@@ -61,9 +61,9 @@ class AltoWriter:
         self._file.flush()
 
 
-def _block(area: Area, number: str, rotated: int) -> Iterator[str]:
+def _block(area: Area, number: str, rotated: float) -> Iterator[str]:
     """rotated : clockwise, what made the page upright: as it came, blocks are turned by as much counterclockwise."""
-    turn = f' ROTATION="{rotated}"' if rotated else ""
+    turn = f' ROTATION="{rotated:g}"' if rotated else ""
     known = f'ID="block_{number}" {_place(area.box)} TAGREFS="KIND_{area.block.kind}"{turn}'
     if not area.lines:
         name = "Illustration" if area.block.kind in _PICTURES else "GraphicalElement"

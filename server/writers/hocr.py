@@ -65,7 +65,7 @@ def _certainty(area: Area, result: PageResult) -> float | None:
     return result.confidence.mean if result.confidence else None
 
 
-def _area(area: Area, number: str, certainty: float | None, rotated: int) -> Iterator[str]:
+def _area(area: Area, number: str, certainty: float | None, rotated: float) -> Iterator[str]:
     kind = _CLASSES.get(area.block.kind, _CAREA)
     yield f'<div class="{kind}" id="block_{number}" title="{bbox(area.box)}">\n'
     if area.lines:
@@ -76,11 +76,11 @@ def _area(area: Area, number: str, certainty: float | None, rotated: int) -> Ite
     yield "</div>\n"
 
 
-def _line(line: Line, number: str, certainty: float | None, rotated: int) -> str:
+def _line(line: Line, number: str, certainty: float | None, rotated: float) -> str:
     """rotated : clockwise, what made the page upright: as it came, the text is turned by as much counterclockwise."""
     words = " ".join(_word(word, f"{number}_{n}", certainty) for n, word in enumerate(line.words, 1))
     direction = ' dir="rtl"' if line.right_to_left else ""
-    angle = f"; textangle {rotated}" if rotated else ""
+    angle = f"; textangle {rotated:g}" if rotated else ""
     return f'<span class="ocr_line" id="line_{number}" title="{bbox(line.box)}{angle}"{direction}>{words}</span>\n'
 
 

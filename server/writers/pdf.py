@@ -211,11 +211,15 @@ def _undone(result: PageResult, matrix: tuple[float, ...]) -> tuple[float, ...]:
 
     Both are counted from the lower left corner.
     """
-    width, height = result.width, result.height
-    turns = {90: (0, 1, -1, 0, height, 0), 180: (-1, 0, 0, -1, width, height), 270: (0, -1, 1, 0, 0, width)}
-    if result.rotated not in turns:
+    if not result.rotated:
         return matrix
-    return (pikepdf.Matrix(*turns[result.rotated]) @ pikepdf.Matrix(*matrix)).shorthand
+    width, height = result.size_as_it_came
+    about_its_middle = (
+        pikepdf.Matrix().translated(width / 2, height / 2)
+        .rotated(result.rotated)
+        .translated(-result.width / 2, -result.height / 2)
+    )  # fmt: skip
+    return (about_its_middle @ pikepdf.Matrix(*matrix)).shorthand
 
 
 def _matrix(page: pikepdf.Page, width: int, height: int) -> tuple[float, ...]:

@@ -12,13 +12,13 @@ from urllib.parse import quote
 
 from models.blocks import KINDS, Block, blocks_of, figures_of
 from models.grounding import Box, to_markdown, with_pictures
-from models.turned import back, turned_blocks, turned_boxes, turned_size
+from models.turned import back, described_turn, turn_of, turned_blocks, turned_boxes, turned_size
 from runtime.confidence import Confidence
 
 from .markdown_blocks import markdown_blocks
 
 # major: a reader of the one before would be misled; minor: something was added.
-SCHEMA_VERSION = "1.1"
+SCHEMA_VERSION = "1.2"
 
 # Ends of a page's text that lost some of it -> what to do about it.
 CUT_OFF = {
@@ -52,7 +52,7 @@ class PageResult:
     doubtful: bool = False  # its mean is below --min-confidence
     warnings: tuple[str, ...] = ()  # what may be missing or wrong of the page, a sentence each
     truncated: bool = False  # the file broke off, and this is what is there of the page
-    rotated: int = 0  # degrees clockwise by which the page was turned before it was read
+    rotated: float = 0  # degrees clockwise by which the page was turned before it was read
 
     @property
     def size_as_it_came(self) -> tuple[int, int]:
@@ -89,7 +89,7 @@ class PageResult:
             "page": self.page,
             "state": self.state,
             **dict(zip(("width", "height"), self.size_as_it_came, strict=True)),
-            **({"rotated": self.rotated} if self.rotated else {}),
+            **described_turn(self.rotated),
             "markdown": self.markdown(),
             "text": self.text,
             "boxes": boxes,
@@ -129,7 +129,7 @@ class PageResult:
                 seconds=float(entry["seconds"]),
             )  # fmt: skip
         boxes = entry["boxes"]
-        came, rotated = (int(entry["width"]), int(entry["height"])), int(entry.get("rotated", 0))
+        came, rotated = (int(entry["width"]), int(entry["height"])), turn_of(entry)
         width, height = turned_size(came, rotated)
         places = tuple(Box(box["label"], box["text"], _four(box["box"])) for box in boxes)
         return cls(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Callable
 
@@ -10,11 +11,12 @@ import pytest
 from PIL import Image, ImageDraw
 
 from models.errors import InvalidInput
-from models.turned import back, turned
+from models.turned import back, quarters_and_rest, turned
 from runtime.documents import DrawnPages, open_document
 from runtime.documents.upright import Votes, decided, degrees_to_upright
 from runtime.documents.upright.lines import CORE, HEIGHT, WIDTH, ink_of, pieces
 from runtime.documents.upright.network import WEIGHTS, forward, weights
+from runtime.documents.upright.page import NETWORK, turned_by, turned_by_of_all_four, views
 from tests.pdfs import rotated, scanned_pdf
 from tests.turning import text_page
 from tools.train_upright import pages
@@ -28,10 +30,8 @@ TURNS = pytest.mark.parametrize("degrees", [0, 90, 180, 270])
 def test_text_in_fonts_that_training_never_had_is_turned_upright_or_left(kind: str, least: int, degrees: int) -> None:
     """Tables of numbers may say too little."""
     rng = random.Random(f"{kind}")
-    found = [
-        degrees_to_upright(turned(pages.page(rng, kind, "Latin", "degraded", held_out=True), back(degrees)))
-        for _ in range(3)
-    ]
+    drawn = [pages.page(rng, kind, "Latin", "degraded", held_out=True) for _ in range(3)]  # up to 2 degrees askew
+    found = [quarters_and_rest(degrees_to_upright(turned(page, back(degrees))))[0] for page in drawn]
     assert set(found) <= {0, degrees}
     assert found.count(degrees) >= least
 
@@ -92,22 +92,75 @@ def test_what_a_file_says_of_its_rotation_comes_first() -> None:
         assert (drawn.rotated, drawn.image.size) == (0, PAGE.size)
 
 
+def lying(turn: int, sure: float = 0.9) -> np.ndarray:
+    """What the network says of a whole page that has been turned by so many quarters."""
+    return np.roll([sure, *[(1 - sure) / 3] * 3], turn)
+
+
 @pytest.mark.parametrize(
-    ("across", "along", "degrees"),
+    ("lies", "across", "along", "degrees"),
     [
-        (Votes(48, 40, 1), Votes(48, 1, 1), 0),
-        (Votes(48, 1, 40), Votes(48, 1, 1), 180),
-        (Votes(48, 1, 1), Votes(48, 40, 1), 270),
-        (Votes(48, 1, 1), Votes(48, 1, 40), 90),
-        (Votes(48, 1, 40), Votes(48, 1, 20), 0),  # lines in both directions
-        (Votes(48, 20, 20), Votes(48, 0, 0), 0),  # they do not agree
-        (Votes(48, 2, 12), Votes(48, 0, 0), 0),  # most are no lines
-        (Votes(4, 0, 4), Votes(0, 0, 0), 0),  # too few
-        (Votes(0, 0, 0), Votes(0, 0, 0), 0),
+        (lying(2), Votes(48, 1, 40), Votes(48, 1, 1), 180),
+        (lying(1), Votes(48, 1, 1), Votes(48, 40, 1), 270),
+        (lying(3), Votes(48, 1, 1), Votes(48, 1, 40), 90),
+        (lying(0), Votes(48, 1, 40), Votes(48, 1, 1), 0),  # the lines say otherwise than the page
+        (lying(1), Votes(48, 1, 40), Votes(48, 1, 1), 0),
+        (lying(2, 0.5), Votes(48, 1, 40), Votes(48, 1, 1), 0),  # the page is in doubt
+        (lying(2), Votes(48, 1, 40), Votes(48, 1, 30), 0),  # lines in both directions
+        (lying(2), Votes(48, 20, 20), Votes(48, 0, 0), 0),  # they do not agree
+        (lying(2), Votes(48, 2, 12), Votes(48, 0, 0), 0),  # most are no lines
+        (lying(2), Votes(2, 0, 2), Votes(0, 0, 0), 0),  # too few
+        (lying(2), Votes(0, 0, 0), Votes(0, 0, 0), 0),
     ],
 )
-def test_a_page_is_turned_only_where_its_lines_agree(across: Votes, along: Votes, degrees: int) -> None:
-    assert decided(across, along) == degrees
+def test_a_page_is_turned_only_where_its_lines_and_the_whole_of_it_agree(
+    lies: np.ndarray, across: Votes, along: Votes, degrees: int
+) -> None:
+    assert decided(lies, across, along) == degrees
+
+
+@pytest.mark.parametrize("askew", [-5.0, -2.4, 1.3, 4.0])
+@TURNS
+def test_lines_that_lean_are_straightened(degrees: int, askew: float) -> None:
+    found = degrees_to_upright(turned(PAGE, back(degrees) - askew))
+    assert quarters_and_rest(found) == (degrees, pytest.approx(askew, abs=0.15))
+
+
+@pytest.mark.parametrize("askew", [0.0, 0.4, -0.7])
+def test_what_hardly_leans_is_left(askew: float) -> None:
+    assert degrees_to_upright(turned(PAGE, askew)) == 0
+
+
+def test_a_page_that_would_lose_text_at_its_corners_is_not_straightened() -> None:
+    leaning = turned(PAGE, 4)
+    assert degrees_to_upright(leaning) == pytest.approx(-4, abs=0.15)
+    to_its_edges = leaning.crop((70, 55, leaning.width - 70, leaning.height - 55))
+    assert degrees_to_upright(to_its_edges) == 0
+
+
+def test_a_page_that_leans_says_so_and_keeps_its_size() -> None:
+    with open_document(scanned_pdf([turned(PAGE, 3)], dpi=144), orient="auto") as document:
+        drawn = document.draw(0)
+    assert quarters_and_rest(drawn.rotated) == (0, pytest.approx(-3, abs=0.15))
+    assert drawn.image.size == PAGE.size
+
+
+def test_the_network_of_whole_pages_is_the_published_file() -> None:
+    notice = NETWORK.with_name("page.NOTICE").read_text(encoding="utf-8")
+    assert f"sha256 {hashlib.sha256(NETWORK.read_bytes()).hexdigest()}" in notice
+
+
+@TURNS
+def test_the_network_of_whole_pages_tells_the_four_directions(degrees: int) -> None:
+    squares = views(turned(PAGE, degrees))
+    assert int(turned_by(squares).argmax()) == int(turned_by_of_all_four(squares).argmax()) == degrees // 90
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3000, 3), (3, 3000), (640, 480)])
+def test_pages_of_any_shape_are_looked_at(size: tuple[int, int]) -> None:
+    squares = views(Image.new("RGB", size, "white"))
+    assert squares.shape == (3, 224, 224, 3)
+    assert turned_by(squares).sum() == pytest.approx(1, abs=1e-5)
 
 
 def test_pieces_of_a_page_on_its_head_are_those_of_the_page_turned() -> None:

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 
 from models.blocks import Block
 from models.grounding import Box
-from models.turned import back, turned, turned_box, turned_size
+from models.turned import back, quarters_and_rest, turned, turned_box, turned_size
 from server.writers import PageResult
 from server.writers.material import figure_pictures
 from tests.pdfs import rotated as with_rotation
@@ -25,19 +25,20 @@ from tests.writers.test_places import ALTO, XHTML, bbox, place
 SIZE = (600, 800)  # of the page as it was read
 TEXT, FIGURE = (50, 100, 450, 130), (100, 300, 200, 420)
 TURNS = pytest.mark.parametrize("degrees", [90, 180, 270])
+ASKEW = pytest.mark.parametrize("degrees", [2.5, 357.0, 92.5, 177.75])
 
 
-def read_as(degrees: int) -> PageResult:
+def read_as(degrees: float) -> PageResult:
     blocks = (Block("text", "Hello turned world", TEXT, "text"), Block("figure", "", FIGURE, "image"))
     boxes = (Box("text", "Hello turned world", TEXT), Box("image", "", FIGURE))
     return done(1, "Hello turned world", SIZE, boxes=boxes, blocks=blocks, rotated=degrees)
 
 
-def came(box: Any, degrees: int) -> list[float]:
+def came(box: Any, degrees: float) -> list[float]:
     return list(turned_box(box, SIZE, back(degrees)))
 
 
-def page_as_it_came(degrees: int) -> Image.Image:
+def page_as_it_came(degrees: float) -> Image.Image:
     page = Image.new("RGB", SIZE, "white")
     ImageDraw.Draw(page).rectangle((FIGURE[0], FIGURE[1], FIGURE[2] - 1, FIGURE[1] + 9), fill="red")  # its upper edge
     return turned(page, back(degrees))
@@ -98,6 +99,38 @@ def test_text_of_a_pdf_is_selected_where_it_is_seen(degrees: int, form: str, ori
             assert y0 - 6 <= y / down <= y1 + 6
 
 
+@ASKEW
+def test_a_page_that_was_straightened_says_so_beside_its_turn(degrees: float) -> None:
+    (page,) = json.loads(written("json", [read_as(degrees)]))["pages"]
+    quarters, askew = quarters_and_rest(degrees)
+    assert (page.get("rotated", 0), page["straightened"]) == (quarters, askew)
+    assert (page["width"], page["height"]) == turned_size(SIZE, quarters)
+    assert [entry["box"] for entry in page["blocks"]] == [came(TEXT, degrees), came(FIGURE, degrees)]
+    again = PageResult.from_json(page)
+    assert (again.size_as_it_came, again.width, again.height) == ((page["width"], page["height"]), *SIZE)
+    for found, given in zip(again.blocks, read_as(degrees).blocks, strict=True):
+        assert found.box == pytest.approx(given.box, abs=1)
+    assert again.to_json() == PageResult.from_json(again.to_json()).to_json()
+
+
+@ASKEW
+@pytest.mark.parametrize("form", ["pdf", "pdf-a"])
+def test_text_of_a_pdf_that_lies_askew_leans_with_what_is_seen(degrees: float, form: str) -> None:
+    picture = page_as_it_came(degrees)
+    content = written(form, [read_as(degrees)], Given({1: picture}, scanned_pdf([picture])))
+    page = pypdfium2.PdfDocument(content)[0]
+    scale = page.get_size()[0] / picture.width
+    text = page.get_textpage()
+    middles = []
+    for letter in range(text.count_chars()):
+        left, bottom, right, top = text.get_charbox(letter, loose=True)
+        middles.append((((left + right) / 2) / scale, (page.get_size()[1] - (bottom + top) / 2) / scale))
+    upright = [turned_box((x, y, x, y), picture.size, degrees) for x, y in middles]
+    middle = (TEXT[1] + TEXT[3]) / 2
+    assert len(upright) >= len("Hello turned world")
+    assert all(abs(y - middle) < 8 and TEXT[0] - 8 < x < TEXT[2] + 8 for x, y, _, _ in upright)
+
+
 def seen(page: Any, x: float, y: float) -> tuple[float, float]:
     """A point of the page as it is shown, from its upper left corner."""
     left, bottom, _, top = page.get_cropbox()
@@ -109,8 +142,8 @@ def seen(page: Any, x: float, y: float) -> tuple[float, float]:
     raise AssertionError("the test has no such pages")
 
 
-@TURNS
-def test_figures_are_cut_out_upright(degrees: int) -> None:
+@pytest.mark.parametrize("degrees", [90, 180, 270, 2.5, 92.5])
+def test_figures_are_cut_out_upright(degrees: float) -> None:
     (content,) = figure_pictures(read_as(degrees), Given({1: page_as_it_came(degrees)}))
     with Image.open(io.BytesIO(content)) as figure:
         assert figure.size == (FIGURE[2] - FIGURE[0], FIGURE[3] - FIGURE[1])

@@ -185,7 +185,9 @@ STAGES = (
     # Then bills alone, without accents: what time there was.
     Stage(150, BILLS, BILL_KINDS, wear=0.15, blank=0.01, turned=0.01, trained="decoder", learning_rate=6e-4),
     # Documents of all kinds again, and the other prompts, which the decoder alone can learn.
-    Stage(1200, ALL_SIZES, PAPERS, MOSTLY_FREE, wear=0.2, blank=0.01, turned=0.015, trained="decoder", learning_rate=6e-4),
+    Stage(
+        1200, ALL_SIZES, PAPERS, MOSTLY_FREE, wear=0.2, blank=0.01, turned=0.015, trained="decoder", learning_rate=6e-4
+    ),
     # Both halves on all of it, and the other prompts: for a GPU.
     Stage(1_000_000, ALL_SIZES, DOCUMENTS, ALL_TASKS, wear=0.3, blank=0.01, turned=0.02, learning_rate=6e-4),
 )

@@ -34,8 +34,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         run(args.output, args.pages, args.epochs, args.seed, args.keep)
     else:
         from .measure import measure as run_measure
+        from .measure import measure_leaning
 
         for line in run_measure(args.pages, args.seed, args.kinds):
+            print(line, flush=True)
+        for line in measure_leaning(args.pages, args.seed) if not args.kinds else ():
             print(line, flush=True)
 
 

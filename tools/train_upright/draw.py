@@ -19,10 +19,14 @@ _SCRIPTS = {
     "Chinese": 10,
     "Japanese": 6,
     "Korean": 6,
-    "foreign": 15,
-    "picture": 7,
+    "foreign": 24,
+    "picture": 8,
 }
-_KINDS = {"text": 40, "columns": 15, "table": 12, "capitals": 10, "digits": 4}
+_CONFUSED = {
+    "Tamil": 4,
+    "Hebrew": 3,
+}  # weights of scripts whose letters look like Latin ones that are turned; others: 1
+_KINDS = {"text": 36, "columns": 15, "table": 22, "capitals": 10, "digits": 7}
 _WEAR = {"clean": 30, "degraded": 45, "photographed": 25}
 _VERTICAL = 0.2  # of the Chinese and Japanese pages
 _MOST = 45  # pieces of one page, and of it lying
@@ -65,7 +69,8 @@ def draw(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
         how = rng.choices(list(_WEAR), list(_WEAR.values()))[0]
         kind = rng.choices(list(_KINDS), list(_KINDS.values()))[0]
         if script == "foreign":
-            script = rng.choice([one for one in scripts.FOREIGN if scripts.faces(one, held_out=False)])
+            there = [one for one in scripts.FOREIGN if scripts.faces(one, held_out=False)]
+            script = rng.choices(there, [_CONFUSED.get(one, 1) for one in there])[0]
         elif script in ("Chinese", "Japanese") and rng.random() < _VERTICAL:
             kind = "vertical"
         ink = ink_of(pages.page(rng, kind, script, how, held_out=False, sizes=pages.SMALL))

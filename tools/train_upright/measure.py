@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 
 from PIL import Image
 
-from models.turned import back, turned
+from models.turned import back, quarters_and_rest, turned
 from runtime.documents.upright import degrees_to_upright
 
 from . import pages, scripts
 
 TURNS = (0, 90, 180, 270)
+_STRAIGHT = 0.5  # degrees
 Draw = Callable[[random.Random], Image.Image]
 
 
@@ -28,6 +29,9 @@ class Score:
     wrong: int = 0  # that were turned otherwise
     left: int = 0  # that were left alone
     seconds: list[float] = field(default_factory=list)  # of processor time, each
+    leaned: int = 0  # times that a page was shown askew
+    straightened: int = 0  # of those, so that less than half a degree is left
+    bent: int = 0  # of those and of all that were shown straight: by more than half a degree from where they belong
 
     def add(self, page: Image.Image) -> None:
         """Show a page that stands in all four directions."""
@@ -35,7 +39,7 @@ class Score:
         for turn in TURNS:
             shown = turned(page, turn)
             started = time.process_time()
-            found = degrees_to_upright(shown)
+            found, _ = quarters_and_rest(degrees_to_upright(shown))
             self.seconds.append(time.process_time() - started)
             if turn == 0:
                 self.turned_upright += found != 0
@@ -44,6 +48,18 @@ class Score:
             else:
                 self.right += found == back(turn)
                 self.wrong += found != back(turn)
+
+    def lean(self, page: Image.Image, askew: float) -> None:
+        """Show a page that is straight, and the same page askew by so many degrees."""
+        for shown in (0.0, askew):
+            _, found = quarters_and_rest(degrees_to_upright(turned(page, shown)))
+            self.bent += found != 0 and abs(found + shown) > _STRAIGHT
+        self.leaned += 1
+        self.straightened += found != 0 and abs(found + askew) <= _STRAIGHT
+
+    def leaning_row(self, kind: str) -> str:
+        """As a row of the second table."""
+        return f"| {kind} | {self.leaned} | {self.straightened / self.leaned:.0%} | {self.bent} of {2 * self.leaned} |"
 
     def row(self, kind: str) -> str:
         """As a row of the table."""
@@ -98,3 +114,16 @@ def measure(count: int, seed: int, wanted: Sequence[str] | None) -> Iterator[str
         for _ in range(count):
             score.add(draw(rng))
         yield score.row(kind)
+
+
+def measure_leaning(count: int, seed: int) -> Iterator[str]:
+    """Lines of a table: pages that are drawn straight, and shown askew by 1.5 to 5 degrees. count : of each kind."""
+    yield "| pages | number | shown askew: straightened | bent |\n|---|---|---|---|"
+    straight = {kind: _text(kind, "Latin", "clean") for kind in ("text", "columns", "table", "figures", "digits")}
+    if scripts.faces("Arabic", held_out=True):
+        straight["Arabic"] = _text("text", "Arabic", "clean")
+    for kind, draw in {**straight, "pictures only": _pictures}.items():
+        rng, score = random.Random(f"leaning {kind}/{seed}"), Score()
+        for _ in range(count):
+            score.lean(draw(rng), rng.choice((-1, 1)) * rng.uniform(1.5, 5))
+        yield score.leaning_row(kind)

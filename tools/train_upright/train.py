@@ -57,10 +57,10 @@ class Network(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv1, self.norm1 = nn.Conv2d(1, 10, 5, 2, 2), nn.BatchNorm2d(10)
-        self.conv2, self.norm2 = nn.Conv2d(10, 24, 3, 2, 1), nn.BatchNorm2d(24)
-        self.conv3, self.norm3 = nn.Conv2d(24, 40, 3, 2, 1), nn.BatchNorm2d(40)
-        self.hidden, self.out = nn.Linear(40 * 3, 48), nn.Linear(48, 3)
+        self.conv1, self.norm1 = nn.Conv2d(1, 16, 5, 2, 2), nn.BatchNorm2d(16)
+        self.conv2, self.norm2 = nn.Conv2d(16, 40, 3, 2, 1), nn.BatchNorm2d(40)
+        self.conv3, self.norm3 = nn.Conv2d(40, 72, 3, 2, 1), nn.BatchNorm2d(72)
+        self.hidden, self.out = nn.Linear(72 * 3, 64), nn.Linear(64, 3)
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         values = values[:, None]

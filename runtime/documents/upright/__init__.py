@@ -1,15 +1,16 @@
-"""Pages whose text lies on its side or head, found by what is on them, and turned.
+"""Pages whose text lies on its side, on its head or askew, found by what is on them, and turned.
 
-Pieces of text lines are cut out in the two directions in which lines may run (``lines``); a small network says of each
-whether it stands, is on its head, or is no line (``network``). Where most pieces of one direction agree, and the other
-direction has next to none, the page is turned so that they stand. Whatever is in doubt is left as it is: a page turned
-wrongly is lost, one that is left lying is read as well as the model can.
-
-Only a worker process calls this.
+Two networks are asked. One sees the whole page, small (``page``): where it says that the page stands, which nearly
+every page does, that is all. Where it says otherwise, pieces of text lines are cut out in the two directions in which
+lines may run (``lines``), and a small network says of each whether it stands, is on its head, or is no line
+(``network``): the page is turned where both say the same. Whatever is in doubt is left as it is: a page turned wrongly
+is lost, one that is left lying is read as well as the model can. The lines of a page that stands may still lean by a
+few degrees (``askew``).
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,15 +19,19 @@ from PIL import Image
 from models.turned import turned
 
 from ..drawn import Drawn
+from .askew import degrees_to_straight
 from .lines import ink_of, pieces
 from .network import DOWN, UP, probabilities
+from .page import turned_by, turned_by_of_all_four, views
 
 _MOST_PIECES = 48  # of one direction, from all over the page
-_SURE = 0.6  # probability from which a piece has a say
-_LEAST_SAYING = 10  # pieces that agree, before a page is turned
-_LEAST_SHARE = 0.92  # of those that have a say in a direction
-_LEAST_WRITTEN = 0.6  # of all pieces of a direction
-_LEAST_RATIO = 3.0  # so many times as many lines as in the other direction
+_SURE = 0.5  # probability from which a piece has a say
+_SURE_OF_PAGE = 0.8  # and the one from which the whole page has: blank paper has 0.25 of each, none has more than 0.93
+_LEAST_SAYING = 3  # pieces that say the same as the whole page, before it is turned
+_LEAST_WRITTEN = 0.3  # of all pieces of their direction
+_LEAST_RATIO = 1.5  # so many times as many as say anything else
+_LEAST_ASKEW = 1.0  # degrees; less is read as well as it is
+_MOST_LOST = 5e-4  # of the ink, which may leave the page at its corners when that is straightened: specks
 
 
 @dataclass(frozen=True)
@@ -37,12 +42,6 @@ class Votes:
     up: int = 0
     down: int = 0
 
-    @property
-    def clear(self) -> bool:
-        """Whether enough of them say one thing."""
-        most, said = max(self.up, self.down), self.up + self.down
-        return most >= max(_LEAST_SAYING, _LEAST_SHARE * said, _LEAST_WRITTEN * self.pieces)
-
 
 def upright(drawn: Drawn) -> Drawn:
     """The page turned, where that is sure."""
@@ -50,27 +49,51 @@ def upright(drawn: Drawn) -> Drawn:
     return replace(drawn, image=turned(drawn.image, degrees), rotated=degrees) if degrees else drawn
 
 
-def degrees_to_upright(page: Image.Image) -> int:
-    """By how many degrees clockwise a page must be turned to stand: 0, 90, 180 or 270; 0 where that is in doubt."""
-    ink = ink_of(page)
-    across = _votes(ink)
-    if across.clear and across.up > across.down:
-        return 0  # nearly every page, in half the time
-    along = _votes(np.ascontiguousarray(np.rot90(ink)))  # counterclockwise: as the page is when turned by 270 degrees
-    return decided(across, along)
+def degrees_to_upright(page: Image.Image) -> float:
+    """By how many degrees clockwise a page must be turned to stand, with its lines straight; see ``models.turned``.
 
-
-def decided(across: Votes, along: Votes) -> int:
-    """The turn in degrees. across : of the page as it is; along : of the page turned by 270 degrees."""
-    said, other = sorted((across, along), key=lambda votes: votes.up + votes.down, reverse=True)
-    if not said.clear or said.up + said.down < _LEAST_RATIO * (other.up + other.down):
+    0 where that is in doubt.
+    """
+    squares = views(page)
+    lies = turned_by(squares)
+    if lies.max() < _SURE_OF_PAGE:
         return 0
-    if said is across:
-        return 0 if said.up > said.down else 180
-    return 270 if said.up > said.down else 90
+    ink, degrees = ink_of(page), 0
+    if lies.argmax() != 0:
+        along = np.ascontiguousarray(np.rot90(ink))  # counterclockwise: as the page is when turned by 270 degrees
+        degrees = decided(turned_by_of_all_four(squares), _votes(ink), _votes(along))
+        if not degrees:
+            return 0
+        ink = np.ascontiguousarray(np.rot90(ink, -degrees // 90))
+    askew = degrees_to_straight(ink)
+    return degrees + askew if abs(askew) >= _LEAST_ASKEW and _stays(ink, askew) else degrees
+
+
+def decided(lies: np.ndarray, across: Votes, along: Votes) -> int:
+    """The turn in degrees, 0 where there is a doubt.
+
+    lies : probabilities that the page has been turned by 0, 90, 180 and 270 degrees clockwise. across : of the page as
+    it is; along : of the page turned by 270 degrees.
+    """
+    turn = int(lies.argmax())
+    said = [across.up, along.up, across.down, along.down]
+    agree, others = said[turn], max(said[:turn] + said[turn + 1 :])
+    there = (across, along)[turn % 2].pieces
+    clear = agree >= max(_LEAST_SAYING, _LEAST_WRITTEN * there, _LEAST_RATIO * others)
+    return -90 * turn % 360 if clear and lies[turn] >= _SURE_OF_PAGE else 0
 
 
 def _votes(ink: np.ndarray) -> Votes:
     found = pieces(ink, _MOST_PIECES)
     sure = probabilities(found) >= _SURE
     return Votes(len(found), int(sure[:, UP].sum()), int(sure[:, DOWN].sum()))
+
+
+def _stays(ink: np.ndarray, degrees: float) -> bool:
+    """Whether what is on a page is still on it when that is turned about its middle, see ``models.turned``."""
+    height, width = ink.shape
+    down, across = np.nonzero(ink > 0.5)
+    x, y = across - width / 2, down - height / 2
+    cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    lost = (np.abs(x * cosine - y * sine) > width / 2) | (np.abs(x * sine + y * cosine) > height / 2)
+    return len(x) > 0 and float(lost.mean()) <= _MOST_LOST
