@@ -69,8 +69,8 @@ class Divergence:
     ) -> None:
         """scratch : a folder that graphs may be written to; they are removed again."""
         self._folder, self._scratch = folder, scratch
-        self._export, self._checkpoint = family, checkpoint
-        self._manifest = manifest
+        self.family, self.checkpoint = family, checkpoint
+        self.manifest = manifest
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._tokenizer.no_truncation()  # as the runtime does
         self._tokenizer.no_padding()
@@ -86,11 +86,11 @@ class Divergence:
         ``vision_features`` has the cosine similarity to float32's features, ``logits`` what ``divergence`` returns,
         over all positions of all pages, each side with image features of its own.
         """
-        load = self._checkpoint.load
-        ours = self._features(served_session(self._folder / graph_file("vision", "cpu")))
+        load = self.checkpoint.load
+        ours = self.features_of(served_session(self._folder / graph_file("vision", "cpu")))
         with self.reference("vision", load) as file:
             watched = Watched(file)
-            theirs = self._features(watched)
+            theirs = self.features_of(watched)
         self.largest["vision tower"] = watched.largest
         vision = {"cosine": cosine(ours, theirs)}
         if tower is not None:
@@ -105,7 +105,7 @@ class Divergence:
 
     def reference_logits(self, features: Sequence[np.ndarray]) -> list[np.ndarray]:
         """float32's logits for each page: before its first token and after each, [answer + 1, vocabulary]."""
-        load = self._checkpoint.load
+        load = self.checkpoint.load
         with self.reference("embed", load) as file:
             inputs = self._embeddings(mapped_session(file), features)
         with self.reference("decoder", load) as file:
@@ -117,13 +117,13 @@ class Divergence:
             ]
 
     def _page(self, text: str) -> Page:
-        rules = family_of(self._manifest)
+        rules = family_of(self.manifest)
         image = rules.prepare_image(draw_page(text), {})
         prompt = task_prompt(rules.tasks, rules.default_task)
         prompt_ids = rules.prompt_ids(prompt, [image.token_count], self._encode)
-        sizes = self._manifest.sizes
+        sizes = self.manifest.sizes
         # As far as attention is full on both sides; tools.parity goes on beyond a window, beside another's modules.
-        most = min(MOST_TOKENS, self._manifest.max_length - len(prompt_ids), sizes.window or MOST_TOKENS)
+        most = min(MOST_TOKENS, self.manifest.max_length - len(prompt_ids), sizes.window or MOST_TOKENS)
         answer_ids = self._encode(text)[:most]
         of_prompt = rules.positions(prompt_ids, [image])
         of_answer = np.tile(of_prompt.next + np.arange(len(answer_ids)), (len(of_prompt.axes), 1))
@@ -133,7 +133,7 @@ class Divergence:
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
     def _run(self, session: ort.InferenceSession | Watched, page: Page) -> DecoderRun:
-        return DecoderRun(session, page.positions, self._manifest.sizes.rotary)
+        return DecoderRun(session, page.positions, self.manifest.sizes.rotary)
 
     def _stepped(self, features: Sequence[np.ndarray]) -> list[np.ndarray]:
         """The export's, as it generates: a prefill and then step by step, through the kernels for single rows."""
@@ -147,13 +147,13 @@ class Divergence:
         return found
 
     def _cosine_with_outliers(self, tower: Precision) -> float:
-        load = planted(self._checkpoint.load, self._export.vision_outliers)
+        load = planted(self.checkpoint.load, self.family.vision_outliers)
         with self.reference("vision", load) as file:
-            theirs = self._features(mapped_session(file))
+            theirs = self.features_of(mapped_session(file))
         with self._written("vision", load, tower) as file:
-            return cosine(self._features(served_session(file)), theirs)
+            return cosine(self.features_of(served_session(file)), theirs)
 
-    def _features(self, session: ort.InferenceSession | Watched) -> list[np.ndarray]:
+    def features_of(self, session: ort.InferenceSession | Watched) -> list[np.ndarray]:
         """Features of each page's image, [image tokens, hidden]."""
         names = [output.name for output in session.get_outputs()]
         inputs = [given.name for given in session.get_inputs()]
@@ -170,21 +170,21 @@ class Divergence:
         for page, of_page in zip(self.pages, features, strict=True):
             ids = np.array([*page.prompt_ids, *page.answer_ids])
             (rows,) = session.run(["inputs_embeds"], {"input_ids": ids[None]})
-            rows[0, np.flatnonzero(ids == self._manifest.tokens.image)[: len(of_page)]] = of_page
+            rows[0, np.flatnonzero(ids == self.manifest.tokens.image)[: len(of_page)]] = of_page
             inputs.append(rows[0])
         return inputs
 
     @contextmanager
     def reference(self, name: GraphName, load: Load) -> Iterator[Path]:
         """One float32 graph, for as long as the block lasts; the decoder's gives the logits of MOST_TOKENS + 1 rows."""
-        types = {info.dtype for info in self._checkpoint.tensors.values()}
+        types = {info.dtype for info in self.checkpoint.tensors.values()}
         storage = _STORAGE.get(types.pop(), FLOAT) if len(types) == 1 else FLOAT
         with self._written(name, load, Precision(storage, FLOAT)) as file:
             yield file
 
     @contextmanager
     def _written(self, name: GraphName, load: Load, precision: Precision) -> Iterator[Path]:
-        part = self._export.parts(precision, precision)[name]
+        part = self.family.parts(precision, precision)[name]
         if isinstance(part.module, Decoder):
             part.module.model.scored = MOST_TOKENS + 1
         folder = self._scratch / name

@@ -99,7 +99,7 @@ def export_model(job: Job, report: Callable[[str], None]) -> Manifest:
             report(f"{job.target} is there already; --force exports it again")
             return present
         meter = ErrorMeter() if job.report else None
-        precisions = _precisions(job, meter)
+        precisions = precisions_of(job, meter)
         tokenizer = _tokenizer(tokenizer_file)
         check_tokenizer(tokenizer, tokenizer_file, registration.prompts, registration.models[0].source)
         vocabulary = tokenizer.get_vocab(with_added_tokens=True)
@@ -194,7 +194,7 @@ def _exporter(family: str) -> tuple[Registration, Exporter]:
     return registration, exporter
 
 
-def _precisions(job: Job, meter: ErrorMeter | None) -> Precisions:
+def precisions_of(job: Job, meter: ErrorMeter | None) -> Precisions:
     """Which graphs the export has, and in what each keeps its weights and computes.
 
     CUDA's compute in the type of the weights, in float16 where these are quantised. The CPU has no products in 16 bits

@@ -21,7 +21,7 @@ from models.manifest import FILE_NAME, lock_file, retired_folder
 
 from .errors import ExportError
 
-_SPARE_BYTES = 64 << 20  # graphs, tokenizer and manifest beside the weights
+SPARE_BYTES = 64 << 20  # graphs, tokenizer and manifest beside the weights
 
 
 @contextmanager
@@ -84,7 +84,7 @@ def check_disk(target: Path, needed: int) -> None:
     ExportError
         with both numbers, when it cannot fit.
     """
-    needed += _SPARE_BYTES
+    needed += SPARE_BYTES
     free = shutil.disk_usage(target.parent).free
     if free < needed:
         raise ExportError(
@@ -99,7 +99,7 @@ def staged(target: Path) -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
     try:
         yield folder
-        _sync(folder)
+        sync(folder)
         _swap(folder, target)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -130,7 +130,7 @@ def _swap(folder: Path, target: Path) -> None:
     shutil.rmtree(retired, ignore_errors=True)
 
 
-def _sync(folder: Path) -> None:
+def sync(folder: Path) -> None:
     """Flush the files, so that a power cut after the rename does not leave empty ones."""
     for file in folder.iterdir():
         with file.open("r+b") as opened:  # Windows flushes only what may be written

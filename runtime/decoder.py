@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ class Decoder:
         self.dtype = np.dtype("float32" if self._compute == "bfloat16" else self._compute)  # of embeddings and angles
         self._total = np.zeros((), np.int32)  # read by the kernels on the host, whatever the device
         self._steps: dict[int, Step] = {}
-        self._recordings = 0
+        self.recordings = 0
         if slots is not None:
             self.allocate(slots)
 
@@ -56,7 +56,7 @@ class Decoder:
         """Make the cache and what else has a row for each slot. Called once, before anything is run."""
         device = self._device
         hidden, vocabulary = self._sizes.hidden_size, self._sizes.vocabulary
-        self._cache = KvCache(self._sizes, slots, self._compute, device)
+        self.cache = KvCache(self._sizes, slots, self._compute, device)
         self._rotary = rotary_feeds(self._sizes.rotary, slots, self.dtype, device)
         self._ids = Buffer((slots, 1), np.dtype(np.int64), device)
         self._embeddings = Buffer((slots, 1, hidden), self.dtype, device)
@@ -64,6 +64,13 @@ class Decoder:
         self._logits = Buffer((slots, vocabulary), np.dtype(np.float32), device)
         self._picker = Picker(self._logits, device) if device.picks else None
         self._filled = [0] * slots  # tokens in each row's cache, those of free rows among them
+
+    def wrap_sessions(self, wrap: Callable[[Any], Any]) -> None:
+        """Put something around both sessions, embed first: what times them, counts their runs or refuses one.
+
+        wrap : from a session to what has the same methods.
+        """
+        self._embed, self._session = wrap(self._embed), wrap(self._session)
 
     def embed(self, token_ids: Sequence[int]) -> Any:
         """Embeddings of a prompt's tokens, [len(token_ids), hidden]: an array, or ``Rows`` where they are resident."""
@@ -82,7 +89,7 @@ class Decoder:
     @property
     def capacity(self) -> int:
         """Tokens that a row's cache has room for now."""
-        return self._cache.capacity
+        return self.cache.capacity
 
     def prefill(
         self, row: int, embeddings: np.ndarray | Rows, positions: np.ndarray | None = None, window: int | None = None
@@ -112,7 +119,7 @@ class Decoder:
         """
         end = start + len(embeddings)
         if not start:
-            self._cache.begin(row, None if window is None else Window(positions.shape[1], window))
+            self.cache.begin(row, None if window is None else Window(positions.shape[1], window))
         self._rotary.take_prompt(positions)
         logits = np.empty((1, self._sizes.vocabulary), np.float32)
         binding = self._session.io_binding()
@@ -124,7 +131,7 @@ class Decoder:
         binding.bind_cpu_input("total_length", np.array(end, np.int32))
         binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
         self._rotary.bind_prompt(binding, start, end)
-        self._cache.bind(binding, 1, first=row)
+        self.cache.bind(binding, 1, first=row)
         options = _recording(None)
         self._filled[row] = end
         with self._device.running():
@@ -155,13 +162,13 @@ class Decoder:
             binding.bind_cpu_input("inputs_embeds", filled_up)
         for index, (prompt, axes) in enumerate(zip(prompts, positions, strict=True)):
             window = None if windows is None else windows[index]
-            self._cache.begin(row + index, None if window is None else Window(axes.shape[1], window))
+            self.cache.begin(row + index, None if window is None else Window(axes.shape[1], window))
             self._filled[row + index] = len(prompt)
         binding.bind_cpu_input("seqlens_k", np.full(rows, longest - 1, np.int32))
         binding.bind_cpu_input("total_length", np.array(longest, np.int32))
         binding.bind_output("logits", self._device.memory, self._device.index)  # of what fills rows up: nobody's
         self._rotary.bind_prompts(binding, positions, longest)
-        self._cache.bind(binding, rows, first=row)
+        self.cache.bind(binding, rows, first=row)
         with self._device.running():
             self._session.run_with_iobinding(binding, _recording(None))
 
@@ -191,14 +198,14 @@ class Decoder:
         for row, length in enumerate(lengths):
             self._filled[row] = length + 1
         # Rows that make a recorded number of them full write behind what is in their cache, and nobody reads that.
-        spare = [min(length, self._cache.capacity - 1) for length in self._filled[rows : self._padded(rows)]]
+        spare = [min(length, self.cache.capacity - 1) for length in self._filled[rows : self._padded(rows)]]
         unread = [0] * len(spare)
         ids, lengths = np.array([*token_ids, *unread], np.int64), [*lengths, *spare]
         positions = lengths if positions is None else [*positions, *unread]
         self._ids.write(ids[:, None])
         self._seqlens.write(np.array(lengths, np.int32))
         # A recorded step keeps the value that it was recorded with, so that has to be right for every length.
-        self._total[...] = self._cache.capacity if self._device.replays else max(lengths) + 1
+        self._total[...] = self.cache.capacity if self._device.replays else max(lengths) + 1
         self._rotary.place(positions)
         step = self._steps.get(len(lengths))
         with self._device.running(first=step is None):
@@ -209,7 +216,7 @@ class Decoder:
             except Exception:
                 self._steps.pop(len(lengths), None)  # it may not have been recorded: the next time is the first again
                 raise
-            self._cache.close_ring(lengths[:rows])
+            self.cache.close_ring(lengths[:rows])
         return step
 
     def recorded_rows(self) -> list[int]:
@@ -228,12 +235,12 @@ class Decoder:
         """Give a row's cache another row's content, so that the rows in use stay the first ones."""
         self._filled[target] = length
         with self._device.running():
-            self._cache.move(source, target, length)
+            self.cache.move(source, target, length)
 
     @property
     def cache_bytes(self) -> int:
         """Bytes of the KV cache at its present capacity."""
-        return self._cache.nbytes
+        return self.cache.nbytes
 
     def make_room(self, length: int, rows: int) -> None:
         """Let every row have ``length`` tokens, and keep the content of the first ``rows``; with none, shrink as well.
@@ -242,14 +249,14 @@ class Decoder:
         """
         moved = True  # also when there was no memory for all of it: some buffers have moved then
         try:
-            moved = self._cache.fit(length, rows)
+            moved = self.cache.fit(length, rows)
         finally:
             if moved:
                 self._forget_steps()
                 # What is not kept is what a device's memory held before: no number to compute with.
                 self._filled[rows:] = [0] * (len(self._filled) - rows)
         # Where tokens leave the cache, positions go on.
-        self._rotary.fit(self._cache.capacity if self._sizes.window is None else self._sizes.max_length)
+        self._rotary.fit(self.cache.capacity if self._sizes.window is None else self._sizes.max_length)
 
     def _forget_steps(self) -> None:
         """Bindings and recordings hold addresses, and these have changed."""
@@ -269,11 +276,11 @@ class Decoder:
         decode.bind_input("total_length", "cpu", 0, np.int32, (), self._total.ctypes.data)
         self._rotary.bind_step(decode, rows)
         self._logits.bind_output(decode, "logits", rows)
-        self._cache.bind(decode, rows)
+        self.cache.bind(decode, rows)
         # Never the number of a step whose addresses are no longer right: providers may keep what they should release.
         # The cache only grows while steps are replayed, so there is one for each recorded number of rows and capacity.
-        self._recordings += 1
-        number = self._recordings if self._device.replays else None
+        self.recordings += 1
+        number = self.recordings if self._device.replays else None
         self._steps[rows] = Step(embed, decode, _recording(number), number, self._logits.view(rows))
         return self._steps[rows]
 

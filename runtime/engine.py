@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as SequenceOf
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -82,10 +83,10 @@ class Engine:
     ) -> None:  # fmt: skip
         """device : its name, for those who look at the engine's load."""
         self._device = device
-        self._encoder, self._decoder = encoder, decoder
+        self.encoder, self.decoder = encoder, decoder
         self._max_queue = max_queue
-        self._state: State[Sequence] = State(slots, chunk, together)
-        self._encoding = False  # a pass runs, perhaps for a request that has ended meanwhile
+        self.state: State[Sequence] = State(slots, chunk, together)
+        self.encoding = False  # a pass runs, perhaps for a request that has ended meanwhile
         self._changed = threading.Condition()  # guards all of these, and is notified when a lane may have more to do
         self._closed = False
         self._mean_seconds = 10.0  # of a request, for Retry-After
@@ -114,10 +115,10 @@ class Engine:
         with self._changed:
             if self._closed:
                 raise EngineClosed("the model has been closed")
-            if self.queue_depth + self.active >= self._state.slots + self._max_queue:
-                waits = max(1.0, self._mean_seconds * self.queue_depth / self._state.slots)
+            if self.queue_depth + self.active >= self.state.slots + self._max_queue:
+                waits = max(1.0, self._mean_seconds * self.queue_depth / self.state.slots)
                 raise QueueFull(self.queue_depth, waits)
-            self._state.add(sequence)
+            self.state.add(sequence)
             sequence.on_cancel = self._end_overdue
             self._changed.notify_all()
 
@@ -139,6 +140,16 @@ class Engine:
             if thread is not threading.current_thread():
                 thread.join()
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Within the block no lane takes up anything; what a device has begun goes on.
+
+        For those who look at ``state``, and for requests that are to begin together: the thread that has paused the
+        engine may submit them, and every other caller waits for the end of the block.
+        """
+        with self._changed:
+            yield
+
     @property
     def alive(self) -> bool:
         """Whether requests are taken: neither closed nor failed."""
@@ -147,7 +158,7 @@ class Engine:
     @property
     def queue_depth(self) -> int:
         """Requests for which nothing has been done yet."""
-        return sum(not one.finished and one.clock.taken_up is None for one in self._state.waiting)
+        return sum(not one.finished and one.clock.taken_up is None for one in self.state.waiting)
 
     @property
     def active(self) -> int:
@@ -157,7 +168,7 @@ class Engine:
     @property
     def loads(self) -> list[EngineLoad]:
         """The one load of this engine, as ``EngineGroup`` has several."""
-        return [EngineLoad(self._device, self._state.slots, self.active, self.queue_depth, self.alive)]
+        return [EngineLoad(self._device, self.state.slots, self.active, self.queue_depth, self.alive)]
 
     # The lanes.
 
@@ -169,7 +180,7 @@ class Engine:
                 self._step()
 
     def _encode(self) -> None:
-        self._encoder.begin()
+        self.encoder.begin()
         while (sequence := self._next(self._next_pass)) is not None:
             self._run_pass(sequence)
 
@@ -210,25 +221,25 @@ class Engine:
 
     def _next_turn(self) -> Chunk[Sequence] | Step | None:
         self._retire()
-        turn = next_turn(self._state)
+        turn = next_turn(self.state)
         if turn is not None:
-            self._state.begin_turn(turn)
+            self.state.begin_turn(turn)
         if isinstance(turn, Chunk):
             for job in turn.jobs:
                 job.clock.take_up()
         return turn
 
     def _next_pass(self) -> Sequence | None:
-        sequence = next_pass(self._state)
+        sequence = next_pass(self.state)
         if sequence is not None:
-            self._state.begin_pass(sequence)
+            self.state.begin_pass(sequence)
             sequence.clock.take_up()
-            self._encoding = True
+            self.encoding = True
         return sequence
 
     def _retire(self) -> None:
         """Drop finished rows; the last row's cache moves into each gap, so that the rows in use stay the first."""
-        rows = self._state.rows
+        rows = self.state.rows
         if not any(sequence.finished for sequence in rows):
             return
         for row in reversed(range(len(rows))):
@@ -237,7 +248,7 @@ class Engine:
             self._note_duration(rows[row])
             last = len(rows) - 1
             if row < last:
-                self._decoder.move(last, row, rows[last].length)
+                self.decoder.move(last, row, rows[last].length)
                 rows[row] = rows[last]
             rows.pop()
         self._changed.notify_all()
@@ -247,10 +258,10 @@ class Engine:
             self._mean_seconds += 0.2 * (time.monotonic() - sequence.clock.taken_up - self._mean_seconds)
 
     def _all(self) -> list[Sequence]:
-        return [*self._state.waiting, *self._state.rows]
+        return [*self.state.waiting, *self.state.rows]
 
     def _idle(self) -> bool:
-        return not (self._state.waiting or self._state.rows or self._encoding)
+        return not (self.state.waiting or self.state.rows or self.encoding)
 
     def _end_overdue(self) -> None:
         """End what was cancelled or has passed its deadline, wherever it stands; who waits leaves the queue at once."""
@@ -260,8 +271,8 @@ class Engine:
                 if (detail := sequence.overdue()) is not None and not sequence.finished:
                     sequence.finish(detail)
                     ended = True
-            if ended or any(sequence.finished for sequence in self._state.waiting):
-                self._state.waiting = [one for one in self._state.waiting if not one.finished]
+            if ended or any(sequence.finished for sequence in self.state.waiting):
+                self.state.waiting = [one for one in self.state.waiting if not one.finished]
                 self._changed.notify_all()
 
     # What the lanes do.
@@ -280,7 +291,7 @@ class Engine:
         for one in {id(one): one for one, _ in passes}.values():
             one.clock.vision += time.monotonic() - started
         with self._changed:
-            self._encoding = False
+            self.encoding = False
             self._changed.notify_all()
 
     def _gather(self, first: Sequence) -> list[tuple[Sequence, Feeds]]:
@@ -294,15 +305,15 @@ class Engine:
                     passes.append((sequence, feeds))
             except Exception as error:  # a picture that cannot be prepared
                 self._fail([sequence], error)
-            sequence = self._another_pass() if len(passes) < self._encoder.batch else None
+            sequence = self._another_pass() if len(passes) < self.encoder.batch else None
         self._make_ahead()
         return passes
 
     def _another_pass(self) -> Sequence | None:
         with self._changed:
-            sequence = upcoming_pass(self._state)
+            sequence = upcoming_pass(self.state)
             if sequence is not None:
-                self._state.begin_pass(sequence)
+                self.state.begin_pass(sequence)
                 sequence.clock.take_up()
             return sequence
 
@@ -310,21 +321,21 @@ class Engine:
         """What each pass gives, or its error. Of several that fail together each is tried alone."""
         if len(passes) > 1:
             try:
-                together = self._encoder.encode_all([feeds for _, feeds in passes])
+                together = self.encoder.encode_all([feeds for _, feeds in passes])
                 yield from zip((sequence for sequence, _ in passes), together, strict=True)
                 return
             except Exception as error:
                 logger.warning("vision passes together: %s; each alone", error)
         for sequence, feeds in passes:
             try:
-                yield sequence, self._encoder.encode(feeds, sequence.stop)
+                yield sequence, self.encoder.encode(feeds, sequence.stop)
             except Exception as error:
                 yield sequence, error
 
     def _make_ahead(self) -> None:
         """One view at a time: those further ahead would only cost memory."""
         with self._changed:
-            upcoming = upcoming_pass(self._state)
+            upcoming = upcoming_pass(self.state)
             if upcoming is None or (self._made_ahead is not None and self._made_ahead.is_ahead):
                 return
             self._made_ahead = upcoming
@@ -332,13 +343,13 @@ class Engine:
 
     def _prefill(self, sequence: Sequence, tokens: int) -> None:
         """The next tokens of a prompt; after the last of them, the answer's first token."""
-        row, start = self._state.rows.index(sequence), sequence.prefilled
+        row, start = self.state.rows.index(sequence), sequence.prefilled
         started = time.monotonic()
         try:
             if not start:
-                self._decoder.make_room(len(sequence.prompt_ids) + 1, rows=row)
-            embeddings = sequence.prompt(self._decoder.embed)[start : start + tokens]
-            logits = self._decoder.prefill_chunk(
+                self.decoder.make_room(len(sequence.prompt_ids) + 1, rows=row)
+            embeddings = sequence.prompt(self.decoder.embed)[start : start + tokens]
+            logits = self.decoder.prefill_chunk(
                 row, start, embeddings, sequence.prompt_positions, sequence.stop, sequence.window
             )
             sequence.clock.prefill += time.monotonic() - started
@@ -355,13 +366,13 @@ class Engine:
 
         The end of one request ends no run of others, so this one goes on for those that are left.
         """
-        row = self._state.rows.index(sequences[0])
+        row = self.state.rows.index(sequences[0])
         started = time.monotonic()
         try:
-            self._decoder.make_room(max(len(one.prompt_ids) for one in sequences) + 1, rows=row)
-            self._decoder.prefill_together(
+            self.decoder.make_room(max(len(one.prompt_ids) for one in sequences) + 1, rows=row)
+            self.decoder.prefill_together(
                 row,
-                [one.prompt(self._decoder.embed)[:-1] for one in sequences],
+                [one.prompt(self.decoder.embed)[:-1] for one in sequences],
                 [one.prompt_positions for one in sequences],
                 [one.window for one in sequences],
             )
@@ -380,12 +391,12 @@ class Engine:
         A row whose prompt is half in the cache may stand before others. It is stepped with them, and what that leaves
         behind its tokens is overwritten by its next chunk.
         """
-        decoding = [sequence for sequence in self._state.rows if not sequence.prompt_left]
+        decoding = [sequence for sequence in self.state.rows if not sequence.prompt_left]
         if not self._grow(decoding):
             return
-        rows = self._state.rows[: 1 + self._state.rows.index(decoding[-1])]
+        rows = self.state.rows[: 1 + self.state.rows.index(decoding[-1])]
         try:
-            scores = self._decoder.score(
+            scores = self.decoder.score(
                 [row.newest for row in rows], [row.length for row in rows], [row.position for row in rows]
             )
             choosers = [None if row.prompt_left else row.chooser for row in rows]
@@ -399,10 +410,10 @@ class Engine:
 
     def _grow(self, decoding: list[Sequence]) -> bool:
         """Room in the cache for one more token of each; where there is none, those that need it fail, and no others."""
-        short = [sequence for sequence in decoding if sequence.length >= self._decoder.capacity]
+        short = [sequence for sequence in decoding if sequence.length >= self.decoder.capacity]
         if short:
             try:
-                self._decoder.make_room(max(one.length for one in short) + 1, rows=len(self._state.rows))
+                self.decoder.make_room(max(one.length for one in short) + 1, rows=len(self.state.rows))
             except Exception as error:  # whatever the device says that has no memory left
                 self._fail(short, error)
                 return False

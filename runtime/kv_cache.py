@@ -71,7 +71,7 @@ class KvCache:
         self._dtype = np.dtype(np.uint16 if self._element else compute)
         self._position_bytes = position_bytes(sizes, compute)
         self.capacity = 0
-        self._buffers: dict[str, Buffer] = {}
+        self.buffers: dict[str, Buffer] = {}
         self._windows: list[Window | None] = [None] * slots
         self._allocate(self._step_for(1), rows=0)
 
@@ -104,7 +104,7 @@ class KvCache:
 
     def bind(self, binding: ort.IOBinding, rows: int, *, first: int = 0) -> None:
         """Bind past and present of ``rows`` rows from ``first`` on to the same memory."""
-        for name, buffer in self._buffers.items():
+        for name, buffer in self.buffers.items():
             buffer.bind_input(binding, f"past_key_values.{name}", rows, first=first)
             buffer.bind_output(binding, f"present.{name}", rows, first=first)
 
@@ -120,13 +120,13 @@ class KvCache:
         for row, (window, length) in enumerate(zip(self._windows, lengths, strict=False)):
             if window is None or length < window.full or (place := window.replace()) is None:
                 continue
-            for buffer in self._buffers.values():
+            for buffer in self.buffers.values():
                 buffer.copy_position(row, length, place)
 
     def move(self, source: int, target: int, length: int) -> None:
         """Copy the first ``length`` positions of a row into another row."""
         self._windows[target] = self._windows[source]
-        for buffer in self._buffers.values():
+        for buffer in self.buffers.values():
             buffer.copy_row(buffer, source, target, length)
 
     def _step_for(self, length: int) -> int:
@@ -141,15 +141,15 @@ class KvCache:
         for layer in range(self._sizes.layers):
             for side in ("key", "value"):
                 name = f"{layer}.{side}"
-                if name in self._buffers and self._buffers[name].shape == shape:
+                if name in self.buffers and self.buffers[name].shape == shape:
                     continue  # it has grown before the memory was at an end
                 buffer = Buffer(shape, self._dtype, self._device, self._element)
                 for row in range(rows):
-                    buffer.copy_row(self._buffers[name], row, row, min(self.capacity, capacity))
-                self._buffers[name] = buffer
+                    buffer.copy_row(self.buffers[name], row, row, min(self.capacity, capacity))
+                self.buffers[name] = buffer
         self.capacity = capacity
 
     @property
     def nbytes(self) -> int:
         """Bytes of all rows at the present capacity."""
-        return sum(self._slots * buffer.row_bytes for buffer in self._buffers.values())
+        return sum(self._slots * buffer.row_bytes for buffer in self.buffers.values())

@@ -142,7 +142,7 @@ class Sampler:
 
     def __init__(self, temperature: float, top_k: int | None, top_p: float, seed: int | None) -> None:
         self._temperature, self._top_k, self._top_p = temperature, top_k, top_p
-        self._random = np.random.default_rng(seed)
+        self.random = np.random.default_rng(seed)
 
     def choose(self, logits: np.ndarray) -> int:
         """The token's id. Raises ``FloatingPointError`` for a row from which nothing can be chosen."""
@@ -159,7 +159,7 @@ class Sampler:
         return self._draw(*self._probabilities(ids[order], logits[order]))
 
     def _draw(self, ids: np.ndarray, probabilities: np.ndarray) -> int:
-        drawn = int(np.searchsorted(np.cumsum(probabilities), self._random.random(), side="right"))
+        drawn = int(np.searchsorted(np.cumsum(probabilities), self.random.random(), side="right"))
         return int(ids[min(drawn, len(ids) - 1)])
 
     def distribution(self, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -87,10 +87,10 @@ class Model:
         self.device.require(folder, manifest)
         if many:
             devices = [one for each in devices for one in spread(manifest, each)]
-        self._family = family_of(manifest)
+        self.family = family_of(manifest)
         self._ignored: frozenset[str] = frozenset()  # settings that the log has said are ignored
         self._tokenizer = _load_tokenizer(folder)
-        self._vocabulary = Vocabulary(
+        self.vocabulary = Vocabulary(
             self._tokenizer,
             frozenset(manifest.tokens.eos),
             manifest.tokens.image,
@@ -99,10 +99,10 @@ class Model:
         self._grammars = Grammars(self._tokenizer, manifest.sizes.vocabulary, manifest.tokens.eos)
         self.slots = 0  # of all engines together
         engines = [self._engine_on(one, folder, slots, max_queue, vision_cache_mb, warm_up) for one in devices]
-        self._engine: Engine | EngineGroup = engines[0] if len(engines) == 1 else EngineGroup(engines)
-        self._pages = page_reader(self, entry, layout, self.device.name, threads)
+        self.engine: Engine | EngineGroup = engines[0] if len(engines) == 1 else EngineGroup(engines)
+        self.pages = page_reader(self, entry, layout, self.device.name, threads)
         # Who forgets to close a model has its memory back all the same. No waiting: this may run in any thread.
-        weakref.finalize(self, self._engine.close, wait=False).atexit = False
+        weakref.finalize(self, self.engine.close, wait=False).atexit = False
 
     def _engine_on(
         self, device: Device, folder: Path, slots: int | None, max_queue: int, vision_cache_mb: float,
@@ -121,7 +121,7 @@ class Model:
             "KV cache on %s: %d rows, %.1f GB at %d tokens each, and more as they grow",
             device.label, rows, decoder.cache_bytes / 1e9, decoder.capacity,
         )  # fmt: skip
-        run_warm_up(warm_up or default_warm_up(device), decoder, vision.result(), self._family, rows)
+        run_warm_up(warm_up or default_warm_up(device), decoder, vision.result(), self.family, rows)
         self.slots += rows
         chunk = prefill_chunk(manifest, device)
         return Engine(
@@ -193,12 +193,12 @@ class Model:
         """See ``TextModel.submit``."""
         if is_document(request.prompt):
             check_document(self._entry, len(request.images))
-            return self._pages.submit(request)
+            return self.pages.submit(request)
         started = time.monotonic()
         self._name_ignored(request.settings)
         (images, sizes), limit = self._prepared(request), self.manifest.max_length
         prompt = images[-1].prompt or request.prompt if images else request.prompt
-        prompt_ids = self._family.prompt_ids(prompt, [image.token_count for image in images], self._encode)
+        prompt_ids = self.family.prompt_ids(prompt, [image.token_count for image in images], self._encode)
         if len(prompt_ids) >= limit:
             raise ContextExceeded(
                 f"the prompt has {len(prompt_ids)} tokens ({sum(image.token_count for image in images)} of them for "
@@ -207,19 +207,19 @@ class Model:
         blocks, scale = None, (1.0, 1.0)
         if len(images) == 1:
             page, seen = sizes[0], images[0].seen or sizes[0]
-            blocks, scale = partial(_blocks_on, self._family, page=page, seen=seen), seen_per_pixel(seen, page)
+            blocks, scale = partial(_blocks_on, self.family, page=page, seen=seen), seen_per_pixel(seen, page)
         grammar, settings = None, request.settings
         if request.schema is not None:
             grammar = self._grammars.follow(request.schema)
             settings = replace(settings, no_repeat_ngram_size=0)  # keys of a list's items repeat, and must
         own_words = request.raw or grammar is not None
-        output = Verbatim() if own_words else self._family.output(request.prompt, settings.family, scale)
+        output = Verbatim() if own_words else self.family.output(request.prompt, settings.family, scale)
         sequence = EngineSequence(
-            prompt_ids, images, settings, self._vocabulary, limit, time.monotonic() - started, output,
-            self._family.positions(prompt_ids, images), request.client, request.alternatives,
-            self._family.window(request.settings.family), blocks, grammar, request.patient,
+            prompt_ids, images, settings, self.vocabulary, limit, time.monotonic() - started, output,
+            self.family.positions(prompt_ids, images), request.client, request.alternatives,
+            self.family.window(request.settings.family), blocks, grammar, request.patient,
         )  # fmt: skip
-        self._engine.submit(sequence)
+        self.engine.submit(sequence)
         return sequence
 
     def read(
@@ -298,48 +298,48 @@ class Model:
         """See ``TextModel.check``."""
         if is_document(prompt):
             check_document(self._entry)
-            for of_part in self._pages.prompts.values():
+            for of_part in self.pages.prompts.values():
                 self.check(of_part, settings)
             return
-        image = self._family.smallest_image(settings.family)
-        self._family.prompt_ids(prompt, [image.token_count], self._encode)
+        image = self.family.smallest_image(settings.family)
+        self.family.prompt_ids(prompt, [image.token_count], self._encode)
 
     def boxes(self, text: str, width: int, height: int) -> list[Box]:
         """See ``TextModel.boxes``."""
-        return self._family.boxes(text, width, height)
+        return self.family.boxes(text, width, height)
 
     def filter_for(self, prompt: str, settings: InferenceSettings) -> OutputFilter:
         """See ``runtime.pages.Recogniser``."""
-        return self._family.output(prompt, settings.family)
+        return self.family.output(prompt, settings.family)
 
     def drain(self, timeout: float | None = None) -> bool:
         """See ``TextModel.drain``."""
-        return self._engine.drain(timeout)
+        return self.engine.drain(timeout)
 
     def close(self) -> None:
         """See ``TextModel.close``."""
-        self._pages.close()
-        self._engine.close()
+        self.pages.close()
+        self.engine.close()
 
     @property
     def alive(self) -> bool:
         """See ``TextModel.alive``."""
-        return self._engine.alive
+        return self.engine.alive
 
     @property
     def loads(self) -> list[EngineLoad]:
         """See ``TextModel.loads``."""
-        return self._engine.loads
+        return self.engine.loads
 
     @property
     def queue_depth(self) -> int:
         """Requests waiting for the engine."""
-        return self._engine.queue_depth
+        return self.engine.queue_depth
 
     @property
     def active(self) -> int:
         """Requests being encoded, prefilled or decoded."""
-        return self._engine.active
+        return self.engine.active
 
     def __enter__(self) -> Self:
         return self
@@ -360,7 +360,7 @@ class Model:
             prompt = question(self._entry, task, prompt or "", len(images)).prompt
         defaults = {**defaults_of(self.manifest.family, len(images)), **page_defaults(self._entry, prompt)}
         values = InferenceSettings().override({**defaults, **settings})
-        opened, rotated = [_open_image(one) for one in images], (0.0,) * len(images)
+        opened, rotated = [open_image(one) for one in images], (0.0,) * len(images)
         if values.orient == "auto":
             opened, rotated = _upright([upright_rgb(one, values.transparency) for one in opened])
         return Request(prompt, opened, values, raw, schema=schema), rotated
@@ -370,7 +370,7 @@ class Model:
         count, tokens, prompt, prepared, sizes = len(request.images), 0, request.prompt, [], []
         for image in request.images:
             opaque = upright_rgb(image, request.settings.transparency)
-            prepared.append(self._family.prepare_image(opaque, request.settings.family, prompt, count))
+            prepared.append(self.family.prepare_image(opaque, request.settings.family, prompt, count))
             prompt = prepared[-1].prompt or prompt
             sizes.append(opaque.size)
             tokens += prepared[-1].token_count
@@ -383,7 +383,7 @@ class Model:
 
     def _name_ignored(self, settings: InferenceSettings) -> None:
         """Say once for each setting that is of other families than this model's."""
-        others = settings.family.keys() - self._family.settings.model_fields.keys() - self._ignored
+        others = settings.family.keys() - self.family.settings.model_fields.keys() - self._ignored
         names = sorted(name for name in others if settings.family[name] != BY_NAME[name].default)
         if names:
             self._ignored |= frozenset(names)
@@ -414,7 +414,7 @@ def _raise_failure(finished: Finished) -> None:
         raise GenerationFailed(finished.error)
 
 
-def _open_image(image: ImageLike) -> Image.Image:
+def open_image(image: ImageLike) -> Image.Image:
     if isinstance(image, Image.Image):
         return image
     source = io.BytesIO(image) if isinstance(image, bytes) else Path(image).expanduser()

@@ -211,7 +211,7 @@ def find_device(name: str = "auto", threads: int | None = None) -> Device:
     if name not in DEVICE_NAMES or (card and (name != "cuda" or not (card.isdigit() or card == "all"))):
         raise ValueError(f"device {whole!r} is unknown; use one of {', '.join(DEVICE_NAMES)}, cuda:1, cuda:all")
     if name in ("cuda", "auto"):
-        _load_cuda_libraries()
+        load_cuda_libraries()
     available = ort.get_available_providers()
     if name == "auto":
         preferred: tuple[DeviceName, ...] = ("cuda", "coreml", "cpu")
@@ -239,11 +239,11 @@ def each_card(name: str) -> list[str]:
     """The names of the devices that a name means: of ``cuda:all`` each card, of all others the one."""
     if name != "cuda:all":
         return [name]
-    _load_cuda_libraries()
+    load_cuda_libraries()
     return [f"cuda:{index}" for index in range(card_count())]
 
 
-def _load_cuda_libraries() -> None:
+def load_cuda_libraries() -> None:
     """Make the NVIDIA libraries of the ``cuda`` extra known to the loader; a build without CUDA has nothing to load."""
     if _EXECUTION_PROVIDER["cuda"] in ort.get_available_providers():
         ort.preload_dlls()

@@ -18,14 +18,14 @@ class Recording:
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._runs = 0
-        self._waiting = 0  # recordings that wait: no run begins before them, or they would wait for ever
+        self.waiting = 0  # recordings that wait: no run begins before them, or they would wait for ever
         self._recording = False
 
     @contextmanager
     def run(self) -> Iterator[None]:
         """For as long as the block lasts nothing is recorded. Not to be entered twice by one thread."""
         with self._changed:
-            self._changed.wait_for(lambda: not (self._recording or self._waiting))
+            self._changed.wait_for(lambda: not (self._recording or self.waiting))
             self._runs += 1
         try:
             yield
@@ -38,9 +38,9 @@ class Recording:
     def record(self) -> Iterator[None]:
         """For as long as the block lasts nothing else runs."""
         with self._changed:
-            self._waiting += 1
+            self.waiting += 1
             self._changed.wait_for(lambda: not (self._recording or self._runs))
-            self._waiting -= 1
+            self.waiting -= 1
             self._recording = True
         try:
             yield

@@ -117,7 +117,7 @@ class Sequence:
         self._prompt: np.ndarray | Rows | None = None  # embeddings while they are being fed, [prompt tokens, hidden]
         self._image_tokens = sum(image.token_count for image in images)
         self.chooser = Chooser(settings, vocabulary.forbidden)
-        self._text = TextStream(vocabulary.tokenizer, settings.stop)
+        self.text_stream = TextStream(vocabulary.tokenizer, settings.stop)
         self._output = output or Verbatim()
         self._blocks = blocks
         self._written: list[str] = []  # the answer as the model writes it, where blocks are to be found in it
@@ -301,8 +301,8 @@ class Sequence:
         self.tokens.append(token)
         self.chooser.observe(token)
         self._unannounced += 1
-        self._send(self._presented(self._text.add(token)))
-        if self._text.stopped:
+        self._send(self._presented(self.text_stream.add(token)))
+        if self.text_stream.stopped:
             self.finish("stop_string")
         elif self._loop is not None and self._loop.add(token):
             self.finish("loop")
@@ -319,7 +319,7 @@ class Sequence:
             self.finished = True
             blocks: tuple[Block, ...] = ()
             try:
-                self._send(self._presented(self._text.finish()) + self._output.finish())
+                self._send(self._presented(self.text_stream.finish()) + self._output.finish())
                 blocks = self._blocks("".join(self._written)) if self._blocks else ()
             except Exception as failure:  # the caller must hear of the end, whatever detokenizer and filter say
                 detail, error = "error", error or f"{type(failure).__name__}: {failure}"

@@ -25,7 +25,7 @@ class TextStream:
         self._tokenizer = tokenizer
         self._stream = DecodeStream(skip_special_tokens=False)
         self._stops = tuple(stops)
-        self._incomplete: list[int] = []  # tokens since the last whole character
+        self.incomplete: list[int] = []  # tokens since the last whole character
         self._held = ""
         self._started = False
         self.stopped = False  # a stop string was found; nothing comes after it
@@ -34,21 +34,21 @@ class TextStream:
         """The text that is certain now, perhaps empty."""
         piece = self._stream.step(self._tokenizer, token)
         if piece is not None:
-            self._incomplete.clear()
-            return self._release(piece)
-        self._incomplete.append(token)
-        return self._release(self._broken()) if len(self._incomplete) > _MOST_INCOMPLETE else ""
+            self.incomplete.clear()
+            return self.release(piece)
+        self.incomplete.append(token)
+        return self.release(self._broken()) if len(self.incomplete) > _MOST_INCOMPLETE else ""
 
     def _broken(self) -> str:
         """The text of bytes that are no character and never will be; the stream would go through all of them anew with
         every token that follows. The last ones are left, as they may begin a character: nothing is cut in two.
         """
-        whole = self._decode(self._incomplete)
+        whole = self._decode(self.incomplete)
         for left in range(_LONGEST_CHARACTER, 0, -1):
-            broken, rest = self._incomplete[:-left], self._incomplete[-left:]
+            broken, rest = self.incomplete[:-left], self.incomplete[-left:]
             if (certain := self._decode(broken)) + self._decode(rest) == whole:
                 self._stream = DecodeStream(skip_special_tokens=False)
-                self._incomplete = rest
+                self.incomplete = rest
                 for token in rest:
                     self._stream.step(self._tokenizer, token)
                 return certain
@@ -56,7 +56,7 @@ class TextStream:
 
     def finish(self) -> str:
         """What was held back for a stop string that never came, or for a character that stayed incomplete."""
-        certain = self._release(self._decode(self._incomplete))
+        certain = self.release(self._decode(self.incomplete))
         rest, self._held = self._held.rstrip(), ""
         return certain + rest
 
@@ -64,7 +64,7 @@ class TextStream:
         text: str = self._tokenizer.decode(tokens, skip_special_tokens=False)
         return text
 
-    def _release(self, piece: str) -> str:
+    def release(self, piece: str) -> str:
         if self.stopped:
             return ""
         text = self._held + piece

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,10 @@ class VisionTower:
         """On a CPU the calling thread lets the decoder go first from now on."""
         if self._device.name == "cpu":
             step_behind()
+
+    def wrap_session(self, wrap: Callable[[Any], Any]) -> None:
+        """Put something around the session; see ``Decoder.wrap_sessions``."""
+        self._session = wrap(self._session)
 
     def encode(self, feeds: Feeds, stop: Stop | None = None) -> Any:
         """One vision pass: named arrays in, named arrays out (see the family's ``PreparedImage``).
@@ -148,6 +152,9 @@ class Constants:
     def __init__(self, device: Device) -> None:
         self._device = device
         self._values: OrderedDict[int, tuple[np.ndarray, ort.OrtValue]] = OrderedDict()  # by the array's identity
+
+    def __len__(self) -> int:
+        return len(self._values)
 
     def value(self, name: str, array: np.ndarray) -> ort.OrtValue:
         """For a graph's input. Shapes are read by the host, whatever computes."""

@@ -73,7 +73,7 @@ class Fetcher:
         if self.policy == "public" and not all(is_public(str(row[4][0])) for row in rows):
             raise _refused(f"the image's host {host!r} is not on the public internet; this server fetches no others")
         try:
-            with _Connection(rows, deadline, host if parts.scheme == "https" else None) as sock:
+            with Connection(rows, deadline, host if parts.scheme == "https" else None) as sock:
                 return self._exchange(sock, url, parts, host, port, deadline)
         except (OSError, http.client.HTTPException, ValueError) as error:
             # The class says enough (timeout, refused, TLS); the text could tell a client about the network here.
@@ -140,11 +140,11 @@ class Fetcher:
         return bytes(body)
 
 
-class _Connection:
+class Connection:
     """A socket to the first of the checked addresses that answers, cut off at the deadline whatever it is doing."""
 
     def __init__(self, rows: list[tuple[Any, ...]], deadline: float, tls_host: str | None) -> None:
-        self._rows, self._deadline, self._tls_host = rows, deadline, tls_host
+        self.rows, self._deadline, self._tls_host = rows, deadline, tls_host
         self._sock: socket.socket | None = None
         # A peer that sends a byte now and then would never meet a socket timeout.
         self._watchdog = threading.Timer(self._left(), self._cut)
@@ -153,7 +153,7 @@ class _Connection:
     def __enter__(self) -> socket.socket:
         self._watchdog.start()
         try:
-            self._sock = self._connect()
+            self._sock = self.connect()
             if self._tls_host is not None:
                 # The handshake comes after the assignment, so that the watchdog can cut it too.
                 self._sock = ssl.create_default_context().wrap_socket(
@@ -170,9 +170,9 @@ class _Connection:
         if self._sock is not None:
             self._sock.close()
 
-    def _connect(self) -> socket.socket:
+    def connect(self) -> socket.socket:
         problem: OSError = OSError("no address")
-        for family, kind, protocol, _, address in self._rows:
+        for family, kind, protocol, _, address in self.rows:
             sock = socket.socket(family, kind, protocol)
             try:
                 sock.settimeout(self._left())

@@ -100,7 +100,7 @@ def make_views(image: Image.Image, settings: ImageSettings, rules: ImageRules, m
     if not settings.crop_mode:
         if size <= STRETCH_LIMIT:
             image = image.resize((size, size))
-        return Views(_stack([_padded(image, size, rules)]), None, (1, 1))
+        return Views(_stack([padded(image, size, rules)]), None, (1, 1))
     base = _checked_side("base_size", settings.base_size or rules.base_size, rules)
 
     def check(grid: tuple[int, int]) -> None:
@@ -126,7 +126,7 @@ def global_view(image: Image.Image, settings: ImageSettings, rules: ImageRules) 
         for an empty image, or a view size that the model cannot take.
     """
     base = _checked_side("base_size", settings.base_size or rules.base_size, rules)
-    return Views(_stack([_padded(upright(image), base, rules)]), None, (1, 1))
+    return Views(_stack([padded(upright(image), base, rules)]), None, (1, 1))
 
 
 def crop(
@@ -136,7 +136,7 @@ def crop(
 
     image : upright. check : is asked about the grid before its tiles are made.
     """
-    whole = _stack([_padded(image, base, rules)])
+    whole = _stack([padded(image, base, rules)])
     if image.width <= size and image.height <= size:
         return Views(whole, None, (1, 1))
     columns, rows = choose_grid(image.width, image.height, size, max_tiles)
@@ -236,7 +236,7 @@ def upright(image: Image.Image) -> Image.Image:
     return upright_rgb(image)
 
 
-def _padded(image: Image.Image, side: int, rules: ViewRules) -> Image.Image:
+def padded(image: Image.Image, side: int, rules: ViewRules) -> Image.Image:
     red, green, blue = (int(value * 255) for value in rules.mean)
     return ImageOps.pad(image, (side, side), color=(red, green, blue))
 

@@ -146,7 +146,7 @@ class Cells:
             if _BEGINS.match(self._text, at):  # a new cell: the one before it was never ended
                 unended = self._open.pop()
                 text = self._text[unended.start : at].rstrip().removesuffix(",") + "}"
-                self._take(unended, self._cells(text, unended.start), cells)
+                self._take(unended, self.parsed(text, unended.start), cells)
             self._open.append(_Open(sign, at))
         elif sign in "{[":
             self._open.append(_Open(sign, at))
@@ -180,7 +180,7 @@ class Cells:
             return
         closed = self._open.pop()
         readable = not closed.holds_cells and closed.height <= _DEEPEST
-        self._take(closed, self._cells(self._text[closed.start : end], closed.start) if readable else [], cells)
+        self._take(closed, self.parsed(self._text[closed.start : end], closed.start) if readable else [], cells)
 
     def _take(self, closed: _Open, read: list[Cell], cells: list[Cell]) -> None:
         """Add what an object said to the cells, and tell those around it."""
@@ -198,7 +198,7 @@ class Cells:
                 one.height = max(one.height, closed.height + 1)
                 break
 
-    def _cells(self, text: str, start: int) -> list[Cell]:
+    def parsed(self, text: str, start: int) -> list[Cell]:
         """What an object says: mostly one cell, several where the brackets between them are missing."""
         strays = [at - start for at in self._stray if at >= start]
         self._stray = []

@@ -57,15 +57,15 @@ class Worker:
         environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
         environment |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
         try:
-            self._process = subprocess.Popen(
+            self.process = subprocess.Popen(
                 [sys.executable, "-I", "-W", "ignore", "-c", _PROGRAM, start],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment,
                 start_new_session=True,  # a terminal's Ctrl-C is not for it
             )  # fmt: skip
         except OSError as error:
             raise RuntimeUnavailable(f"the program that draws pages cannot be started: {error}") from error
-        _widen(self._process.stdout)
-        self._view = psutil.Process(self._process.pid)
+        _widen(self.process.stdout)
+        self._view = psutil.Process(self.process.pid)
         self._ready = False
         self.holds: int | None = None  # the document that it has open
         self.tired = False
@@ -95,11 +95,11 @@ class Worker:
 
     def tell(self, command: dict[str, Any], content: bytes = b"") -> None:
         """Send a command that has no answer."""
-        assert self._process.stdin is not None
+        assert self.process.stdin is not None
         try:
-            self._process.stdin.write(json.dumps({**command, "bytes": len(content)}).encode() + b"\n")
-            self._process.stdin.write(content)
-            self._process.stdin.flush()
+            self.process.stdin.write(json.dumps({**command, "bytes": len(content)}).encode() + b"\n")
+            self.process.stdin.write(content)
+            self.process.stdin.flush()
         except OSError as error:
             raise WorkerDied from error
 
@@ -128,32 +128,32 @@ class Worker:
 
     def kill(self) -> None:
         """End it at once, whatever it does. Any thread may."""
-        self._process.kill()
+        self.process.kill()
 
     def close(self) -> None:
         """End it when it is idle; a dead one is tidied up. Idempotent."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
         with contextlib.suppress(OSError):  # what was not sent to a dead one
-            self._process.stdin.close()
+            self.process.stdin.close()
         try:
-            self._process.wait(CLOSE_SECONDS)
+            self.process.wait(CLOSE_SECONDS)
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._process.stdout.close()
+            self.process.kill()
+            self.process.wait()
+        self.process.stdout.close()
 
     def _answer(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
         if not line.endswith(b"\n"):
             raise WorkerDied
         answer: dict[str, Any] = json.loads(line)
         return answer
 
     def _read(self, size: int) -> bytes:
-        assert self._process.stdout is not None
-        data = self._process.stdout.read(size)
+        assert self.process.stdout is not None
+        data = self.process.stdout.read(size)
         if len(data) < size:
             raise WorkerDied
         return data

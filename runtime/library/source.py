@@ -206,7 +206,7 @@ class ModelSource:
                 f"pip install 'ocr-onnx[export]', then {self.by_hand(key)} (or copy an export to {key.folder})",
                 permanent=True,
             )
-        return ExportProcess(key.entry.id, self._command(key))
+        return ExportProcess(key.entry.id, self.export_command(key))
 
     def export(self, key: ModelKey, process: ExportProcess) -> None:
         """Run the exporter to its end.
@@ -233,7 +233,7 @@ class ModelSource:
                 permanent=True,
             )
 
-    def _command(self, key: ModelKey) -> list[str]:
+    def export_command(self, key: ModelKey) -> list[str]:
         entry = key.entry
         arguments = [entry.id, "--dtype", key.dtype, "--output", str(key.folder)]
         if self._config.path.is_file():  # not there where the default one cannot be written

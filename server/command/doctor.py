@@ -48,7 +48,7 @@ State = Literal["ok", "note", "problem"]
 _PACKAGES = ("numpy", "Pillow", "pypdfium2", "tokenizers", "falcon", "waitress", "pydantic", "filelock", "tqdm")
 _LEAST_DISK = 1e9  # bytes; below this nothing can be exported
 _WANTED_DISK = 15e9  # the largest export, DeepSeek-OCR in float32
-_TRIED, _SAMPLE = "tiny-ocr", "Hello 2026"
+TRIED, SAMPLE = "tiny-ocr", "Hello 2026"
 _TRIAL_SECONDS = 300  # for an export and a line of text on the slowest machine
 _LEAST_MEMORY = 3e9  # bytes; DeepSeek-OCR in 4 bits
 
@@ -102,7 +102,7 @@ def run(given: Mapping[str, Any]) -> int:
 
 def _python() -> Iterator[Check]:
     yield Check("python", "ok", f"{platform.python_version()} on {platform.platform()}, {sys.executable}")
-    found = {name: _version(name) for name in _PACKAGES}
+    found = {name: version_of(name) for name in _PACKAGES}
     missing = [name for name, number in found.items() if number is None]
     if missing:
         yield Check("packages", "problem", f"missing: {', '.join(missing)}", f"pip install {' '.join(missing)}")
@@ -111,7 +111,7 @@ def _python() -> Iterator[Check]:
 
 
 def _runtime() -> Iterator[Check]:
-    builds = {name: number for name in ("onnxruntime", "onnxruntime-gpu") if (number := _version(name))}
+    builds = {name: number for name in ("onnxruntime", "onnxruntime-gpu") if (number := version_of(name))}
     if len(builds) == 2:
         yield Check(
             "onnxruntime", "problem", "onnxruntime and onnxruntime-gpu are both installed and overwrite each other",
@@ -132,16 +132,16 @@ def _runtime() -> Iterator[Check]:
             find_device(device)
             yield Check(f"--device {device}", "ok", "can be used")
         except RuntimeUnavailable as error:
-            state: State = "problem" if device == "cuda" and _nvidia() else "note"
+            state: State = "problem" if device == "cuda" and nvidia_cards() else "note"
             yield Check(f"--device {device}", state, "not here", str(error) if state == "problem" else None)
 
 
 def _gpu() -> Iterator[Check]:
-    found = _nvidia()
+    found = nvidia_cards()
     yield Check("gpu", "ok" if found else "note", "; ".join(found) if found else "no NVIDIA GPU was found")
 
 
-def _nvidia() -> list[str]:
+def nvidia_cards() -> list[str]:
     """Name, memory and driver of each NVIDIA GPU."""
     program = shutil.which("nvidia-smi")
     if program is None:
@@ -214,9 +214,9 @@ def _reading(config: Config | None) -> Check:
     with tempfile.TemporaryDirectory(prefix="ocr-onnx-doctor-") as folder:
         picture = Path(folder) / "page.png"
         page = Image.new("RGB", (256, 96), "white")
-        ImageDraw.Draw(page).text((12, 30), _SAMPLE, fill="black", font=ImageFont.load_default(28))
+        ImageDraw.Draw(page).text((12, 30), SAMPLE, fill="black", font=ImageFont.load_default(28))
         page.save(picture)
-        program = [sys.executable, "-P", "-m", "server.command", "read", str(picture), "--model", _TRIED]
+        program = [sys.executable, "-P", "-m", "server.command", "read", str(picture), "--model", TRIED]
         try:
             known = ["--config", str(config.path)] if config and config.path.is_file() else []
             tried = subprocess.run(
@@ -225,13 +225,13 @@ def _reading(config: Config | None) -> Check:
                 check=False,
             )  # fmt: skip
         except (OSError, subprocess.TimeoutExpired) as error:
-            return Check("reading", "problem", f"{_TRIED} did not read a line: {error}", f"ocr-onnx export {_TRIED}")
+            return Check("reading", "problem", f"{TRIED} did not read a line: {error}", f"ocr-onnx export {TRIED}")
     text = " ".join(tried.stdout.split())
-    if tried.returncode or _SAMPLE.split()[0].lower() not in text.lower():
+    if tried.returncode or SAMPLE.split()[0].lower() not in text.lower():
         reason = (tried.stderr.strip().splitlines() or [f"the answer was {text!r}"])[-1]
-        remedy = f"ocr-onnx export {_TRIED} --force shows where it fails"
-        return Check("reading", "problem", f"{_TRIED} did not read a line: {reason.removeprefix('error: ')}", remedy)
-    return Check("reading", "ok", f"{_TRIED} read {text!r}")
+        remedy = f"ocr-onnx export {TRIED} --force shows where it fails"
+        return Check("reading", "problem", f"{TRIED} did not read a line: {reason.removeprefix('error: ')}", remedy)
+    return Check("reading", "ok", f"{TRIED} read {text!r}")
 
 
 def _exports(verify: bool, config: Config | None, cache: Path) -> Iterator[Check]:
@@ -257,7 +257,7 @@ def _exports(verify: bool, config: Config | None, cache: Path) -> Iterator[Check
         yield Check("leftovers", "note", f"exports that did not end: {len(leftovers)}", "ocr-onnx prune")
 
 
-def _version(name: str) -> str | None:
+def version_of(name: str) -> str | None:
     try:
         return version(name)
     except PackageNotFoundError:

@@ -126,7 +126,7 @@ class OutputFolder:
                     self._store.remove(self._part_folder(plan))
             self._store.begin()
         documents = {plan.source.name: plan.output for plan in readable if not resume or self._is_new(plan)}
-        self._note("run", resume=resume, documents=documents, **head)
+        self.note("run", resume=resume, documents=documents, **head)
 
     def resume(self, plan: DocumentPlan, *, unread: bool, failures: bool) -> None:
         """Take over what an earlier run has finished of a document, and set what is still to do.
@@ -183,7 +183,7 @@ class OutputFolder:
         if result.state == "failed":
             plan.failed += 1
         plan.count_cut_off(result.finish_detail)
-        self._note(
+        self.note(
             "page", document=plan.source.name, output=plan.output, page=result.page, state=result.state,
             seconds=round(result.seconds, 3), prompt_tokens=result.prompt_tokens,
             completion_tokens=result.completion_tokens, finish_detail=result.finish_detail, error=result.error,
@@ -200,7 +200,7 @@ class OutputFolder:
         Its results are claimed before they are there and its parts go last, so that it can be ended at any step.
         """
         outputs = self._outputs(plan)
-        self._note("publishing", document=plan.source.name, output=plan.output, outputs=outputs)
+        self.note("publishing", document=plan.source.name, output=plan.output, outputs=outputs)
         for form, output in zip(self._formats, outputs, strict=True):
             with _told(self._store.where(output)), self._publishing(output, binary=FORMATS[form].binary) as file:
                 writer = FORMATS[form].write(file, material)
@@ -208,7 +208,7 @@ class OutputFolder:
                 for result in self._results(plan):
                     writer.page(result)
                 writer.end()
-        self._note(
+        self.note(
             "document", document=plan.source.name, output=plan.output, state="failed" if plan.failed else "done",
             page_count=plan.page_count, pages=_numbers(plan.pages), failed=plan.failed, outputs=outputs,
             fingerprint=plan.fingerprint,
@@ -229,7 +229,7 @@ class OutputFolder:
 
     def fail(self, plan: DocumentPlan) -> None:
         """Note a document that cannot be opened."""
-        self._note(
+        self.note(
             "document", document=plan.source.name, output=plan.output, state="failed", error=plan.error,
             page_count=plan.page_count, pages="", failed=0, outputs=[], fingerprint=plan.fingerprint,
         )  # fmt: skip
@@ -306,7 +306,7 @@ class OutputFolder:
 
     # The manifest.
 
-    def _note(self, kind: str, **fields: Any) -> None:
+    def note(self, kind: str, **fields: Any) -> None:
         line = {"type": kind, "time": datetime.now(UTC).isoformat(timespec="milliseconds"), **fields}
         with _told(self._where_noted):
             self._store.add(json.dumps(line, ensure_ascii=False), durable=kind != "page")  # a page is kept by its part

@@ -93,8 +93,8 @@ class ClusterReader(LocalReader):
     def start(self) -> int:
         """Export the model where that has not been done. How many pages are read at once is the cluster's to say."""
         try:
-            if not self._source.is_exported(self._key):
-                self._source.export(self._key, self._source.exporter(self._key))
+            if not self._source.is_exported(self.key):
+                self._source.export(self.key, self._source.exporter(self.key))
         except ModelUnavailable as error:
             raise CommandFailed(str(error)) from error
         return 1

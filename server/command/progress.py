@@ -44,7 +44,7 @@ class PageWork:
         self._end = text[-len(PAGE_BREAK) + 1 :]
 
 
-class _PageBar(tqdm):  # type: ignore[type-arg]
+class PageBar(tqdm):  # type: ignore[type-arg]
     """tqdm knows units a second; pages are slower."""
 
     @property
@@ -67,8 +67,8 @@ class Progress:
     def __init__(self, total: int, *, quiet: bool) -> None:
         terminal = sys.stderr.isatty()
         # One that does not know its size says 0 (docker exec, serial lines), where tqdm would show nothing.
-        size: dict[str, Any] = {"dynamic_ncols": True} if terminal and _has_size() else {"ncols": 79, "nrows": 24}
-        self._bar = _PageBar(
+        size: dict[str, Any] = {"dynamic_ncols": True} if terminal and has_size() else {"ncols": 79, "nrows": 24}
+        self._bar = PageBar(
             total=total, bar_format=_FORMAT, disable=quiet or not terminal or not total, file=sys.stderr,
             mininterval=0.2, smoothing=0.1, **size,
         )  # fmt: skip
@@ -90,15 +90,15 @@ class Progress:
 
     def show(self) -> None:
         """Say what is being worked on. Called again and again while pages are in flight."""
-        self._bar.set_postfix_str(self._words(), refresh=True)
+        self._bar.set_postfix_str(self.words(), refresh=True)
 
     def page(self, *, failed: bool) -> None:
         """One page more has been dealt with."""
         self._failed += failed
-        self._bar.set_postfix_str(self._words(), refresh=False)
+        self._bar.set_postfix_str(self.words(), refresh=False)
         self._bar.update()
 
-    def _words(self) -> str:
+    def words(self) -> str:
         with self._lock:
             working = list(self._working)
         stages = Counter(work.stage for work in working)
@@ -116,7 +116,7 @@ class Progress:
         self._bar.close()
 
 
-def _has_size() -> bool:
+def has_size() -> bool:
     try:
         return os.get_terminal_size(sys.stderr.fileno()).columns > 0
     except (OSError, ValueError):

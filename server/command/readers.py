@@ -144,36 +144,36 @@ class LocalReader:
         # Passes and steps share the processors of a CPU; on a card they run side by side. A deadline counts for each.
         self._patient = device == "cpu" and settings.deadline_s is None
         self._source = ModelSource(config, replace(options, many=True), device)
-        self._key: ModelKey = self._source.key(self._source.entry(options.model))
+        self.key: ModelKey = self._source.key(self._source.entry(options.model))
         self._model: TextModel | None = None
 
     def identity(self) -> str | None:
         try:
-            manifest = (self._key.folder / FILE_NAME).read_bytes()
+            manifest = (self.key.folder / FILE_NAME).read_bytes()
         except OSError:
             return None  # not exported yet
         digest = hashlib.sha256(manifest)
         raw = ["raw"] if self._raw else []
-        of_pages = (self._key.entry.layout, dict(self._key.entry.page)) if is_document(self._prompt) else None
+        of_pages = (self.key.entry.layout, dict(self.key.entry.page)) if is_document(self._prompt) else None
         others = [one for one in (self._several, self._schema, of_pages) if one is not None]
         digest.update(repr((self._prompt, self._settings, *others, *raw)).encode())
         return digest.hexdigest()
 
     def seen_pixels(self) -> int | None:
-        return self._source.seen_pixels(self._key, self._prompt, self._settings)
+        return self._source.seen_pixels(self.key, self._prompt, self._settings)
 
     def model_files(self) -> str:
         """A digest of the export's files, the same on every machine that has this export; "" while there is none."""
         try:
-            files = Manifest.load(self._key.folder).files
+            files = Manifest.load(self.key.folder).files
         except ManifestError:
             return ""
         return hashlib.sha256(repr(sorted((name, info.sha256) for name, info in files.items())).encode()).hexdigest()
 
     def describe(self) -> dict[str, object]:
         return {
-            "model": self._key.entry.id,
-            "dtype": self._key.dtype,
+            "model": self.key.entry.id,
+            "dtype": self.key.dtype,
             "prompt": self._prompt,
             "raw": self._raw,
             **({"schema": json.loads(self._schema)} if self._schema else {}),
@@ -188,7 +188,7 @@ class LocalReader:
 
     def _load(self) -> TextModel:
         with ThreadPoolExecutor(1, "load") as pool:
-            loading = pool.submit(self._source.load, self._key)
+            loading = pool.submit(self._source.load, self.key)
             while True:
                 try:
                     return loading.result(POLL_SECONDS)

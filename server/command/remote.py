@@ -248,7 +248,7 @@ class RemoteReader:
         ------
         _TryAgain, PageFailed, CommandFailed, Interrupted
         """
-        connection, target, more = self._connection(path)
+        connection, target, more = self.connection(path)
         with self._lock:
             self._connections.add(connection)
         try:
@@ -267,7 +267,7 @@ class RemoteReader:
                 self._connections.discard(connection)
             connection.close()
 
-    def _connection(self, path: str) -> tuple[http.client.HTTPConnection, str, Mapping[str, str]]:
+    def connection(self, path: str) -> tuple[http.client.HTTPConnection, str, Mapping[str, str]]:
         """A connection, perhaps through a proxy, what to ask it for, and the headers for the proxy."""
         url, via = self._url, self._proxy
         host, port = url.hostname or "", url.port
@@ -287,7 +287,7 @@ class RemoteReader:
         status = response.status
         message = _message(response.read(_MOST_ERROR_BYTES), f"{status} {response.reason}")
         if status in RETRIED:
-            return _TryAgain(message, _seconds(response.headers.get("Retry-After")), busy=status in BUSY)
+            return _TryAgain(message, seconds_to_wait(response.headers.get("Retry-After")), busy=status in BUSY)
         if status in (401, 403):
             return CommandFailed(
                 f"{self._url.geturl()} refuses the API key: {message}; set {KEYS_VARIABLE} or name it with --api-key"
@@ -449,7 +449,7 @@ def _message(body: bytes, otherwise: str) -> str:
         return otherwise
 
 
-def _seconds(retry_after: str | None) -> float:
+def seconds_to_wait(retry_after: str | None) -> float:
     """Retry-After as seconds or as a date; 0 for none."""
     if not retry_after:
         return 0.0

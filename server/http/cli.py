@@ -56,7 +56,7 @@ def serve(given: dict[str, Any], usage_error: Callable[[str], NoReturn]) -> int:
         server = HttpServer(application, options)
     except (OSError, ValueError) as error:  # the port is taken, or the host is none
         return _explain(f"cannot listen on {options.host} port {options.port}: {error}")
-    _warn_when_open(options)
+    warn_when_open(options)
     preload = _Preload(application, server, options)
     preload.start()
     application.warm()
@@ -86,7 +86,7 @@ class _Preload(threading.Thread):
                 self._server.stop()
 
 
-def _warn_when_open(options: ServerOptions) -> None:
+def warn_when_open(options: ServerOptions) -> None:
     if not options.api_keys and not _is_loopback(options.host):
         log.warning(
             "listening on %s without an API key: everybody who can reach this machine can use the server; "

@@ -119,7 +119,7 @@ class ClusterRun:
     def _read_once(self, plans: Sequence[DocumentPlan], how: Round) -> None:
         left = [self._unread(number, plan) for number, plan in enumerate(plans)]
         rows = list(parcels(plans, left, self._sink.pictures, how.parcel))
-        for answer in self._answers(rows, how):
+        for answer in self.answers(rows, how):
             self.take(plans[answer.number], answer)
         self._settle(0)
 
@@ -157,7 +157,7 @@ class ClusterRun:
             for index in self._unread(number, plan):
                 self.take(plan, Answer(number, PageResult(index + 1, "failed", why), {}))
 
-    def _answers(self, rows: list[dict[str, bytes]], how: Round) -> Iterator[Answer]:
+    def answers(self, rows: list[dict[str, bytes]], how: Round) -> Iterator[Answer]:
         """What the actors say, as it comes, looking up now and then whether the user wants an end.
 
         Raises

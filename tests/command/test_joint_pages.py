@@ -279,12 +279,12 @@ def test_a_failure_of_the_model_is_one_of_all_its_pages(local: Local, tmp_path: 
 def test_the_bar_says_how_many_pages_of_an_answer_are_written() -> None:
     progress = Progress(4, quiet=True)
     work = progress.begin(4)
-    assert "0 of 4 pages written" in progress._words()
+    assert "0 of 4 pages written" in progress.words()
     for piece in ("a<PA", "GE>b", "<PAGE", ">", "c"):
         work.add(piece, 1)
-    assert "2 of 4 pages written, 5 tokens" in progress._words()
+    assert "2 of 4 pages written, 5 tokens" in progress.words()
     work.begin_again("sent")
-    assert "0 of 4 pages written" in progress._words()
+    assert "0 of 4 pages written" in progress.words()
     progress.end(work)
-    assert "written" not in progress._words()
+    assert "written" not in progress.words()
     assert PageWork().pages == 1

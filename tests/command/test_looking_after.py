@@ -138,8 +138,8 @@ def test_the_doctor_names_versions_devices_and_disk(ocr: Program) -> None:
 def test_the_doctor_says_how_to_mend_what_is_missing(ocr: Program, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "missing_for_export", lambda: ["safetensors"])
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda place: SimpleNamespace(free=5e8))
-    monkeypatch.setattr(doctor, "_nvidia", lambda: ["NVIDIA H100, 80 GB, 600.1"])
-    monkeypatch.setattr(doctor, "_version", lambda name: None if name == "falcon" else "1.0")
+    monkeypatch.setattr(doctor, "nvidia_cards", lambda: ["NVIDIA H100, 80 GB, 600.1"])
+    monkeypatch.setattr(doctor, "version_of", lambda name: None if name == "falcon" else "1.0")
     found = checks(ocr)
     assert found["exporter"]["remedy"] == "pip install 'ocr-onnx[export]'"
     assert found["disk"]["state"] == "problem"
@@ -153,7 +153,7 @@ def test_a_gpu_without_its_build_is_a_problem(ocr: Program, monkeypatch: pytest.
     onnxruntime = pytest.importorskip("onnxruntime")
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("this machine's ONNX Runtime has CUDA")
-    monkeypatch.setattr(doctor, "_nvidia", lambda: ["NVIDIA H100, 80 GB, 600.1"])
+    monkeypatch.setattr(doctor, "nvidia_cards", lambda: ["NVIDIA H100, 80 GB, 600.1"])
     found = checks(ocr)
     assert found["gpu"]["state"] == "ok"
     assert found["--device cuda"]["state"] == "problem"
@@ -193,8 +193,8 @@ def test_the_doctor_reads_a_line_with_the_built_in_model(ocr: Program, monkeypat
     assert ocr("doctor") == 0
     assert "tiny-ocr read 'Hello 2026'" in ocr.out
     assert ocr.out.endswith("nothing is broken\n")
-    monkeypatch.setattr(doctor, "_SAMPLE", "Farewell")  # drawn, and read; but the model is given another name
-    monkeypatch.setattr(doctor, "_TRIED", "no-such-model")
+    monkeypatch.setattr(doctor, "SAMPLE", "Farewell")  # drawn, and read; but the model is given another name
+    monkeypatch.setattr(doctor, "TRIED", "no-such-model")
     assert ocr("doctor") == 1
     assert "no-such-model did not read a line: model 'no-such-model' is not known" in ocr.out
     assert "nothing is broken" not in ocr.out

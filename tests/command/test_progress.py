@@ -24,7 +24,7 @@ class Screen(io.StringIO):
 def shown(monkeypatch: pytest.MonkeyPatch, *, terminal: bool, quiet: bool = False, total: int = 4) -> str:
     screen = Screen(terminal)
     monkeypatch.setattr("sys.stderr", screen)
-    monkeypatch.setattr("server.command.progress._PageBar.format_meter", staticmethod(_in_words))
+    monkeypatch.setattr("server.command.progress.PageBar.format_meter", staticmethod(_in_words))
     progress = Progress(total, quiet=quiet)
     for number in range(total):
         progress.page(failed=number == 1)
@@ -47,7 +47,7 @@ def test_a_terminal_sees_pages_a_minute_and_failures(monkeypatch: pytest.MonkeyP
 def bars(monkeypatch: pytest.MonkeyPatch, total: int) -> tuple[Progress, Screen]:
     screen = Screen(True)
     monkeypatch.setattr("sys.stderr", screen)
-    monkeypatch.setattr("server.command.progress._has_size", lambda: True)
+    monkeypatch.setattr("server.command.progress.has_size", lambda: True)
     monkeypatch.setattr("shutil.get_terminal_size", lambda *_: os.terminal_size((150, 24)))
     monkeypatch.setenv("COLUMNS", "150")
     return Progress(total, quiet=False), screen

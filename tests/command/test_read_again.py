@@ -155,7 +155,7 @@ def test_killed_between_publishing_a_document_and_noting_it(ocr: Program, tmp_pa
     class Killed(BaseException):
         pass
 
-    note = OutputFolder._note
+    note = OutputFolder.note
 
     def die(self: OutputFolder, kind: str, **fields: Any) -> None:
         if kind == "document":
@@ -164,7 +164,7 @@ def test_killed_between_publishing_a_document_and_noting_it(ocr: Program, tmp_pa
 
     document = pdf(tmp_path / "a.pdf", 1, 2)
     with monkeypatch.context() as patch:
-        patch.setattr(OutputFolder, "_note", die)
+        patch.setattr(OutputFolder, "note", die)
         with pytest.raises(Killed):
             ocr("read", document, "-o", "out", "--format", "txt")
     assert (tmp_path / "out/a.txt").is_file()

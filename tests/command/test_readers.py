@@ -41,7 +41,7 @@ def test_raw_text_is_asked_of_the_model_and_is_another_reading(sources, tmp_path
         LocalReader(config, options, "<image>OCR:", InferenceSettings(), threading.Event(), raw=flag)
         for flag in (raw, False)
     )
-    folder = reader._key.folder
+    folder = reader.key.folder
     folder.mkdir(parents=True)
     (folder / FILE_NAME).write_text("{}")
     assert (reader.identity() == plain.identity()) is not raw

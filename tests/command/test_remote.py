@@ -256,7 +256,7 @@ def test_retry_after_is_honoured(ocr: Program, proxy: FaultyProxy, tmp_path: Pat
 def test_retry_after_is_seconds_or_a_date(text: str | None, low: float, high: float) -> None:
     if text == "date":
         text = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(time.time() + 30))
-    assert low <= remote._seconds(text) <= high
+    assert low <= remote.seconds_to_wait(text) <= high
 
 
 def test_a_page_that_the_server_refuses_is_recorded_without_more_tries(
@@ -417,7 +417,7 @@ def test_a_proxy_of_the_environment_is_told_who_asks_for_a_tunnel(monkeypatch: A
         "https://gpu", "m", task=None, prompt=None, settings={}, api_key=None, retries=0, timeout=1.0,
         stop=threading.Event(), jobs=1,
     )  # fmt: skip
-    connection, _, headers = reader._connection("/v1/models")
+    connection, _, headers = reader.connection("/v1/models")
     assert connection._tunnel_headers["Proxy-Authorization"] == (  # type: ignore[attr-defined]
         "Basic " + base64.b64encode(b"me:p@ss").decode()
     )

@@ -64,7 +64,7 @@ def test_the_float32_side_is_what_transformers_computes(subject, random_checkpoi
         ids = torch.tensor([*page.prompt_ids, *page.answer_ids])
         with torch.no_grad():
             embeddings = reference.get_input_embeddings()(ids)
-            embeddings[ids == subject._manifest.tokens.image] = torch.from_numpy(of_page)
+            embeddings[ids == subject.manifest.tokens.image] = torch.from_numpy(of_page)
             expected = reference(inputs_embeds=embeddings[None]).logits[0, len(page.prompt_ids) - 1 :].numpy()
         assert logits.shape == expected.shape == (len(page.answer_ids) + 1, expected.shape[1])
         assert np.abs(logits - expected).max() / np.abs(expected).max() < 1e-4
@@ -89,19 +89,19 @@ def test_divergence_is_that_of_the_textbook() -> None:
 
 def test_planted_outliers_do_not_change_what_a_float_model_sees(subject) -> None:
     """Outside MLPs, whose activation function is no straight line; this shows that every site is the right one."""
-    checkpoint, sites = subject._checkpoint, subject._export.vision_outliers
+    checkpoint, sites = subject.checkpoint, subject.family.vision_outliers
     straight = [site for site in sites if "mlp." not in site.written[0]]
     assert len(sites) * 3 == len(straight) * 4
     with subject.reference("vision", checkpoint.load) as plain, pytest.MonkeyPatch.context():
-        expected = subject._features(mapped_session(plain))
+        expected = subject.features_of(mapped_session(plain))
     with subject.reference("vision", planted(checkpoint.load, straight)) as file:
-        found = subject._features(mapped_session(file))
+        found = subject.features_of(mapped_session(file))
     for ours, theirs in zip(found, expected, strict=True):
         assert np.abs(ours - theirs).max() / np.abs(theirs).max() < 1e-4
 
 
 def test_every_matrix_of_the_vision_towers_blocks_reads_an_outlier(subject) -> None:
-    checkpoint, sites = subject._checkpoint, subject._export.vision_outliers
+    checkpoint, sites = subject.checkpoint, subject.family.vision_outliers
     load = planted(checkpoint.load, sites)
     read = {name for site in sites for name in site.read}
     blocks = {n for n in checkpoint.tensors if ("sam_model.blocks" in n or "transformer.layers" in n)}
@@ -177,7 +177,7 @@ def test_truncation_and_padding_in_the_tokenizers_file_mean_nothing(subject, ran
     tokenizer.enable_truncation(4)
     tokenizer.enable_padding(length=500)
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    again = Divergence(tmp_path, subject._manifest, subject._export, subject._checkpoint, tmp_path / "scratch")
+    again = Divergence(tmp_path, subject.manifest, subject.family, subject.checkpoint, tmp_path / "scratch")
     for ours, theirs in zip(again.pages, subject.pages, strict=True):
         assert (ours.prompt_ids, ours.answer_ids) == (theirs.prompt_ids, theirs.answer_ids)
 

@@ -390,7 +390,7 @@ def test_a_layouts_boxes_are_pixels_of_the_page_whatever_the_model_saw(proof_of,
                 sequence.accept(logits)
 
     with Model.open(proof.folder, device="cpu", slots=1) as model:
-        monkeypatch.setattr(model._engine, "submit", submit)
+        monkeypatch.setattr(model.engine, "submit", submit)
         read = model.read(picture(560, 560), max_new_tokens=400, max_pixels=280 * 280)
     assert [(block.kind, block.text, block.box) for block in read.finished.blocks] == [
         ("title", "Sums", (20, 40, 220, 120)), ("figure", "", (0, 200, 560, 560)),

@@ -11,7 +11,7 @@ import pytest
 from export.checkpoint import Checkpoint
 from export.deepseek_ocr import DeepseekOcrExport
 from export.graphs import stored_weights
-from export.pipeline import Job, _precisions
+from export.pipeline import Job, precisions_of
 from export.source import Source
 from tools.checkpoints import FULL_SIZE, published_config, tensor_shapes
 
@@ -42,7 +42,7 @@ def full_size(tmp_path_factory: pytest.TempPathFactory) -> DeepseekOcrExport:
 )
 def test_exports_of_the_published_model_stay_below_their_sizes(full_size, dtype, vision, gigabytes) -> None:
     job = Job("m", "deepseek-ocr", Source(Path(), "x", None, "directory"), dtype, Path("out"), vision_dtype=vision)
-    parts = {provider: full_size.parts(*precision) for provider, precision in _precisions(job, None).items()}
+    parts = {provider: full_size.parts(*precision) for provider, precision in precisions_of(job, None).items()}
     total = OTHER_FILES
     for weights in stored_weights(parts).values():
         size = useful = 0

@@ -179,7 +179,7 @@ def test_linear_matrix_equals_torch_interpolation(source, target) -> None:
 
 
 def test_more_tiles_than_the_model_takes_are_refused_before_they_are_made(monkeypatch) -> None:
-    monkeypatch.setattr(images, "_padded", lambda image, side, rules: Image.new("RGB", (side, side)))
+    monkeypatch.setattr(images, "padded", lambda image, side, rules: Image.new("RGB", (side, side)))
     monkeypatch.setattr(Image.Image, "resize", lambda *args, **kwargs: pytest.fail("resized before the check"))
     settings = ImageSettings(image_size=1280, max_tiles=64)
     with pytest.raises(InvalidInput, match=r"8 x 7 tiles of 1280 pixels make 22\d+ tokens; the model takes 8192"):

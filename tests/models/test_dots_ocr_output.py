@@ -223,14 +223,14 @@ def test_the_streamed_text_is_the_whole_text_however_it_is_cut(text: str, step: 
 def test_work_on_nonsense_grows_as_its_length_does(sign: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Counted in characters of objects that are parsed."""
     parsed = 0
-    real = Cells._cells
+    real = Cells.parsed
 
     def counting(self: Cells, text: str, start: int) -> list[Cell]:
         nonlocal parsed
         parsed += len(text)
         return real(self, text, start)
 
-    monkeypatch.setattr(Cells, "_cells", counting)
+    monkeypatch.setattr(Cells, "parsed", counting)
     text = sign * 3000 + "}" * 3000
     cells_of(text)
     assert parsed <= 6 * len(text)

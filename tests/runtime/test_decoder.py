@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tracemalloc
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,35 +14,20 @@ from models.manifest import Manifest
 from models.settings import InferenceSettings
 from runtime import buffers, kv_cache
 from runtime.candidates import Chooser, certain_tokens
-from runtime.decoder import Decoder
-from runtime.providers import Device
+from runtime.decoder import Decoder, Step
+from runtime.providers import Device, ort
+from tests.runtime.watched import WatchedSession, watch
 
 
-class Watched:
-    """A session that counts its bindings and notes the run options of its runs."""
-
-    def __init__(self, session: Any, calls: Counter[str]) -> None:
-        self._session, self._calls = session, calls
-        self.recordings: list[str] = []
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._session, name)
-
-    def io_binding(self) -> Any:
-        self._calls["bindings"] += 1
-        return self._session.io_binding()
-
-    def run_with_iobinding(self, binding: Any, options: Any = None) -> None:
-        self._calls["runs"] += 1
-        if options is not None:
-            self.recordings.append(options.get_run_config_entry("gpu_graph_id"))
-        self._session.run_with_iobinding(binding, options)
+def watched(
+    folder: Path, calls: Counter[str], *, slots: int = 4, replays: bool = False
+) -> tuple[Decoder, WatchedSession]:
+    decoder = Decoder(folder, Manifest.load(folder), Device("cpu", 1, replays), slots)
+    return decoder, watch(decoder, calls)
 
 
 def make(folder: Path, calls: Counter[str], *, slots: int = 4, replays: bool = False) -> Decoder:
-    decoder = Decoder(folder, Manifest.load(folder), Device("cpu", 1, replays), slots)
-    decoder._embed, decoder._session = Watched(decoder._embed, calls), Watched(decoder._session, calls)  # type: ignore[assignment]
-    return decoder
+    return watched(folder, calls, slots=slots, replays=replays)[0]
 
 
 @pytest.fixture
@@ -89,7 +73,7 @@ def test_another_number_of_rows_and_a_moved_cache_are_bound_once(random_model_fo
     calls.clear()
     for length in range(19, 70):  # the cache grows at 32 and at 64
         decoder.step([5], [length])
-    layers = decoder._sizes.layers
+    layers = Manifest.load(random_model_folder).sizes.layers
     assert calls["buffers"] == 2 * 2 * layers
     assert calls["bindings"] == 2 * 2
     assert calls["bound"] == 2 * (2 + 3 + 4 * layers)
@@ -113,16 +97,16 @@ def test_a_step_allocates_next_to_nothing(random_model_folder) -> None:
 
 
 def test_logits_are_those_of_the_rows_asked_for(random_model_folder, calls) -> None:
-    decoder = make(random_model_folder, calls)
+    decoder, session = watched(random_model_folder, calls)
     for row, length in enumerate((10, 20, 30)):
         decoder.prefill(row, decoder.embed([0, *range(3, 2 + length)]))
     together = decoder.step([5, 6, 7], [10, 20, 30]).copy()
-    assert together.shape == (3, decoder._sizes.vocabulary)
+    assert together.shape == (3, Manifest.load(random_model_folder).sizes.vocabulary)
     assert np.allclose(decoder.step([5], [10]), together[:1], atol=1e-5)
     # As a GPU has it, where the host cannot see the buffer: through the binding's output.
-    step = decoder._steps[3]
-    decoder.step([5, 6, 7], [10, 20, 30])
-    assert np.array_equal(replace(step, view=None).logits(3), step.logits(3))
+    again = decoder.step([5, 6, 7], [10, 20, 30])
+    unseen = Step(session.newest, session.newest, ort.RunOptions(), None, view=None)
+    assert np.array_equal(unseen.logits(3), again)
 
 
 def test_a_recorded_step_gives_what_a_plain_one_gives(random_model_folder, calls) -> None:
@@ -138,8 +122,7 @@ def test_a_recorded_step_gives_what_a_plain_one_gives(random_model_folder, calls
 
 def test_recordings_are_told_apart_by_rows_and_by_where_the_cache_is(random_model_folder, calls, monkeypatch) -> None:
     monkeypatch.setattr(kv_cache, "FIRST_CAPACITY", 32)
-    decoder = make(random_model_folder, calls, replays=True)
-    session = decoder._session
+    decoder, session = watched(random_model_folder, calls, replays=True)
     decoder.prefill(0, decoder.embed([0, *range(3, 20)]))
     assert set(session.recordings) == {"-1"}  # other shapes each time
     session.recordings.clear()
@@ -202,8 +185,14 @@ def test_rows_that_fill_up_a_step_never_read_what_nobody_wrote(random_model_fold
     for row in range(4):
         decoder.prefill(row, decoder.embed([0, *range(3, 20)]))
     written: list[list[int]] = []
-    write = decoder._seqlens.write
-    monkeypatch.setattr(decoder._seqlens, "write", lambda lengths: written.append(lengths.tolist()) or write(lengths))
+    write = buffers.Buffer.write
+
+    def noting(buffer: buffers.Buffer, rows: np.ndarray) -> None:
+        if (buffer.shape, buffer.dtype) == ((4,), np.int32):  # the rows' lengths
+            written.append(rows.tolist())
+        write(buffer, rows)
+
+    monkeypatch.setattr(buffers.Buffer, "write", noting)
     decoder.step([5, 6, 7], [18, 18, 18])
     decoder.make_room(50, rows=2)  # those two go on; two others are free
     decoder.step([5, 6, 7], [19, 19, 0])
@@ -211,23 +200,21 @@ def test_rows_that_fill_up_a_step_never_read_what_nobody_wrote(random_model_fold
 
 
 def test_a_step_that_fails_is_recorded_anew(random_model_folder, calls, monkeypatch) -> None:
-    decoder = make(random_model_folder, calls, slots=2, replays=True)
+    decoder, session = watched(random_model_folder, calls, slots=2, replays=True)
     decoder.prefill(0, decoder.embed([0, *range(3, 20)]))
     alone: list[bool] = []
-    running = type(decoder._device).running
+    running = Device.running
     monkeypatch.setattr(
-        type(decoder._device), "running",
-        lambda self, *, first=False: alone.append(first) or running(self, first=first),
-    )  # fmt: skip
-    run = decoder._session.run_with_iobinding
+        Device, "running", lambda self, *, first=False: alone.append(first) or running(self, first=first)
+    )
 
     def refuse(*_: Any) -> None:
         raise RuntimeError("CUDA failure 2: out of memory")
 
-    monkeypatch.setattr(decoder._session, "run_with_iobinding", refuse)
-    with pytest.raises(RuntimeError):
-        decoder.step([5], [18])
-    monkeypatch.setattr(decoder._session, "run_with_iobinding", run)
+    with monkeypatch.context() as patch:
+        patch.setattr(session, "run_with_iobinding", refuse)
+        with pytest.raises(RuntimeError):
+            decoder.step([5], [18])
     decoder.step([5], [18])
     decoder.step([5], [19])
     assert alone == [True, True, False]
@@ -235,12 +222,11 @@ def test_a_step_that_fails_is_recorded_anew(random_model_folder, calls, monkeypa
 
 def test_few_recordings_serve_every_number_of_rows(random_model_folder, calls, monkeypatch) -> None:
     monkeypatch.setattr(kv_cache, "FIRST_CAPACITY", 32)
-    decoder = make(random_model_folder, calls, slots=20, replays=True)
+    decoder, session = watched(random_model_folder, calls, slots=20, replays=True)
     for row in range(20):
         decoder.prefill(row, decoder.embed([0, 3, 4]))
-    session = decoder._session
     released: list[int] = []
-    monkeypatch.setattr(session._session, "release_captured_graph", released.append)
+    monkeypatch.setattr(session.inner, "release_captured_graph", released.append)
     session.recordings.clear()
     for length in (3, 40, 3):  # the cache grows once, and does not shrink again
         for rows in range(1, 21):
@@ -252,7 +238,7 @@ def test_few_recordings_serve_every_number_of_rows(random_model_folder, calls, m
 
 
 def test_without_cuda_graphs_nothing_is_recorded(random_model_folder, calls) -> None:
-    decoder = make(random_model_folder, calls)
+    decoder, session = watched(random_model_folder, calls)
     decoder.prefill(0, decoder.embed([0, 3, 4]))
     decoder.step([5], [3])
-    assert set(decoder._session.recordings) == {"-1"}
+    assert set(session.recordings) == {"-1"}

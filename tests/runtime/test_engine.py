@@ -27,6 +27,7 @@ from runtime.errors import EngineClosed, QueueFull
 from runtime.requests import Finished, TextDelta
 from runtime.sequence import Sequence, Vocabulary
 from runtime.stop import Stop
+from tests.waiting import until
 from tools.checkpoints import small_tokenizer
 
 TOKENIZER = small_tokenizer()
@@ -815,8 +816,8 @@ def test_a_failure_of_one_request_leaves_the_others_and_the_engine_alone(start, 
     if stage == "choosing":
         monkeypatch.setattr(bad.chooser.sampler, "choose", refuse)
     if stage == "text":
-        monkeypatch.setattr(bad._text, "add", refuse)
-        monkeypatch.setattr(bad._text, "finish", lambda: refuse(None))
+        monkeypatch.setattr(bad.text_stream, "add", refuse)
+        monkeypatch.setattr(bad.text_stream, "finish", lambda: refuse(None))
     engine.submit(bad)
     engine.submit(after)
     model.let_go()
@@ -913,8 +914,7 @@ def test_close_ends_everything_at_every_stage_and_may_be_called_again(start) -> 
     closers = [threading.Thread(target=engine.close) for _ in range(2)]
     for closer in closers:
         closer.start()
-    with engine._changed:
-        assert engine._changed.wait_for(lambda: engine._closed, PATIENCE)
+    until(lambda: not engine.alive)
     model.let_go()
     for request in (decoding, encoding, queued):
         assert outcome(request)[1].detail == "cancelled"

@@ -71,7 +71,7 @@ def test_a_model_on_two_devices_reads_on_both(random_model_folder, picture, monk
     monkeypatch.setattr(model_module, "find_device", lambda name, threads: Device("cpu", 1))
     with Model.open(random_model_folder, slots=1) as model:
         assert model.slots == 2
-        engines = model._engine._engines  # type: ignore[union-attr]
+        engines = model.engine.engines  # type: ignore[union-attr]
         took = [0, 0]
         for index, engine in enumerate(engines):
             submit = engine.submit

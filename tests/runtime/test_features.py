@@ -145,12 +145,12 @@ def test_the_memory_of_features_counts_their_bytes_and_a_view_of_several_holds_i
     assert [number for number in range(8) if cache.get(bytes([number]))] == [6, 7]
 
 
-def test_a_picture_asked_about_again_is_taken_from_the_device(random_model_folder, picture, monkeypatch) -> None:
+def test_a_picture_asked_about_again_is_taken_from_the_device(random_model_folder, picture) -> None:
     manifest = Manifest.load(random_model_folder)
     tower = VisionTower(random_model_folder, manifest, RESIDENT, 64, resident=True)
     image = family_of(manifest).prepare_image(picture(900, 700), {})
     first = tower.encode_all([make() for make in image.passes])
-    monkeypatch.setattr(tower, "_session", None)
+    tower.wrap_session(lambda session: None)
     again = tower.encode_all([make() for make in image.passes])
     assert [one["features"] for one in again] == [one["features"] for one in first]
     assert all(isinstance(one["features"], Rows) for one in first)

@@ -108,7 +108,7 @@ def test_rows_keep_the_prompt_and_the_newest_tokens_of_their_window_wherever_the
 
 
 def write(cache: KvCache, row: int, place: int, value: float, places: int = 1) -> None:
-    for buffer in cache._buffers.values():
+    for buffer in cache.buffers.values():
         array = buffer.view(3)
         assert array is not None
         array[row, :, place : place + places] = value
@@ -117,7 +117,7 @@ def write(cache: KvCache, row: int, place: int, value: float, places: int = 1) -
 def values(cache: KvCache, row: int, first: int, end: int) -> list[int]:
     """What stands in places of a row, the same in all layers and heads."""
     found = []
-    for buffer in cache._buffers.values():
+    for buffer in cache.buffers.values():
         array = buffer.view(3)
         assert array is not None
         found.append(array[row, :, first:end].max(axis=(0, 2)).tolist())

@@ -186,7 +186,7 @@ class Fixed:
 def test_a_token_at_minus_infinity_is_never_drawn_whatever_number_comes(allowed, forbidden, number, top_k) -> None:
     logits = np.array([-math.inf] * forbidden + allowed + [-math.inf] * forbidden, np.float32)
     sampler = Sampler(1.0, top_k, 1.0, 0)
-    sampler._random = Fixed(number)
+    sampler.random = Fixed(number)
     assert logits[sampler.choose(logits)] > -math.inf
 
 

@@ -112,7 +112,7 @@ def test_what_is_no_image_is_refused_by_name(model, tmp_path) -> None:
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP"])
 def test_a_damaged_picture_is_refused_or_read_and_nothing_else(model, page, form) -> None:
     """Cut off and flipped bytes: whatever Pillow raises, the caller sees InvalidInput."""
-    from runtime.model import _open_image
+    from runtime.model import open_image
 
     whole = encoded(page.resize((40, 30)), form)
     random = np.random.default_rng(0)
@@ -121,7 +121,7 @@ def test_a_damaged_picture_is_refused_or_read_and_nothing_else(model, page, form
         for at in random.integers(0, len(damaged), random.integers(0, 4)):
             damaged[at] = random.integers(0, 256)
         try:
-            _open_image(bytes(damaged))
+            open_image(bytes(damaged))
         except InvalidInput:
             continue
 
@@ -249,7 +249,7 @@ def test_submit_gives_events_that_end_in_one_finished(model, page) -> None:
 
 def test_a_failure_of_the_engine_is_raised_by_read_and_by_stream(random_model_folder, picture, monkeypatch) -> None:
     with Model.open(random_model_folder, device="cpu", slots=1) as model:
-        monkeypatch.setattr(model._engine._decoder, "prefill_chunk", lambda *_: 1 / 0)
+        monkeypatch.setattr(model.engine.decoder, "prefill_chunk", lambda *_: 1 / 0)
         with pytest.raises(GenerationFailed, match="division by zero"):
             model.read(picture(64, 64))
         with pytest.raises(GenerationFailed, match="division by zero"):
@@ -288,7 +288,7 @@ def test_the_familys_output_is_what_is_read_and_streamed_unless_raw_text_is_aske
 
     settings = {"max_new_tokens": 30, **SMALL_VIEW}
     plain = model.read(page, PROMPT, **settings).text
-    monkeypatch.setattr(model._family, "output", lambda prompt, settings, scale: Shout())
+    monkeypatch.setattr(model.family, "output", lambda prompt, settings, scale: Shout())
     assert model.read(page, PROMPT, **settings).text == plain.upper() + "!"
     assert "".join(model.stream(page, PROMPT, **settings)) == plain.upper() + "!"
     assert model.read(page, PROMPT, raw=True, **settings).text == plain
@@ -296,7 +296,7 @@ def test_the_familys_output_is_what_is_read_and_streamed_unless_raw_text_is_aske
 
 def test_places_that_a_model_tells_in_the_picture_it_saw_are_those_of_the_page(model, page, monkeypatch) -> None:
     """A family may write the page's size into the prompt, too."""
-    real, told = model._family.prepare_image, {}
+    real, told = model.family.prepare_image, {}
 
     def prepared(*args: Any) -> PreparedImage:
         return replace(real(*args), seen=(50, 200), prompt=f"{PROMPT} of {page.width} pixels")
@@ -310,9 +310,9 @@ def test_places_that_a_model_tells_in_the_picture_it_saw_are_those_of_the_page(m
         return (Block("text", "all", (0, 0, width, height)), Block("text", "none"))
 
     asked = model.read(page, PROMPT, max_new_tokens=2, **SMALL_VIEW).finished.usage.prompt_tokens
-    monkeypatch.setattr(model._family, "prepare_image", prepared)
-    monkeypatch.setattr(model._family, "output", output)
-    monkeypatch.setattr(model._family, "blocks", blocks)
+    monkeypatch.setattr(model.family, "prepare_image", prepared)
+    monkeypatch.setattr(model.family, "output", output)
+    monkeypatch.setattr(model.family, "blocks", blocks)
     finished = model.read(page, PROMPT, max_new_tokens=2, **SMALL_VIEW).finished
     assert told == {
         "prompt": PROMPT, "settings": {**told["settings"], **SMALL_VIEW}, "seen": (50, 200),

@@ -29,6 +29,7 @@ from runtime.errors import EngineClosed, GenerationFailed, QueueFull
 from runtime.requests import Finished, Request
 from runtime.vision import VisionTower
 from tests.runtime.reading import LONG, PATIENCE, SMALL_VIEW, tokens_of
+from tests.waiting import until
 
 
 def test_two_open_models_do_not_disturb_each_other(
@@ -131,9 +132,11 @@ def test_a_folder_without_an_export_says_how_to_make_one(tmp_path) -> None:
 
 
 def test_a_model_that_nobody_holds_any_more_gives_back_its_threads_and_its_memory(random_model_folder, page) -> None:
+    others = set(threading.enumerate())
     model = Model.open(random_model_folder, device="cpu", slots=1)
     generation = model.submit(Request("<image>", [page], InferenceSettings().override({**LONG, **SMALL_VIEW})))
-    decoder, threads = weakref.ref(model._engine._decoder), model._engine._threads
+    decoder, threads = weakref.ref(model.engine.decoder), set(threading.enumerate()) - others
+    assert len(threads) >= 3
     del model
     gc.collect()
     while not isinstance(event := generation.next_event(PATIENCE), Finished):
@@ -162,7 +165,7 @@ def test_a_page_that_is_read_by_its_parts_keeps_its_model_to_its_end_and_no_long
     model = Model.open(random_model_folder, device="cpu", slots=1, layout=detector)
     settings = InferenceSettings().override({"max_new_tokens": 3, **SMALL_VIEW})
     generation = model.submit(Request(DOCUMENT_PROMPT, [page], settings))
-    decoder = weakref.ref(model._engine._decoder)
+    decoder = weakref.ref(model.engine.decoder)
     del model
     gc.collect()
     detector.may_go.set()
@@ -210,7 +213,7 @@ def test_a_program_that_closes_nothing_ends_while_a_page_is_being_encoded(random
         "image = Image.new('RGB', (3000, 3000), 'red')\n"
         "settings = InferenceSettings().override({'base_size': 1024, 'image_size': 640})\n"
         "model.submit(Request('<image>', [image], settings))\n"
-        "while not model._engine._encoding: time.sleep(0.001)\n"
+        "while not model.engine.encoding: time.sleep(0.001)\n"
         "print('leaving', flush=True)\n"
     )
     ended = subprocess.run(
@@ -232,7 +235,7 @@ def test_a_ceiling_of_the_context_holds_for_prompts_answers_and_the_cache(random
             if result.finished.detail == "context":
                 break
         assert result.finished.usage.prompt_tokens + result.finished.usage.completion_tokens == 97
-        assert model._engine._decoder.capacity == 96
+        assert model.engine.decoder.capacity == 96
     with Model.open(random_model_folder, device="cpu", slots=1, max_context=10**9) as model:
         assert model.manifest.max_length == Manifest.load(random_model_folder).max_length
     with pytest.raises(ValueError, match=r"max_context is 3; .* at least 64"):
@@ -280,8 +283,7 @@ def test_a_pass_that_was_ended_half_way_leaves_the_model_as_it_was(random_model_
         expected = model.read(large, "<image>", max_new_tokens=20, base_size=1024, image_size=640).tokens
         for _ in range(3):
             ended = model.submit(Request("<image>", [large], settings))
-            with model._engine._changed:
-                model._engine._changed.wait_for(lambda: model._engine._encoding, PATIENCE)
+            until(lambda: model.engine.encoding)
             ended.cancel()
             event = ended.next_event(PATIENCE)
             assert isinstance(event, Finished)
@@ -296,7 +298,7 @@ def test_prompts_fed_in_chunks_beside_each_other_say_what_they_say_alone(random_
     found = []
     for chunk in (1 << 20, 24):
         with Model.open(random_model_folder, device="cpu", slots=4) as model, ThreadPoolExecutor(5) as pool:
-            model._engine._state.chunk = chunk
+            model.engine.state.chunk = chunk
             ask = partial(tokens_of, model, base_size=256, image_size=320)
             found += [[ask(*one) for one in asked], list(pool.map(ask, *zip(*asked, strict=True)))]
     assert found == [found[0]] * 4

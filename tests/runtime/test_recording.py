@@ -44,7 +44,7 @@ def test_a_recording_waits_for_runs_keeps_new_ones_away_and_comes_before_them() 
         recorder = threading.Thread(target=record)
         recorder.start()
         started.wait(PATIENCE)
-        while not recording._waiting:
+        while not recording.waiting:
             pass
         runner = threading.Thread(target=run)
         runner.start()

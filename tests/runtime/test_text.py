@@ -75,7 +75,7 @@ def test_bytes_that_are_no_characters_come_as_the_whole_text_has_them_however_ma
     tokens = unit * times + end
     pieces, stream = pieces_of(SMALL, tokens)
     assert "".join(pieces) == SMALL.decode(tokens, skip_special_tokens=False).strip()
-    assert len(stream._incomplete) <= 16 + 4
+    assert len(stream.incomplete) <= 16 + 4
 
 
 @pytest.mark.parametrize("unit", ["ð", "ä", "¸", "ðŁ", "ä¸", "ðŁĺ", "ä¸¸"])
@@ -135,7 +135,7 @@ def test_the_cut_of_the_tokens_makes_no_difference_to_where_the_text_stops(data)
     stream = TextStream(SMALL, stops)
     out = ""
     for begin, end in pairwise(cuts):
-        out += stream._release(text[begin:end])
+        out += stream.release(text[begin:end])
     out += stream.finish()
     at = first_completed(text, stops)
     assert out == (text if at is None else text[:at]).strip()

@@ -61,7 +61,7 @@ def logits_of(folder: Path, device: Device, *, together: bool, first: int = 1) -
     window = manifest.sizes.window
     decoder = Decoder(folder, manifest, device, slots=first + len(LENGTHS))
     # What a device's memory held before is no number to compute with, so nobody may look at it.
-    for buffer in decoder._cache._buffers.values():
+    for buffer in decoder.cache.buffers.values():
         if buffer.dtype.kind == "f":  # NumPy knows no bfloat16
             buffer.write(np.full(buffer.shape, np.nan, buffer.dtype))
     ids, positions = prompts_for(manifest)
@@ -109,16 +109,16 @@ def test_answers_are_those_of_each_request_alone_with_their_images(random_model_
     found: list[list[list[int]]] = []
     for together in (0, 1 << 20, 300):
         with Model.open(random_model_folder, device="cpu", slots=8) as model:
-            engine, runs = model._engine, list[int]()
+            engine, runs = model.engine, list[int]()
             assert isinstance(engine, Engine)
-            engine._state.together = together
-            engine._encoder.batch = len(asked)
-            decoder = engine._decoder
+            engine.state.together = together
+            engine.encoder.batch = len(asked)
+            decoder = engine.decoder
             score, several = decoder.score, decoder.prefill_together
 
             def held(*arguments: Any, score: Any = score, engine: Engine = engine) -> Any:
                 until = time.monotonic() + PATIENCE
-                while len(engine._state.rows) == 1 and not all(one.encoded for one in engine._state.waiting):
+                while len(engine.state.rows) == 1 and not all(one.encoded for one in engine.state.waiting):
                     assert time.monotonic() < until, "the views are not encoded"
                     time.sleep(0.001)
                 return score(*arguments)
@@ -130,7 +130,7 @@ def test_answers_are_those_of_each_request_alone_with_their_images(random_model_
                 several(row, prompts, *rest)
 
             decoder.score, decoder.prefill_together = held, counted  # type: ignore[method-assign]
-            with engine._changed:
+            with engine.paused():
                 generations = [model.submit(one) for one in [Request("first", (), settings(60)), *asked]]
             found.append([tokens_of(one) for one in generations])
             assert bool(runs) == bool(together)

@@ -14,6 +14,7 @@ from models.registry import family_of
 from runtime import Model
 from runtime.providers import ENCODER_NICENESS, Device, find_device
 from runtime.vision import Constants, FeatureCache, VisionTower
+from tests.runtime.watched import watch_tower
 from tools.paddle_checkpoints import write_paddle_checkpoint
 
 
@@ -51,17 +52,14 @@ def test_different_views_have_different_keys() -> None:
 
 @pytest.mark.parametrize(("cache_mb", "runs"), [(8, 1), (0, 2)])
 def test_an_image_asked_about_twice_is_encoded_once_unless_switched_off(
-    random_model_folder, picture, monkeypatch, cache_mb, runs
+    random_model_folder, picture, cache_mb, runs
 ) -> None:
     manifest = Manifest.load(random_model_folder)
     tower = VisionTower(random_model_folder, manifest, find_device("cpu"), cache_mb)
-    session, calls = tower._session, []
-    monkeypatch.setattr(
-        tower, "_session", type("Counting", (), {"run": lambda _, *a: calls.append(1) or session.run(*a)})()
-    )
+    watched = watch_tower(tower)
     feeds = family_of(manifest).prepare_image(picture(200, 100), {}).passes[0]
     first, second = tower.encode(feeds()), tower.encode(feeds())
-    assert len(calls) == runs
+    assert len(watched.fed) == runs
     assert all(np.array_equal(first[name], second[name]) for name in first)
 
 
@@ -81,19 +79,18 @@ def test_passes_of_one_size_go_together_and_give_what_each_gives_alone(random_mo
     alone = VisionTower(random_model_folder, manifest, Device("cpu", 1))
     together = VisionTower(random_model_folder, manifest, Device("cpu", 1, picks=True), cache_mb=64)
     assert (alone.batch, together.batch) == (1, 8)
-    runs: list[int] = []
-    run = together._run
-    together._run = lambda fed, stop: runs.append(len(fed["pixel_values"])) or run(fed, stop)  # type: ignore[method-assign]
+    watched = watch_tower(together)
     found = together.encode_all(passes)
+    runs = [len(fed["pixel_values"]) for fed in watched.fed]
     assert sum(runs) == len(passes)
     assert len(runs) < len(passes)
     for feeds, outputs in zip(passes, found, strict=True):
         for name, value in alone.encode(feeds).items():
             assert outputs[name].shape == value.shape
             assert np.abs(outputs[name] - value).max() <= 1e-5 * np.abs(value).max()
-    runs.clear()
+    watched.fed.clear()
     assert together.encode_all(passes[:3])[0]["features"] is found[0]["features"]
-    assert runs == []
+    assert watched.fed == []
 
 
 def test_a_graph_that_takes_one_page_at_a_time_is_given_one(tmp_path_factory, export_checkpoint) -> None:
@@ -114,7 +111,7 @@ def test_what_comes_with_every_view_of_a_size_is_copied_to_the_device_once() -> 
         other = np.ones(2)
         other.flags.writeable = False
         constants.value("places", other)
-    assert len(constants._values) == 64
+    assert len(constants) == 64
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="niceness is a thread's own on Linux only")

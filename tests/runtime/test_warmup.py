@@ -16,6 +16,7 @@ from runtime.model import Model, default_slots
 from runtime.providers import Device
 from runtime.vision import VisionTower
 from runtime.warmup import default_warm_up, token_buckets, warm_up
+from tests.runtime.watched import watch_tower
 
 # Decides as on a GPU, and computes on the CPU.
 LIKE_CUDA = Device("cpu", 1, replays=True, picks=True, resident=True)
@@ -35,24 +36,22 @@ def test_every_number_of_tokens_has_its_power_of_two_run_before_anybody_comes() 
         assert {1 << (tokens - 1).bit_length() for tokens in range(1, PREFILL_CHUNK + 1)} <= buckets
 
 
-def test_after_it_requests_record_nothing_and_bring_no_new_shape_of_a_page(parts, monkeypatch, picture) -> None:
+def test_after_it_requests_record_nothing_and_bring_no_new_shape_of_a_page(parts, picture) -> None:
     manifest, decoder, vision = parts
-    shapes: list[tuple[int, ...]] = []
-    run = VisionTower._run
-    monkeypatch.setattr(
-        VisionTower, "_run", lambda self, fed, stop: shapes.append(fed["pixel_values"].shape) or run(self, fed, stop)
-    )
+    watched = watch_tower(vision)
     warm_up("quick", decoder, vision, family_of(manifest), 6)
+    shapes = [fed["pixel_values"].shape for fed in watched.fed]
     assert len(shapes) == len(set(shapes)) > 1
-    recorded = decoder._recordings
+    recorded = decoder.recordings
     assert recorded == len(decoder.recorded_rows()) == len((1, 2, 4, 6))
     for rows in range(1, 7):
         decoder.score([5] * rows, [20] * rows)
-    assert decoder._recordings == recorded
+    assert decoder.recordings == recorded
     warm = set(shapes)
-    shapes.clear()
+    watched.fed.clear()
     passes = [make() for make in family_of(manifest).prepare_image(picture(1240, 1754), {}).passes]
     vision.encode_all(passes)
+    shapes = [fed["pixel_values"].shape for fed in watched.fed]
     assert set(shapes) <= warm
     assert len(shapes) < len(passes)
 

@@ -8,7 +8,6 @@ import struct
 import subprocess
 import sys
 import threading
-import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,21 +20,13 @@ from PIL import Image
 from models.errors import InvalidInput
 from runtime.documents import Limits, Stopped, Workers, open_document, open_picture
 from tests.pdfs import field_bomb_pdf, nested_pdf, scanned_pdf, text_pdf
+from tests.waiting import until
 
 ROOT = Path(__file__).parents[2]
 
 
 def workers_of(process: psutil.Process) -> set[psutil.Process]:
     return {child for child in process.children() if "runtime.documents.worker" in " ".join(child.cmdline())}
-
-
-def until(condition: object) -> None:
-    assert callable(condition)
-    for _ in range(600):
-        if condition():
-            return
-        time.sleep(0.05)
-    raise AssertionError("did not happen")
 
 
 @pytest.fixture
@@ -97,7 +88,7 @@ def test_a_worker_that_is_stopped_just_after_its_answer_is_given_to_nobody_else(
     with Workers(1) as workers, open_document(text_pdf(["next"]), workers=workers) as document:
         with workers.worker(workers.number(), gone.is_set) as worker:
             gone.set()
-            until(lambda: worker._process.poll() is not None)
+            until(lambda: worker.process.poll() is not None)
         assert document.page(0).size == (1190, 1684)
 
 

@@ -157,7 +157,7 @@ def test_an_open_server_on_the_network_is_warned_about(
     options: ServerOptions, warned: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
-        cli._warn_when_open(options)
+        cli.warn_when_open(options)
     assert ("without an API key" in caplog.text) == warned
 
 
@@ -173,7 +173,7 @@ def test_replaced_files_apply_to_the_started_model_and_change_its_folder(tmp_pat
     models = source(tmp_path, model="tiny-ocr", weights=weights)
     assert models.key(models.entry("tiny-ocr")).folder.parent.name.startswith("onnx-")
     assert models.key(models.entry("deepseek-ocr")).folder.parent.name == "onnx"
-    command = models._command(models.key(models.entry("tiny-ocr")))
+    command = models.export_command(models.key(models.entry("tiny-ocr")))
     assert command[-2:] == ["--weights", str(weights)]
     assert command[1:4] == ["-P", "-m", "export"]
 

@@ -7,7 +7,7 @@ import io
 import json
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -22,6 +22,7 @@ from server.http.documents import PAGE_BREAK
 from tests.pdfs import encrypted, scanned_pdf, text_pdf, without_pages
 from tests.server.conftest import MakeService, Service, chat, image_part
 from tests.server.fake import Step
+from tests.waiting import until
 
 
 def file_url(data: bytes, mime: str = "application/pdf") -> str:
@@ -148,14 +149,6 @@ def test_only_as_many_pages_are_drawn_as_are_read_at_once_and_one_to_follow(make
     assert begun == 3
     assert len(model.requests) == 9
     assert content(answers[0].json).endswith("Page 9 ends.")
-
-
-def until(condition: Callable[[], bool]) -> None:
-    for _ in range(600):
-        if condition():
-            return
-        time.sleep(0.05)
-    raise AssertionError("did not happen")
 
 
 def broken_off(data: bytes) -> bytes:

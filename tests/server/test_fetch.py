@@ -216,12 +216,12 @@ def test_a_redirect_to_what_is_not_public_is_refused_without_a_connection(
     port = int(web(answer(b"", status, Location=target)).rpartition(":")[2])
     connected: list[str] = []
 
-    def connect(self: fetch._Connection) -> socket.socket:
+    def connect(self: fetch.Connection) -> socket.socket:
         # The public address of this test is played by the local server.
-        connected.append(self._rows[0][4][0])
+        connected.append(self.rows[0][4][0])
         return socket.create_connection(("127.0.0.1", port))
 
-    monkeypatch.setattr(fetch._Connection, "_connect", connect)
+    monkeypatch.setattr(fetch.Connection, "connect", connect)
 
     def resolve(host: str, port: int) -> list[tuple[Any, ...]]:
         table = {"innocent.example": PUBLIC, "private.example": "192.168.0.1"}

@@ -28,7 +28,7 @@ def test_a_server_with_several_cards_lets_in_what_fills_them(monkeypatch: pytest
     from models.config import load_config
 
     monkeypatch.setattr(providers, "card_count", lambda: 8)
-    monkeypatch.setattr(providers, "_load_cuda_libraries", lambda: None)
+    monkeypatch.setattr(providers, "load_cuda_libraries", lambda: None)
     given = vars(build_parser().parse_args(["--device", "cuda:all", "--slots", "16", "--max-queue", "10"]))
     assert options_of(load_config(None), given, {}).capacity == 8 * 16 + 10
     assert ServerOptions(slots=16, max_queue=10).capacity == 16 + 10

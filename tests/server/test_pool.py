@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,6 +11,7 @@ from runtime.errors import ModelUnavailable
 from server.api_errors import ApiError, ClientGone
 from server.http.pool import Lease, ModelPool
 from tests.server.fake import ScriptedModel
+from tests.waiting import until
 
 WAIT = 20.0
 
@@ -66,16 +66,6 @@ class Asker:
         assert self.done.wait(WAIT)
         assert self.lease is not None, self.error
         return self.lease
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Wait for what another thread brings about."""
-    pause = threading.Event()
-    for _ in range(int(WAIT / 0.005)):
-        if condition():
-            return
-        pause.wait(0.005)
-    raise AssertionError("did not happen")
 
 
 @pytest.fixture

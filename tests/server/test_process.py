@@ -12,7 +12,7 @@ import random
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -22,6 +22,7 @@ import pytest
 
 from tests.pdfs import text_pdf
 from tests.server.conftest import MODELS, ServerProcess, StartServer, chat, data_url, image_part
+from tests.waiting import until
 
 TEXT = "Grüße, 世界."
 INPUT = [
@@ -41,15 +42,6 @@ def client(fake_server: ServerProcess) -> Iterator[openai.OpenAI]:
 def metric(server: ServerProcess, name: str) -> float:
     text = httpx.get(f"{server.url}/metrics").text
     return next(float(line.split()[-1]) for line in text.splitlines() if line.startswith(f"{name} "))
-
-
-def until(condition: Callable[[], bool], seconds: float = 30) -> None:
-    pause = threading.Event()
-    for _ in range(int(seconds / 0.05)):
-        if condition():
-            return
-        pause.wait(0.05)
-    raise AssertionError("did not happen")
 
 
 def settled_memory(process: psutil.Process) -> int:

@@ -79,21 +79,20 @@ def test_the_share_of_a_step_outside_sessions_is_what_the_clock_says(monkeypatch
             tick(0.004)
 
     class Decoder:
-        _embed = _session = Session()
+        sessions: tuple[Any, ...] = (Session(), Session())
+
+        def wrap_sessions(self, wrap: Callable[[Any], Any]) -> None:
+            self.sessions = tuple(map(wrap, self.sessions))
 
         def score(self, token_ids: list[int], lengths: list[int]) -> np.ndarray:
-            self._embed.run_with_iobinding(None)
-            self._session.run_with_iobinding(None)
+            for session in self.sessions:
+                session.run_with_iobinding(None)
             return np.zeros(1)
 
-    class Holder:
-        pass
-
-    model, model._engine = Holder(), Holder()  # type: ignore[attr-defined]
-    model._engine._decoder = Decoder()  # type: ignore[attr-defined]
-    watch = StepWatch(model)
+    decoder = Decoder()
+    watch = StepWatch(decoder)
     for rows in (1, 2, 2, 2, 2, 1):
-        model._engine._decoder.score([0] * rows, [0] * rows)  # type: ignore[attr-defined]
+        decoder.score([0] * rows, [0] * rows)
         tick(0.002 if rows == 2 else 0.5)
     assert watch.share(2) == pytest.approx({"% outside ONNX Runtime": 20, "ms outside": 2, "ms per step": 10})
 
@@ -274,7 +273,7 @@ def test_the_second_family_is_measured_beside_transformers(
 ) -> None:
     from tools.paddle_checkpoints import write_paddle_checkpoint
 
-    monkeypatch.setattr("tools.bench.turns._PAUSE", 0)
+    monkeypatch.setattr("tools.bench.turns.PAUSE", 0)
     checkpoint = write_paddle_checkpoint(tmp_path / "checkpoint")
     parts = "export,load,vision,prefill,decode,page"
     arguments = ["run", "--full", str(checkpoint), "--dtypes", "q8", "--peers", "transformers", "--torch-dtypes", "f32"]

@@ -53,7 +53,7 @@ def test_who_starts_changes_from_round_to_round() -> None:
 
 
 def test_every_contender_is_measured_once_before_any_is_measured_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tools.bench.turns._PAUSE", 0)
+    monkeypatch.setattr("tools.bench.turns.PAUSE", 0)
     log: list[str] = []
     cases = [Case("decode", 1, "one"), Case("decode", 2, "two"), Case("decode", 100, "too long")]
     found = measure([Fake("a", log), Fake("b", log)], cases, 2, lambda line: None, number=3)
@@ -69,7 +69,7 @@ def test_every_contender_is_measured_once_before_any_is_measured_twice(monkeypat
 
 
 def test_a_contender_that_fails_a_case_is_left_out_of_it_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tools.bench.turns._PAUSE", 0)
+    monkeypatch.setattr("tools.bench.turns.PAUSE", 0)
     told: list[str] = []
     cases = [Case("decode", 1, "one"), Case("decode", 2, "two")]
     found = measure([Fake("a", [], fails=(2,)), Fake("b", [])], cases, 3, told.append)

@@ -109,7 +109,7 @@ def test_no_web_leaves_the_api_alone(make_service: MakeService) -> None:
 def test_without_its_packages_the_page_says_how_to_get_them(
     make_service: MakeService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server.http.web, "_NEEDED", ("no_such_package",))
+    monkeypatch.setattr(server.http.web, "NEEDED", ("no_such_package",))
     client = make_service().client
     assert "pip install 'ocr-onnx[web]'" in client.simulate_get("/").text
     assert client.simulate_get("/web/config").status_code == 404

@@ -45,7 +45,7 @@ class Blocks:
             raise RuntimeError(f"the page ended after {len(page.tokens)} tokens")
         started = time.perf_counter()
         for block in page.finished.blocks:
-            self._model.read(image.crop(block.box), self._model._pages.prompts["text"], **budget)
+            self._model.read(image.crop(block.box), self._model.pages.prompts["text"], **budget)
         alone = time.perf_counter() - started
         return {"s": together, "s, blocks alone": alone, "% of alone": 100 * together / alone}
 

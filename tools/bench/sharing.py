@@ -38,8 +38,8 @@ class Sharing:
         self._copy = tempfile.TemporaryDirectory(prefix=".bench-", dir=folder.parent)
         copy = endless_copy(folder, Path(self._copy.name))
         self._model = Model.open(copy, device="cpu", threads=threads, slots=_SLOTS, vision_cache_mb=0)
-        self._engine: Any = self._model._engine
-        self._feeds = self._model._family.prepare_image(page_image(plan, 0), {}).passes[0]()
+        self._engine: Any = self._model.engine
+        self._feeds = self._model.family.prepare_image(page_image(plan, 0), {}).passes[0]()
         self._rng = np.random.default_rng(0)
 
     def prepare(self, part: str, value: int) -> None:
@@ -114,7 +114,7 @@ class Sharing:
     def _submit(self, *, passes: int = 0, prompt: int = 20, tokens: int, deadline: float | None = None) -> Sequence:
         hidden = self._model.manifest.sizes.hidden_size
         image = PreparedImage([lambda: self._feeds] * passes, 1, lambda outputs: np.zeros((1, hidden), np.float32))
-        vocabulary = self._model._vocabulary
+        vocabulary = self._model.vocabulary
         ids = self._rng.choice([id for id in range(200) if id != vocabulary.image], prompt).tolist()
         settings = InferenceSettings(max_new_tokens=tokens, deadline_s=deadline, stop_on_loop=False)
         request = Sequence(

@@ -13,11 +13,11 @@ class StepWatch:
     A turn lasts from one decode step's beginning to the next one's: everything that happens in between is in it.
     """
 
-    def __init__(self, model: Any) -> None:
-        decoder = model._engine._decoder
+    def __init__(self, decoder: Any) -> None:
+        """decoder : see ``runtime.decoder.Decoder``; nothing runs in it yet."""
         self._turns: list[tuple[int, float, float]] = []  # rows, when the step began, seconds inside until then
         self._inside = 0.0
-        decoder._embed, decoder._session = _Timed(decoder._embed, self), _Timed(decoder._session, self)
+        decoder.wrap_sessions(lambda session: _Timed(session, self))
         self._score = decoder.score
         decoder.score = self.score
 

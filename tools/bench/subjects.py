@@ -126,7 +126,8 @@ class _Page:
         self._model = Model.open(
             endless_copy(folder, Path(self._copy.name)), device=plan.device, threads=threads, slots=slots
         )
-        self._watch = StepWatch(self._model)
+        engine: Any = self._model.engine  # of one device
+        self._watch = StepWatch(engine.decoder)
 
     def prepare(self, part: str, value: int) -> None:
         # The same sizes as what is measured: kernels choose their memory by shape.
@@ -144,7 +145,7 @@ class _Page:
         # Rows begin one after the other: the first ones go on until the last has had its steps.
         settings = InferenceSettings(max_new_tokens=steps + rows, stop_on_loop=False)
         self._watch.start()
-        with self._model._engine._changed:  # the engine sees none before all are queued: a small model ends in 2 ms
+        with self._model.engine.paused():  # the engine sees none before all are queued: a small model ends in 2 ms
             running = [self._model.submit(Request(prompt, (), settings)) for prompt in words]
         for one in running:
             while not isinstance(event := one.next_event(), Finished):

@@ -16,7 +16,7 @@ from .plan import HIGHER_IS_BETTER, KINDS, Case, Kind
 
 _T = TypeVar("_T")
 
-_PAUSE = 0.2  # seconds between samples: thread pools of the one before stop spinning
+PAUSE = 0.2  # seconds between samples: thread pools of the one before stop spinning
 _HEADROOM = 0.92  # of the free memory, for a group of contenders
 
 
@@ -148,7 +148,7 @@ def measure(
                         tell(f"prepare {what}")
                         one.prepare(case)
                         continue
-                    time.sleep(_PAUSE)
+                    time.sleep(PAUSE)
                     values = one.sample(case)
                 except BenchError as error:
                     out.add((id(one), case))

@@ -34,7 +34,7 @@ class Worker:
 
     def __init__(self, setup: Mapping[str, Any]) -> None:
         self._log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - closed in close()
-        self._process = subprocess.Popen(
+        self.process = subprocess.Popen(
             [sys.executable, "-m", "tools.bench.worker"], cwd=ROOT, text=True, encoding="utf-8",
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log,
         )  # fmt: skip
@@ -56,7 +56,7 @@ class Worker:
         except BrokenPipeError:
             answer = ""
         if not answer:
-            code = self._process.wait()
+            code = self.process.wait()
             killed = " (killed: out of memory?)" if code == -9 else ""
             raise BenchError(f"the worker ended with status {code}{killed}: {self._tail()}")
         found: dict[str, Any] = json.loads(answer)
@@ -68,16 +68,16 @@ class Worker:
         for pipe in self._pipes():
             pipe.close()  # the end of its input ends the child
         try:
-            self._process.wait(20)
+            self.process.wait(20)
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+            self.process.kill()
+            self.process.wait()
         self._log.close()
 
     def _pipes(self) -> tuple[IO[str], IO[str]]:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        return self._process.stdin, self._process.stdout
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        return self.process.stdin, self.process.stdout
 
     def _tail(self) -> str:
         self._log.seek(0)
@@ -135,7 +135,7 @@ class WorkerContender:
         try:
             return self._worker.ask({"do": action, "part": case.part, "value": case.value})
         except BenchError:
-            if self._worker._process.poll() is not None:
+            if self._worker.process.poll() is not None:
                 self.close()
             raise
 

@@ -23,7 +23,7 @@ from ..in_flight import RequestsInFlight
 
 __all__ = ["install", "missing"]
 
-_NEEDED = FORMATS["docx"].needs  # of the extra web
+NEEDED = FORMATS["docx"].needs  # of the extra web
 _INSTALL = "pip install 'ocr-onnx[web]'"
 
 
@@ -50,7 +50,7 @@ def install(
 
 def missing() -> list[str]:
     """Packages of the extra ``web`` that are not installed."""
-    return [name for name in _NEEDED if find_spec(name) is None]
+    return [name for name in NEEDED if find_spec(name) is None]
 
 
 class Explanation:

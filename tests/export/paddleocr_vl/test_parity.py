@@ -155,7 +155,7 @@ def answer(model: Model, tokens: list[int], image: Image.Image, monkeypatch: pyt
                 logits[token] = 10
                 sequence.accept(logits)
 
-    monkeypatch.setattr(model._engine, "submit", submit)
+    monkeypatch.setattr(model.engine, "submit", submit)
     return model.read(image, **options).text
 
 

@@ -56,7 +56,7 @@ if moment == "writing":
 elif moment == "checking":
     pipeline.check_graphs = before(pipeline.check_graphs)
 elif moment == "flushing":
-    publish._sync = before(publish._sync)
+    publish.sync = before(publish.sync)
 elif moment == "swap half done":
     pathlib.Path.rename = held_rename
 elif moment == "swapped":

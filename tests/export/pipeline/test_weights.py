@@ -137,7 +137,7 @@ def test_as_much_disk_as_the_message_asks_for_is_enough(checkpoint, target, monk
     monkeypatch.setattr(publish, "check_disk", lambda target, needed: asked.append(needed))
     manifest, _ = export(checkpoint, target)
     data = sum(info.size for name, info in manifest.files.items() if name.endswith(".data"))
-    assert asked[0] <= data < asked[0] + publish._SPARE_BYTES
+    assert asked[0] <= data < asked[0] + publish.SPARE_BYTES
 
 
 @pytest.mark.parametrize("dtype", pipeline.DTYPES)
