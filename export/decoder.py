@@ -225,7 +225,6 @@ class DecoderModel(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList([DecoderLayer(f"{at}.layers.{i}", i, spec, precision) for i in range(spec.layers)])
         self.norm = RmsNorm(f"{at}.norm", spec.hidden, spec.rms_epsilon, precision)
-        self.scored = 1  # positions at the end whose hidden state is given
         self.precision = precision
         if spec.rotary_sections is None:
             cos, sin = rotary_tables(np.arange(spec.max_length)[None], [spec.head_dim // 2], spec.rope_theta)
@@ -234,9 +233,9 @@ class DecoderModel(nn.Module):
 
     def forward(
         self, op: OpBuilder, embeddings: ir.Value, pasts: list[tuple[ir.Value, ir.Value]], seqlens: ir.Value,
-        total: ir.Value, rotary: Rotary | None = None,
+        total: ir.Value, rotary: Rotary | None = None, *, scored: int = 1,
     ) -> tuple[ir.Value, list[tuple[ir.Value, ir.Value]]]:  # fmt: skip
-        """embeddings [B, S, hidden] -> (hidden state of the last positions [B, 1, hidden], present keys and values)."""
+        """embeddings [B, S, hidden] -> (hidden states of the last positions [B, scored, hidden], keys and values)."""
         if rotary is None:
             rotary = Rotary(self.precision.use(op, self.rope_cos), self.precision.use(op, self.rope_sin))
         step = StepInputs(seqlens, total, rotary)
@@ -246,7 +245,7 @@ class DecoderModel(nn.Module):
             x, residual, key, value = layer(op, x, residual, past, step)
             presents.append((key, value))
         # Only the last position is read: logits of a whole prompt would be 470 MB at 130,000 words.
-        x, residual = (op.Slice(branch, [-self.scored], [2**31 - 1], [1]) for branch in (x, residual))
+        x, residual = (op.Slice(branch, [-scored], [2**31 - 1], [1]) for branch in (x, residual))
         return self.norm(op, x, residual)[0], presents
 
 
@@ -263,9 +262,10 @@ class Decoder(nn.Module):
 
     def forward(
         self, op: OpBuilder, embeddings: ir.Value, pasts: list[tuple[ir.Value, ir.Value]], seqlens: ir.Value,
-        total: ir.Value, rotary: Rotary | None = None,
+        total: ir.Value, rotary: Rotary | None = None, *, scored: int = 1,
     ) -> tuple[ir.Value, list[tuple[ir.Value, ir.Value]]]:  # fmt: skip
-        x, presents = self.model(op, embeddings, pasts, seqlens, total, rotary)
+        """embeddings [B, S, hidden] -> (logits of the last positions [B * scored, vocabulary], keys and values)."""
+        x, presents = self.model(op, embeddings, pasts, seqlens, total, rotary, scored=scored)
         logits = op.Reshape(self.lm_head(op, x), [-1, self.spec.vocabulary])
         return (logits if self.precision.compute == FLOAT else op.Cast(logits, to=FLOAT)), presents
 
@@ -284,9 +284,9 @@ class Embedding(nn.Module):
         if self.blocks is None:
             self.embed_tokens = Weight(shape, copied(name, shape), precision.storage)
         else:
-            values, scales = quantized(copied(name, shape), self.blocks, name, precision.meter)
-            self.embed_tokens = Weight([spec.vocabulary, self.blocks.row_bytes(spec.hidden)], values, UINT8)
-            self.embed_scales = Weight([spec.vocabulary, self.blocks.count(spec.hidden)], scales, FLOAT16)
+            recipe = quantized(copied(name, shape), self.blocks, name, precision.meter)
+            self.embed_tokens = Weight([spec.vocabulary, self.blocks.row_bytes(spec.hidden)], recipe, UINT8)
+            self.embed_scales = Weight([spec.vocabulary, self.blocks.count(spec.hidden)], recipe, FLOAT16, part=1)
 
     def forward(self, op: OpBuilder, token_ids: ir.Value) -> ir.Value:
         if self.blocks is None:
@@ -299,8 +299,11 @@ class Embedding(nn.Module):
         )  # fmt: skip
 
 
-def decoder_graph(decoder: Decoder) -> ir.Graph:
-    """Declare decoder.onnx: embeddings, cache, lengths (and angles, where the host knows them) -> logits, cache."""
+def decoder_graph(decoder: Decoder, *, scored: int = 1) -> ir.Graph:
+    """Declare decoder.onnx: embeddings, cache, lengths (and angles, where the host knows them) -> logits, cache.
+
+    scored : positions at the end whose logits it gives.
+    """
     spec, compute, border = decoder.spec, decoder.precision.compute, decoder.precision.border
     builder = new_graph("decoder")
     op = builder.op
@@ -329,7 +332,7 @@ def decoder_graph(decoder: Decoder) -> ir.Graph:
             given("rotary_sin", angles),
             builder.input("rotary_rows", INT64, ["batch", "sequence"]),
         )
-    logits, presents = decoder(op, embeddings, pasts, seqlens, total, rotary)
+    logits, presents = decoder(op, embeddings, pasts, seqlens, total, rotary, scored=scored)
     _add_output(builder.graph, logits, "logits", FLOAT, ["batch", spec.vocabulary])
     for i, (key, value) in enumerate(presents):
         _add_output(builder.graph, key, f"present.{i}.key", compute, cache_shape)

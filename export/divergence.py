@@ -12,7 +12,8 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ from models.rotary import rotary_tables
 from .activations import Watched
 from .check import mapped_session
 from .checkpoint import Checkpoint
-from .decoder import Decoder
+from .decoder import Decoder, decoder_graph
 from .family import FamilyExport, GraphName, Parts
 from .graphs import graph_file, stored_weights, write_graphs
 from .layers import FLOAT, FLOAT16, Precision
@@ -186,7 +187,7 @@ class Divergence:
     def _written(self, name: GraphName, load: Load, precision: Precision) -> Iterator[Path]:
         part = self.family.parts(precision, precision)[name]
         if isinstance(part.module, Decoder):
-            part.module.model.scored = MOST_TOKENS + 1
+            part = replace(part, declare=partial(decoder_graph, part.module, scored=MOST_TOKENS + 1))
         folder = self._scratch / name
         folder.mkdir(parents=True)
         try:

@@ -106,13 +106,13 @@ class QuantizedExperts(nn.Module):
         self.blocks = precision.blocks.fitting(hidden, moe.width)
         row_bytes, count = self.blocks.row_bytes, self.blocks.count
         gate_up = expert_gate_up(at, moe.experts, moe.width, hidden)
-        values, scales = quantized(gate_up, self.blocks, f"{at}.gate_up", precision.meter)
-        self.gate_up = Weight([moe.experts, 2 * moe.width, row_bytes(hidden)], values, UINT8)
-        self.gate_up_scales = Weight([moe.experts, 2 * moe.width, count(hidden)], scales, FLOAT16)
+        recipe = quantized(gate_up, self.blocks, f"{at}.gate_up", precision.meter)
+        self.gate_up = Weight([moe.experts, 2 * moe.width, row_bytes(hidden)], recipe, UINT8)
+        self.gate_up_scales = Weight([moe.experts, 2 * moe.width, count(hidden)], recipe, FLOAT16, part=1)
         down = expert_down(at, moe.experts, moe.width, hidden)
-        values, scales = quantized(down, self.blocks, f"{at}.down", precision.meter)
-        self.down = Weight([moe.experts, hidden, row_bytes(moe.width)], values, UINT8)
-        self.down_scales = Weight([moe.experts, hidden, count(moe.width)], scales, FLOAT16)
+        recipe = quantized(down, self.blocks, f"{at}.down", precision.meter)
+        self.down = Weight([moe.experts, hidden, row_bytes(moe.width)], recipe, UINT8)
+        self.down_scales = Weight([moe.experts, hidden, count(moe.width)], recipe, FLOAT16, part=1)
 
     def forward(self, op: OpBuilder, x: ir.Value, logits: ir.Value) -> ir.Value:
         """x [B, S, hidden], logits [B * S, experts] float32 -> [B, S, hidden]"""

@@ -99,10 +99,10 @@ class QuantizedLinear(nn.Module):
         self.inputs, self.outputs = inputs, sum(outputs)
         self.precision, self.blocks = precision, precision.blocks.fitting(inputs)
         source = stacked([f"{path}.weight" for path in at], outputs, inputs)
-        values, scales = quantized(source, self.blocks, at[0], precision.meter)
+        recipe = quantized(source, self.blocks, at[0], precision.meter)
         count = self.blocks.count(inputs)
-        self.weight = Weight([self.outputs, count, self.blocks.row_bytes(inputs) // count], values, UINT8)
-        self.scales = Weight([self.outputs, count], scales, FLOAT16)
+        self.weight = Weight([self.outputs, count, self.blocks.row_bytes(inputs) // count], recipe, UINT8)
+        self.scales = Weight([self.outputs, count], recipe, FLOAT16, part=1)
         self.bias = None
         if bias:
             self.bias = Weight([self.outputs], joined([f"{path}.bias" for path in at], outputs), precision.storage)
@@ -136,10 +136,10 @@ class Int8Linear(nn.Module):
         super().__init__()
         self.normed, self.precision = normed, precision
         source = stacked([f"{path}.weight" for path in at], outputs, inputs)
-        values, scales, importance = channel_quantized(source, at[0], precision.meter)
-        self.weight = Weight([inputs, sum(outputs)], values, INT8)
-        self.scales = Weight([sum(outputs)], scales, FLOAT)
-        self.importance = Weight([inputs], importance, FLOAT)
+        recipe = channel_quantized(source, at[0], precision.meter)
+        self.weight = Weight([inputs, sum(outputs)], recipe, INT8)
+        self.scales = Weight([sum(outputs)], recipe, FLOAT, part=1)
+        self.importance = Weight([inputs], recipe, FLOAT, part=2)
         self.bias = None
         if bias:
             self.bias = Weight([sum(outputs)], joined([f"{path}.bias" for path in at], outputs), precision.storage)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from .errors import ExportError
-from .weights import Load, NotedLoad, Recipe, as_float32
+from .weights import JointRecipe, Load, NotedLoad, Recipe, as_float32
 
 # An output matrix of 129,280 rows would be 0.7 GB of float32, several times over: quantise it in slices.
 _ROWS_AT_ONCE = 8192
@@ -178,61 +178,41 @@ class ErrorMeter:
         return {name: math.sqrt(error / norm) if norm else 0.0 for name, (error, norm) in self._sums.items()}
 
 
-def quantized(source: Recipe, blocks: Blocks, name: str, meter: ErrorMeter | None = None) -> tuple[Recipe, Recipe]:
-    """Recipes of the bytes and of the scales, from one that yields [..., rows, channels].
+def quantized(source: Recipe, blocks: Blocks, name: str, meter: ErrorMeter | None = None) -> JointRecipe:
+    """Of the bytes and the scales of blocks, from a recipe that yields [..., rows, channels]."""
 
-    The weights are read and quantised once, for the bytes; the scales, at most a tenth of their size, wait until their
-    own parameter is written, which comes later in the data file.
-    """
-    waiting: list[np.ndarray] = []
-
-    def values(load: Load) -> Iterator[np.ndarray]:
-        waiting.clear()
+    def chunks(load: Load) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         noted = NotedLoad(load)
         for chunk in source.chunks(noted):
             read = noted.take()
             matrix = chunk.reshape(-1, chunk.shape[-1])
             for start in range(0, len(matrix), _ROWS_AT_ONCE):
-                rows = as_float32(matrix[start : start + _ROWS_AT_ONCE])
-                if not np.isfinite(rows).all():
-                    raise ExportError(f"{read} has values that are not finite; download the checkpoint again")
+                rows = _finite(matrix[start : start + _ROWS_AT_ONCE], read)
                 packed, scales = quantize(rows, blocks)
                 if meter is not None:
                     meter.note(name, rows, dequantize(packed, scales, blocks, rows.shape[1]))
-                waiting.append(scales)
-                yield packed
+                yield packed, scales
 
-    def scales(load: Load) -> Iterator[np.ndarray]:
-        assert waiting, f"{name}: scales are written after their values"
-        yield from waiting
-        waiting.clear()
-
-    return Recipe(source.sources, values), Recipe({}, scales)
+    return JointRecipe(source.sources, chunks)
 
 
-def channel_quantized(source: Recipe, name: str, meter: ErrorMeter | None = None) -> tuple[Recipe, Recipe, Recipe]:
-    """Recipes of values, scales and importance (see ``quantize_channels``), from one that yields a whole [out, in].
+def channel_quantized(source: Recipe, name: str, meter: ErrorMeter | None = None) -> JointRecipe:
+    """Of values, scales and importance (see ``quantize_channels``), from a recipe that yields a whole [out, in]."""
 
-    The matrix is read and quantised once, for the values; the two vectors wait until they are written, which is later.
-    """
-    waiting: list[np.ndarray] = []
-
-    def values(load: Load) -> Iterator[np.ndarray]:
+    def chunks(load: Load) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         noted = NotedLoad(load)
         weight = np.concatenate([as_float32(chunk) for chunk in source.chunks(noted)])
-        if not np.isfinite(weight).all():
-            raise ExportError(f"{noted.take()} has values that are not finite; download the checkpoint again")
-        rounded, *vectors = quantize_channels(weight)
+        made = quantize_channels(_finite(weight, noted.take()))
         if meter is not None:
-            meter.note(name, weight, dequantize_channels(rounded, *vectors))
-        waiting[:] = vectors
-        yield rounded
+            meter.note(name, weight, dequantize_channels(*made))
+        yield made
 
-    def vector(index: int) -> Recipe:
-        def chunks(load: Load) -> Iterator[np.ndarray]:
-            assert waiting, f"{name}: scales are written after their values"
-            yield waiting[index]
+    return JointRecipe(source.sources, chunks)
 
-        return Recipe({}, chunks)
 
-    return Recipe(source.sources, values), vector(0), vector(1)
+def _finite(weight: np.ndarray, read: str) -> np.ndarray:
+    """As float32. read : the checkpoint's tensors that it comes from, for the error."""
+    weight = as_float32(weight)
+    if not np.isfinite(weight).all():
+        raise ExportError(f"{read} has values that are not finite; download the checkpoint again")
+    return weight

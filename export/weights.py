@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,6 +43,18 @@ class Recipe:
     chunks: Callable[[Load], Iterator[np.ndarray]]
 
 
+@dataclass(frozen=True, eq=False)
+class JointRecipe:
+    """How several parameters are made from the same tensors, which are read once: quantised values with their scales.
+
+    sources : see ``Recipe``.
+    chunks : given a loader, yields of each parameter what follows in its memory.
+    """
+
+    sources: Mapping[str, tuple[int, ...]]
+    chunks: Callable[[Load], Iterator[tuple[np.ndarray, ...]]]
+
+
 class NotedLoad:
     """A loader that notes what it read, so that an error about a chunk can name the checkpoint's tensors."""
 
@@ -62,8 +75,12 @@ class NotedLoad:
 class Weight(nn.Parameter):
     """A graph parameter with the recipe that fills it."""
 
-    def __init__(self, shape: Sequence[int], recipe: Recipe, dtype: ir.DataType = ir.DataType.FLOAT) -> None:
+    def __init__(
+        self, shape: Sequence[int], recipe: Recipe | JointRecipe, dtype: ir.DataType = ir.DataType.FLOAT, part: int = 0
+    ) -> None:
+        """part : which of a joint recipe's parameters this is."""
         super().__init__(shape, dtype=dtype)
+        self.part = part
         self.sizes = tuple(shape)
         self.stored_type = dtype
         self.recipe = recipe
@@ -223,6 +240,7 @@ class DataFile:
         self._file = self.path.open("wb")
         self._hash = hashlib.sha256()
         self._size = 0
+        self._made: dict[JointRecipe, defaultdict[int, list[np.ndarray]]] = {}  # by part: not written yet
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -240,7 +258,7 @@ class DataFile:
         self._write(b"\0" * (-self._size % (_MAP_ALIGNMENT if weight.large else _SMALL_ALIGNMENT)))
         offset = self._size
         noted = NotedLoad(load)
-        for chunk in weight.recipe.chunks(noted):
+        for chunk in self._chunks(weight, noted):
             data = convert(chunk, dtype, noted.take() or name)
             self._write(data.reshape(-1).view(np.uint8).data)
             if bar is not None:
@@ -248,6 +266,24 @@ class DataFile:
         if self._size - offset != expected:
             raise AssertionError(f"{name}: the recipe gave {self._size - offset} bytes for shape {weight.sizes}")
         self.stored[name] = Stored(weight.stored_type, weight.sizes, offset, expected)
+
+    def _chunks(self, weight: Weight, load: Load) -> Iterator[np.ndarray]:
+        """What a parameter's memory is filled with. A joint recipe is followed once, for whichever comes first.
+
+        The rest waits until its own turn: of quantised weights these are the scales, at most a tenth of the values.
+        """
+        recipe = weight.recipe
+        if isinstance(recipe, Recipe):
+            yield from recipe.chunks(load)
+        elif recipe in self._made:
+            yield from self._made[recipe].pop(weight.part)
+        else:
+            rest = self._made[recipe] = defaultdict(list)
+            for chunks in recipe.chunks(load):
+                for part, chunk in enumerate(chunks):
+                    if part != weight.part:
+                        rest[part].append(chunk)
+                yield chunks[weight.part]
 
     def _write(self, data: bytes | memoryview) -> None:
         self._file.write(data)

@@ -42,7 +42,8 @@ def run_layer(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, *, normed: bo
     builder.graph.outputs.append(y)
     tensors = {"at.weight": weight, "at.bias": bias}
     for value in builder.graph.initializers.values():
-        made = np.concatenate([np.ravel(part) for part in value.recipe.chunks(tensors.__getitem__)])
+        chunks = value.recipe.chunks(tensors.__getitem__)
+        made = np.concatenate([np.ravel(one[value.part] if isinstance(one, tuple) else one) for one in chunks])
         value.const_value = ir.tensor(made.reshape(value.sizes))
     model = ir.serde.serialize_model(ir.Model(builder.graph, ir_version=10)).SerializeToString()
     options = ort.SessionOptions()

@@ -14,8 +14,9 @@ from safetensors.numpy import load_file, save_file
 
 from export import layers
 from export.pipeline import Job, export_model
-from export.quantize import Blocks, dequantize, quantize
+from export.quantize import Blocks, dequantize, quantize, quantize_channels
 from export.source import Source
+from export.weights import DataFile, weights_of
 from models.manifest import Manifest
 from runtime.decoder import Decoder
 from runtime.providers import find_device
@@ -162,3 +163,30 @@ def test_norms_and_the_router_gate_stay_in_float(tmp_path, random_checkpoint) ->
     assert {types[name] for name in types if "norm" in name} == {ir.DataType.FLOAT16}
     vision = ir.load(folder / "vision.onnx").graph.initializers.values()
     assert ir.DataType.UINT8 not in {value.dtype for value in vision}
+
+
+@pytest.mark.parametrize("channels", [False, True])
+@pytest.mark.parametrize("turned", [False, True])
+def test_values_and_scales_are_the_same_whichever_is_written_first_and_the_tensor_is_read_once(
+    tmp_path: Path, channels: bool, turned: bool
+) -> None:
+    weight = np.random.default_rng(0).standard_normal((40, 64)).astype(np.float32)
+    precision = layers.Precision(layers.FLOAT, layers.FLOAT, None if channels else Blocks(4, 32), channels)
+    parameters = weights_of(layers.linear("at", 64, 40, precision))
+    read: list[str] = []
+    with DataFile(tmp_path / "data") as data:
+        for name in sorted(parameters, reverse=turned):
+            data.add(name, parameters[name], lambda name: read.append(name) or weight)  # type: ignore[func-returns-value]
+    content = data.path.read_bytes()
+    found = {
+        name: np.frombuffer(content[at.offset : at.offset + at.length], at.dtype.numpy()).reshape(at.shape)
+        for name, at in data.stored.items()
+    }
+    if channels:
+        expected = dict(zip(("weight", "scales", "importance"), quantize_channels(weight), strict=True))
+    else:
+        expected = dict(zip(("weight", "scales"), quantize(weight, Blocks(4, 32)), strict=True))
+    assert found.keys() == expected.keys()
+    for name, values in expected.items():
+        assert np.array_equal(found[name].ravel(), values.ravel())
+    assert read == ["at.weight"]
