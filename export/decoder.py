@@ -33,7 +33,7 @@ from .layers import (
     new_graph,
 )  # fmt: skip
 from .quantize import quantized
-from .weights import Weight, computed, copied, reordered
+from .weights import Weight, computed, copied, read_otherwise, reordered
 
 
 @dataclass(frozen=True)
@@ -132,9 +132,7 @@ class Attention(nn.Module):
             self.k_norm = HeadNorm(f"{at}.k_norm", spec.kv_heads, spec.head_dim, spec.rms_epsilon, precision)
         if spec.rotary_pairs:
             halves = np.arange(spec.head_dim).reshape(-1, 2).T.ravel()  # 0, 2, 4, ..., 1, 3, 5, ...
-            for parameter in self.parameters():
-                assert isinstance(parameter, Weight)
-                parameter.recipe = reordered(parameter.recipe, (f"{at}.q_", f"{at}.k_"), halves)
+            read_otherwise(self, reordered((f"{at}.q_", f"{at}.k_"), halves))
         self.o_proj = linear(f"{at}.o_proj", spec.heads * spec.head_dim, spec.hidden, precision)
 
     def forward(

@@ -15,7 +15,7 @@ import onnx_ir as ir
 from onnxscript import OpBuilder, nn
 
 from .layers import GatedMlp, LayerNorm, Precision, linear
-from .weights import unfolded
+from .weights import read_otherwise
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,9 @@ class GatedMerger(Merger):
         super().__init__(spec)
         hidden = spec.hidden
         self.downsample = linear(downsample, spec.block, hidden, precision, bias=True, normed=True)
-        self.downsample.weight.recipe = unfolded(
-            self.downsample.weight.recipe, (hidden, spec.width, spec.merge, spec.merge)
-        )
+        # A convolution whose kernel covers a block is a product with that block.
+        shapes = {f"{downsample}.weight": (hidden, spec.width, spec.merge, spec.merge)}
+        read_otherwise(self.downsample, lambda name, tensor: tensor.reshape(hidden, -1), shapes)
         self.proj = linear(f"{at}.proj", hidden, hidden, precision)
         self.norm = LayerNorm(f"{at}.post_projection_norm", hidden, spec.epsilon, precision)
         self.mlp = GatedMlp(at, hidden, mlp_width, precision)

@@ -29,6 +29,7 @@ from .config_values import check_architecture
 from .divergence import Divergence, lines_of
 from .errors import ExportError
 from .family import FamilyExport
+from .family_check import check_family, image_rules_of
 from .graphs import graph_file, stored_weights, write_graphs
 from .json_files import read_json
 from .layers import BFLOAT16, FLOAT, FLOAT16, Precision
@@ -87,6 +88,7 @@ def export_model(job: Job, report: Callable[[str], None]) -> Manifest:
         publish.sweep(job.target)
         publish.check_replaceable(job.target)
         registration, exporter = _exporter(job.family)
+        check_family(registration, exporter)
         checkpoint = Checkpoint(
             job.source.folder, config_file=job.config_file, weights=job.weights, adapter=job.adapter, note=report
         )
@@ -109,7 +111,7 @@ def export_model(job: Job, report: Callable[[str], None]) -> Manifest:
             family = exporter(checkpoint, _processor_config(job))
             parts = {provider: family.parts(*precision) for provider, precision in precisions.items()}
             sizes, tokens = family.sizes, family.tokens(vocabulary)
-            image_rules = family.image_rules.model_dump(mode="json")
+            image_rules = image_rules_of(family).model_dump(mode="json")
             prompt_rules = family.prompt_rules(vocabulary, special).model_dump(mode="json")
         except ExportError:
             raise

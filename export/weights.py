@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import NoReturn, Self
 
 import ml_dtypes
@@ -31,7 +32,7 @@ _SMALL_ALIGNMENT = 64
 _LARGE = 1 << 20  # bytes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Recipe:
     """How a parameter is made.
 
@@ -129,15 +130,6 @@ def summed_frames(name: str, shape: tuple[int, ...]) -> Recipe:
     return Recipe({name: shape}, lambda load: iter((as_float32(load(name)).sum(axis=2),)))
 
 
-def unfolded(recipe: Recipe, shape: tuple[int, ...]) -> Recipe:
-    """The recipe of a matrix from a checkpoint that keeps the matrix as a convolution's weights of this shape."""
-
-    def chunks(load: Load) -> Iterator[np.ndarray]:
-        return recipe.chunks(lambda name: load(name).reshape(shape[0], -1))
-
-    return Recipe(dict.fromkeys(recipe.sources, shape), chunks)
-
-
 def computed(array: np.ndarray) -> Recipe:
     """A table that comes from no checkpoint."""
     return Recipe({}, lambda load: iter((array,)))
@@ -166,23 +158,22 @@ def stacked(names: Sequence[str], outputs: Sequence[int], inputs: int) -> Recipe
     return Recipe(sources, lambda load: (load(name) for name in names))
 
 
-def reordered(recipe: Recipe, prefixes: tuple[str, ...], order: np.ndarray) -> Recipe:
-    """The same parameter from tensors whose rows come in another order, for names that begin with one of ``prefixes``.
+Change = Callable[[str, np.ndarray], np.ndarray]
+
+
+def reordered(prefixes: tuple[str, ...], order: np.ndarray) -> Change:
+    """For ``read_otherwise``: other orders of the rows of tensors whose names begin with one of ``prefixes``.
 
     order : numbers of a head's rows, [head_dim]; a tensor has them for each of its heads, one below the other.
     """
 
-    def chunks(load: Load) -> Iterator[np.ndarray]:
-        def loaded(name: str) -> np.ndarray:
-            array = load(name)
-            if not name.startswith(prefixes):
-                return array
-            heads = array.reshape(-1, len(order), *array.shape[1:])
-            return np.ascontiguousarray(heads[:, order]).reshape(array.shape)
+    def change(name: str, tensor: np.ndarray) -> np.ndarray:
+        if not name.startswith(prefixes):
+            return tensor
+        heads = tensor.reshape(-1, len(order), *tensor.shape[1:])
+        return np.ascontiguousarray(heads[:, order]).reshape(tensor.shape)
 
-        return recipe.chunks(loaded)
-
-    return Recipe(recipe.sources, chunks)
+    return change
 
 
 def as_float32(array: np.ndarray) -> np.ndarray:
@@ -310,3 +301,24 @@ def weights_of(module: nn.Module) -> dict[str, Weight]:
         assert isinstance(parameter, Weight), f"{name} has no recipe"
         found[name] = parameter
     return found
+
+
+def read_otherwise(
+    module: nn.Module, change: Change, shapes: Mapping[str, tuple[int, ...]] = MappingProxyType({})
+) -> None:
+    """Let a module's parameters be made from tensors that are changed as they are read.
+
+    change : from a tensor's name and values to what the recipes know. shapes : of those that the checkpoint has in
+    other shapes than the recipes say.
+    """
+
+    def changed(recipe: Recipe | JointRecipe) -> Recipe | JointRecipe:
+        sources = {name: shapes.get(name, shape) for name, shape in recipe.sources.items()}
+        if isinstance(recipe, Recipe):
+            return Recipe(sources, lambda load: recipe.chunks(lambda name: change(name, load(name))))
+        return JointRecipe(sources, lambda load: recipe.chunks(lambda name: change(name, load(name))))
+
+    weights = weights_of(module).values()
+    recipes = {weight.recipe: changed(weight.recipe) for weight in weights}  # what several share stays one
+    for weight in weights:
+        weight.recipe = recipes[weight.recipe]

@@ -14,14 +14,12 @@ from .dots_ocr.registration import DOTS_OCR
 from .glm_ocr.registration import GLM_OCR
 from .lighton_ocr.registration import LIGHTON_OCR
 from .paddleocr_vl.registration import PADDLEOCR_VL
-from .registration import FamilyClass, ModelEntry, Registration
+from .registration import FamilyClass, ModelEntry, Registration, missing_members
 from .unlimited_ocr.registration import UNLIMITED_OCR
 
 log = logging.getLogger(__name__)
 
 ENTRY_POINTS = "ocr_onnx.families"
-
-_SAID = tuple(FamilyClass.__annotations__)  # what every command reads of a family's rules
 
 _KNOWN_BY_NAME = (
     Registration(
@@ -44,11 +42,28 @@ def _others() -> list[Registration]:
             continue
         if not isinstance(loaded, Registration):
             log.warning("%s is no models.registration.Registration but %s", where, type(loaded).__name__)
-        elif missing := [name for name in _SAID if loaded.rules is not None and not hasattr(loaded.rules, name)]:
+        elif loaded.rules is not None and (missing := missing_members(loaded.rules, FamilyClass)):
             log.warning("%s has no %s, see models.family.Family; left out", where, ", ".join(missing))
         else:
             found.append(loaded)
     return found
+
+
+def whole(own: Iterable[Registration]) -> Iterable[Registration]:
+    """The same families, none of which lacks what every command reads of it.
+
+    Raises
+    ------
+    TypeError
+        that names the family, its class and what to write there.
+    """
+    for family in own:
+        if family.rules is not None and (missing := missing_members(family.rules, FamilyClass)):
+            raise TypeError(
+                f"family {family.id!r}: {family.rules} has no {', '.join(missing)}; write them in that class, as "
+                "models.family.Family says and models/lighton_ocr/family.py does"
+            )
+        yield family
 
 
 def gathered(own: Iterable[Registration], others: Iterable[Registration]) -> Mapping[str, Registration]:
@@ -67,7 +82,7 @@ def gathered(own: Iterable[Registration], others: Iterable[Registration]) -> Map
 
 
 _OWN = (DEEPSEEK_OCR, DEEPSEEK_OCR_2, UNLIMITED_OCR, PADDLEOCR_VL, GLM_OCR, DOTS_OCR, LIGHTON_OCR, *_KNOWN_BY_NAME)
-FAMILIES: Mapping[str, Registration] = gathered(_OWN, _others())
+FAMILIES: Mapping[str, Registration] = gathered(whole(_OWN), _others())
 
 
 def by_architecture(name: str) -> Registration | None:

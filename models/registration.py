@@ -8,6 +8,7 @@ what they need.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,6 +56,16 @@ class FamilyClass(Protocol):
     settings: type[FamilySettings]
 
     def __call__(self, manifest: Manifest) -> Family: ...
+
+
+def missing_members(found: object, contract: type) -> list[str]:
+    """What a class lacks of the members that a protocol asks for, and of those that its own bases leave to it."""
+    bases = inspect.getmro(found) if isinstance(found, type) else ()
+    abstract: frozenset[str] = getattr(found, "__abstractmethods__", frozenset())
+    left = [name for base in bases for name, kind in inspect.get_annotations(base).items() if "ClassVar" in str(kind)]
+    asked = [*inspect.get_annotations(contract), *vars(contract), *left, *sorted(abstract)]
+    names = [name for name in dict.fromkeys(asked) if not name.startswith("_")]
+    return [name for name in names if name in abstract or not hasattr(found, name)]
 
 
 @dataclass(frozen=True)

@@ -6,19 +6,27 @@ import json
 import pkgutil
 import subprocess
 import sys
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 from pydantic import Field
 
 from export.family import FamilyExport
 from models import catalog
 from models.asking import knows, tasks_for
 from models.errors import InvalidInput
-from models.families import FAMILIES, by_architecture, gathered, unknown_architecture
+from models.families import FAMILIES, by_architecture, gathered, unknown_architecture, whole
 from models.family import IMAGE_SLOT, Family
 from models.family_settings import FamilySettings
-from models.registration import ModelEntry, Registration
+from models.page_family import PageFamily
+from models.patches import PatchRules
+from models.registration import ModelEntry, Registration, missing_members
 from models.settings import InferenceSettings
 
 ROOT = Path(__file__).parents[2]
@@ -105,12 +113,37 @@ def test_nobody_replaces_a_family_or_a_model_that_is_there(caplog: pytest.LogCap
     assert "'b' brings models that are there already (a)" in caplog.text
 
 
+def test_a_family_of_ours_that_is_not_whole_says_which_class_lacks_what_to_write() -> None:
+    class HalfOcr(PageFamily[PatchRules]):
+        tasks: Mapping[str, str] = MappingProxyType({"read": "<image>"})
+        default_task = "read"
+
+    half = Registration("half-ocr", (ModelEntry("half-ocr", "half-ocr", "x/y"),), ("HalfForX",), rules=HalfOcr)
+    with pytest.raises(TypeError) as caught:
+        list(whole([half]))
+    assert "family 'half-ocr': " in str(caught.value)
+    assert "HalfOcr'> has no settings, rules_class, resized, seen_pixels; write them in that class" in str(caught.value)
+
+    class WholeOcr(HalfOcr):
+        settings = FamilySettings
+        rules_class = PatchRules
+
+        def resized(self, image: Image.Image, settings: Mapping[str, Any]) -> np.ndarray:
+            return np.asarray(image)
+
+        def seen_pixels(self, settings: Mapping[str, Any], prompt: str = "") -> int:
+            return 1
+
+    assert list(whole([replace(half, rules=WholeOcr)])) == [replace(half, rules=WholeOcr)]
+
+
 def test_every_registration_is_whole() -> None:
     for family in FAMILIES.values():
         assert family.models[0].family == family.id
         assert family.architectures
         assert all(catalog.CATALOG[model.id] is model for model in family.models)
         if family.supported:
+            assert missing_members(family.rules, Family) == []
             members = {name for name in (*vars(Family), *Family.__annotations__) if not name.startswith("_")}
             assert members - set(dir(family.rules)) == set()
             assert family.rules is not None

@@ -1,0 +1,58 @@
+"""What a family has to have, looked for before anything is written: where it lacks that, no checkpoint is to blame."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from models.family import Family
+from models.registration import Registration, missing_members
+
+from .errors import ExportError
+from .family import FamilyExport
+
+_NOT_GIVEN = {"missing", "extra_forbidden"}  # pydantic's names of what no value in a file can cause
+
+
+def check_family(registration: Registration, exporter: Any) -> None:
+    """Look whether rules and exporter are written to their end.
+
+    Raises
+    ------
+    ExportError
+        naming the class and what it lacks.
+    """
+    if registration.rules is None:
+        raise ExportError(f"family {registration.id!r} has no rules; write its class, see {_name(Family)}")
+    for found, contract in ((registration.rules, Family), (exporter, FamilyExport)):
+        if missing := missing_members(found, contract):
+            raise ExportError(
+                f"family {registration.id!r}: {_name(found)} has no {', '.join(missing)}; write them, see "
+                f"{_name(contract)} (tools/docs/add-a-family.md)"
+            )
+
+
+def image_rules_of(family: FamilyExport) -> BaseModel:
+    """The image settings that the exporter gives.
+
+    Raises
+    ------
+    ExportError
+        where it gives too few of them, or some that the family does not know.
+    """
+    try:
+        return family.image_rules
+    except ValidationError as error:
+        faults = error.errors()
+        if not all(fault["type"] in _NOT_GIVEN for fault in faults):
+            raise  # a value, which comes from the checkpoint
+        said = ", ".join(("no " if one["type"] == "missing" else "an unknown ") + str(one["loc"][0]) for one in faults)
+        raise ExportError(
+            f"{_name(type(family))}.image_rules gives {error.title} {said}; mend the exporter: the checkpoint has "
+            "no part in it"
+        ) from error
+
+
+def _name(found: Any) -> str:
+    return f"{found.__module__}.{found.__qualname__}"
