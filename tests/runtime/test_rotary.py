@@ -17,7 +17,7 @@ from runtime.providers import find_device
 from runtime.rotary import HostRotary
 from runtime.sequence import Sequence
 from runtime.stop import Stop
-from tests.runtime.test_engine import WORDS, FakeModel, outcome
+from tests.runtime.scripted_engine import WORDS, FakeModel, outcome
 
 
 class PositionedModel(FakeModel):

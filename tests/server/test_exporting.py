@@ -22,7 +22,7 @@ from server.reasons import without_paths
 from tests.export.fake_hubs import COMMIT, FakeHubs
 from tests.pdfs import scanned_pdf
 from tests.server.conftest import MakeService, ServerProcess, chat, data_url
-from tests.server.test_documents import file_url
+from tests.server.document_requests import file_url
 from tests.server.test_process import Raw, until
 
 pytest.importorskip("onnxruntime")

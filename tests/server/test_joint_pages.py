@@ -15,7 +15,7 @@ from server.http.admission import Admission, Capacity
 from server.http.joint_pages import JointPages
 from server.http.schema import ReadingOptions
 from tests.server.conftest import MakeService, Service, data_url, image_part
-from tests.server.test_documents import ask, content, numbered
+from tests.server.document_requests import ask, content, numbered
 
 ANSWER = ["<|det|>title [0, 0, 999, 999]<|/det|>One", "<PA", "GE>\n", "<|det|>text [0, 0, 999, 500]<|/det|>Two"]
 FIRST, SECOND = ANSWER[0], "\n" + ANSWER[3]

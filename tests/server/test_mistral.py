@@ -18,8 +18,8 @@ from server.http.mistral.files import FileStore
 from server.writers.tables import html_rows, pipe_rows, take_out, to_html, to_pipes
 from tests.pdfs import encrypted, scanned_pdf, text_pdf
 from tests.server.conftest import MakeService, Service, data_url
+from tests.server.document_requests import file_url, number_of, numbered
 from tests.server.fake import Step
-from tests.server.test_documents import file_url, number_of, numbered
 
 FIGURE = "<|ref|>image<|/ref|><|det|>[[0, 0, 499, 499]]<|/det|>\n"
 SMALL = "<|ref|>image<|/ref|><|det|>[[900, 900, 910, 910]]<|/det|>\n"

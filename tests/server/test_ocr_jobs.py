@@ -16,8 +16,8 @@ from runtime.requests import Request
 from server.http.mistral import jobs
 from server.http.mistral.job_files import JobFiles
 from tests.server.conftest import MakeService, Service, StartServer
+from tests.server.document_requests import file_url, number_of, numbered
 from tests.server.fake import Step
-from tests.server.test_documents import file_url, number_of, numbered
 from tests.server.test_mistral import THREE, error
 from tests.server.test_process import until
 

@@ -13,8 +13,8 @@ from models.turned import back, turned
 from runtime.requests import Request
 from tests.pdfs import scanned_pdf
 from tests.server.conftest import MakeService, Service, chat, data_url, image_part
+from tests.server.document_requests import file_part
 from tests.server.fake import Step
-from tests.server.test_documents import file_part
 from tests.turning import text_page
 
 PAGE = text_page()
