@@ -50,7 +50,7 @@ _STORAGE = {"BF16": ir.DataType.BFLOAT16, "F16": FLOAT16}
 
 
 @dataclass(frozen=True)
-class Page:
+class MeasuredPage:
     """One page, ready for the graphs.
 
     prompt_ids : with image slots. answer_ids : the text that stands on the page. positions : of both, [axes, tokens].
@@ -117,7 +117,7 @@ class Divergence:
                 for page, rows in zip(self.pages, inputs, strict=True)
             ]
 
-    def _page(self, text: str) -> Page:
+    def _page(self, text: str) -> MeasuredPage:
         rules = family_of(self.manifest)
         image = rules.prepare_image(draw_page(text), {})
         prompt = task_prompt(rules.tasks, rules.default_task)
@@ -128,12 +128,12 @@ class Divergence:
         answer_ids = self._encode(text)[:most]
         of_prompt = rules.positions(prompt_ids, [image])
         of_answer = np.tile(of_prompt.next + np.arange(len(answer_ids)), (len(of_prompt.axes), 1))
-        return Page(image, prompt_ids, answer_ids, np.concatenate([of_prompt.axes, of_answer], axis=1))
+        return MeasuredPage(image, prompt_ids, answer_ids, np.concatenate([of_prompt.axes, of_answer], axis=1))
 
     def _encode(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
-    def _run(self, session: ort.InferenceSession | Watched, page: Page) -> DecoderRun:
+    def _run(self, session: ort.InferenceSession | Watched, page: MeasuredPage) -> DecoderRun:
         return DecoderRun(session, page.positions, self.manifest.sizes.rotary)
 
     def _stepped(self, features: Sequence[np.ndarray]) -> list[np.ndarray]:

@@ -28,7 +28,7 @@ PATIENCE = 3  # turns in a row that may go to others
 _MOST_PADDING = 1 / 4  # of a turn of several prompts: what is computed for nobody
 
 
-class Job(Protocol):
+class Scheduled(Protocol):
     """One request, as far as the policy looks at it."""
 
     client: str  # whose share it counts to
@@ -55,7 +55,7 @@ class Job(Protocol):
         """Whether its answer may come late if that of all is the earlier for it."""
 
 
-J = TypeVar("J", bound=Job)
+J = TypeVar("J", bound=Scheduled)
 
 
 @dataclass(frozen=True)

@@ -96,12 +96,12 @@ class Sequence:
         self.tokens: list[int] = []  # generated so far, the end token not among them
         self.finished = False
         self.client = client
-        self.patient = patient  # see ``scheduler.Job``
+        self.patient = patient  # see ``scheduler.Scheduled``
         self.window = window
-        self.arrival = 0  # see ``scheduler.Job``
+        self.arrival = 0  # see ``scheduler.Scheduled``
         self.prefilled = 0  # tokens of the prompt that are in the KV cache
         self._owed = 0  # of the prompt's tokens the last one, where a step feeds it as it feeds those of the answer
-        self.joins = self._ends_in_a_word(vocabulary.image)  # see ``scheduler.Job``
+        self.joins = self._ends_in_a_word(vocabulary.image)  # see ``scheduler.Scheduled``
         self.stop = Stop()  # of what runs for this request alone
         self.on_cancel: Callable[[], None] = lambda: None  # set by the engine
         self.clock = _Clock(prepare=prepare_seconds)
@@ -159,17 +159,17 @@ class Sequence:
 
     @property
     def passes_left(self) -> int:
-        """See ``scheduler.Job``."""
+        """See ``scheduler.Scheduled``."""
         return len(self._passes) + (self._ahead is not None)
 
     @property
     def encoded(self) -> bool:
-        """See ``scheduler.Job``."""
+        """See ``scheduler.Scheduled``."""
         return not self._unencoded
 
     @property
     def prompt_left(self) -> int:
-        """See ``scheduler.Job``."""
+        """See ``scheduler.Scheduled``."""
         return len(self.prompt_ids) - self.prefilled - self._owed
 
     @property

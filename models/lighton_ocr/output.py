@@ -109,7 +109,7 @@ class Parts:
 
 
 @dataclass
-class Reading:
+class MarkdownFilter:
     """The output filter: Markdown as the model writes it, a marked block when it is whole."""
 
     page_headers: bool = True
@@ -152,7 +152,7 @@ def output_filter(
     prompt: str, settings: Mapping[str, Any] = MappingProxyType({}), scale: tuple[float, float] = (1.0, 1.0)
 ) -> OutputFilter:
     """See ``models.family.Family.output``."""
-    return Reading(OutputSettings.of(settings).page_headers, scale)
+    return MarkdownFilter(OutputSettings.of(settings).page_headers, scale)
 
 
 def marked_blocks(text: str, width: int, height: int) -> tuple[Block, ...]:

@@ -20,7 +20,7 @@ from server.writers.material import Original
 
 
 @dataclass(frozen=True)
-class Page:
+class ReadPage:
     """One page: what was read, how its clean HTML is made, its figures as PNG or JPEG."""
 
     result: PageResult
@@ -49,12 +49,12 @@ class Sent:
         return Original(b"")
 
 
-def _html(name: str, pages: Sequence[Page], sent: Sent) -> bytes:
+def _html(name: str, pages: Sequence[ReadPage], sent: Sent) -> bytes:
     bodies = [page_file.with_figures(page.make_html(), page.figures) for page in pages]
     return (page_file.head_of(name) + page_file.RULE.join(bodies) + page_file.TAIL).encode("utf-8", "replace")
 
 
-def _docx(name: str, pages: Sequence[Page], sent: Sent) -> bytes:
+def _docx(name: str, pages: Sequence[ReadPage], sent: Sent) -> bytes:
     from server.writers.word import WordFile  # with libraries whose memory a server without downloads does not need
 
     file = WordFile()
@@ -65,7 +65,7 @@ def _docx(name: str, pages: Sequence[Page], sent: Sent) -> bytes:
     return stream.getvalue()
 
 
-def _zip(name: str, pages: Sequence[Page], sent: Sent) -> bytes:
+def _zip(name: str, pages: Sequence[ReadPage], sent: Sent) -> bytes:
     """``NAME.md`` with links to ``images/``, where its figures are."""
     stem = re.sub(r"[^\w.-]+", "-", name).strip("-.") or "document"
     stream = io.BytesIO()
@@ -86,10 +86,10 @@ def _zip(name: str, pages: Sequence[Page], sent: Sent) -> bytes:
     return stream.getvalue()
 
 
-def _written(form: str) -> Callable[[str, Sequence[Page], Sent], bytes]:
+def _written(form: str) -> Callable[[str, Sequence[ReadPage], Sent], bytes]:
     """One of the formats that ``read`` writes."""
 
-    def make(name: str, pages: Sequence[Page], sent: Sent) -> bytes:
+    def make(name: str, pages: Sequence[ReadPage], sent: Sent) -> bytes:
         stream = io.BytesIO()
         file = stream if WRITTEN[form].binary else io.TextIOWrapper(stream, "utf-8", "backslashreplace", newline="\n")
         writer = WRITTEN[form].write(file, sent)
@@ -117,7 +117,7 @@ _MEDIA_TYPES = {
 }
 
 # Name -> (how it is made, media type).
-FORMATS: dict[str, tuple[Callable[[str, Sequence[Page], Sent], bytes], str]] = {
+FORMATS: dict[str, tuple[Callable[[str, Sequence[ReadPage], Sent], bytes], str]] = {
     "html": (_html, "text/html; charset=utf-8"),
     "docx": (_docx, "application/vnd.openxmlformats-officedocument.wordprocessingml.document"),
     "zip": (_zip, "application/zip"),

@@ -292,7 +292,7 @@ class WebDownload:
         make, media_type = downloads.FORMATS[wanted.format]
         is_gone = req.env.get("waitress.client_disconnected", lambda: False)
         pages = [
-            downloads.Page(page.result(number), page.html, [_decoded(one, "figures") for one in page.figures])
+            downloads.ReadPage(page.result(number), page.html, [_decoded(one, "figures") for one in page.figures])
             for number, page in enumerate(wanted.pages, 1)
         ]
         pictures = {page.result.page: sent.picture for page, sent in zip(pages, wanted.pages, strict=True)}
