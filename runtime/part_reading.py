@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from models.layout.parts import Part
 
 from .confidence import TokenLogprob
-from .requests import Finished, Generation, TextDelta
+from .requests import Finished, Generation, TextDelta, events_so_far
 
 log = logging.getLogger(__name__)
 
@@ -37,15 +37,13 @@ class PartReading:
 
     def poll(self, timeout: float) -> None:
         """Take what the part's generation has to say."""
-        while not self.done and self.generation is not None:
-            event = self.generation.next_event(timeout)
-            if event is None:
-                return
+        if self.done or self.generation is None:
+            return
+        for event in events_so_far(self.generation, timeout):
             if isinstance(event, TextDelta):
                 self.pieces.append(event.text)
                 self.tokens += event.token_count
                 self.logprobs += event.logprobs
-                timeout = 0.0
             else:
                 self.finished = event
                 if event.detail == "error":

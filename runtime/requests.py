@@ -144,6 +144,15 @@ class Generation(Protocol):
         """End the request; a ``Finished`` with reason ``cancelled`` follows at once. Idempotent."""
 
 
+def events_so_far(generation: Generation, timeout: float) -> Iterator[TextDelta | Finished]:
+    """What a generation has to say by now, or first within ``timeout`` seconds; nothing comes after ``Finished``."""
+    while (event := generation.next_event(timeout)) is not None:
+        yield event
+        if isinstance(event, Finished):
+            return
+        timeout = 0.0
+
+
 class TextModel(Protocol):
     """The part of ``runtime.Model`` that the server uses; tests put a scripted one in its place."""
 

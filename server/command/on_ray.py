@@ -16,6 +16,7 @@ from runtime.documents import Document
 from runtime.errors import ModelUnavailable
 from server.options import ServerOptions
 from server.ray import cluster
+from server.ray.arguments import add_address
 from server.ray.drawing import Drawing
 from server.ray.reading import Job
 
@@ -31,15 +32,7 @@ BATCH = 8  # pages that an engine gets at once, where --slots does not say
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of reading on a cluster."""
     group = parser.add_argument_group("a cluster of Ray (extra ray) instead of this machine")
-    group.add_argument(
-        "--ray",
-        metavar="ADDRESS",
-        nargs="?",
-        const=cluster.HERE,
-        default=None,
-        help="read with engines on a cluster: host:6379, auto for the one that runs here, local for one of this "
-        "program's own; without ADDRESS that of RAY_ADDRESS, else local",
-    )
+    add_address(group.add_argument, "read")
     group.add_argument(
         "--actors",
         metavar="N|auto",

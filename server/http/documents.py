@@ -33,7 +33,17 @@ from runtime.documents import (
     parse_pages,
 )
 from runtime.errors import QueueFull
-from runtime.requests import REASONS, FinishDetail, Finished, Generation, Request, Stage, TextDelta, TextModel
+from runtime.requests import (
+    REASONS,
+    FinishDetail,
+    Finished,
+    Generation,
+    Request,
+    Stage,
+    TextDelta,
+    TextModel,
+    events_so_far,
+)
 from runtime.totals import confidence_of, timings_of, usage_of, worst
 from server.api_errors import BadRequest, ClientGone, Unavailable
 from server.writers.result import describe_block
@@ -154,14 +164,12 @@ class DocumentPage:
 
     def poll(self, timeout: float) -> None:
         """Take what the page's generation has to say."""
-        while not self.done and self.generation is not None:
-            event = self.generation.next_event(timeout)
-            if event is None:
-                return
+        if self.done or self.generation is None:
+            return
+        for event in events_so_far(self.generation, timeout):
             if isinstance(event, TextDelta):
                 self.pieces.append(event.text)
                 self.logprobs.append(event.logprobs)
-                timeout = 0.0
             else:
                 self.finished = event
                 self.generation = None

@@ -1,8 +1,9 @@
-"""The flags of ``ocr-onnx serve --ray``."""
+"""The flags of ``ocr-onnx serve --ray``, and the one that ``read`` has too."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 
 from . import cluster
 
@@ -10,14 +11,7 @@ from . import cluster
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of serving on a cluster."""
     group = parser.add_argument_group("a cluster of Ray (extra ray) instead of this process")
-    group.add_argument(
-        "--ray",
-        metavar="ADDRESS",
-        nargs="?",
-        const=cluster.HERE,
-        help="serve with engines on a cluster: host:6379, auto for the one that runs here, local for one of this "
-        "program's own; without ADDRESS that of RAY_ADDRESS, else local",
-    )
+    add_address(group.add_argument, "serve")
     group.add_argument(
         "--replicas", metavar="N|MIN-MAX", type=_range, help="engines of each model, by the length of the queue (1)"
     )
@@ -29,6 +23,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--upscale-seconds", metavar="S", type=float, help="of a queue, before an engine more (10)")
     group.add_argument("--downscale-seconds", metavar="S", type=float, help="of calm, before an engine less (300)")
+
+
+def add_address(add_argument: Callable[..., object], what: str) -> None:
+    """``--ray``. what : is done on the cluster."""
+    add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        nargs="?",
+        const=cluster.HERE,
+        help=f"{what} with engines on a cluster: host:6379, auto for the one that runs here, local for one of this "
+        "program's own; without ADDRESS that of RAY_ADDRESS, else local",
+    )
 
 
 def _range(text: str) -> tuple[int, int]:
