@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -21,11 +20,10 @@ from models.manifest import Manifest
 from models.registry import family_of
 from runtime import Model
 from tests.conftest import SHARED
+from tests.export.largest_pass import largest_pass
 from tests.export.proof import GREEDY, Proof, relative_error
 from tools import dots_checkpoints as dots
 from tools import lighton_checkpoints as lighton
-
-ROOT = Path(__file__).parents[2]
 
 WRITE: dict[str, Callable[..., Path]] = {
     "dots-ocr": dots.write_dots_checkpoint, "lighton-ocr": lighton.write_lighton_checkpoint,
@@ -179,36 +177,12 @@ def test_an_8_bit_tower_keeps_the_features_and_the_report_says_so(proof_of, pict
     assert report["cosine_with_outliers"] > 0.98
 
 
-LARGEST_PASS = """
-import json, resource, sys
-from pathlib import Path
-from PIL import Image
-from models.manifest import Manifest
-from models.registry import family_of
-from runtime.providers import find_device
-from runtime.vision import VisionTower
-
-folder = Path(sys.argv[1])
-manifest = Manifest.load(folder)
-page = family_of(manifest).prepare_image(Image.effect_noise((3360, 3360), 90), {"max_pixels": 11_289_600})
-feeds = page.passes[0]()
-tower = VisionTower(folder, manifest, find_device("cpu"))
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-features = tower.encode(feeds)["features"]
-grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-print(json.dumps([len(feeds["rotary_cos"]), len(features), grown * (1 if sys.platform == "darwin" else 1024)]))
-"""
-
-
 @pytest.mark.skipif(sys.platform == "win32", reason="peak memory is read with the resource module")
 def test_the_largest_page_is_seen_without_the_square_of_its_scores(tmp_path, export_checkpoint) -> None:
     """In a process of its own: 57,600 patches, whose scores would have 13 GB for each head."""
     sizes = dots.DotsSizes(layers=1, width=64, vision_heads=1, vision_layers=1, vision_mlp=64)
     folder = exported(export_checkpoint, dots.write_dots_checkpoint(tmp_path, sizes), "dots-ocr")
-    command = [sys.executable, "-c", LARGEST_PASS, str(folder)]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    patches, tokens, grown = json.loads(run.stdout)
+    patches, tokens, grown = largest_pass(folder, 3360, max_pixels=11_289_600)
     assert (patches, tokens) == (57_600, 14_400)
     assert grown < patches**2 * 4 / 10
 

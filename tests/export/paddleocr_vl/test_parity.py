@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-import subprocess
 import sys
 import threading
 from typing import Any
@@ -17,7 +15,8 @@ from tokenizers import Tokenizer
 from models.errors import InvalidInput
 from models.registry import family_of
 from runtime import Model
-from tests.export.paddleocr_vl.pairs import GREEDY, ROOT, SIZES, check_against_reference
+from tests.export.largest_pass import largest_pass
+from tests.export.paddleocr_vl.pairs import GREEDY, SIZES, check_against_reference
 from tools.paddle_checkpoints import (
     V1_0,
     V1_5,
@@ -73,34 +72,10 @@ def test_the_cache_grows_under_an_answer_without_changing_it(pair_of, picture, m
     check_against_reference(pair_of(), [picture(400, 380)])
 
 
-LARGEST_PASS = """
-import json, resource, sys
-from pathlib import Path
-from PIL import Image
-from models.manifest import Manifest
-from models.registry import family_of
-from runtime.providers import find_device
-from runtime.vision import VisionTower
-
-folder = Path(sys.argv[1])
-manifest = Manifest.load(folder)
-page = family_of(manifest).prepare_image(Image.effect_noise((1680, 1680), 90), {})
-feeds = page.passes[0]()
-tower = VisionTower(folder, manifest, find_device("cpu"))
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-features = tower.encode(feeds)["features"]
-grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-print(json.dumps([len(feeds["rotary_cos"]), len(features), grown * (1 if sys.platform == "darwin" else 1024)]))
-"""
-
-
 @pytest.mark.skipif(sys.platform == "win32", reason="peak memory is read with the resource module")
 def test_the_largest_page_is_seen_without_the_square_of_its_scores(pair_of) -> None:
     """In a process of its own: 14,400 patches, whose scores would have 0.8 GB for each head."""
-    command = [sys.executable, "-c", LARGEST_PASS, str(pair_of(SIZES["real heads"]).folder)]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    patches, tokens, grown = json.loads(run.stdout)
+    patches, tokens, grown = largest_pass(pair_of(SIZES["real heads"]).folder, 1680)
     assert (patches, tokens) == (14_400, 3_600)
     assert grown < patches**2 * 4 / 2
 
