@@ -26,9 +26,10 @@ MICROSOFT = "com.microsoft"
 class Precision:
     """How the weights are kept and what the graph computes in.
 
-    storage : of everything that is not quantised. blocks, channels : how the large matrices are, if they are: in
-    blocks, as decoders read a few rows of activations at a time, or in 8 bits by channels, for the many rows of images.
-    provider : which execution provider the graph is for, where their kernels differ.
+    storage : the type of all weights that are not quantised. blocks, channels : how the large matrices are quantised,
+    if at all: in blocks, for decoders, which multiply few rows of activations at a time, or in 8 bits by channels, for
+    the many rows of images.
+    provider : which execution provider the graph is for, where the providers' kernels differ.
 
     The CPU provider has no float16 products worth using, so a float16 export has two graphs on one data file: one
     that computes in float16 for GPUs and one that widens the weights for the CPU (the session folds those casts).
@@ -86,7 +87,7 @@ class Linear(nn.Module):
 
 
 class QuantizedLinear(nn.Module):
-    """y = x Wᵀ + b with W in blocks; the kernel quantises x on the way where its ``accuracy_level`` says so."""
+    """y = x Wᵀ + b with W in blocks; with ``accuracy_level`` 4 the kernel quantises x on the way."""
 
     # int8 products on the CPU: about 0.7 % of error against exact ones, for two to three times the speed.
     ACCURACY_LEVEL = 4
@@ -119,15 +120,15 @@ class Int8Linear(nn.Module):
     """y = x Wᵀ + b with W and x in 8 bits: one scale per output channel, and one for the whole input.
 
     The fastest product of the CPU provider for the thousands of rows of an image: five times MatMul where the processor
-    has AMX, three times with VNNI; MatMulNBits reaches a third of that. One scale for all rows serves when they are of
-    one size, as a LayerNorm leaves them (``normed``). Other inputs are brought to it, and the result back:
+    has AMX, three times with VNNI; MatMulNBits reaches a third of that. One scale serves all rows when the rows are of
+    one size, as a LayerNorm leaves them (``normed``). Other inputs are first normed, and the product is scaled back:
 
         x ── RMS norm x importance ── DynamicQuantizeMatMul ── / (1 / RMS of x) ── + b
 
-    Only the CPU has this operator; elsewhere the weights are widened, which the session does once.
+    Only the CPU provider has this operator. Elsewhere the weights are widened, once, when the session is made.
     """
 
-    EPSILON = 1e-12  # a row of zeros is all that it changes
+    EPSILON = 1e-12  # small enough to change a row of zeros only
     INTEGER_ON: Provider = "cpu"
 
     def __init__(
@@ -171,9 +172,9 @@ def linear(
     at: str | Sequence[str], inputs: int, outputs: int | Sequence[int], precision: Precision, *, bias: bool = False,
     normed: bool = False,
 ) -> Linear | QuantizedLinear | Int8Linear:  # fmt: skip
-    """A linear layer in the given precision. Several checkpoint matrices may stand side by side, for one product.
+    """A linear layer in the given precision. Several matrices of the checkpoint may stand side by side in one product.
 
-    normed : the input comes from a LayerNorm, which 8-bit products of images make use of.
+    normed : the input comes from a LayerNorm, so that 8-bit products of images need not norm the input themselves.
     """
     paths = [at] if isinstance(at, str) else list(at)
     widths = [outputs] if isinstance(outputs, int) else list(outputs)
@@ -199,7 +200,7 @@ class LayerNorm(nn.Module):
 
 
 class RmsNorm(nn.Module):
-    """RMS normalisation, fused with the addition of the residual where there is one."""
+    """RMS normalisation; where there is a residual, its addition is fused with the normalisation."""
 
     def __init__(self, at: str, width: int, epsilon: float, precision: Precision) -> None:
         super().__init__()

@@ -136,7 +136,7 @@ def export_model(job: Job, report: Callable[[str], None]) -> Manifest:
             millions = checkpoint.parameter_count / 1e6
             report(f"writing {job.dtype} graphs of {job.model_id} ({millions:,.0f} M parameters)")
             hashes = write_graphs(folder, parts, stored, checkpoint.load)
-            report(f"weights written{_peak_memory()}")
+            report(f"weights written{peak_memory()}")
             shutil.copyfile(tokenizer_file, folder / "tokenizer.json")
             for file in kept:
                 shutil.copyfile(file, folder / file.name)
@@ -291,7 +291,7 @@ def _graph_entry(name: str, precisions: Precisions, dtype: Dtype) -> Graph:
     )
 
 
-def _peak_memory() -> str:
+def peak_memory() -> str:
     """For the log, where the system tells."""
     try:
         import resource

@@ -20,18 +20,19 @@ from .providers import Device, ort
 from .rotary import rotary_feeds
 from .stop import Stop
 
-# Tokens of a prompt that go through the decoder at once: bounds the memory of activations, and prefill is no faster
-# beyond it.
+# Tokens of a prompt that go through the decoder at once. A larger chunk needs more memory for activations, and prefill
+# gains no speed from it.
 PREFILL_CHUNK = 1024
 
-# Numbers of rows that a step is recorded for, and multiples of the last one: few recordings serve all.
+# Numbers of rows that a step is recorded for, and multiples of the last number: few recordings serve all batches.
 _RECORDED_ROWS = (1, 2, 4, 8, 16, 24, 32, 48, 64)
 
 
 class Decoder:
     """Embeddings and decoder of one exported model, over a KV cache of ``slots`` rows. Used by one thread.
 
-    slots : None: none yet; ``allocate`` makes them, when it is known what memory the weights have left.
+    slots : rows of the KV cache; None leaves the cache to ``allocate``, which is called when the weights are loaded and
+    the memory that is left is known.
     resident : embeddings of prompts are made in the device's memory and stay there, as ``features.Rows``.
     """
 
@@ -46,7 +47,7 @@ class Decoder:
         self._session = device.session(folder, manifest.decoder, replays=True)
         self._compute = manifest.decoder.compute[device.graph]
         self.dtype = np.dtype("float32" if self._compute == "bfloat16" else self._compute)  # of embeddings and angles
-        self._total = np.zeros((), np.int32)  # read by the kernels on the host, whatever the device
+        self._total = np.zeros((), np.int32)  # kernels read the total on the host, on every device
         self._steps: dict[int, Step] = {}
         self.recordings = 0
         if slots is not None:
@@ -98,7 +99,7 @@ class Decoder:
 
         embeddings : [tokens, hidden]. positions : of the tokens, [axes, tokens]; None: one after the other.
         The rows before this one are in use, those from it on are free.
-        Returns the logits after its last token, [vocabulary].
+        Returns the logits after the prompt's last token, [vocabulary].
         """
         self.make_room(len(embeddings) + 1, rows=row)
         positions = np.arange(len(embeddings))[None] if positions is None else positions
@@ -114,7 +115,7 @@ class Decoder:
 
         start : tokens of the prompt that are in the cache already. embeddings : of those that follow, [tokens, hidden].
         positions : of the whole prompt, [axes, tokens]. stop : ends the run, which then raises ONNX Runtime's error.
-        window : how many tokens of the answer one of them sees, itself among them; None: all.
+        window : how many tokens of the answer a token of the answer attends to, itself among them; None: all.
         Returns the logits after the last of the tokens, [vocabulary].
         """
         end = start + len(embeddings)
@@ -145,8 +146,9 @@ class Decoder:
     ) -> None:  # fmt: skip
         """Fill rows with the beginnings of prompts, in one run; ``make_room`` has made room for the longest.
 
-        The first goes to ``row``, the others to the rows behind it. Each is as long as the longest to the graph, and
-        what fills it up stands behind its own tokens, where none of them looks; a row's next token is written over it.
+        The first prompt goes to ``row``, the others to the rows behind that. The graph takes all of them as long as the
+        longest: padding stands behind a prompt's own tokens, none of which attends to it, and is overwritten by the
+        row's next tokens.
         prompts : embeddings, [tokens, hidden] each. positions, windows : of each, as ``prefill_chunk`` takes them.
         """
         rows, longest = len(prompts), max(map(len, prompts))
@@ -166,7 +168,7 @@ class Decoder:
             self._filled[row + index] = len(prompt)
         binding.bind_cpu_input("seqlens_k", np.full(rows, longest - 1, np.int32))
         binding.bind_cpu_input("total_length", np.array(longest, np.int32))
-        binding.bind_output("logits", self._device.memory, self._device.index)  # of what fills rows up: nobody's
+        binding.bind_output("logits", self._device.memory, self._device.index)  # of padding too: read by nobody
         self._rotary.bind_prompts(binding, positions, longest)
         self.cache.bind(binding, rows, first=row)
         with self._device.running():
@@ -177,15 +179,15 @@ class Decoder:
     ) -> np.ndarray:
         """Feed one token to each of the first rows.
 
-        token_ids : the rows' newest tokens. lengths : tokens in each row's cache before this step; where an answer has
-        a window, they stay those of the prompt and one less than the window when that is full.
-        positions : of those tokens; None: their numbers in the cache.
+        token_ids : the rows' newest tokens. lengths : tokens in each row's cache before this step; a row whose window
+        is full stays at the prompt's length and one less than the window.
+        positions : of the newest tokens; None: their numbers in the cache.
         Returns logits [rows, vocabulary]: memory that the next step overwrites.
         """
         return self._run_step(token_ids, lengths, positions).logits(len(token_ids))
 
     def score(self, token_ids: Sequence[int], lengths: Sequence[int], positions: Sequence[int] | None = None) -> Scores:
-        """Like ``step``, but no more of the logits comes from a GPU than it takes to choose tokens by."""
+        """Like ``step``, but of a GPU's logits only the part is fetched that tokens are chosen by."""
         step = self._run_step(token_ids, lengths, positions)
         if self._picker is None:
             return HostScores(step.logits(len(token_ids)))
@@ -197,14 +199,15 @@ class Decoder:
         self.make_room(max(lengths) + 1, rows)
         for row, length in enumerate(lengths):
             self._filled[row] = length + 1
-        # Rows that make a recorded number of them full write behind what is in their cache, and nobody reads that.
+        # Spare rows fill a step up to a recorded number of rows. A spare row writes behind the tokens in its cache,
+        # where nobody reads.
         spare = [min(length, self.cache.capacity - 1) for length in self._filled[rows : self._padded(rows)]]
         unread = [0] * len(spare)
         ids, lengths = np.array([*token_ids, *unread], np.int64), [*lengths, *spare]
         positions = lengths if positions is None else [*positions, *unread]
         self._ids.write(ids[:, None])
         self._seqlens.write(np.array(lengths, np.int32))
-        # A recorded step keeps the value that it was recorded with, so that has to be right for every length.
+        # A recorded step keeps the total that it was recorded with, so the total has to be right for every length.
         self._total[...] = self.cache.capacity if self._device.replays else max(lengths) + 1
         self._rotary.place(positions)
         step = self._steps.get(len(lengths))
@@ -214,7 +217,7 @@ class Decoder:
                 self._embed.run_with_iobinding(step.embed)
                 self._session.run_with_iobinding(step.decode, step.recording)
             except Exception:
-                self._steps.pop(len(lengths), None)  # it may not have been recorded: the next time is the first again
+                self._steps.pop(len(lengths), None)  # perhaps not recorded: its next run is a first run again
                 raise
             self.cache.close_ring(lengths[:rows])
         return step
@@ -232,7 +235,7 @@ class Decoder:
         return min(len(self._filled), next(count for count in counts if count >= rows))
 
     def move(self, source: int, target: int, length: int) -> None:
-        """Give a row's cache another row's content, so that the rows in use stay the first ones."""
+        """Copy a row's cache over another row's, so that the rows in use stay the first ones."""
         self._filled[target] = length
         with self._device.running():
             self.cache.move(source, target, length)
@@ -243,30 +246,30 @@ class Decoder:
         return self.cache.nbytes
 
     def make_room(self, length: int, rows: int) -> None:
-        """Let every row have ``length`` tokens, and keep the content of the first ``rows``; with none, shrink as well.
+        """Let every row have ``length`` tokens, and keep the content of the first ``rows``; 0 rows: shrink as well.
 
-        Raises whatever the device raises that has no memory left; then the rows have what they had.
+        Raises whatever the device raises when its memory is full; the rows then have what they had before.
         """
-        moved = True  # also when there was no memory for all of it: some buffers have moved then
+        moved = True  # also when memory runs out half way: some buffers have moved by then
         try:
             moved = self.cache.fit(length, rows)
         finally:
             if moved:
                 self._forget_steps()
-                # What is not kept is what a device's memory held before: no number to compute with.
+                # Rows that are not kept hold whatever the device's memory held before, and no step may compute with it.
                 self._filled[rows:] = [0] * (len(self._filled) - rows)
-        # Where tokens leave the cache, positions go on.
+        # With a window, tokens are evicted from the cache while positions go on.
         self._rotary.fit(self.cache.capacity if self._sizes.window is None else self._sizes.max_length)
 
     def _forget_steps(self) -> None:
-        """Bindings and recordings hold addresses, and these have changed."""
+        """Drop bindings and recordings: they hold addresses of buffers that have moved."""
         for step in self._steps.values():
             if step.number is not None:
                 self._session.release_captured_graph(step.number)
         self._steps.clear()
 
     def _bind(self, rows: int) -> Step:
-        """Bindings for a step of so many rows; they hold addresses only, so they are made once."""
+        """Bindings for a step of so many rows. A binding holds addresses only, so each is made once."""
         embed = self._embed.io_binding()
         self._ids.bind_input(embed, "input_ids", rows)
         self._embeddings.bind_output(embed, "inputs_embeds", rows)
@@ -277,8 +280,8 @@ class Decoder:
         self._rotary.bind_step(decode, rows)
         self._logits.bind_output(decode, "logits", rows)
         self.cache.bind(decode, rows)
-        # Never the number of a step whose addresses are no longer right: providers may keep what they should release.
-        # The cache only grows while steps are replayed, so there is one for each recorded number of rows and capacity.
+        # Every recording has a number that none had before: a provider may keep a recording that it should release.
+        # While steps are replayed the cache only grows, so there is one recording for each number of rows and capacity.
         self.recordings += 1
         number = self.recordings if self._device.replays else None
         self._steps[rows] = Step(embed, decode, _recording(number), number, self._logits.view(rows))
@@ -289,8 +292,8 @@ class Decoder:
 class Step:
     """A decode step of some number of rows, ready to run again and again.
 
-    recording : which CUDA graph it is, by ``number``, for a session that records them: what is bound never moves, and
-    its shapes are those of the number of rows, as a recording needs.
+    recording : run options that name the CUDA graph by ``number``, for a session that records steps. A recording needs
+    bound memory that never moves and shapes that never change: both hold for a number of rows.
     view : of the logits, [rows, vocabulary], where they are in the host's memory.
     """
 
@@ -301,16 +304,16 @@ class Step:
     view: np.ndarray | None
 
     def logits(self, rows: int) -> np.ndarray:
-        """Of the last run, [rows, vocabulary]; from a GPU a copy of the rows of the step and no others."""
+        """Logits of the last run, [rows, vocabulary]; from a GPU a copy of this step's rows only."""
         if self.view is not None and len(self.view) == rows:
             return self.view
-        # The first that was bound as an output.
+        # The logits are the first output that was bound.
         logits: np.ndarray = self.decode.get_outputs()[0].numpy() if self.view is None else self.view
         return logits[:rows]
 
 
 def _recording(number: int | None) -> ort.RunOptions:
-    """Options for a run that is recorded under a number and replayed from then on; None: for one that is not."""
+    """Options for a run that is recorded under a number and replayed from then on; None: without recording."""
     options = ort.RunOptions()
     options.add_run_config_entry("gpu_graph_id", "-1" if number is None else str(number))
     return options

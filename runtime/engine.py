@@ -1,8 +1,8 @@
 """The engine: all running requests in one batch, their images encoded beside it.
 
-What runs next is ``runtime.scheduler``'s to say; each of two lanes is a thread that asks it, does it, and asks again:
-one owns the vision session, the other the decoder and its KV cache. A third thread ends requests whose time is over, at
-their deadline and not at the end of what runs just then. Callers enqueue sequences and read their events.
+``runtime.scheduler`` says what runs next. Each of two lanes is a thread that asks the scheduler, runs what it says, and
+asks again: one lane owns the vision session, the other the decoder and its KV cache. A third thread ends requests at
+their deadline, while a pass or a step may still be in flight. Callers enqueue sequences and read their events.
 """
 
 from __future__ import annotations
@@ -86,12 +86,12 @@ class Engine:
         self.encoder, self.decoder = encoder, decoder
         self._max_queue = max_queue
         self.state: State[Sequence] = State(slots, chunk, together)
-        self.encoding = False  # a pass runs, perhaps for a request that has ended meanwhile
-        self._changed = threading.Condition()  # guards all of these, and is notified when a lane may have more to do
+        self.encoding = False  # a pass is in flight, perhaps for a request that has ended meanwhile
+        self._changed = threading.Condition()  # guards the state; notified when a lane may have more to do
         self._closed = False
         self._mean_seconds = 10.0  # of a request, for Retry-After
         self._views = ThreadPoolExecutor(1, thread_name_prefix="views")  # makes a view while another is encoded
-        self._made_ahead: Sequence | None = None  # for whose next pass it did so last
+        self._made_ahead: Sequence | None = None  # whose next view was made last
         self._threads = [
             threading.Thread(target=self._keep, args=(lane,), name=name, daemon=True)
             for name, lane in (("decode", self._decode), ("encode", self._encode), ("deadlines", self._watch))
@@ -128,7 +128,7 @@ class Engine:
             return self._changed.wait_for(lambda: self._closed or self._idle(), timeout)
 
     def close(self, *, wait: bool = True) -> None:
-        """End every sequence as cancelled, what runs included, and stop the threads. Idempotent."""
+        """End every sequence as cancelled, those in flight too, and stop the threads. Idempotent."""
         atexit.unregister(self.close)
         with self._changed:
             self._closed = True
@@ -157,7 +157,7 @@ class Engine:
 
     @property
     def queue_depth(self) -> int:
-        """Requests for which nothing has been done yet."""
+        """Requests in the queue, for which nothing has been done yet."""
         return sum(not one.finished and one.clock.taken_up is None for one in self.state.waiting)
 
     @property
@@ -193,7 +193,7 @@ class Engine:
                 self._changed.wait(min(max(0.0, first - time.monotonic()), _LONGEST_WAIT))
 
     def _keep(self, lane: Callable[[], None]) -> None:
-        """Run a lane to its end, and let nobody wait for ever after it."""
+        """Run a lane to its end, then end all sequences: no caller waits for a lane that has stopped."""
         try:
             lane()
         except Exception as error:  # a bug of the loop itself
@@ -238,7 +238,7 @@ class Engine:
         return sequence
 
     def _retire(self) -> None:
-        """Drop finished rows; the last row's cache moves into each gap, so that the rows in use stay the first."""
+        """Evict finished rows; the last row's cache moves into each gap, so that the rows in use stay the first."""
         rows = self.state.rows
         if not any(sequence.finished for sequence in rows):
             return
@@ -264,7 +264,7 @@ class Engine:
         return not (self.state.waiting or self.state.rows or self.encoding)
 
     def _end_overdue(self) -> None:
-        """End what was cancelled or has passed its deadline, wherever it stands; who waits leaves the queue at once."""
+        """End sequences that were cancelled or have passed their deadline; one in the queue leaves it at once."""
         with self._changed:
             ended = False
             for sequence in self._all():
@@ -333,7 +333,7 @@ class Engine:
                 yield sequence, error
 
     def _make_ahead(self) -> None:
-        """One view at a time: those further ahead would only cost memory."""
+        """Make the next pass's view now. One view at a time: views further ahead would only take memory."""
         with self._changed:
             upcoming = upcoming_pass(self.state)
             if upcoming is None or (self._made_ahead is not None and self._made_ahead.is_ahead):
@@ -362,9 +362,9 @@ class Engine:
             self._fail([sequence], error)
 
     def _prefill_all(self, sequences: SequenceOf[Sequence]) -> None:
-        """Whole prompts in one run, but for the last token of each, which the next step feeds: it gives the logits.
+        """Whole prompts in one run, except the last token of each: the next step feeds that and gives its logits.
 
-        The end of one request ends no run of others, so this one goes on for those that are left.
+        A request that ends meanwhile does not end the run, which goes on for the other requests.
         """
         row = self.state.rows.index(sequences[0])
         started = time.monotonic()
@@ -376,7 +376,7 @@ class Engine:
                 [one.prompt_positions for one in sequences],
                 [one.window for one in sequences],
             )
-        except Exception as error:  # of one of them, perhaps: in the turns that come each is fed alone
+        except Exception as error:  # perhaps of one prompt only: in later turns each is fed alone
             logger.warning("prompts together: %s; each alone", error)
             return
         for one in sequences:
@@ -388,8 +388,8 @@ class Engine:
     def _step(self) -> None:
         """One token for every row that decodes.
 
-        A row whose prompt is half in the cache may stand before others. It is stepped with them, and what that leaves
-        behind its tokens is overwritten by its next chunk.
+        A row whose prompt is half in the cache may stand before rows that decode. That row is stepped with them; the
+        step writes behind its tokens, and its next chunk overwrites what was written.
         """
         decoding = [sequence for sequence in self.state.rows if not sequence.prompt_left]
         if not self._grow(decoding):
@@ -409,18 +409,18 @@ class Engine:
                 self._accept(sequence, scores, row, token)
 
     def _grow(self, decoding: list[Sequence]) -> bool:
-        """Room in the cache for one more token of each; where there is none, those that need it fail, and no others."""
+        """Room in the cache for one more token of each row. Where memory is full, only rows that need room fail."""
         short = [sequence for sequence in decoding if sequence.length >= self.decoder.capacity]
         if short:
             try:
                 self.decoder.make_room(max(one.length for one in short) + 1, rows=len(self.state.rows))
-            except Exception as error:  # whatever the device says that has no memory left
+            except Exception as error:  # whatever the device raises when its memory is full
                 self._fail(short, error)
                 return False
         return True
 
     def _accept(self, sequence: Sequence, scores: Scores, row: int, token: int | None) -> None:
-        """token : of the row's choice; None where that takes the whole row."""
+        """token : the row's choice where candidates were enough for it; None: the whole row of logits is needed."""
         try:
             if token is None:
                 sequence.accept(scores.whole(row))
@@ -432,7 +432,7 @@ class Engine:
 
     def _fail(self, sequences: list[Sequence], error: Exception) -> None:
         failed = [sequence for sequence in sequences if not sequence.finished]
-        if failed:  # else the run was stopped since the request had ended
+        if failed:  # else the run was stopped because its request had ended
             # The message names no user data: exceptions here come from ONNX Runtime and NumPy, which know shapes only.
             logger.error("a request failed in the engine", exc_info=error)
         for sequence in failed:

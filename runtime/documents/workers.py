@@ -36,7 +36,7 @@ WATCH_SECONDS = 0.05  # how often work that is going on is looked at
 CLOSE_SECONDS = 1.0  # for an idle worker to end by itself
 ALARM_SECONDS = 5.0  # after the time that a parent would kill a worker, it kills itself
 
-_PROGRAM = (
+PROGRAM = (
     "import json, sys; memory, seconds, sys.path[:] = json.loads(sys.argv[1]); "
     "from runtime.documents.worker import main; main(memory, seconds)"
 )
@@ -58,7 +58,7 @@ class Worker:
         environment |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
         try:
             self.process = subprocess.Popen(
-                [sys.executable, "-I", "-W", "ignore", "-c", _PROGRAM, start],
+                [sys.executable, "-I", "-W", "ignore", "-c", PROGRAM, start],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment,
                 start_new_session=True,  # a terminal's Ctrl-C is not for it
             )  # fmt: skip

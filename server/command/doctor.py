@@ -79,7 +79,7 @@ def run(given: Mapping[str, Any]) -> int:
         *_runtime(),
         *_gpu(),
         *_machine(cache),
-        _fonts(),
+        fonts(),
         checked,
         *_exporter(),
         *_exports(given["verify"], config, cache),
@@ -177,7 +177,7 @@ def _machine(cache: Path) -> Iterator[Check]:
     yield Check("disk", state, f"{gigabytes(free)} free for the cache, {cache}", remedy)
 
 
-def _fonts() -> Check:
+def fonts() -> Check:
     """Fonts for PDFs that do not hold theirs."""
     if not has_fontconfig():
         remedy = "apt-get install fontconfig" if sys.platform == "linux" else None  # others have ways of their own

@@ -1,8 +1,9 @@
 """The loaded models: who gets one, who waits, and when one makes room for another.
 
-Requests for a loaded model are served at once. A request for another one waits until a place is free: the models in
-memory are least-recently-used first drained, then closed, then the new one is loaded, one load at a time. New requests
-for a loaded model overtake a waiting one for ``patience`` seconds; then they wait behind it, so that it gets its turn.
+A request for a loaded model is served at once. A request for another model waits until a place is free: the least
+recently used model is drained, evicted and closed, then the new model is loaded, one load at a time. For ``patience``
+seconds new requests for a loaded model overtake the waiting request; then they wait behind it, so that its model gets a
+turn.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ log = logging.getLogger(__name__)
 K = TypeVar("K", bound=Hashable)
 
 POLL_SECONDS = 0.2  # how often a waiting request looks whether its client is still there
-CLOSE_SECONDS = 30.0  # for cancelled requests to leave a model before it is closed under them
+CLOSE_SECONDS = 30.0  # that requests in flight have to leave a model before the model is closed under them
 
 
 @dataclass
@@ -33,11 +34,11 @@ class _Loaded:
     model: TextModel
     users: int = 0
     last_used: float = field(default_factory=time.monotonic)
-    retiring: bool = False  # takes no new users: makes room, or its engine has failed
+    retiring: bool = False  # takes no new users: the model is to make room, or its engine has failed
 
     @property
     def usable(self) -> bool:
-        """Whether requests may come. One whose engine has failed makes room for another of its kind, for good."""
+        """Whether requests may come. A model whose engine has failed retires, and is loaded anew."""
         self.retiring = self.retiring or not self.model.alive
         return not self.retiring
 
@@ -50,8 +51,10 @@ class _Waiter(Generic[K]):
 
 
 class Lease(Generic[K]):
-    """The right to use a loaded model, which stays in memory until ``release``. As a context manager, it tells the pool
-    of an engine that has stopped."""
+    """The right to use a loaded model, which stays in memory until ``release``.
+
+    As a context manager, a lease tells the pool when the model's engine has stopped.
+    """
 
     def __init__(self, pool: ModelPool[K], key: K, loaded: _Loaded) -> None:
         self._pool, self._key, self._loaded = pool, key, loaded
@@ -75,7 +78,7 @@ class Lease(Generic[K]):
 
 
 class ModelPool(Generic[K]):
-    """Up to ``max_loaded`` models by key. ``load`` makes a model of a key; it runs on a thread of its own."""
+    """Up to ``max_loaded`` models by key. ``load`` makes the model of a key, on a thread of its own."""
 
     def __init__(
         self,
@@ -89,13 +92,13 @@ class ModelPool(Generic[K]):
         self._max_loaded, self._timeout, self._patience = max_loaded, timeout, patience
         self._changed = threading.Condition()  # guards everything below
         self._loaded: dict[K, _Loaded] = {}
-        self._leaving = 0  # models out of the table whose memory is not back yet
+        self._leaving = 0  # evicted models whose memory is still taken
         self._loading: K | None = None
         self._waiting: list[_Waiter[K]] = []
         self._closed = False
 
     def acquire(self, key: K, is_gone: Callable[[], bool] = lambda: False, timeout: float | None = None) -> Lease[K]:
-        """Wait for the model, loading it when its turn comes.
+        """Wait for a model, which is loaded when its turn comes.
 
         Raises
         ------
@@ -141,7 +144,7 @@ class ModelPool(Generic[K]):
                 self._make_progress()
 
     def close(self) -> None:
-        """Refuse whoever waits, close all models. Those still in use are closed under their users."""
+        """Refuse callers that wait, and close all models, those in use too: their requests end as cancelled."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -158,7 +161,8 @@ class ModelPool(Generic[K]):
     def replace_failed(self) -> None:
         """Load anew, in the background, models whose engine has failed.
 
-        The next request would do so, too; but none comes while a load balancer sees that the server is not ready.
+        The next request would load such a model, too; but a load balancer sends no request to a server that is not
+        ready.
         """
         with self._changed:
             failed = [key for key, loaded in self._loaded.items() if not loaded.retiring and not loaded.usable]
@@ -192,7 +196,7 @@ class ModelPool(Generic[K]):
         with self._changed:
             return sum(loaded.model.active for loaded in self._loaded.values())
 
-    # All below run with the lock held.
+    # The following methods run with the lock held.
 
     def _make_progress(self) -> None:
         """Take the next step towards the first waiting request's model: retire, evict or load."""
@@ -207,7 +211,7 @@ class ModelPool(Generic[K]):
         if len(self._loaded) < self._max_loaded:
             self._start_loading(first.key)
             return
-        # A model that somebody who came in time is just about to take is not taken from him.
+        # A model stays where a waiting caller, who came within the patience, is about to lease it.
         free = {key: loaded for key, loaded in self._loaded.items() if not self._is_wanted(key, first)}
         idle = [key for key, loaded in free.items() if loaded.users == 0]
         if idle:
@@ -220,7 +224,7 @@ class ModelPool(Generic[K]):
             min(free.values(), key=lambda loaded: loaded.last_used).retiring = True
 
     def _is_wanted(self, key: K, first: _Waiter[K]) -> bool:
-        """Whether somebody who waits for that loaded model came in before patience with ``first`` ran out."""
+        """Whether a caller who waits for that loaded model came before the patience of ``first`` was over."""
         return any(waiter.key == key and waiter.since < first.since + self._patience for waiter in self._waiting)
 
     def _evict(self, key: K) -> None:
@@ -233,7 +237,7 @@ class ModelPool(Generic[K]):
         self._loading = key
         threading.Thread(target=self._run_load, args=(key,), name="load", daemon=True).start()
 
-    # These run on threads of their own, without the lock.
+    # The following methods run on threads of their own, without the lock.
 
     def _reload(self, key: K) -> None:
         try:
@@ -243,7 +247,7 @@ class ModelPool(Generic[K]):
 
     def _unload(self, key: K, loaded: _Loaded) -> None:
         model = loaded.model
-        del loaded.model  # whoever still holds the entry (a finished request, this thread) does not keep the memory
+        del loaded.model  # a holder of the entry (a finished request, this thread) must not keep the memory
         try:
             model.drain(CLOSE_SECONDS)
             model.close()
@@ -263,7 +267,7 @@ class ModelPool(Generic[K]):
         started = time.monotonic()
         try:
             model = self._load(key)
-            give_memory_back()  # what packing the weights left
+            give_memory_back()  # trim what packing the weights has freed
             log.info("model %s is loaded, %.1f s; %.0f MB resident", key, time.monotonic() - started, resident_mb())
         except Exception as problem:
             log.error("model %s cannot be loaded: %s", key, problem)
