@@ -1,7 +1,7 @@
 """dots.ocr's answers as Markdown while they come, and as blocks.
 
-Asked for the layout, the model writes JSON (see ``cells``): the Markdown is its cells in their order, as the authors'
-own script joins them. Any other answer is the text as it is.
+Asked for the layout, the model writes JSON (see ``cells``): the Markdown has the JSON's cells in their order, as the
+authors' own script joins them. Any other answer is given out unchanged.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from models.grounding import picture_place
 from .cells import Cell, Cells
 from .prompts import TASKS, words
 
-# As the authors serve the model: no penalty and no n-gram rule, which write wrong table cells. Loops end by the guard.
+# As the authors serve the model: no penalty and no n-gram rule, since both write wrong cells. The guard ends loops.
 DEFAULTS: Mapping[str, Any] = MappingProxyType({"no_repeat_ngram_size": 0})
 
 SALVAGED = "the model's layout was broken or cut off; its {} whole parts are above"
 _PAGE_ENDS = ("header", "footer")
-_FIRST_BOX = 400  # characters in which a layout names its first box, words before it included
+_FIRST_BOX = 400  # characters within which a layout names its first box, words before the layout included
 _JSON = re.compile(r'\s*(?:```\w*\s*)?[\[{]\s*(?:[\[{"]|\Z)')
 _MAY_BE_JSON = re.compile(r"\s*(?:`{0,2}|```\w*\s*)\Z")
 _EMPTY = re.compile(r"\s*(?:```\w*)?\s*(?:\[\s*\]|\{\s*\})\s*(?:```)?\s*")
@@ -38,7 +38,7 @@ _HEADING = re.compile(r"\s*(#{1,6})\s+(.*)", re.DOTALL)
 
 
 class OutputSettings(FamilySettings):
-    """What may be set of an answer."""
+    """What a request can set for its answer."""
 
     page_headers: bool = Field(
         True, description="the text has the page's headers and footers, where a model tells them"
@@ -49,14 +49,15 @@ class OutputSettings(FamilySettings):
 class LayoutText:
     """Writes a layout as Markdown, a cell as soon as it is whole; other text passes through.
 
-    asked : for a layout: words may stand before it. scale : see ``models.family.Family.output``.
+    asked : the prompt asks for a layout, so words before the layout are no answer of their own.
+    scale : see ``models.family.Family.output``.
     """
 
     asked: bool = False
     page_headers: bool = True
     scale: tuple[float, float] = (1.0, 1.0)
     _cells: Cells = field(default_factory=Cells)
-    _held: str = ""  # the answer as long as nobody knows whether it is a layout
+    _held: str = ""  # the answer so far, until it is known for no layout or has a cell
     _is_layout: bool | None = None
     _written: int = 0
 

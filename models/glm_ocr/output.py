@@ -74,7 +74,7 @@ def output_filter(prompt: str) -> OutputFilter:
 
 @dataclass
 class ShortLeaders:
-    """Cuts runs of ``.``, ``·`` and ``_`` to three."""
+    """Cuts runs of the leaders ``.``, ``·`` and ``_`` to three."""
 
     _last: str = ""
     _run: int = 0
@@ -94,7 +94,7 @@ class ShortLeaders:
 
 @dataclass
 class ByLine:
-    """Edits each line that has a dollar, from its first one on."""
+    """Edits each line that has a dollar, from the line's first dollar on."""
 
     edit: Callable[[str], str]
     _held: str = ""
@@ -103,7 +103,7 @@ class ByLine:
         *lines, rest = (self._held + text).split("\n")
         written = [self.edit(line) + "\n" for line in lines]
         certain = rest.find("$") if "$" in rest else len(rest)
-        certain -= rest.endswith("\\", 0, certain)  # which makes a dollar that follows one of money
+        certain -= rest.endswith("\\", 0, certain)  # a backslash makes the next dollar one of money
         self._held = rest[certain:]
         return "".join([*written, rest[:certain]])
 
@@ -113,16 +113,16 @@ class ByLine:
 
 
 def _tight_dollars(line: str) -> str:
-    """``$ x $`` as ``$x$``, where what is between them is mathematics and no sum of money."""
+    """``$ x $`` as ``$x$``, where mathematics stands between the dollars and no sum of money."""
     return _INLINE.sub(r"$\1$", line)
 
 
 @dataclass
 class Unfenced:
-    """Takes the lines away that begin and end a block of code, around a formula, a table or JSON."""
+    """Removes the first and last line of a code block around a formula, a table or JSON."""
 
     _held: str = ""  # the beginning of a line
-    _begun: bool = False  # something of the line is written
+    _begun: bool = False  # some of the line has been given out
 
     def push(self, text: str) -> str:
         *lines, rest = (self._held + text).split("\n")
@@ -150,7 +150,7 @@ class BareFormula:
     _held: list[str] = field(default_factory=list)
 
     def push(self, text: str) -> str:
-        self._held.append(text)  # its end says whether its beginning is a delimiter
+        self._held.append(text)  # only the answer's end says whether its beginning is a delimiter
         return ""
 
     def finish(self) -> str:
@@ -158,7 +158,7 @@ class BareFormula:
 
 
 def undelimited(text: str) -> str:
-    """One formula without what stands around it; several, or words between, as they are."""
+    """One formula without its delimiters; several formulas, or formulas with words between, stay unchanged."""
     text = text.strip()
     for begin, end in _DELIMITERS:
         inner = text[len(begin) : -len(end)]

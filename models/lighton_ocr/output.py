@@ -22,10 +22,10 @@ from models.grounding import picture_place
 
 TASKS: Mapping[str, str] = MappingProxyType({"markdown": IMAGE_SLOT, "boxes": f"{IMAGE_SLOT}grounding"})
 DEFAULT_TASK = "markdown"
-PLACES = (1000, 1000)  # what the places of an answer are pixels of (``PreparedImage.seen``)
+PLACES = (1000, 1000)  # an answer gives places as pixels of a page of this size (``PreparedImage.seen``)
 
 # The authors advise against greedy decoding; the values are their cards'. Rows of tables repeat by nature, so no n-gram
-# is forbidden; loops, which vLLM users report on every page, end by the guard.
+# is forbidden; the loop guard ends loops, which vLLM users report on every page.
 DEFAULTS: Mapping[str, Any] = MappingProxyType(
     {"do_sample": True, "temperature": 0.2, "top_p": 0.9, "no_repeat_ngram_size": 0}
 )
@@ -42,7 +42,7 @@ _PAGE_ENDS = ("header", "footer", "page_number")
 
 
 class OutputSettings(FamilySettings):
-    """What may be set of an answer."""
+    """What a request can set for its answer."""
 
     page_headers: bool = Field(
         True, description="the text has the page's headers and footers, where a model tells them"
@@ -51,7 +51,7 @@ class OutputSettings(FamilySettings):
 
 @dataclass
 class _Part:
-    """One block as it is written."""
+    """One block of an answer while the model writes the block."""
 
     label: str
     box: tuple[float, float, float, float]  # thousandths of the page
@@ -60,14 +60,14 @@ class _Part:
 
 @dataclass
 class Parts:
-    """Tells blocks that are marked from the text before them, line by line.
+    """Parts marked blocks from the plain text before them, line by line.
 
-    Text that no marker stands in front of comes out as it is, its dollars and pictures aside.
+    Plain text, which has no marker in front, passes through; only its dollars and pictures are changed.
     """
 
     scale: tuple[float, float] = (1.0, 1.0)
-    _held: str = ""  # of a line
-    _begun: bool = False  # something of the block is written
+    _held: str = ""  # the beginning of a line
+    _begun: bool = False  # some of the line has been given out
     _part: _Part | None = None
 
     def push(self, text: str) -> list[str | _Part]:
@@ -110,12 +110,12 @@ class Parts:
 
 @dataclass
 class MarkdownFilter:
-    """The output filter: Markdown as the model writes it, a marked block when it is whole."""
+    """The output filter: plain Markdown as the model writes it, a marked block when the block is whole."""
 
     page_headers: bool = True
     scale: tuple[float, float] = (1.0, 1.0)
     _parts: Parts = field(init=False)
-    _written: str = ""  # the end of what was written
+    _written: str = ""  # the last characters that were given out
 
     def __post_init__(self) -> None:
         self._parts = Parts(self.scale)
@@ -156,7 +156,7 @@ def output_filter(
 
 
 def marked_blocks(text: str, width: int, height: int) -> tuple[Block, ...]:
-    """The blocks that an answer marks, with boxes in thousandths (``PLACES``); none where it marks none."""
+    """The blocks that an answer marks, with boxes in thousandths (``PLACES``); none for an answer without marks."""
     reader = Parts()
     blocks: list[Block] = []
     for part in (*reader.push(text), *reader.finish()):
@@ -172,12 +172,12 @@ def marked_blocks(text: str, width: int, height: int) -> tuple[Block, ...]:
 
 
 def presented(text: str, scale: tuple[float, float]) -> str:
-    """Markdown with formulas between plain dollars, and pictures as comments that say their place, if it is known."""
+    """Markdown with formulas between plain dollars, and pictures as comments with their places where known."""
     return _DOLLARS.sub(_plain_dollars, _PICTURE.sub(lambda found: _picture(found.groups(), scale), text))
 
 
 def _plain_dollars(found: re.Match[str]) -> str:
-    """A formula's; prices keep their backslash."""
+    """The dollars of a formula without their backslashes; the dollars of a price keep them."""
     return f"${found[1]}$" if _MATHS.search(found[1]) else found[0]
 
 

@@ -23,9 +23,9 @@ TASKS: Mapping[str, str] = MappingProxyType(
     }
 )
 DEFAULT_TASK = "ocr"
-# A row of empty cells, and rows of them, repeat by nature: n-gram blocking writes wrong cells, and to the loop guard a
-# table of 20 empty columns is a loop in its ninth row, as it sees tokens and not what they mean. ``RepeatCut`` takes
-# endless repetition out of the answer, and max_new_tokens bounds its time.
+# Empty cells and rows of empty cells repeat by nature: n-gram blocking writes wrong cells, and the loop guard, which
+# sees tokens and not their meaning, takes a table of 20 empty columns for a loop in its ninth row. ``RepeatCut`` cuts
+# endless repetition from the answer, and max_new_tokens bounds the time of such an answer.
 DEFAULTS: Mapping[str, Any] = MappingProxyType({"no_repeat_ngram_size": 0, "stop_on_loop": False})
 
 
