@@ -202,7 +202,7 @@ class ClusterRun:
         """Runs on a thread of its own: a dataset cannot be asked to wait for only so long."""
         end: Exception | None = None
         try:
-            for batch in self._dataset(rows, how).iter_batches(
+            for batch in self.dataset(rows, how).iter_batches(
                 batch_size=None, batch_format="pyarrow", prefetch_batches=0
             ):
                 for answer in batch.column("answer").to_pylist():
@@ -212,7 +212,7 @@ class ClusterRun:
             end = error
         arrived.put(end)
 
-    def _dataset(self, rows: list[dict[str, bytes]], how: Round) -> Any:
+    def dataset(self, rows: list[dict[str, bytes]], how: Round) -> Any:
         import ray.data
 
         logging.getLogger("ray.data").setLevel(

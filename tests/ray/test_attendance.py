@@ -137,7 +137,7 @@ def run_of(rounds: Rounds, sink: Kept, monkeypatch: pytest.MonkeyPatch) -> batch
         None, None, Pool(1, 1, 1, 0, 1), sink, lambda plan: {}, lambda plan: None,  # type: ignore[arg-type, return-value]
         Progress(0, quiet=True), threading.Event(), batch=1,
     )  # fmt: skip
-    monkeypatch.setattr(run, "_dataset", rounds)
+    monkeypatch.setattr(run, "dataset", rounds)
     return run
 
 
