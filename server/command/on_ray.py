@@ -33,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of reading on a cluster."""
     group = parser.add_argument_group("a cluster of Ray (extra ray) instead of this machine")
     add_address(group.add_argument, "read")
+    parser.set_defaults(ray=None)  # flags that are left out are None here, and nothing at all to ``serve``
     group.add_argument(
         "--actors",
         metavar="N|auto",
