@@ -135,8 +135,10 @@ def test_a_model_that_nobody_holds_any_more_gives_back_its_threads_and_its_memor
     others = set(threading.enumerate())
     model = Model.open(random_model_folder, device="cpu", slots=1)
     generation = model.submit(Request("<image>", [page], InferenceSettings().override({**LONG, **SMALL_VIEW})))
-    decoder, threads = weakref.ref(model.engine.decoder), set(threading.enumerate()) - others
-    assert len(threads) >= 3
+    decoder = weakref.ref(model.engine.decoder)
+    lanes = ("decode", "encode", "deadlines")
+    threads = [one for one in threading.enumerate() if one.name in lanes and one not in others]
+    assert len(threads) == len(lanes)
     del model
     gc.collect()
     while not isinstance(event := generation.next_event(PATIENCE), Finished):
