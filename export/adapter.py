@@ -18,7 +18,7 @@ import numpy as np
 from safetensors import safe_open
 
 from . import names
-from .errors import ExportError
+from .export_errors import ExportError
 from .json_files import read_json
 from .weight_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from .weights import as_float32

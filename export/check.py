@@ -15,7 +15,7 @@ from models.manifest import Checked, Manifest, Provider
 from models.registry import family_of
 from models.rotary import rotary_tables
 
-from .errors import ExportError
+from .export_errors import ExportError
 from .graphs import graph_file
 from .layers import FLOAT
 

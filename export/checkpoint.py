@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from . import names
 from .adapter import Adapter
-from .errors import ExportError
+from .export_errors import ExportError
 from .headers import read_headers
 from .json_files import read_json
 from .quantised import refuse_quantised

@@ -13,12 +13,12 @@ from typing import Any
 from models.arguments import Parser, add_config_flags, read_config
 from models.catalog import CATALOG, SUPPORTED_FAMILIES, require_supported
 from models.config import Config
-from models.errors import ModelError
 from models.layout.detectors import DETECTORS
+from models.model_errors import ModelError
 from models.registration import ModelEntry
 
 from . import fetching, source
-from .errors import ExportError
+from .export_errors import ExportError
 from .layout.bringing import Bringing, check_asked_for
 
 _BUILT_IN = ", ".join(entry.id for entry in CATALOG.values() if entry.family in SUPPORTED_FAMILIES)

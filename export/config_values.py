@@ -13,7 +13,7 @@ from typing import Any
 from models.families import by_architecture, unknown_architecture
 from models.registration import Registration
 
-from .errors import ExportError
+from .export_errors import ExportError
 from .json_files import read_json
 
 

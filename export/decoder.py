@@ -16,8 +16,8 @@ from onnxscript import OpBuilder, nn
 from models.rotary import rotary_tables
 
 from .attention import attention, numbers_in_cache
-from .errors import ExportError
 from .experts import Experts, MoeSpec
+from .export_errors import ExportError
 from .layers import (
     FLOAT,
     FLOAT16,

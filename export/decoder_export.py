@@ -11,7 +11,7 @@ from models.manifest import DecoderInfo, RotaryInfo
 
 from .config_values import rope_theta, size
 from .decoder import Decoder, DecoderSpec, Embedding, decoder_graph, embedding_graph
-from .errors import ExportError
+from .export_errors import ExportError
 from .family import Part, Parts
 from .layers import Precision
 

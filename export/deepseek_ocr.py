@@ -21,8 +21,8 @@ from .config_values import check_decoder, check_values, required, size
 from .decoder import DecoderSpec
 from .decoder_export import DecoderExport, sized_decoder
 from .deepseek_vision import ClipSpec, VisionSpec, VisionTower, vision_graph
-from .errors import ExportError
 from .experts import MoeSpec
+from .export_errors import ExportError
 from .family import Part
 from .layers import Precision
 from .outliers import OutlierSite, block_sites

@@ -15,7 +15,7 @@ from models.deepseek_ocr2.images import ImageRules
 from .checkpoint import Checkpoint
 from .config_values import check_values, required, size
 from .deepseek_ocr import DeepseekExport, sam_outliers, sam_spec
-from .errors import ExportError
+from .export_errors import ExportError
 from .family import Part
 from .layers import Precision
 from .outliers import OutlierSite

@@ -15,7 +15,7 @@ from .checkpoint import Checkpoint
 from .config_values import check_decoder, check_values, check_width, checked_part, required, size
 from .decoder import DecoderSpec
 from .decoder_export import sized_decoder
-from .errors import ExportError
+from .export_errors import ExportError
 from .layers import Precision
 from .mergers import MergerSpec, MlpMerger
 from .page_export import PageExport

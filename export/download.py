@@ -23,7 +23,7 @@ import httpx2
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from .errors import ExportError
+from .export_errors import ExportError
 
 # The files of a repository that an export can use; only those in its root.
 WANTED = (

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 from models.family import Family
 from models.registration import Registration, missing_members
 
-from .errors import ExportError
+from .export_errors import ExportError
 from .family import FamilyExport
 
 _NOT_GIVEN = {"missing", "extra_forbidden"}  # pydantic's names of what no value in a file can cause

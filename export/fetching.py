@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from .errors import ExportError
+from .export_errors import ExportError
 from .source import Source
 
 _PATH_START = (".", "/", "~", "\\")

@@ -15,7 +15,7 @@ from .checkpoint import Checkpoint
 from .config_values import check_decoder, check_values, first, required, rope_values, size
 from .decoder import DecoderSpec
 from .decoder_export import checked_sections, sized_decoder
-from .errors import ExportError
+from .export_errors import ExportError
 from .glm_vision import NAMES, merger_spec, tower, tower_spec
 from .layers import Precision
 from .page_export import PageExport

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from .errors import ExportError
+from .export_errors import ExportError
 
 
 @dataclass(frozen=True, slots=True)

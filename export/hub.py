@@ -27,7 +27,7 @@ from .download import (
     mismatch,
     wanted,
 )
-from .errors import ExportError
+from .export_errors import ExportError
 from .source import Source
 from .weight_files import MissingWeights, weight_files
 

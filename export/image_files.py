@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .config_values import check_values
-from .errors import ExportError
+from .export_errors import ExportError
 from .json_files import read_json
 
 # What the preparation does; another value would change the pixels.

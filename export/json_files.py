@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .errors import ExportError
+from .export_errors import ExportError
 
 
 def read_json(path: Path) -> dict[str, Any]:

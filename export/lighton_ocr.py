@@ -17,7 +17,7 @@ from .checkpoint import Checkpoint
 from .config_values import check_decoder, check_values, checked_part, first, required, rope_theta, size
 from .decoder import DecoderSpec
 from .decoder_export import sized_decoder
-from .errors import ExportError
+from .export_errors import ExportError
 from .layers import Precision
 from .mergers import LinearMerger, MergerSpec
 from .page_export import PageExport

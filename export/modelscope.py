@@ -26,7 +26,7 @@ from urllib.parse import quote
 import httpx2
 
 from .download import RemoteFile, Report, Unreachable, download, is_temporary, mismatch, wanted
-from .errors import ExportError
+from .export_errors import ExportError
 
 DEFAULT_ENDPOINT = "https://modelscope.cn"
 _LISTING = "listing.json"

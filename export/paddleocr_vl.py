@@ -29,7 +29,7 @@ from .config_values import (
 )
 from .decoder import DecoderSpec
 from .decoder_export import DecoderExport, checked_sections, sized_decoder
-from .errors import ExportError
+from .export_errors import ExportError
 from .family import Part
 from .image_files import ImageFile
 from .layers import Precision

@@ -13,7 +13,7 @@ from .checkpoint import Checkpoint
 from .config_values import first, optional_json
 from .decoder import DecoderSpec
 from .decoder_export import DecoderExport
-from .errors import ExportError
+from .export_errors import ExportError
 from .family import Part
 from .image_files import ImageFile
 from .layers import Precision

@@ -15,9 +15,9 @@ from typing import Any, Literal
 import onnx_ir as ir
 from tokenizers import Tokenizer
 
-from models.errors import ManifestError
 from models.families import FAMILIES
 from models.manifest import FILE_NAME, GRAPH_VERSION, FileInfo, Graph, Manifest, Provider, SourceInfo
+from models.model_errors import ManifestError
 from models.registration import Registration
 from models.source_files import describe_files
 
@@ -27,7 +27,7 @@ from .check import check_graphs
 from .checkpoint import Checkpoint
 from .config_values import check_architecture
 from .divergence import Divergence, lines_of
-from .errors import ExportError
+from .export_errors import ExportError
 from .family import FamilyExport
 from .family_check import check_family, image_rules_of
 from .graphs import graph_file, stored_weights, write_graphs

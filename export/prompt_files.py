@@ -8,7 +8,7 @@ from pathlib import Path
 from models.chat_template import PromptRules, compiled
 
 from .config_values import optional_json
-from .errors import ExportError
+from .export_errors import ExportError
 
 
 def prompt_rules(

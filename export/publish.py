@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 
 from models.manifest import FILE_NAME, lock_file, retired_folder
 
-from .errors import ExportError
+from .export_errors import ExportError
 
 SPARE_BYTES = 64 << 20  # graphs, tokenizer and manifest beside the weights
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from .errors import ExportError
+from .export_errors import ExportError
 
 # Ends of tensor names that only these formats have.
 _MARKS: Mapping[str, tuple[str, ...]] = {

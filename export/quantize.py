@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .errors import ExportError
+from .export_errors import ExportError
 from .weights import JointRecipe, Load, NotedLoad, Recipe, as_float32
 
 # An output matrix of 129,280 rows would be 0.7 GB of float32, several times over: quantise it in slices.

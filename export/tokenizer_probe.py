@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, pre_tokenizers
 
-from .errors import ExportError
+from .export_errors import ExportError
 
 # What answers are made of: scripts, signs, tables, code, formulas, spaces.
 _SAMPLES = (

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from .errors import ExportError
+from .export_errors import ExportError
 from .json_files import read_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"

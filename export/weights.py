@@ -22,7 +22,7 @@ import onnx_ir as ir
 from onnxscript import nn
 from tqdm import tqdm
 
-from .errors import ExportError
+from .export_errors import ExportError
 
 Load = Callable[[str], np.ndarray]
 

@@ -10,11 +10,11 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from .errors import InvalidInput
 from .families import FAMILIES
 from .family import IMAGE_SLOT, QUOTED_SLOT, TEXT_SLOT, task_prompt
 from .layout.place import has_detector, without_detector
 from .layout.task import DOCUMENT, DOCUMENT_PROMPT
+from .model_errors import InvalidInput
 from .registration import ModelEntry
 from .registry import default_task, element_tasks, reads_jointly
 

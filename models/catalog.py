@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from .errors import ConfigError
 from .families import FAMILIES
+from .model_errors import ConfigError
 from .registration import ModelEntry
 
 DTYPES = ("f32", "f16", "bf16", "q8", "q4")

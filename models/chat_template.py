@@ -13,8 +13,8 @@ from jinja2 import Template, TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import BaseModel, ConfigDict
 
-from .errors import InvalidInput, ManifestError
 from .family import IMAGE_SLOT, Encode
+from .model_errors import InvalidInput, ManifestError
 
 
 class PromptRules(BaseModel):

@@ -22,12 +22,12 @@ from . import catalog, paths, precedence
 from .catalog import CATALOG, DTYPES
 from .checkpoint_size import parameter_count
 from .config_template import DEFAULT_ACTIVE, SERVER_KEYS, render
-from .errors import ConfigError, InvalidInput
 from .families import FAMILIES
 from .layout.detectors import NONE, detector_of
 from .layout.page_rules import PLAIN
 from .layout.place import is_folder, with_detector
 from .layout.task import DOCUMENT
+from .model_errors import ConfigError, InvalidInput
 from .nearest import did_you_mean
 from .registration import ModelEntry
 from .registry import tasks_of

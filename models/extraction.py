@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from .asking import Question, is_asked, question, tasks_for, with_slots
-from .errors import InvalidInput
 from .families import FAMILIES
+from .model_errors import InvalidInput
 from .registration import ModelEntry
 
 MOST_CHARACTERS = 65_536  # of a schema

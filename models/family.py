@@ -15,9 +15,9 @@ import numpy as np
 from PIL import Image
 
 from .blocks import Block
-from .errors import InvalidInput
 from .family_settings import FamilySettings
 from .grounding import Box
+from .model_errors import InvalidInput
 
 Feeds = Mapping[str, np.ndarray]
 Encode = Callable[[str], list[int]]  # text -> token ids, without special tokens around it

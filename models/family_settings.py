@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from .errors import InvalidInput
+from .model_errors import InvalidInput
 
 
 class FamilySettings(BaseModel):

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal, Self
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from .errors import ManifestError
+from .model_errors import ManifestError
 
 FILE_NAME = "manifest.json"
 FORMAT = 2  # raised when the runtime can no longer read older folders

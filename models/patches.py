@@ -16,8 +16,8 @@ import numpy as np
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
-from models.errors import InvalidInput
 from models.family import Feeds, Positions, PreparedImage, kept
+from models.model_errors import InvalidInput
 from models.pixels import upright_rgb
 
 log = logging.getLogger(__name__)

@@ -14,8 +14,8 @@ import platformdirs
 from platformdirs.api import PlatformDirsABC
 
 from .catalog import DTYPES
-from .errors import ConfigError
 from .layout.detectors import Detector
+from .model_errors import ConfigError
 from .registration import ModelEntry
 
 CACHE_VARIABLE = "OCR_ONNX_CACHE"

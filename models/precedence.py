@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
-from .errors import InvalidInput, InvalidSetting
+from .model_errors import InvalidInput, InvalidSetting
 from .settings import FAMILY_SETTINGS, InferenceSettings
 
 Kind = Literal["integer", "number", "boolean", "strings", "integers", "word"]

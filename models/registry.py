@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from .errors import ManifestError
 from .families import FAMILIES
 from .family import IMAGE_SLOT, Family
 from .layout.place import has_detector
 from .layout.task import DOCUMENT
 from .manifest import Manifest
+from .model_errors import ManifestError
 from .registration import FamilyClass, ModelEntry
 
 

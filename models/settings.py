@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self, get_args
 
-from .errors import InvalidInput
 from .families import FAMILIES
 from .family_settings import FamilySettings
+from .model_errors import InvalidInput
 from .pixels import Transparency
 from .turned import Orient
 

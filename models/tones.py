@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, TiffTags
 
-from .errors import InvalidInput
+from .model_errors import InvalidInput
 
 _BITS = (1, 8, 10, 12, 14, 16, 24, 32)  # that cameras and scanners have, and store in a wider number
 _TAGS = {tag.name: number for number, tag in TiffTags.TAGS_V2.items()}

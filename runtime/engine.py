@@ -23,10 +23,10 @@ from models.family import Feeds
 
 from .candidates import Scores, certain_tokens
 from .confidence import Distribution
-from .errors import EngineClosed, QueueFull
 from .features import Outputs, Rows
 from .gpu import is_out_of_memory
 from .requests import EngineLoad
+from .runtime_errors import EngineClosed, QueueFull
 from .scheduler import Chunk, State, Step, next_pass, next_turn, upcoming_pass
 from .sequence import Sequence
 from .stop import Stop

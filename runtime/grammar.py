@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tokenizers import Tokenizer
 
-from models.errors import InvalidInput
+from models.model_errors import InvalidInput
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from models.catalog import require_computed, require_supported
 from models.config import UnknownModel, load_config
-from models.errors import ConfigError, ManifestError
 from models.exporter import command, environment
 from models.manifest import FILE_NAME, restore_retired
+from models.model_errors import ConfigError, ManifestError
 from models.paths import check_model_id
 from models.registration import ModelEntry
 

@@ -20,13 +20,13 @@ from tokenizers import Tokenizer
 
 from models.asking import check_document, question, tasks_for
 from models.blocks import Block, scaled, seen_per_pixel
-from models.errors import ContextExceeded, InvalidInput, ManifestError
 from models.extraction import extraction, schema_text
 from models.family import QUOTE_MARK, Family, OutputFilter, PreparedImage, Verbatim
 from models.grounding import Box
 from models.layout.step import page_defaults
 from models.layout.task import is_document
 from models.manifest import Manifest
+from models.model_errors import ContextExceeded, InvalidInput, ManifestError
 from models.pixels import upright_rgb
 from models.precedence import BY_NAME
 from models.registration import ModelEntry
@@ -37,7 +37,6 @@ from models.turned import back, turned, turned_blocks
 from .decoder import Decoder
 from .engine import Engine
 from .engines import EngineGroup
-from .errors import GenerationFailed
 from .grammar import Grammars
 from .layout_step import entry_of, page_reader, with_layout
 from .locate import exported_folder
@@ -45,6 +44,7 @@ from .pages import Detector, PageGeneration
 from .planning import default_slots, prefill_chunk, spread
 from .providers import Device, each_card, find_device
 from .requests import EngineLoad, Finished, Generation, Request, Result, TextDelta
+from .runtime_errors import GenerationFailed
 from .sequence import Sequence as EngineSequence
 from .sequence import Vocabulary
 from .vision import VisionTower

@@ -18,7 +18,6 @@ from typing import Protocol
 from PIL import Image
 
 from models.blocks import Block
-from models.errors import InvalidInput
 from models.family import OutputFilter
 from models.grounding import to_markdown
 from models.layout.page import Answer, Page
@@ -26,13 +25,14 @@ from models.layout.page_rules import PageRules
 from models.layout.parts import Part, is_blank, parts_of, picture_of, whole_page
 from models.layout.regions import Region
 from models.layout.rules import DetectionRules
+from models.model_errors import InvalidInput
 from models.pixels import upright_rgb
 from models.settings import InferenceSettings
 
 from .confidence import TokenLogprob
-from .errors import EngineClosed, QueueFull
 from .part_reading import PartReading
 from .requests import REASONS, FinishDetail, Finished, Generation, Request, Stage, TextDelta
+from .runtime_errors import EngineClosed, QueueFull
 from .totals import confidence_of, timings_of, usage_of
 
 log = logging.getLogger(__name__)

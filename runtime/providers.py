@@ -16,14 +16,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from models.errors import ManifestError
 from models.manifest import Graph, Manifest, Provider
+from models.model_errors import ManifestError
 from models.processor import session_entries
 
-from .errors import RuntimeUnavailable
 from .gpu import card_count
 from .machine import default_threads, step_back
 from .recording import RECORDING
+from .runtime_errors import RuntimeUnavailable
 
 try:
     import onnxruntime as ort

@@ -161,11 +161,11 @@ class TextModel(Protocol):
 
         Raises
         ------
-        models.errors.InvalidInput
+        models.model_errors.InvalidInput
             the prompt, an image or a setting cannot be taken.
-        runtime.errors.QueueFull
+        runtime.runtime_errors.QueueFull
             too many requests are waiting.
-        runtime.errors.EngineClosed
+        runtime.runtime_errors.EngineClosed
             the model was closed.
         """
 
@@ -174,7 +174,7 @@ class TextModel(Protocol):
 
         Raises
         ------
-        models.errors.InvalidInput
+        models.model_errors.InvalidInput
             when every page would be refused.
         """
 

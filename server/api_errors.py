@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 from models.config import UnknownModel
-from models.errors import ConfigError, ContextExceeded, InvalidInput, InvalidSetting, ManifestError
-from runtime.errors import EngineClosed, ModelUnavailable, QueueFull
+from models.model_errors import ConfigError, ContextExceeded, InvalidInput, InvalidSetting, ManifestError
+from runtime.runtime_errors import EngineClosed, ModelUnavailable, QueueFull
 
 from .reasons import without_paths
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 
 from models.catalog import CATALOG
-from models.errors import InvalidInput
+from models.model_errors import InvalidInput
 from runtime import Model
 from tests.detectors import write_detector
 

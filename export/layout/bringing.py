@@ -12,7 +12,7 @@ from models.paths import detector_dir
 from models.registration import ModelEntry
 
 from .. import fetching
-from ..errors import ExportError
+from ..export_errors import ExportError
 
 Report = Callable[[str], None]
 

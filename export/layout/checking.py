@@ -20,7 +20,7 @@ from models.layout.rules import DetectionRules
 from models.manifest import Checked, Provider
 
 from ..check import cuda_session, cuda_works, mapped_session
-from ..errors import ExportError
+from ..export_errors import ExportError
 from ..graphs import graph_file
 
 _SAME_PLACE = 0.9  # IoU of two boxes that are one

@@ -15,7 +15,7 @@ from models.layout.labels import LABELS
 from models.layout.rules import DetectionRules
 
 from ..checkpoint import Checkpoint
-from ..errors import ExportError
+from ..export_errors import ExportError
 
 _CLASSES = {
     "pp_doclayout_v2": "PPDocLayoutV2ForObjectDetection",

@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from models.errors import ManifestError
 from models.layout.detectors import DETECTORS, Detector
 from models.layout.labels import LABELS
 from models.layout.manifest import ImageRules, LayoutManifest
 from models.manifest import FILE_NAME, Graph, SourceInfo
+from models.model_errors import ManifestError
 from models.source_files import describe_files
 
 from .. import publish
 from ..checkpoint import Checkpoint
-from ..errors import ExportError
+from ..export_errors import ExportError
 from ..graphs import graph_file
 from ..json_files import read_json
 from ..pipeline import file_info, fingerprint_of

@@ -16,7 +16,7 @@ from torch import nn
 
 from models.layout.manifest import ImageRules
 
-from ..errors import ExportError
+from ..export_errors import ExportError
 from .loading import Loaded
 from .rewrites import fold_norms, rewritten_functions
 

@@ -11,12 +11,12 @@ from typing import Any, ClassVar, Generic, TypeVar
 import numpy as np
 from PIL import Image
 
-from models.errors import InvalidInput
 from models.family import IMAGE_SLOT, Encode, Feeds, PreparedImage
 from models.family_base import FamilyBase
 from models.family_settings import FamilySettings
 from models.grounding import Box, parse_boxes
 from models.manifest import Manifest
+from models.model_errors import InvalidInput
 from models.pixels import noise
 
 from .images import (

@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image, ImageOps
 from pydantic import BaseModel, ConfigDict, Field
 
-from models.errors import ContextExceeded, InvalidInput
 from models.family_settings import FamilySettings
+from models.model_errors import ContextExceeded, InvalidInput
 from models.pixels import upright_rgb
 
 # Without crop mode, views up to this side are stretched to a square, larger ones padded (published code).

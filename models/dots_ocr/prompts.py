@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 from models.chat_template import PromptRules, chat_prompt
-from models.errors import InvalidInput
 from models.family import IMAGE_SLOT, TEXT_SLOT, Encode
+from models.model_errors import InvalidInput
 
 PLACEHOLDER = "<|imgpad|>"
 # As the authors serve the model (vLLM, content as a string): the checkpoint's two templates disagree, and the other one

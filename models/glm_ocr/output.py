@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from models.errors import InvalidInput
 from models.family import IMAGE_SLOT, TEXT_SLOT, OutputFilter
 from models.filters import Chain, Strip
+from models.model_errors import InvalidInput
 from models.repetition import RepeatCut
 
 _EXTRACT = "请按下列JSON格式输出图中信息:"  # Give the information in the picture in the following JSON format

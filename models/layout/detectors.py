@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from models.errors import ConfigError
+from models.model_errors import ConfigError
 
 from .rules import PADDLEOCR_VL, PADDLEOCR_VL_15, DetectionRules
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
-from models.errors import InvalidInput
+from models.model_errors import InvalidInput
 from models.repetition import LEAST_TABLE, LEAST_TEXT, without_repetition
 
 from .labels import LABELS

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 
-from models.errors import InvalidInput
 from models.family_settings import FamilySettings
+from models.model_errors import InvalidInput
 from models.patches import PatchRules, max_pixels_field
 
 

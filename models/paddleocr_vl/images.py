@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from PIL import Image
 
-from models.errors import InvalidInput
 from models.family_settings import FamilySettings
+from models.model_errors import InvalidInput
 from models.patches import LimitedRules, max_pixels_field, min_pixels_field, whole_blocks
 from models.pixels import upright_rgb
 

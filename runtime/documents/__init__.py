@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from models.errors import InvalidInput
+from models.model_errors import InvalidInput
 from models.pixels import Transparency
 from models.turned import Orient
 

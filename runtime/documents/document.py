@@ -8,7 +8,7 @@ from typing import Any, Self, TypeVar
 
 from PIL import Image
 
-from models.errors import InvalidInput
+from models.model_errors import InvalidInput
 from models.turned import Orient
 
 from .drawn import Drawn

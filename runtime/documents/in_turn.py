@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 from PIL import Image
 
-from models.errors import InvalidInput
+from models.model_errors import InvalidInput
 
 from .document import Document
 from .limits import Stop, never

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from models.errors import InvalidInput
+from models.model_errors import InvalidInput
 from models.pixels import MORE_FORMATS, Transparency
 from models.turned import Orient
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from models.errors import InvalidInput
+from models.model_errors import InvalidInput
 
 _RANGE = re.compile(r"(\d{1,9})\s*(?:(-)\s*(\d{1,9})?)?", re.ASCII)
 

@@ -15,7 +15,7 @@ import pypdfium2 as pdfium
 import pypdfium2.raw as pdfium_c
 from PIL import Image
 
-from models.errors import InvalidInput
+from models.model_errors import InvalidInput
 
 from .annotations import give_appearances
 from .drawn import Drawn

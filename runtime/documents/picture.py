@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFile
 
-from models.errors import InvalidInput
+from models.model_errors import InvalidInput
 from models.pixels import Transparency, to_rgb, turned_upright, upright_size
 
 from .drawn import Drawn

@@ -33,7 +33,7 @@ from typing import Any, BinaryIO
 
 import psutil
 
-from models.errors import InvalidInput
+from models.model_errors import InvalidInput
 
 from .drawn import Drawn
 from .limits import TooManyPixels

@@ -22,9 +22,9 @@ from typing import IO, Any, Self
 import psutil
 from PIL import Image
 
-from models.errors import InvalidInput
+from models.model_errors import InvalidInput
 from models.turned import Orient
-from runtime.errors import RuntimeUnavailable
+from runtime.runtime_errors import RuntimeUnavailable
 
 from .drawn import Drawn
 from .limits import Limits, Stop, Stopped, TooManyPixels

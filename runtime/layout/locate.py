@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 
 from models.config import load_config
-from models.errors import ManifestError
 from models.layout.detectors import Detector, detector_of
 from models.manifest import FILE_NAME, restore_retired
+from models.model_errors import ManifestError
 from models.paths import detector_dir
 
 INSTALL = "pip install 'ocr-onnx[layout]'"

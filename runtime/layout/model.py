@@ -11,7 +11,6 @@ from typing import Self
 import numpy as np
 from PIL import Image
 
-from models.errors import ManifestError
 from models.layout.boxes import regions
 from models.layout.decode import decode
 from models.layout.labels import LABELS
@@ -19,9 +18,10 @@ from models.layout.manifest import LayoutManifest
 from models.layout.regions import Region
 from models.layout.resize import pixel_values
 from models.layout.rules import DetectionRules
+from models.model_errors import ManifestError
 from models.pixels import to_rgb
-from runtime.errors import EngineClosed
 from runtime.providers import find_device, ort
+from runtime.runtime_errors import EngineClosed
 
 from .locate import detector_folder
 

@@ -9,17 +9,17 @@ from pathlib import Path
 
 from models.catalog import CATALOG, SUPPORTED_FAMILIES, require_computed, require_supported
 from models.config import Config, UnknownModel
-from models.errors import ConfigError, ManifestError
 from models.exporter import command
 from models.layout.task import is_document
 from models.manifest import FILE_NAME, Manifest, restore_retired
+from models.model_errors import ConfigError, ManifestError
 from models.nearest import did_you_mean
 from models.registration import ModelEntry
 from models.registry import family_of
 from models.settings import InferenceSettings
 from models.source_files import difference
-from runtime.errors import ModelUnavailable
 from runtime.requests import TextModel
+from runtime.runtime_errors import ModelUnavailable
 
 from .export_process import ExportProcess, missing_for_export
 from .options import ModelOptions
@@ -156,8 +156,8 @@ class ModelSource:
         ModelUnavailable
             when it cannot be exported or opened; the message names the remedy.
         """
-        from runtime.errors import RuntimeUnavailable
         from runtime.model import Model
+        from runtime.runtime_errors import RuntimeUnavailable
 
         if not self.is_exported(key):
             self.export(key, self.exporter(key))

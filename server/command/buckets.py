@@ -23,12 +23,12 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-from models.errors import InvalidInput
+from models.model_errors import InvalidInput
 from runtime.documents import Document, How, Stop, Workers, open_document
 from server.api_errors import BadRequest, TooLarge
 from server.fetch import Fetcher
 
-from .errors import UsageError
+from .command_errors import UsageError
 from .source import SUFFIXES, Source
 
 INSTALL = {

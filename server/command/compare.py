@@ -10,10 +10,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from models.errors import InvalidInput
+from models.model_errors import InvalidInput
 from server.scores import INSTALL, NEEDS
 
-from .errors import CommandFailed, UsageError
+from .command_errors import CommandFailed, UsageError
 from .progress import say
 
 if TYPE_CHECKING:

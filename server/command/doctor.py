@@ -21,9 +21,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from models.arguments import add_config_flags, read_config
 from models.config import Config
-from models.errors import ConfigError, ManifestError
 from models.exporter import environment
 from models.layout.detectors import DETECTORS
+from models.model_errors import ConfigError, ManifestError
 from models.paths import CACHE_VARIABLE, cache_dir
 from runtime.documents.fonts import SCRIPTS, has_fontconfig, missing_scripts
 from runtime.library.export_process import missing_for_export
@@ -118,7 +118,7 @@ def _runtime() -> Iterator[Check]:
             "pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'ocr-onnx[cpu]' (or [cuda])",
         )  # fmt: skip
         return
-    from runtime.errors import RuntimeUnavailable
+    from runtime.runtime_errors import RuntimeUnavailable
 
     try:
         from runtime.providers import find_device, ort

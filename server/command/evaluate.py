@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from models.errors import InvalidInput
+from models.model_errors import InvalidInput
 
+from .command_errors import CommandFailed, UsageError
 from .compare import require_packages
-from .errors import CommandFailed, UsageError
 from .progress import say
 
 DESCRIPTION = """Read a copy of a published benchmark, and score what was read.

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from models.catalog import DTYPES
-from models.errors import ConfigError, ManifestError
 from models.layout.manifest import LayoutManifest, load_any
 from models.manifest import FILE_NAME, Manifest, restore_retired
+from models.model_errors import ConfigError, ManifestError
 from models.paths import check_model_id
 
 _VARIANT = re.compile(r"onnx(-[0-9a-f]{8})?")

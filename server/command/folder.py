@@ -28,7 +28,7 @@ from ..writers import FORMATS, Material, PageResult
 from ..writers.figures import Pictures
 from ..writers.joined import with_joined_tables
 from . import buckets
-from .errors import CommandFailed, UsageError
+from .command_errors import CommandFailed, UsageError
 from .plan import DocumentPlan
 from .stores import Disk, Store
 

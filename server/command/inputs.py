@@ -16,7 +16,7 @@ from pathlib import Path, PurePath
 
 from ..writers import FORMATS
 from . import buckets
-from .errors import UsageError
+from .command_errors import UsageError
 from .source import STANDARD_INPUT, SUFFIXES, Source
 
 _LONGEST_NAME = 200  # bytes; file systems take 255, and endings such as -p1000-10.jpg come behind

@@ -16,7 +16,7 @@ from typing import Generic, Protocol, TypeVar
 from runtime.library import memory
 
 from ..writers import PageResult
-from .errors import CommandFailed
+from .command_errors import CommandFailed
 from .plan import DocumentPlan
 from .progress import Progress, say
 

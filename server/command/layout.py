@@ -14,15 +14,15 @@ from PIL import Image
 
 from models.arguments import add_config_flags
 from models.blocks import Block, kind_of
-from models.errors import ManifestError
 from models.grounding import Box
 from models.layout.rules import DetectionRules
 from models.manifest import FILE_NAME
+from models.model_errors import ManifestError
 from runtime.documents import DEFAULT_DPI, DPI_RANGE, DrawnPages
 from server import flags
 
 from . import read
-from .errors import CommandFailed, Interrupted, PageFailed, UsageError
+from .command_errors import CommandFailed, Interrupted, PageFailed, UsageError
 from .progress import PageWork
 from .read_flags import probability
 from .readers import Reader, Reading

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from models import __version__
 from models.arguments import Parser
 
-from .errors import CommandFailed, Interrupted, UsageError, printable
+from .command_errors import CommandFailed, Interrupted, UsageError, printable
 from .signals import handled
 
 DESCRIPTION = "OCR with vision-language models on ONNX Runtime: read documents, serve an API, look after models."

@@ -10,12 +10,12 @@ from typing import Any
 from models.arguments import add_config_flags, read_config
 from models.asking import tasks_for
 from models.catalog import SUPPORTED_FAMILIES
-from models.errors import ConfigError
 from models.layout.detectors import DETECTORS, Detector
+from models.model_errors import ConfigError
 from models.registration import ModelEntry
 from models.registry import default_task
 
-from .errors import CommandFailed
+from .command_errors import CommandFailed
 from .exports import Export, find_exports, gigabytes, models_root
 
 DESCRIPTION = "List the models of the catalogue and of config.toml, their tasks, and their exports in the cache."

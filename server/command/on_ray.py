@@ -13,14 +13,14 @@ from typing import Any
 from models.config import Config
 from models.settings import InferenceSettings
 from runtime.documents import Document
-from runtime.errors import ModelUnavailable
+from runtime.runtime_errors import ModelUnavailable
 from server.options import ServerOptions
 from server.ray import cluster
 from server.ray.arguments import add_address
 from server.ray.drawing import Drawing
 from server.ray.reading import Job
 
-from .errors import CommandFailed, UsageError
+from .command_errors import CommandFailed, UsageError
 from .plan import DocumentPlan
 from .progress import Progress
 from .readers import LocalReader

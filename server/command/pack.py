@@ -16,12 +16,12 @@ from typing import Any
 from models.arguments import add_config_flags, read_config
 from models.catalog import DTYPES, split_variant
 from models.config import Config
-from models.errors import ConfigError, ManifestError
 from models.layout.manifest import load_any
 from models.manifest import FILE_NAME
+from models.model_errors import ConfigError, ManifestError
 from models.nearest import did_you_mean
 
-from .errors import CommandFailed, UsageError
+from .command_errors import CommandFailed, UsageError
 from .exports import find_exports, gigabytes
 
 DESCRIPTION = """\

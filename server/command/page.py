@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator, Sequence
 from PIL import Image
 
 from models.blocks import flaws_of
-from models.errors import InvalidInput
+from models.model_errors import InvalidInput
 from runtime.documents import Document, Drawn, DrawnPages, Stop, Stopped
 
 from ..writers import PageResult, page_blocks
 from ..writers.figures import Pictures
-from .errors import CommandFailed, Interrupted, PageFailed
+from .command_errors import CommandFailed, Interrupted, PageFailed
 from .progress import PageWork
 from .readers import Reader, Reading
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from models.grounding import PAGE_BREAK
 
-from .errors import printable
+from .command_errors import printable
 
 _FORMAT = "{l_bar}{bar}| {n_fmt}/{total_fmt} pages{forecast}{postfix}"
 

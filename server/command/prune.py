@@ -21,11 +21,11 @@ from filelock import FileLock, Timeout
 from models.arguments import add_config_flags, read_config
 from models.catalog import split_variant
 from models.config import Config, UnknownModel
-from models.errors import ConfigError
 from models.layout.detectors import DETECTORS
 from models.manifest import lock_file
+from models.model_errors import ConfigError
 
-from .errors import CommandFailed, UsageError
+from .command_errors import CommandFailed, UsageError
 from .exports import Export, find_exports, find_leftovers, folder_size, gigabytes, models_root
 
 DESCRIPTION = """\

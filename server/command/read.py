@@ -19,9 +19,9 @@ from typing import Any
 from models import precedence
 from models.arguments import read_config
 from models.asking import question
-from models.errors import ConfigError, InvalidInput
 from models.extraction import extraction
 from models.layout.step import page_defaults
+from models.model_errors import ConfigError, InvalidInput
 from models.registration import ModelEntry
 from models.registry import defaults_of, may_be_joint, reads_jointly
 from models.settings import InferenceSettings
@@ -38,14 +38,14 @@ from runtime.documents import (
     page_ranges,
     parse_pages,
 )
-from runtime.errors import RuntimeUnavailable
 from runtime.library import memory
+from runtime.runtime_errors import RuntimeUnavailable
 from server import flags
 from server.ray.drawing import Drawing
 
 from ..writers import CUT_OFF, FORMATS
 from . import on_ray
-from .errors import CommandFailed, Interrupted, UsageError
+from .command_errors import CommandFailed, Interrupted, UsageError
 from .folder import OutputFolder
 from .inputs import find_sources, output_names
 from .material import OpenedAgain

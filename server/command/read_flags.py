@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from models.config import Config
-from models.errors import InvalidInput
 from models.extraction import schema_text
 from models.family import IMAGE_SLOT
+from models.model_errors import InvalidInput
 from runtime.documents import DEFAULT_DPI, SHOWN_PIXELS
 from server import flags
 from server.options import ServerOptions, given_options
 
 from ..writers import FORMATS
 from . import on_ray
-from .errors import UsageError
+from .command_errors import UsageError
 from .target import ENDINGS, format_list, one_of
 
 # A page is read to its end here; the server's default is made for clients that set their own.

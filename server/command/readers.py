@@ -14,20 +14,20 @@ from PIL import Image
 
 from models.blocks import Block, blocks_of, places_of
 from models.config import Config
-from models.errors import ManifestError
 from models.grounding import Box
 from models.joint import PagePart, joint_prompt, not_reached, page_parts
 from models.layout.task import is_document
 from models.manifest import FILE_NAME, Manifest
+from models.model_errors import ManifestError
 from models.settings import InferenceSettings
 from runtime.confidence import Confidence
 from runtime.documents import DrawnPages
-from runtime.errors import EngineClosed, ModelUnavailable, QueueFull
 from runtime.library.source import ModelKey, ModelSource
 from runtime.requests import Finished, Generation, Request, TextDelta, TextModel
+from runtime.runtime_errors import EngineClosed, ModelUnavailable, QueueFull
 from server.options import ServerOptions
 
-from .errors import CommandFailed, Interrupted, PageFailed
+from .command_errors import CommandFailed, Interrupted, PageFailed
 from .progress import PageWork
 
 POLL_SECONDS = 0.1  # how often a running page looks whether the user wants an end

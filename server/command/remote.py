@@ -36,7 +36,7 @@ from runtime.documents import DrawnPages
 from server.options import KEYS_VARIABLE
 from server.writers.result import block_of
 
-from .errors import CommandFailed, Interrupted, PageFailed, UsageError
+from .command_errors import CommandFailed, Interrupted, PageFailed, UsageError
 from .progress import PageWork
 from .readers import Reading, spread
 

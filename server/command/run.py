@@ -14,12 +14,12 @@ from typing import Any, Protocol
 
 from PIL import Image
 
-from models.errors import InvalidInput
+from models.model_errors import InvalidInput
 from runtime.documents import Document, Drawn, Stopped
 
 from ..writers import Material, PageResult
 from ..writers.figures import Pictures
-from .errors import CommandFailed, Interrupted
+from .command_errors import CommandFailed, Interrupted
 from .keeping import MOST, Keeper, Keeping
 from .material import OpenedAgain
 from .page import read_page, read_together, with_pictures

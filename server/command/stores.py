@@ -16,7 +16,7 @@ from typing import Protocol, TextIO
 
 from filelock import FileLock, Timeout
 
-from .errors import UsageError
+from .command_errors import UsageError
 
 
 class Store(Protocol):

@@ -15,7 +15,7 @@ from models.nearest import did_you_mean
 
 from ..writers import FORMATS, INSTALL
 from . import buckets
-from .errors import UsageError
+from .command_errors import UsageError
 
 # Of -o FILE; --pdf-a says which of its two kinds a PDF is.
 ENDINGS = {f".{form.ending.rpartition('.')[2]}": name for name, form in FORMATS.items() if name != "pdf-a"}

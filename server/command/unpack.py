@@ -19,13 +19,13 @@ from filelock import FileLock, Timeout
 from models.arguments import add_config_flags, read_config
 from models.catalog import CATALOG
 from models.config import Config
-from models.errors import ConfigError, ManifestError
 from models.layout.detectors import DETECTORS
 from models.layout.manifest import load_any, peek_any
 from models.manifest import FILE_NAME, lock_file, retired_folder
+from models.model_errors import ConfigError, ManifestError
 from models.paths import check_model_id
 
-from .errors import CommandFailed
+from .command_errors import CommandFailed
 from .exports import gigabytes
 
 DESCRIPTION = "Put the export of a file that ocr-onnx pack has written into the cache, after comparing every hash."

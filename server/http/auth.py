@@ -11,7 +11,7 @@ from pathlib import Path
 
 import falcon
 
-from models.errors import ConfigError
+from models.model_errors import ConfigError
 from server.api_errors import ApiError
 from server.options import KEYS_VARIABLE
 

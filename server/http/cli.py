@@ -10,11 +10,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from models.arguments import read_config
-from models.errors import InvalidInput, ModelError
-from runtime.errors import RuntimeUnavailable
+from models.model_errors import InvalidInput, ModelError
 from runtime.library import memory
+from runtime.runtime_errors import RuntimeUnavailable
 from server import flags
-from server.command.errors import CommandFailed, UsageError
+from server.command.command_errors import CommandFailed, UsageError
 from server.options import KEYS_VARIABLE, ServerOptions
 from server.ray import serving
 

@@ -12,8 +12,8 @@ from typing import Any, Protocol
 
 from PIL import Image
 
-from models.errors import InvalidInput
 from models.layout.task import is_document
+from models.model_errors import InvalidInput
 from models.settings import InferenceSettings
 from models.turned import turned_size
 from runtime.documents import Document, Stop

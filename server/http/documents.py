@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from models.blocks import Block, flaws_of, places_of
-from models.errors import InvalidInput
 from models.layout.task import is_document
+from models.model_errors import InvalidInput
 from models.pixels import Transparency
 from models.settings import InferenceSettings
 from models.turned import Orient, back, described_turn, turned_blocks, turned_boxes, turned_size
@@ -32,7 +32,6 @@ from runtime.documents import (
     open_document,
     parse_pages,
 )
-from runtime.errors import QueueFull
 from runtime.requests import (
     REASONS,
     FinishDetail,
@@ -44,6 +43,7 @@ from runtime.requests import (
     TextModel,
     events_so_far,
 )
+from runtime.runtime_errors import QueueFull
 from runtime.totals import confidence_of, timings_of, usage_of, worst
 from server.api_errors import BadRequest, ClientGone, Unavailable
 from server.writers.result import describe_block

@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 
 import falcon
 
-from models.errors import ContextExceeded
+from models.model_errors import ContextExceeded
 from server.api_errors import ApiError, BadRequest, ClientGone, TooLarge, internal_error, translate
 
 from . import schema, sse

@@ -14,10 +14,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from runtime.errors import ModelUnavailable
 from runtime.library.export_process import END_SECONDS, ExportProcess
 from runtime.library.source import ModelKey, ModelSource
 from runtime.requests import TextModel
+from runtime.runtime_errors import ModelUnavailable
 from server.api_errors import ApiError, ClientGone, Unavailable
 from server.reasons import without_paths
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from PIL import Image
 
-from models.errors import InvalidInput
+from models.model_errors import InvalidInput
 from models.pixels import Transparency
 from models.turned import Orient
 from runtime.documents import Document, Stop, TooManyPixels, Workers, never, open_picture

@@ -12,8 +12,8 @@ from typing import Any
 from PIL import Image
 
 from models.blocks import blocks_of
-from models.errors import InvalidInput
 from models.joint import joint_prompt, not_reached, page_parts
+from models.model_errors import InvalidInput
 from models.settings import InferenceSettings
 from runtime.documents import Document, DrawnPages, Stop
 from runtime.requests import Finished, Generation, Request, TextDelta, TextModel

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from operator import itemgetter
 
-from models.errors import InvalidInput
+from models.model_errors import InvalidInput
 
 from .schema import Content, ContentPart, FilePart, ImagePart, ImageUrl, Message, ResponseItem, TextPart
 from .wrappers import unwrapped

@@ -8,7 +8,7 @@ from typing import Any
 import falcon
 
 from models.asking import joint_tasks, takes_any_prompt, tasks_for
-from models.errors import ConfigError
+from models.model_errors import ConfigError
 from models.registry import default_task
 from runtime.library.source import ModelKey, ModelSource
 

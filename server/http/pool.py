@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
-from runtime.errors import EngineClosed
 from runtime.library.memory import give_memory_back, resident_mb
 from runtime.requests import EngineLoad, TextModel
+from runtime.runtime_errors import EngineClosed
 from server.api_errors import ClientGone, Unavailable
 
 log = logging.getLogger(__name__)

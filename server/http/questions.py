@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 
 from models.asking import Question, question, tasks_for
-from models.errors import InvalidInput
 from models.extraction import extraction
 from models.layout.place import has_detector, without_detector
 from models.layout.task import DOCUMENT
+from models.model_errors import InvalidInput
 from models.registration import ModelEntry
 from server.api_errors import BadRequest
 from server.options import ServerOptions

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from PIL import Image
 
-from models.errors import InvalidInput
+from models.model_errors import InvalidInput
 from runtime.confidence import TokenLogprob
 from runtime.library.source import ModelKey
 from runtime.requests import Finished, Generation, Stage, TextDelta

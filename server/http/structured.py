@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from models.errors import InvalidInput
 from models.extraction import ANY_OBJECT, schema_text
+from models.model_errors import InvalidInput
 from server.api_errors import BadRequest
 
 

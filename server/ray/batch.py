@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from runtime.documents import Document
-from server.command.errors import CommandFailed
+from server.command.command_errors import CommandFailed
 from server.command.keeping import MOST, Keeping
 from server.command.plan import DocumentPlan
 from server.command.progress import Progress, say

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from server.command.errors import CommandFailed, UsageError
+from server.command.command_errors import CommandFailed, UsageError
 
 MISSING = "--ray needs the package ray: pip install 'ocr-onnx[ray]'"
 HERE = "here"  # --ray without an address: the cluster of this machine or of RAY_ADDRESS, else one of our own

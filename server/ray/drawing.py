@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from models.errors import InvalidInput
+from models.model_errors import InvalidInput
 from runtime.documents import Document, Drawn, How, Limits, Stopped, Workers, never
 from server.command.plan import DocumentPlan
 from server.command.source import Source

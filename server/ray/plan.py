@@ -8,7 +8,7 @@ from typing import Any
 
 from models.arguments import read_config
 from models.config import Config
-from models.errors import InvalidInput
+from models.model_errors import InvalidInput
 from server import flags
 from server.http.arguments import options_of
 from server.options import ServerOptions

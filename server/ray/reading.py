@@ -10,9 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from models.errors import ConfigError, InvalidInput
-from runtime.errors import RuntimeUnavailable
-from server.command.errors import CommandFailed, Interrupted
+from models.model_errors import ConfigError, InvalidInput
+from runtime.runtime_errors import RuntimeUnavailable
+from server.command.command_errors import CommandFailed, Interrupted
 from server.command.page import read_page, with_pictures
 from server.command.readers import Reader
 from server.writers import PageResult

@@ -23,8 +23,8 @@ from ray import serve
 from ray.serve.exceptions import BackPressureError
 
 from models.config import Config
-from runtime.errors import ModelUnavailable
 from runtime.library import memory
+from runtime.runtime_errors import ModelUnavailable
 from server.http import logs
 from server.http.app import Application, application_of
 from server.http.arguments import build_parser

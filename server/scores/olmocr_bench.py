@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from models.errors import InvalidInput
+from models.model_errors import InvalidInput
 
 INSTALL = "pip install 'olmocr[bench]'"
 

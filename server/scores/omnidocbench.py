@@ -28,7 +28,7 @@ from rapidfuzz import process
 from rapidfuzz.distance import Levenshtein
 from scipy.optimize import linear_sum_assignment
 
-from models.errors import InvalidInput
+from models.model_errors import InvalidInput
 from server.writers.markdown_blocks import markdown_blocks
 
 from .tables import TableScore, score_tables, tables_of

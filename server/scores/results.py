@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from models.errors import InvalidInput
+from models.model_errors import InvalidInput
 
 ENDINGS = (".json", ".jsonl", ".md", ".txt")  # the first of a document's files that is there is taken
 

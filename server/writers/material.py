@@ -32,7 +32,7 @@ class Material(Protocol):
 
         Raises
         ------
-        models.errors.InvalidInput
+        models.model_errors.InvalidInput
             when it cannot be drawn any more.
         runtime.documents.Stopped
             when the user wants an end.

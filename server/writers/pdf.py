@@ -17,7 +17,7 @@ import pikepdf
 from pikepdf import Array, Dictionary, Name
 from PIL import Image, ImageChops, ImageCms
 
-from models.errors import InvalidInput
+from models.model_errors import InvalidInput
 
 from .figures import as_jpeg
 from .growing_pdf import PICTURE, GrowingPdf

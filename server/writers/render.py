@@ -19,8 +19,8 @@ import nh3
 from markdown_it import MarkdownIt
 from mdit_py_plugins.dollarmath import dollarmath_plugin
 
-from models.errors import InvalidInput
 from models.grounding import FIGURE_LABEL, PICTURE, pictures_in, to_markdown, with_pictures
+from models.model_errors import InvalidInput
 
 MOST_CHARACTERS = 60_000  # of one page's text: more than any model writes for one
 MOST_FORMULA = 4_000  # characters of one formula

@@ -14,11 +14,11 @@ import pytest
 from PIL import Image
 
 from models.catalog import CATALOG
-from models.errors import InvalidInput
 from models.grounding import parse_boxes
+from models.model_errors import InvalidInput
 from server.command import main as program
 from server.command import read as read_command
-from server.command.errors import Interrupted, PageFailed
+from server.command.command_errors import Interrupted, PageFailed
 from server.command.progress import PageWork
 from server.command.readers import Reading
 from tests.conftest import MakeOnce

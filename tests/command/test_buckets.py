@@ -16,7 +16,7 @@ import fsspec
 import pytest
 
 from server.command import buckets
-from server.command.errors import UsageError
+from server.command.command_errors import UsageError
 from tests.command.conftest import Program, failing, page_of
 
 BUCKET = "memory://bucket"

@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from models.errors import InvalidInput
+from models.model_errors import InvalidInput
 from runtime.documents import How, Workers
-from server.command.errors import UsageError
+from server.command.command_errors import UsageError
 from server.command.inputs import find_sources, output_names
 from server.command.source import Source
 from tests.command.conftest import page_of

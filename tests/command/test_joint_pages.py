@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from models.errors import InvalidInput
 from models.manifest import FILE_NAME
+from models.model_errors import InvalidInput
 from runtime.documents import Document, Drawn
 from runtime.requests import Request
 from server.command import read as read_command

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from server.command.errors import CommandFailed
+from server.command.command_errors import CommandFailed
 from server.command.keeping import Keeping, tell
 from server.command.plan import DocumentPlan
 from server.command.progress import Progress

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from server.command.errors import CommandFailed
+from server.command.command_errors import CommandFailed
 from tests.command.conftest import Program, failing, page_of
 from tests.command.material import GROUNDED, files, lines, pdf, png
 from tests.pdfs import encrypted, scanned_pdf, without_pages

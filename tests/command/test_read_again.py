@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from server.command.errors import CommandFailed
+from server.command.command_errors import CommandFailed
 from server.command.folder import OutputFolder
 from server.command.stores import Disk
 from tests.command.conftest import Program, ScriptedReader, failing

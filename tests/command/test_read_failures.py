@@ -25,7 +25,7 @@ def test_two_runs_do_not_write_to_one_folder(ocr: Program, tmp_path: Path) -> No
     messages = []
 
     def script(number: int, page: Image.Image) -> str:
-        from server.command.errors import UsageError
+        from server.command.command_errors import UsageError
         from server.command.folder import OutputFolder
 
         try:

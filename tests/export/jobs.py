@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from export.errors import ExportError
+from export.export_errors import ExportError
 from export.pipeline import Job, export_model
 from export.source import Source
 from models.manifest import Manifest, lock_file

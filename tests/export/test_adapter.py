@@ -13,7 +13,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.numpy import load_file, save_file
 
 from export.checkpoint import Checkpoint
-from export.errors import ExportError
+from export.export_errors import ExportError
 from export.pipeline import Job, export_model
 from export.source import Source
 from tests.export.jobs import TINY, WEIGHTS

@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from export.checkpoint import Checkpoint
-from export.errors import ExportError
+from export.export_errors import ExportError
 from export.json_files import read_json
 from export.weights import DataFile, Recipe, Weight, convert, copied, expert_down, expert_gate_up, transposed
 

@@ -10,7 +10,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from export import cli, pipeline
-from export.errors import ExportError
+from export.export_errors import ExportError
 from export.source import Source
 from models.catalog import CATALOG, DTYPES
 from models.families import FAMILIES

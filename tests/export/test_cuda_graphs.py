@@ -12,16 +12,16 @@ import onnx_ir as ir
 import pytest
 
 from export import check, sam_cuda
-from export.errors import ExportError
+from export.export_errors import ExportError
 from export.pipeline import Job, export_model
 from export.source import Source
 from models.manifest import FILE_NAME, GRAPH_VERSION, Manifest
 from models.registry import family_of
 from runtime.decoder import Decoder
-from runtime.errors import RuntimeUnavailable
 from runtime.kv_cache import kept
 from runtime.model import Model
 from runtime.providers import Device, find_device
+from runtime.runtime_errors import RuntimeUnavailable
 from runtime.vision import VisionTower
 from tests.export.twins import twin_of
 from tools.checkpoints import write_random_checkpoint

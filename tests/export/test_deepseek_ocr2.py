@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from export.errors import ExportError
+from export.export_errors import ExportError
 from models.deepseek_ocr2.images import attention_bias
-from models.errors import InvalidInput
 from models.manifest import Manifest
+from models.model_errors import InvalidInput
 from models.registry import family_of
 from runtime import Model
 from runtime.providers import find_device

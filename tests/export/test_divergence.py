@@ -15,7 +15,7 @@ from export.check import mapped_session
 from export.checkpoint import Checkpoint
 from export.deepseek_ocr import DeepseekOcrExport
 from export.divergence import DecoderRun, Divergence, cosine, divergence
-from export.errors import ExportError
+from export.export_errors import ExportError
 from export.outliers import FACTOR, planted
 from export.pipeline import Job, export_model
 from export.source import Source

@@ -16,12 +16,12 @@ from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer
 
 from export.checkpoint import Checkpoint
-from export.errors import ExportError
+from export.export_errors import ExportError
 from export.glm_ocr import GlmOcrExport
-from models.errors import InvalidInput
 from models.family import task_prompt
 from models.glm_ocr.output import TASKS
 from models.manifest import Manifest
+from models.model_errors import InvalidInput
 from models.registry import family_of
 from runtime import Model
 from tests.conftest import SHARED

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from export import download
-from export.errors import ExportError
+from export.export_errors import ExportError
 from tests.export.fake_hubs import COMMIT, OLD_COMMIT, FakeHubs, sha256
 
 WEIGHTS = random.Random(7).randbytes(5_000_000)
@@ -37,7 +37,7 @@ PROGRAM = """
 import json, sys, threading
 from pathlib import Path
 import export.download
-from export.errors import ExportError
+from export.export_errors import ExportError
 from export.fetching import fetch
 export.download._RETRY_WAIT_S = 0.001
 said = []

@@ -10,7 +10,7 @@ import onnxruntime as ort
 import pytest
 
 from export.decoder import DecoderSpec
-from export.errors import ExportError
+from export.export_errors import ExportError
 from export.layers import FLOAT, FLOAT16, Precision, linear, new_graph
 from export.quantize import Blocks
 from export.weights import DataFile, weights_of

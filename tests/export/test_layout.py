@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file  # noqa: E402 - after torch i
 import export.layout  # noqa: E402
 from export.check import cuda_works  # noqa: E402
 from export.checkpoint import Checkpoint  # noqa: E402
-from export.errors import ExportError  # noqa: E402
+from export.export_errors import ExportError  # noqa: E402
 from export.layout import pipeline, rewrites  # noqa: E402
 from export.layout.checking import drawn_page  # noqa: E402
 from export.layout.loading import load_detector  # noqa: E402

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from export.errors import ExportError
+from export.export_errors import ExportError
 from models.dots_ocr.images import MAX_PIXELS
-from models.errors import InvalidInput
 from models.family import IMAGE_SLOT
 from models.manifest import Manifest
+from models.model_errors import InvalidInput
 from models.registry import family_of
 from runtime import Model
 from tests.conftest import SHARED

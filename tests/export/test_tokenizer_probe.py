@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer
 
-from export.errors import ExportError
+from export.export_errors import ExportError
 from export.pipeline import Job, export_model
 from export.source import Source
 from export.tokenizer_probe import check_tokenizer

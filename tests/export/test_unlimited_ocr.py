@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from export.errors import ExportError
+from export.export_errors import ExportError
 from models.manifest import Manifest
 from models.settings import InferenceSettings
 from runtime import Model

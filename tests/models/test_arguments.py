@@ -9,7 +9,7 @@ import pytest
 
 from models.arguments import Parser, add_config_flags, read_config
 from models.config import load_config
-from models.errors import ConfigError
+from models.model_errors import ConfigError
 from models.nearest import did_you_mean
 
 DTYPES = ("f32", "f16", "bf16", "q8", "q4")

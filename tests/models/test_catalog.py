@@ -8,7 +8,7 @@ import pytest
 
 from models import catalog, paths
 from models.catalog import require_computed
-from models.errors import ConfigError
+from models.model_errors import ConfigError
 
 
 @pytest.mark.parametrize("spelling", ["deepseek", "deepseek-ocr", "deepseek_ocr", "DeepSeek-OCR"])

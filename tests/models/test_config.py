@@ -15,7 +15,7 @@ import pytest
 from models import precedence
 from models.config import UnknownModel, load_config
 from models.config_template import SERVER_KEYS, render
-from models.errors import ConfigError, InvalidInput
+from models.model_errors import ConfigError, InvalidInput
 from models.settings import SETTING_NAMES, InferenceSettings
 
 

@@ -20,7 +20,7 @@ from models.deepseek_ocr.images import (
     token_count,
 )
 from models.deepseek_ocr.positions import bicubic_rows, linear_rows
-from models.errors import InvalidInput
+from models.model_errors import InvalidInput
 from models.pixels import upright_rgb
 
 RULES = ImageRules(patch_size=16, downsample=4, grid=64, clip_grid=16)

@@ -9,8 +9,8 @@ import pytest
 from tokenizers import Tokenizer
 
 from models.deepseek_ocr.family import DeepseekOcr
-from models.errors import InvalidInput
 from models.manifest import DecoderInfo, Graph, Manifest, SourceInfo, TokenIds
+from models.model_errors import InvalidInput
 from tools.checkpoints import small_tokenizer
 
 IMAGE = 128815

@@ -13,7 +13,6 @@ from PIL import Image, ImageDraw
 
 from models.blocks import Block
 from models.catalog import CATALOG
-from models.errors import InvalidInput
 from models.layout.labels import LABELS
 from models.layout.page import Answer, Page, to_markdown
 from models.layout.page_rules import GLM_SDK, PADDLEX, PLAIN, PageRules
@@ -22,6 +21,7 @@ from models.layout.regions import Region
 from models.layout.step import page_defaults, prompts_of, rules_of
 from models.layout.task import DOCUMENT_PROMPT
 from models.layout.texts import chart_table, without_fence
+from models.model_errors import InvalidInput
 
 WIDTH, HEIGHT = 1000, 1400
 

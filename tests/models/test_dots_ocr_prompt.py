@@ -10,8 +10,8 @@ from jinja2 import Environment
 
 from models.chat_template import PromptRules
 from models.dots_ocr.prompts import PLACEHOLDER, SERVING_TEMPLATE, TASKS, prompt_ids, sized_prompt
-from models.errors import InvalidInput
 from models.family import IMAGE_SLOT, TEXT_SLOT, task_prompt
+from models.model_errors import InvalidInput
 
 GOLDEN = Path(__file__).parent / "golden"
 PUBLISHED = json.loads((GOLDEN / "dots_prompts.json").read_text())

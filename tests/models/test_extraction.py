@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.catalog import CATALOG
-from models.errors import InvalidInput
 from models.extraction import MOST_CHARACTERS, extraction, schema_text, template
 from models.families import FAMILIES
+from models.model_errors import InvalidInput
 
 INVOICE = {
     "type": "object",

@@ -20,10 +20,10 @@ from pydantic import Field
 from export.family import FamilyExport
 from models import catalog
 from models.asking import knows, tasks_for
-from models.errors import InvalidInput
 from models.families import FAMILIES, by_architecture, gathered, unknown_architecture, whole
 from models.family import IMAGE_SLOT, Family
 from models.family_settings import FamilySettings
+from models.model_errors import InvalidInput
 from models.page_family import PageFamily
 from models.patches import PatchRules
 from models.registration import ModelEntry, Registration, missing_members

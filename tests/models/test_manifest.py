@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from models.errors import ManifestError
 from models.manifest import (
     FILE_NAME,
     FORMAT,
@@ -26,6 +25,7 @@ from models.manifest import (
     lock_file,
     retired_folder,
 )
+from models.model_errors import ManifestError
 from models.registry import family_of
 
 CONTENT = {"decoder.onnx": b"graph", "decoder.onnx.data": b"\0" * 1000, "tokenizer.json": b"{}"}

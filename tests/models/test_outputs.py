@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from models.catalog import CATALOG
 from models.deepseek_ocr.family import DeepseekOcr
-from models.errors import InvalidInput
 from models.family import IMAGE_SLOT, OutputFilter, task_prompt
 from models.filters import FormulaDelimiters
+from models.model_errors import InvalidInput
 from models.otsl import Cell, OtslTables
 from models.paddleocr_vl.output import TASKS, output_filter
 from models.registry import default_task, tasks_of

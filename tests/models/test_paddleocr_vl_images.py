@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from models.errors import InvalidInput
+from models.model_errors import InvalidInput
 from models.paddleocr_vl.images import ImageRules, ImageSettings, for_spotting, resized_size
 from models.paddleocr_vl.positions import page_inputs
 from models.patches import limited, normalise, resize

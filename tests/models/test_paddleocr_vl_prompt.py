@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from models.chat_template import PromptRules, chat_prompt
-from models.errors import InvalidInput, ManifestError
 from models.family import PreparedImage
+from models.model_errors import InvalidInput, ManifestError
 from models.patches import token_positions
 from tests.conftest import SHARED
 

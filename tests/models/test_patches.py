@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from models.dots_ocr import images as dots
-from models.errors import InvalidInput
 from models.glm_ocr import images as glm
 from models.lighton_ocr import images as lighton
+from models.model_errors import InvalidInput
 from models.patches import CLIP_MEAN, CLIP_STD, PatchRules, limited, normalise, one_page, page_inputs, resize
 
 GLM = glm.ImageRules(patch_size=14, merge_size=2, head_dim=64)

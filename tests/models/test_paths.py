@@ -11,7 +11,7 @@ import platformdirs.windows
 import pytest
 
 from models import paths
-from models.errors import ConfigError
+from models.model_errors import ConfigError
 from models.registration import ModelEntry
 
 

@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from models.errors import InvalidInput
+from models.model_errors import InvalidInput
 from models.settings import SETTING_NAMES, InferenceSettings
 
 # name: (values inside the range, values outside)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from models.errors import InvalidInput
+from models.model_errors import InvalidInput
 from models.pixels import Transparency, to_rgb, upright_rgb
 from models.settings import InferenceSettings
 

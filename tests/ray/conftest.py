@@ -61,7 +61,7 @@ class StubReader:
 
     def start(self) -> int:
         if self.cannot_start:
-            from server.command.errors import CommandFailed
+            from server.command.command_errors import CommandFailed
 
             raise CommandFailed(self.cannot_start)
         return 2

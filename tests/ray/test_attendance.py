@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from server.command.errors import CommandFailed
+from server.command.command_errors import CommandFailed
 from server.command.plan import DocumentPlan
 from server.ray import attendance, batch
 from server.ray.reading import Answer

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from server.command.errors import CommandFailed
+from server.command.command_errors import CommandFailed
 
 from .conftest import StubReader, picture_pages, plan_of, read_with
 

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, TiffImagePlugin
 
-from models.errors import InvalidInput
+from models.model_errors import InvalidInput
 from runtime.documents import open_document, parse_pages
 from runtime.documents.picture import PicturePages
 from tests.pdfs import encrypted, rotated, scanned_pdf, text_pdf, without_pages

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime.engine import Engine
-from runtime.errors import QueueFull
+from runtime.runtime_errors import QueueFull
 from runtime.sequence import Sequence
 from tests.runtime.scripted_engine import (
     IMAGE,

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from runtime.errors import EngineClosed, QueueFull
+from runtime.runtime_errors import EngineClosed, QueueFull
 from tests.runtime.scripted_engine import (
     IMAGE,
     PATIENCE,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from models.family import PreparedImage
-from runtime.errors import EngineClosed
+from runtime.runtime_errors import EngineClosed
 from tests.runtime.scripted_engine import (
     IMAGE,
     PATIENCE,

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 
 from models.config import is_device, load_config
-from models.errors import ConfigError
+from models.model_errors import ConfigError
 from runtime import model as model_module
 from runtime import providers
 from runtime.engines import EngineGroup
-from runtime.errors import RuntimeUnavailable
 from runtime.model import Model
 from runtime.providers import Device, each_card, find_device
 from runtime.requests import EngineLoad
+from runtime.runtime_errors import RuntimeUnavailable
 
 
 class FakeEngine:

@@ -10,8 +10,8 @@ import jsonschema
 import numpy as np
 import pytest
 
-from models.errors import InvalidInput
 from models.families import FAMILIES
+from models.model_errors import InvalidInput
 from models.settings import InferenceSettings
 from runtime import Model
 from runtime.candidates import Candidates, Chooser, certain_tokens

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from models.errors import ConfigError, ManifestError
 from models.layout.rules import GLM_OCR
 from models.manifest import FILE_NAME
+from models.model_errors import ConfigError, ManifestError
 from models.paths import CACHE_VARIABLE
-from runtime.errors import EngineClosed
 from runtime.layout import LayoutModel
+from runtime.runtime_errors import EngineClosed
 from tests.detectors import SIDE, write_detector
 
 FOUND = [

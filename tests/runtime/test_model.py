@@ -14,13 +14,13 @@ from PIL import Image
 from tokenizers import Tokenizer
 
 from models.blocks import Block
-from models.errors import InvalidInput
 from models.family import PreparedImage, Verbatim
+from models.model_errors import InvalidInput
 from models.settings import InferenceSettings
 from models.turned import turned
 from runtime import Model
-from runtime.errors import GenerationFailed
 from runtime.requests import Finished, Request, TextDelta
+from runtime.runtime_errors import GenerationFailed
 from tests.runtime.reading import LONG, PATIENCE, PROMPT, SMALL_VIEW, VIEW_TOKENS
 from tests.turning import text_page
 

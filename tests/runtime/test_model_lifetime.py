@@ -17,16 +17,16 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from models.errors import InvalidInput, ManifestError
 from models.layout.regions import Region
 from models.layout.rules import DetectionRules
 from models.layout.task import DOCUMENT_PROMPT
 from models.manifest import Manifest
+from models.model_errors import InvalidInput, ManifestError
 from models.settings import InferenceSettings
 from runtime import Model, kv_cache
 from runtime.decoder import Decoder
-from runtime.errors import EngineClosed, GenerationFailed, QueueFull
 from runtime.requests import Finished, Request
+from runtime.runtime_errors import EngineClosed, GenerationFailed, QueueFull
 from runtime.vision import VisionTower
 from tests.runtime.reading import LONG, PATIENCE, SMALL_VIEW, tokens_of
 from tests.waiting import until

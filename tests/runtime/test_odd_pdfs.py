@@ -14,7 +14,7 @@ import pikepdf
 import pytest
 from PIL import Image
 
-from models.errors import InvalidInput
+from models.model_errors import InvalidInput
 from runtime.documents import Drawn, open_document
 from runtime.documents.repair import REPAIRED
 from tests.pdfs import drawn_pdf, encrypted, text_pdf

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
-from models.errors import InvalidInput
+from models.model_errors import InvalidInput
 from models.pixels import to_rgb
 from runtime.documents import open_document
 from runtime.documents.scaling import fitting, scaled_rgb

@@ -23,10 +23,10 @@ from runtime import kv_cache
 from runtime import model as model_module
 from runtime.candidates import Chooser, certain_tokens
 from runtime.decoder import Decoder
-from runtime.errors import RuntimeUnavailable
 from runtime.kv_cache import kept
 from runtime.model import Model
 from runtime.providers import Device, find_device, ort
+from runtime.runtime_errors import RuntimeUnavailable
 from runtime.small_graphs import identity_graph
 from runtime.vision import VisionTower
 from tests.runtime.test_together import logits_of

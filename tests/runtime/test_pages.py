@@ -11,12 +11,12 @@ from dataclasses import replace
 import pytest
 from PIL import Image
 
-from models.errors import InvalidInput
 from models.family import OutputFilter, Verbatim
 from models.layout.page_rules import GLM_SDK, PADDLEX, PageRules
 from models.layout.regions import Region
 from models.layout.rules import DetectionRules
 from models.layout.task import DOCUMENT_PROMPT
+from models.model_errors import InvalidInput
 from models.settings import InferenceSettings
 from runtime.confidence import TokenLogprob
 from runtime.pages import PageGeneration, PageReader

@@ -10,11 +10,11 @@ from typing import ClassVar
 
 import pytest
 
-from models.errors import ManifestError
 from models.manifest import Graph
+from models.model_errors import ManifestError
 from runtime import providers
-from runtime.errors import RuntimeUnavailable
 from runtime.providers import Device, find_device
+from runtime.runtime_errors import RuntimeUnavailable
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU, CUDA, COREML = "CPUExecutionProvider", "CUDAExecutionProvider", "CoreMLExecutionProvider"
@@ -38,10 +38,10 @@ def test_without_onnx_runtime_every_entry_names_the_command_that_installs_it(ent
         (
             "import sys",
             "sys.modules['onnxruntime'] = None  # as if it were not installed",
-            "import runtime, runtime.requests, runtime.errors  # these are of use without it",
+            "import runtime, runtime.requests, runtime.runtime_errors  # these are of use without it",
             "try:",
             f"    {entry}",
-            "except runtime.errors.RuntimeUnavailable as error:",
+            "except runtime.runtime_errors.RuntimeUnavailable as error:",
             "    print(error)",
         )
     )

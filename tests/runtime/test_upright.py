@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from models.errors import InvalidInput
+from models.model_errors import InvalidInput
 from models.turned import back, quarters_and_rest, turned
 from runtime.documents import DrawnPages, open_document
 from runtime.documents.upright import Votes, decided, degrees_to_upright

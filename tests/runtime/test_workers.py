@@ -17,7 +17,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from models.errors import InvalidInput
+from models.model_errors import InvalidInput
 from runtime.documents import Limits, Stopped, Workers, open_document, open_picture
 from tests.pdfs import field_bomb_pdf, nested_pdf, scanned_pdf, text_pdf
 from tests.waiting import until

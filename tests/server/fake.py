@@ -11,11 +11,11 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
-from models.errors import InvalidInput
 from models.grounding import Box, parse_boxes
+from models.model_errors import InvalidInput
 from models.settings import InferenceSettings
-from runtime.errors import EngineClosed, QueueFull
 from runtime.requests import EngineLoad, FinishDetail, Finished, FinishReason, Request, Stage, TextDelta, Timings, Usage
+from runtime.runtime_errors import EngineClosed, QueueFull
 
 # A step: text to say, seconds to be silent, or how it ends.
 Step = str | float | tuple[FinishReason, FinishDetail]

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from runtime.errors import EngineClosed, ModelUnavailable, QueueFull
 from runtime.requests import Request
+from runtime.runtime_errors import EngineClosed, ModelUnavailable, QueueFull
 from tests.server.asking import broken, events
 from tests.server.conftest import MakeService, Service, chat
 from tests.server.fake import Step

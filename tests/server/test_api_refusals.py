@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from models.errors import ConfigError, InvalidInput
+from models.model_errors import ConfigError, InvalidInput
 from runtime.requests import Request
 from server.api_errors import ApiError
 from server.http import auth, schema

@@ -12,9 +12,9 @@ import pytest
 
 from models.config import load_config
 from models.config_template import SERVER_KEYS
-from models.errors import ConfigError
-from runtime.errors import ModelUnavailable
+from models.model_errors import ConfigError
 from runtime.library.source import ModelSource
+from runtime.runtime_errors import ModelUnavailable
 from server import flags
 from server.http import cli
 from server.options import ServerOptions, server_options

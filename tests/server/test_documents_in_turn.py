@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from models.settings import InferenceSettings
-from runtime.errors import QueueFull
 from runtime.library.source import ModelKey
 from runtime.requests import Request
+from runtime.runtime_errors import QueueFull
 from server.http import documents
 from server.http.documents import PAGE_BREAK
 from tests.pdfs import text_pdf

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 
 from models.catalog import CATALOG, SUPPORTED_FAMILIES, family_spellings, normalise_family
-from runtime.errors import ModelUnavailable
+from runtime.runtime_errors import ModelUnavailable
 from server.reasons import without_paths
 from tests.export.fake_hubs import COMMIT, FakeHubs
 from tests.pdfs import scanned_pdf

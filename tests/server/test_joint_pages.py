@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from models.errors import InvalidInput
+from models.model_errors import InvalidInput
 from runtime.documents import Document, Drawn
 from runtime.requests import Request
 from server.http.admission import Admission, Capacity

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from models.asking import with_slots
-from models.errors import InvalidInput
 from models.family import QUOTED_SLOT
+from models.model_errors import InvalidInput
 from server.http.messages import Prompt, from_chat, from_responses
 from server.http.schema import Message, ResponseItem
 

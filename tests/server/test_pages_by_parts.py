@@ -19,10 +19,10 @@ from models.layout.page_rules import PADDLEX
 from models.layout.task import is_document
 from models.paddleocr_vl.family import PaddleOcrVl
 from models.settings import InferenceSettings
-from runtime.errors import EngineClosed
 from runtime.layout import LayoutModel
 from runtime.pages import PageReader
 from runtime.requests import Generation, Request
+from runtime.runtime_errors import EngineClosed
 from server.fetch import Fetcher
 from tests.detectors import write_detector
 from tests.pdfs import scanned_pdf

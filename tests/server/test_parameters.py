@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image, features
 
-from models.errors import ContextExceeded
+from models.model_errors import ContextExceeded
 from tests.pdfs import scanned_pdf
 from tests.server.conftest import MakeService, Service, chat, data_url, image_part
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from runtime.errors import ModelUnavailable
+from runtime.runtime_errors import ModelUnavailable
 from server.api_errors import ApiError, ClientGone
 from server.http.pool import Lease, ModelPool
 from tests.server.fake import ScriptedModel

@@ -15,8 +15,8 @@ from models.config import load_config
 from models.manifest import Manifest, SourceInfo
 from models.registration import ModelEntry
 from models.source_files import difference
-from runtime.errors import ModelUnavailable
 from runtime.library.source import ModelKey, ModelSource
+from runtime.runtime_errors import ModelUnavailable
 from server.options import ServerOptions
 from tests.export.jobs import TINY, WEIGHTS, edit_json
 from tools.checkpoints import write_random_checkpoint

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from models.config import load_config
-from models.errors import ConfigError
+from models.model_errors import ConfigError
 from runtime.requests import Request
 from tests.server.conftest import MakeService, Service, chat, data_url, image_part
 from tests.server.fake import Step

@@ -9,8 +9,8 @@ from typing import Any
 
 from PIL import Image
 
-from models.errors import InvalidInput
 from models.grounding import parse_boxes
+from models.model_errors import InvalidInput
 from server.writers import FORMATS, PageResult, page_blocks
 from server.writers.material import Original
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.errors import InvalidInput
+from models.model_errors import InvalidInput
 from server.writers.render import MOST_CHARACTERS, clean, page_html
 from tests.web.web_server import HOSTILE, MARKDOWN
 

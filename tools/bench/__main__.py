@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from models.errors import ModelError
+from models.model_errors import ModelError
 from tools.reference_family import registration_of
 
 from . import cluster

@@ -12,8 +12,8 @@ from typing import Any
 from PIL import Image
 
 from models.blocks import figures_of, kind_of
-from models.errors import InvalidInput
 from models.grounding import Box, to_markdown, with_pictures
+from models.model_errors import InvalidInput
 from runtime.documents import DEFAULT_DPI
 from server.writers import tables
 from server.writers.figures import JPEG_QUALITY, cut_out

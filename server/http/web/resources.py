@@ -24,10 +24,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from models import precedence
 from models.blocks import Block, Kind
 from models.config import Config
-from models.errors import InvalidInput
 from models.families import FAMILIES
 from models.family import TEXT_SLOT
 from models.grounding import Box
+from models.model_errors import InvalidInput
 from models.registry import defaults_of, tasks_of
 from models.settings import FAMILY_SETTINGS, InferenceSettings
 from runtime.documents import Document, Stop, Stopped, Workers, open_document, open_picture, parse_pages

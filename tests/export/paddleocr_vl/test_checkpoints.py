@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from export import layers
 from export.checkpoint import Checkpoint
-from export.errors import ExportError
+from export.export_errors import ExportError
 from export.graphs import stored_weights
 from export.paddleocr_vl import PaddleOcrVlExport
 from models.manifest import Manifest

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from tokenizers import Tokenizer
 
-from models.errors import InvalidInput
+from models.model_errors import InvalidInput
 from models.registry import family_of
 from runtime import Model
 from tests.export.largest_pass import largest_pass

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from export import pipeline
-from export.errors import ExportError
+from export.export_errors import ExportError
 from models.manifest import FILE_NAME, Manifest
 from tests.export.jobs import WEIGHTS, edit_tensors, export, leftovers
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer
 
-from export.errors import ExportError
+from export.export_errors import ExportError
 from models.manifest import Manifest
 from tests.export.jobs import TINY, WEIGHTS, edit_json, export, graph_bytes, refused
 from tools.checkpoints import write_random_checkpoint

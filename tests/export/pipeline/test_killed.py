@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from models.errors import ManifestError
 from models.manifest import Manifest, retired_folder
+from models.model_errors import ManifestError
 from tests.export.jobs import PATIENCE, ROOT, TINY, export, leftovers
 from tools.checkpoints import Sizes, write_random_checkpoint
 

@@ -11,8 +11,8 @@ from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
 from export import pipeline
-from models.errors import ManifestError
 from models.manifest import FILE_NAME, Manifest
+from models.model_errors import ManifestError
 from tests.export.jobs import TINY, WEIGHTS, export, graph_bytes, leftovers
 from tools.checkpoints import write_random_checkpoint
 

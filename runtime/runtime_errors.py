@@ -1,4 +1,4 @@
-"""Errors of the runtime. What a caller did wrong is ``models.errors.InvalidInput`` instead."""
+"""Errors of the runtime. What a caller did wrong is ``models.model_errors.InvalidInput`` instead."""
 
 
 class RuntimeUnavailable(Exception):
