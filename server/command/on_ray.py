@@ -64,7 +64,7 @@ class ClusterReader(LocalReader):
 
     def __init__(
         self, config: Config, options: ServerOptions, prompt: str, settings: InferenceSettings, stop: threading.Event,
-        *, raw: bool, schema: str | None, address: str, actors: str, quiet: bool,
+        *, raw: bool, schema: str | None, several: InferenceSettings | None, address: str, actors: str, quiet: bool,
     ) -> None:  # fmt: skip
         """Join the cluster. Raises as ``cluster.joined`` and ``cluster.pool_of``, and ConfigError as LocalReader."""
         self._exit = ExitStack()
@@ -74,14 +74,16 @@ class ClusterReader(LocalReader):
             if device == "auto":
                 device = "cuda" if cluster.has_gpus() else "cpu"
             self._pool = cluster.pool_of(actors, options.threads, gpu=device == "cuda")
-            super().__init__(config, options, prompt, settings, stop, raw=raw, schema=schema, device=device)
+            super().__init__(
+                config, options, prompt, settings, stop, raw=raw, schema=schema, several=several, device=device
+            )
         except BaseException:
             self._exit.close()
             raise
         # What another machine's environment does not say is as it is here.
         here = replace(config, cache=config.cache_dir)
         there = replace(options, device=device, threads=self._pool.threads)
-        self._make = functools.partial(_engine, here, there, prompt, settings, raw, schema)
+        self._make = functools.partial(_engine, here, there, prompt, settings, raw, schema, several)
         self._batch = options.slots or BATCH
 
     def start(self) -> int:
@@ -101,7 +103,7 @@ class ClusterReader(LocalReader):
         """Read all pages; raises as ``ClusterRun.read_all``."""
         from server.ray.batch import ClusterRun
 
-        job = Job(self._make, self.model_files(), min_confidence, self._pool.threads)
+        job = Job(self._make, self.model_files(), min_confidence, self._pool.threads, drawing if self.joint else None)
         run = ClusterRun(job, drawing, self._pool, sink, head, open_source, progress, self._stop, batch=self._batch)
         run.read_all(plans)
 
@@ -112,10 +114,11 @@ class ClusterReader(LocalReader):
 
 
 def _engine(
-    config: Config, options: ServerOptions, prompt: str, settings: InferenceSettings, raw: bool, schema: str | None
+    config: Config, options: ServerOptions, prompt: str, settings: InferenceSettings, raw: bool, schema: str | None,
+    several: InferenceSettings | None,
 ) -> LocalReader:  # fmt: skip
     """The reader of an actor, in its own process."""
-    return LocalReader(config, options, prompt, settings, threading.Event(), raw=raw, schema=schema)
+    return LocalReader(config, options, prompt, settings, threading.Event(), raw=raw, schema=schema, several=several)
 
 
 def _actors(text: str) -> str:

@@ -329,19 +329,16 @@ class ReadCommand:
         settings = self._settings(entry, 1, READ_DEFAULTS, asked.prompt)
         self._how = replace(self._how, transparency=settings.transparency, orient=settings.orient)
         joint = reads_jointly(entry.family, asked.prompt)
+        several = self._settings(entry, 2, SEVERAL_DEFAULTS) if joint else None
         if self._given["ray"] is not None:
-            if joint:
-                raise UsageError(
-                    f"--task {task}: a document is one answer there, which --ray does not spread; leave it out"
-                )
             return on_ray.ClusterReader(
                 self._config, self._options, asked.prompt, settings, self._stop, raw=self._given["raw"],
-                schema=self._schema, address=self._given["ray"],
+                schema=self._schema, several=several, address=self._given["ray"],
                 actors=self._given["actors"] or "auto", quiet=self._given["quiet"],
             )  # fmt: skip
         return LocalReader(
             self._config, self._options, asked.prompt, settings, self._stop, raw=self._given["raw"],
-            schema=self._schema, several=self._settings(entry, 2, SEVERAL_DEFAULTS) if joint else None,
+            schema=self._schema, several=several,
         )  # fmt: skip
 
     def _settings(

@@ -1,6 +1,7 @@
 """Reads all pages of a run on a cluster: a dataset of Ray Data whose pages are drawn by tasks and read by actors.
 
 parcels of pages ─> draw (tasks) ─> pixels ─> PageActor (an engine each) ─> answers ─> the head: OUT
+documents, whose pages are read together ───> PageActor, which draws them ──────┘
 
 The head alone writes, page by page as without Ray, so that a page is never in the output twice; Ray Data holds the
 drawing back while the engines, or the head, have enough to do. Pages that are lost with the machine that held them come
@@ -31,7 +32,7 @@ from server.writers import PageResult
 from . import attendance
 from .attendance import Attendance, dismiss, release
 from .cluster import Pool
-from .drawing import PARCEL, Drawing, draw, parcels
+from .drawing import PARCEL, Drawing, documents, draw, parcels
 from .reading import Answer, Job, PageActor
 
 log = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ class Round:
     """One reading of all pages that are left."""
 
     parcel: int  # pages that are drawn by one task, and lost with the actor that has them
-    batch: int  # pages that an actor gets at once
+    batch: int  # pages that an actor gets at once, or documents whose pages are read together
     calls: int  # batches that it works on at once
     ahead: int  # batches that it is sent, with those
     retries: int  # how often Ray gives a dead actor's batches to another one by itself
@@ -55,8 +56,14 @@ class Round:
 ALONE = Round(parcel=1, batch=1, calls=1, ahead=1, retries=1)
 
 
-def rounds(batch: int) -> tuple[Round, ...]:
-    """In batches first, then alone, twice: a machine may die under an innocent page."""
+def rounds(batch: int, *, joint: bool) -> tuple[Round, ...]:
+    """In batches first, then alone, twice: a machine may die under an innocent page.
+
+    joint : pages of a document are read together. Documents come one by one, so that no actor waits for a batch that
+    another one has.
+    """
+    if joint:
+        return Round(1, 1, calls=batch, ahead=batch, retries=1), ALONE, ALONE
     return Round(PARCEL, batch, calls=2, ahead=4, retries=1), ALONE, ALONE
 
 
@@ -70,6 +77,7 @@ class ClusterRun:
         """open_source : for formats that want the pages once more when a document is written.
         batch : pages that an actor gets at once; two batches keep its slots busy."""
         self._job, self._drawing, self._pool, self._batch = job, drawing, pool, batch
+        self._joint = job.together is not None
         self._sink, self._head, self._progress, self._stop = sink, head, progress, stop
         self._open_source = open_source
         self._left: dict[int, set[int]] = {}  # pages of documents that are being read, by the document's number
@@ -91,7 +99,7 @@ class ClusterRun:
                 if plan.error is None and not plan.whole and not plan.left:
                     self._publish(plan)  # killed after its last page, before it was published
         try:
-            planned = rounds(self._batch)
+            planned = rounds(self._batch, joint=self._joint)
             for turn, how in enumerate(planned):
                 count = sum(len(self._unread(number, plan)) for number, plan in enumerate(plans))
                 if self._stop.is_set() or not count:
@@ -118,7 +126,11 @@ class ClusterRun:
 
     def _read_once(self, plans: Sequence[DocumentPlan], how: Round) -> None:
         left = [self._unread(number, plan) for number, plan in enumerate(plans)]
-        rows = list(parcels(plans, left, self._sink.pictures, how.parcel))
+        if self._joint:  # with one page all are read again; ``take`` knows those that have been kept
+            left = [plan.todo if unread else () for plan, unread in zip(plans, left, strict=True)]
+            rows = list(documents(plans, left, self._sink.pictures))
+        else:
+            rows = list(parcels(plans, left, self._sink.pictures, how.parcel))
         for answer in self.answers(rows, how):
             self.take(plans[answer.number], answer)
         self._settle(0)
@@ -229,15 +241,16 @@ class ClusterRun:
             enable_true_multi_threading=True,
         )  # fmt: skip
         # Blocks of one row: a task is a parcel, and a round for lost pages has tasks of a page.
-        dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
+        dataset: Any = ray.data.from_items(rows, override_num_blocks=len(rows))
         # The tasks that draw are counted here and ask Ray for no CPU: when a machine is lost, the engines that are
         # started elsewhere would take the last one, and wait for pages that nobody can draw.
-        drawers = ray.data.TaskPoolStrategy(size=pool.drawing)
-        drawn = dataset.flat_map(functools.partial(draw, drawing=self._drawing), num_cpus=0, compute=drawers)
+        if not self._joint:
+            drawers = ray.data.TaskPoolStrategy(size=pool.drawing)
+            dataset = dataset.flat_map(functools.partial(draw, drawing=self._drawing), num_cpus=0, compute=drawers)
         with warnings.catch_warnings():
             # How often an actor is started again can be said in no other way up to 2.63, the last that the extra takes.
             warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
-            return drawn.map_batches(
+            return dataset.map_batches(
                 PageActor, fn_constructor_args=(self._job,), batch_size=how.batch, batch_format="pyarrow",
                 compute=calls, num_cpus=pool.num_cpus, num_gpus=pool.num_gpus, max_restarts=-1,
                 max_task_retries=how.retries,

@@ -57,18 +57,41 @@ def parcels(
         yield {"parcel": pickle.dumps(parcel)}
 
 
+def documents(
+    plans: Sequence[DocumentPlan], left: Sequence[Sequence[int]], pictures: Callable[[DocumentPlan], Pictures]
+) -> Iterator[dict[str, bytes]]:
+    """The same as ``parcels`` for pages that are read together: a row for each document."""
+    for number, (plan, todo) in enumerate(zip(plans, left, strict=True)):
+        if todo:
+            yield {"parcel": pickle.dumps([Wanted(number, plan.source, pictures(plan), todo)])}
+
+
 def draw(row: dict[str, Any], drawing: Drawing) -> Iterator[dict[str, Any]]:
     """The pages of a parcel, each a row of RGB pixels, or of the reason why there are none."""
     for wanted in pickle.loads(row["parcel"]):
         try:
-            document = wanted.source.open(drawing.how, _workers(drawing.limits), never)
-        except (InvalidInput, OSError) as error:
+            document = open_wanted(wanted, drawing)
+        except InvalidInput as error:
             for index in wanted.pages:
-                yield _row(wanted, index, error=f"{error} (on {_node()}: do all machines of the cluster see the file?)")
+                yield _row(wanted, index, error=str(error))
             continue
         with document:
             for index in wanted.pages:
                 yield _drawn(wanted, index, document)
+
+
+def open_wanted(wanted: Wanted, drawing: Drawing) -> Document:
+    """The document, on this machine.
+
+    Raises
+    ------
+    InvalidInput
+        when it cannot be opened here.
+    """
+    try:
+        return wanted.source.open(drawing.how, _workers(drawing.limits), never)
+    except (InvalidInput, OSError) as error:
+        raise InvalidInput(f"{error} (on {_node()}: do all machines of the cluster see the file?)") from error
 
 
 @functools.cache

@@ -5,19 +5,21 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 from models.model_errors import ConfigError, InvalidInput
+from runtime.documents import never
 from runtime.runtime_errors import RuntimeUnavailable
 from server.command.command_errors import CommandFailed, Interrupted
-from server.command.page import read_page, with_pictures
+from server.command.page import failed, read_page, read_together, with_pictures
 from server.command.readers import Reader
 from server.writers import PageResult
 
-from .drawing import drawn_of
+from .drawing import Drawing, Wanted, drawn_of, open_wanted
 from .pinning import pin
 
 log = logging.getLogger(__name__)
@@ -33,6 +35,7 @@ class Job:
     model_files: str  # digest of the export's files, which every machine's export must have; "" where nobody knows
     min_confidence: float = 0.0
     cpus: int = 0  # that an actor computes on; 0: it computes on a GPU
+    together: Drawing | None = None  # pages of a document are one answer, and drawn where they are read
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class Answer:
 
 
 class PageActor:
-    """Ray Data makes one for each engine, and calls it with batches of drawn pages, two at a time."""
+    """Ray Data makes one for each engine, and calls it with batches of rows, several at a time."""
 
     def __init__(self, job: Job) -> None:
         """Load the model. What keeps it from being loaded is the answer to the first batch: it ends the run."""
@@ -61,23 +64,40 @@ class PageActor:
             self._fatal = f"{_where()}: {error}"
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[bytes]]:
-        """Read a batch of rows (see ``drawing``). Each answer is a pickled ``Answer``, or the reason to stop."""
+        """Read a batch of rows: drawn pages, or documents (see ``drawing``).
+
+        Each answer is a pickled ``Answer``, or the reason to stop.
+        """
         rows = batch.to_pylist() if hasattr(batch, "to_pylist") else batch
         if self._fatal:
             return {"answer": [pickle.dumps(self._fatal)]}
         try:
-            return {"answer": list(self._pool.map(self._read, rows))}
+            answers = self._pool.map(self._read if self._job.together is None else self._read_together, rows)
+            return {"answer": [pickle.dumps(answer) for some in answers for answer in some]}
         except (CommandFailed, Interrupted):
             log.exception("the engine has stopped; another actor takes its place")
             logging.shutdown()
             os._exit(1)  # Ray starts another one, with an engine that works, and gives it the batch
 
-    def _read(self, row: dict[str, Any]) -> bytes:
+    def _read(self, row: dict[str, Any]) -> list[Answer]:
         index, name = row["index"], row["name"].decode("utf-8", "surrogateescape")
         result, page = read_page(
             self._reader, lambda: drawn_of(row), index, name, min_confidence=self._job.min_confidence
         )
-        return pickle.dumps(Answer(row["number"], *with_pictures(pickle.loads(row["pictures"]), result, page, name)))
+        return [Answer(row["number"], *with_pictures(pickle.loads(row["pictures"]), result, page, name))]
+
+    def _read_together(self, row: dict[str, Any]) -> list[Answer]:
+        wanted: Wanted
+        (wanted,) = pickle.loads(row["parcel"])
+        started, name = time.monotonic(), wanted.source.name
+        assert self._job.together is not None
+        try:
+            document = open_wanted(wanted, self._job.together)
+        except InvalidInput as error:
+            return [Answer(wanted.number, failed(index, str(error), started), {}) for index in wanted.pages]
+        with document:
+            read = read_together(self._reader, document, wanted.pages, never, min_confidence=self._job.min_confidence)
+            return [Answer(wanted.number, *with_pictures(wanted.pictures, result, page, name)) for result, page in read]
 
     def _compare(self) -> None:
         files = getattr(self._reader, "model_files", lambda: "")()
