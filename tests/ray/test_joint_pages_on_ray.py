@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from server.options import ServerOptions
 from tests.command.conftest import Program, ocr, page_of
 from tests.pdfs import scanned_pdf
 
-from .conftest import NOT_HERE
+from .conftest import NOT_HERE, STORE
 
 __all__ = ["ocr"]  # a fixture
 
@@ -64,14 +65,22 @@ def scripted_engine(
     return LocalReader(config, options, prompt, settings, threading.Event(), raw=raw, schema=schema, several=several)
 
 
-@pytest.fixture
-def program(ocr: Program, monkeypatch: pytest.MonkeyPatch) -> Program:
-    """The program with the real readers over scripted models, here and in actors."""
+@pytest.fixture(scope="module")
+def one_node() -> Iterator[None]:
+    """A cluster that the program finds joined: starting one takes longer than the reading here."""
     ray = pytest.importorskip("ray", reason=NOT_HERE)
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=STORE)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def program(one_node: None, ocr: Program, monkeypatch: pytest.MonkeyPatch) -> Program:
+    """The program with the real readers over scripted models, here and in actors."""
     pytest.importorskip("onnxruntime")
     import server.command.readers as readers
 
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     monkeypatch.setattr(readers, "ModelSource", readers.ModelSource)  # is put back in the end
     scripted_models()
     monkeypatch.setattr(read_command, "LocalReader", LocalReader)
@@ -127,6 +136,7 @@ def test_documents_come_out_the_same_with_ray_and_without(program: Program, tmp_
     assert [page["page"] for page in written(tmp_path / "plain")["a.json"]] == [2, 3]
 
 
+@pytest.mark.cluster
 def test_a_document_whose_page_is_deadly_is_recorded_and_the_others_are_read(program: Program, tmp_path: Path) -> None:
     document(tmp_path / "in/a.pdf", 1, 2)
     document(tmp_path / "in/b.pdf", 40, DEADLY)
