@@ -30,7 +30,7 @@ from server.command.source import Source
 from server.ray.batch import ClusterRun
 from server.ray.cluster import Pool
 from server.ray.drawing import Drawing
-from server.ray.reading import Answer, Job
+from server.ray.reading import Answer, ReadingJob
 from server.writers import PageResult
 
 PROCESSES = 4
@@ -75,7 +75,7 @@ def measure(
     with OutputFolder(folder, ["md"], overlay=False) as output:
         output.begin({}, [plan], resume=False)
         run = ClusterRun(
-            Job(_no_reader, ""), Drawing(How(), Limits()), Pool(engines, 1, 1, 0, 1), output, lambda plan: {},
+            ReadingJob(_no_reader, ""), Drawing(How(), Limits()), Pool(engines, 1, 1, 0, 1), output, lambda plan: {},
             lambda plan: plan.source.open(How(), Workers(1), never), Progress(0, quiet=True),
             threading.Event(), batch=batch,
         )  # fmt: skip

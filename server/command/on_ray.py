@@ -18,7 +18,7 @@ from server.options import ServerOptions
 from server.ray import cluster
 from server.ray.arguments import add_address
 from server.ray.drawing import Drawing
-from server.ray.reading import Job
+from server.ray.reading import ReadingJob
 
 from .command_errors import CommandFailed, UsageError
 from .plan import DocumentPlan
@@ -103,7 +103,9 @@ class ClusterReader(LocalReader):
         """Read all pages; raises as ``ClusterRun.read_all``."""
         from server.ray.batch import ClusterRun
 
-        job = Job(self._make, self.model_files(), min_confidence, self._pool.threads, drawing if self.joint else None)
+        job = ReadingJob(
+            self._make, self.model_files(), min_confidence, self._pool.threads, drawing if self.joint else None
+        )
         run = ClusterRun(job, drawing, self._pool, sink, head, open_source, progress, self._stop, batch=self._batch)
         run.read_all(plans)
 

@@ -33,7 +33,7 @@ from . import attendance
 from .attendance import Attendance, dismiss, release
 from .cluster import Pool
 from .drawing import PARCEL, Drawing, documents, draw, parcels
-from .reading import Answer, Job, PageActor
+from .reading import Answer, PageActor, ReadingJob
 
 log = logging.getLogger(__name__)
 
@@ -71,8 +71,9 @@ class ClusterRun:
     """One run over all documents, as ``server.command.run.Run`` is without Ray."""
 
     def __init__(
-        self, job: Job, drawing: Drawing, pool: Pool, sink: Sink, head: Callable[[DocumentPlan], Mapping[str, Any]],
-        open_source: Callable[[DocumentPlan], Document], progress: Progress, stop: threading.Event, *, batch: int,
+        self, job: ReadingJob, drawing: Drawing, pool: Pool, sink: Sink,
+        head: Callable[[DocumentPlan], Mapping[str, Any]], open_source: Callable[[DocumentPlan], Document],
+        progress: Progress, stop: threading.Event, *, batch: int,
     ) -> None:  # fmt: skip
         """open_source : for formats that want the pages once more when a document is written.
         batch : pages that an actor gets at once; two batches keep its slots busy."""

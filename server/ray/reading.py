@@ -28,7 +28,7 @@ MakeReader = Callable[[], Reader]
 
 
 @dataclass(frozen=True)
-class Job:
+class ReadingJob:
     """What an actor has to know of the run."""
 
     make_reader: MakeReader
@@ -50,7 +50,7 @@ class Answer:
 class PageActor:
     """Ray Data makes one for each engine, and calls it with batches of rows, several at a time."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: ReadingJob) -> None:
         """Load the model. What keeps it from being loaded is the answer to the first batch: it ends the run."""
         self._job = job
         self._fatal = ""

@@ -22,7 +22,7 @@ from server.command.readers import Reading
 from server.command.source import Source
 from server.ray.cluster import Pool
 from server.ray.drawing import Drawing
-from server.ray.reading import Job
+from server.ray.reading import ReadingJob
 
 NOT_HERE = "Ray is not installed: pip install 'ocr-onnx[ray]'"
 STORE = 200 << 20  # bytes of each node's object store
@@ -111,7 +111,7 @@ def read_with(
     from server.ray.batch import ClusterRun
 
     drawing = Drawing(How(), Limits())
-    job = Job(lambda: reader, "")
+    job = ReadingJob(lambda: reader, "")
     with OutputFolder(out, ["txt"], overlay=False) as folder:
         folder.begin(reader.describe(), plans, resume=False)
         run = ClusterRun(

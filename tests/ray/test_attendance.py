@@ -14,7 +14,7 @@ import pytest
 from server.command.command_errors import CommandFailed
 from server.command.plan import DocumentPlan
 from server.ray import attendance, batch
-from server.ray.reading import Answer, Job
+from server.ray.reading import Answer, ReadingJob
 from server.writers import PageResult
 
 from . import conftest
@@ -134,7 +134,7 @@ def run_of(rounds: Rounds, sink: Kept, monkeypatch: pytest.MonkeyPatch) -> batch
     monkeypatch.setattr(attendance, "lives", rounds.lives)
     monkeypatch.setattr(batch, "dismiss", rounds.dismissed.set)
     run = batch.ClusterRun(
-        Job(StubReader, ""), None, Pool(1, 1, 1, 0, 1), sink, lambda plan: {}, lambda plan: None,  # type: ignore[arg-type, return-value]
+        ReadingJob(StubReader, ""), None, Pool(1, 1, 1, 0, 1), sink, lambda plan: {}, lambda plan: None,  # type: ignore[arg-type, return-value]
         Progress(0, quiet=True), threading.Event(), batch=1,
     )  # fmt: skip
     monkeypatch.setattr(run, "dataset", rounds)

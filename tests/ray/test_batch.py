@@ -94,7 +94,7 @@ def test_a_disk_that_refuses_ends_the_run_and_nothing_counts_as_read(tmp_path: P
     from server.command.progress import Progress
     from server.ray.batch import ClusterRun
     from server.ray.cluster import Pool
-    from server.ray.reading import Answer, Job
+    from server.ray.reading import Answer, ReadingJob
     from server.writers import PageResult
 
     class Full:
@@ -108,7 +108,7 @@ def test_a_disk_that_refuses_ends_the_run_and_nothing_counts_as_read(tmp_path: P
 
     sink, plan = Full(), plan_of(tmp_path / "a.tif", 3)
     run = ClusterRun(
-        Job(StubReader, ""), None, Pool(1, 1, 1, 0, 1), sink, lambda plan: {}, lambda plan: None,  # type: ignore[arg-type, return-value]
+        ReadingJob(StubReader, ""), None, Pool(1, 1, 1, 0, 1), sink, lambda plan: {}, lambda plan: None,  # type: ignore[arg-type, return-value]
         Progress(0, quiet=True), threading.Event(), batch=1,
     )  # fmt: skip
     run.answers = lambda rows, how: iter(Answer(0, PageResult(page, "done"), {}) for page in (1, 2, 2, 1, 3))  # type: ignore[method-assign]
@@ -122,7 +122,7 @@ def test_answers_that_come_twice_count_once_and_a_document_is_published_when_all
     from server.command.progress import Progress
     from server.ray.batch import ClusterRun
     from server.ray.cluster import Pool
-    from server.ray.reading import Answer, Job
+    from server.ray.reading import Answer, ReadingJob
     from server.writers import PageResult
 
     events: list[Any] = []
@@ -142,7 +142,7 @@ def test_answers_that_come_twice_count_once_and_a_document_is_published_when_all
 
     plan = plan_of(tmp_path / "a.tif", 3)
     run = ClusterRun(
-        Job(StubReader, ""), None, Pool(1, 1, 1, 0, 1), Slow(), lambda plan: {}, lambda plan: None,  # type: ignore[arg-type, return-value]
+        ReadingJob(StubReader, ""), None, Pool(1, 1, 1, 0, 1), Slow(), lambda plan: {}, lambda plan: None,  # type: ignore[arg-type, return-value]
         Progress(0, quiet=True), threading.Event(), batch=1,
     )  # fmt: skip
     run.answers = lambda rows, how: iter(Answer(0, PageResult(page, "done"), {}) for page in (1, 2, 2, 1, 3))  # type: ignore[method-assign]

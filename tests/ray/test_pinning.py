@@ -75,7 +75,7 @@ def test_each_process_has_cpus_of_its_own_until_it_is_killed_and_all_its_threads
 @pytest.mark.ray
 def test_an_engine_of_read_ray_computes_on_as_many_cpus_as_it_has_threads(tmp_path: Path) -> None:
     ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'ocr-onnx[ray]'")
-    from server.ray.reading import Job, PageActor
+    from server.ray.reading import PageActor, ReadingJob
 
     from .conftest import StubReader
 
@@ -93,7 +93,7 @@ def test_an_engine_of_read_ray_computes_on_as_many_cpus_as_it_has_threads(tmp_pa
 
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100 << 20)
     try:
-        actor: Any = ray.remote(Looking).options(num_cpus=1).remote(Job(StubReader, "", cpus=1))
+        actor: Any = ray.remote(Looking).options(num_cpus=1).remote(ReadingJob(StubReader, "", cpus=1))
         own, where = ray.get(actor.where.remote(), timeout=120)
     finally:
         ray.shutdown()
