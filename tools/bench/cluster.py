@@ -1,4 +1,4 @@
-"""``python -m tools.bench run --ray``: pages a minute of ``read`` with one engine, of ``read --ray`` with one and two.
+"""``python -m tools.bench run --ray``: pages a minute of ``read`` with two threads, and with Ray with 1 or 2 actors.
 
 Each is a program of its own that reads the same document; the time is that of its last three quarters, by its run
 manifest, so that neither loading nor the start of Ray counts. In turns, as all measurements here.
@@ -21,7 +21,7 @@ from tools.demo_page import demo_page
 from .turns import BenchError
 
 CONTENDERS: dict[str, Sequence[str]] = {
-    "one engine of two threads": ("--threads", "2"),
+    "two threads, without Ray": ("--threads", "2"),
     "--ray, one actor of one thread": ("--ray", "local", "--actors", "1", "--threads", "1"),
     "--ray, two actors of one thread": ("--ray", "local", "--actors", "2", "--threads", "1"),
 }
