@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import gc
+import contextlib
 import threading
 import time
 
@@ -35,15 +35,26 @@ class Attendance:
 
 def lives(class_name: str) -> bool:
     """Whether an actor of the class works for this program; while it starts, and loads its model, it does not."""
-    import ray
-    from ray._private import state  # the public list of actors needs a dashboard, which our own clusters have not got
+    return "ALIVE" in _actors(class_name).values()
 
-    job = ray.JobID.from_hex(ray.get_runtime_context().get_job_id())
-    return any(class_name in actor["ActorClassName"] for actor in state.actors(None, job, "ALIVE").values())
+
+def release(class_name: str) -> None:
+    """End the actors of a round that is over.
+
+    Ray ends an actor when nobody refers to it, but the failed calls of one that died do: errors, their frames, and
+    whoever keeps those. Started again, it would keep its CPUs or its GPU, and the next round's would wait for them.
+    """
+    import ray
+    from ray._private.worker import global_worker
+
+    for actor, doing in _actors(class_name).items():
+        if doing != "DEAD":
+            with contextlib.suppress(ValueError):  # it has gone meanwhile
+                global_worker.core_worker.kill_actor(ray.ActorID.from_hex(actor), True)
 
 
 def dismiss() -> None:
-    """End what a round has left running: its executors, and the actors that these hold."""
+    """End the executors of a round that nobody will end, with the actors that they hold."""
     from ray.data._internal.execution.streaming_executor import StreamingExecutor
 
     for thread in threading.enumerate():
@@ -52,10 +63,11 @@ def dismiss() -> None:
             thread.shutdown(force=True)
 
 
-def release() -> None:
-    """Let go of the actors of a round that has ended.
+def _actors(class_name: str) -> dict[str, str]:
+    """This program's actors of a class: what Ray calls them, and what they are doing."""
+    import ray
+    from ray._private import state  # the public list of actors needs a dashboard, which our own clusters have not got
 
-    The failed calls of dead actors refer to each other and to the actors' handles. As long as these are not collected,
-    a restarted actor keeps its CPUs or its GPU, and the next round's waits for them.
-    """
-    gc.collect()
+    job = ray.JobID.from_hex(ray.get_runtime_context().get_job_id())
+    actors = state.actors(None, job, None)
+    return {key: actor["State"] for key, actor in actors.items() if class_name in actor["ActorClassName"]}

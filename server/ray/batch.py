@@ -106,7 +106,7 @@ class ClusterRun:
                 if self._stop.is_set() or not count:
                     return
                 if turn:
-                    release()
+                    release(PageActor.__name__)
                     say(f"{count} pages were lost with the processes that held them; they are read again, one by one")
                 self._read_once(plans, how)
             if not self._stop.is_set():

@@ -43,8 +43,8 @@ def small_cluster() -> Iterator[Any]:
 def test_a_deadly_page_leaves_no_actor_behind_that_the_next_round_would_wait_for(
     small_cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Whether rubbish is collected by itself meanwhile was chance: the first session of a process went on, the second
-    # waited for ever for CPUs that the dead actor's handle kept.
+    # Whether the dead actor's handle is collected meanwhile was chance: the first session of a process went on, the
+    # second waited for ever for the CPUs that it kept.
     monkeypatch.setattr(attendance, "LONELY_SECONDS", 120.0)
     gc.disable()
     try:
@@ -133,6 +133,7 @@ def run_of(rounds: Rounds, sink: Kept, monkeypatch: pytest.MonkeyPatch) -> batch
     monkeypatch.setattr(attendance, "LONELY_SECONDS", 0.6)
     monkeypatch.setattr(attendance, "lives", rounds.lives)
     monkeypatch.setattr(batch, "dismiss", rounds.dismissed.set)
+    monkeypatch.setattr(batch, "release", lambda name: None)
     run = batch.ClusterRun(
         ReadingJob(StubReader, ""), None, Pool(1, 1, 1, 0, 1), sink, lambda plan: {}, lambda plan: None,  # type: ignore[arg-type, return-value]
         Progress(0, quiet=True), threading.Event(), batch=1,
