@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from typing import Any
 
 LONELY_SECONDS = 600.0  # without an answer and without a living engine, after which a round is over
 LOOK_SECONDS = 5.0  # between two looks
@@ -47,10 +48,11 @@ def release(class_name: str) -> None:
     import ray
     from ray._private.worker import global_worker
 
+    core: Any = vars(global_worker)["core_worker"]  # which has no type
     for actor, doing in _actors(class_name).items():
         if doing != "DEAD":
             with contextlib.suppress(ValueError):  # it has gone meanwhile
-                global_worker.core_worker.kill_actor(ray.ActorID.from_hex(actor), True)
+                core.kill_actor(ray.ActorID.from_hex(actor), True)
 
 
 def dismiss() -> None:
