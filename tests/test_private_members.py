@@ -19,6 +19,7 @@ EXCEPTIONS = {
     ("tests/runtime/test_buffers.py", "_array"): "the same",
     ("tests/command/test_remote.py", "_tunnel_headers"): _LIBRARY,
     ("tests/ray/conftest.py", "_exit"): "os._exit: dies as a process does that is killed",
+    ("tests/ray/test_joint_pages_on_ray.py", "_exit"): "the same",
     ("tests/runtime/test_machine.py", "_replace"): "of a named tuple, whose documented methods begin like this",
     ("tests/writers/test_pages_as_documents.py", "_tc"): _LIBRARY,
     ("tools/dots_reference.py", "_from_config"): _LIBRARY,

@@ -83,7 +83,7 @@ class ClusterReader(LocalReader):
         # What another machine's environment does not say is as it is here.
         here = replace(config, cache=config.cache_dir)
         there = replace(options, device=device, threads=self._pool.threads)
-        self._make = functools.partial(_engine, here, there, prompt, settings, raw, schema, several)
+        self._make = functools.partial(engine_of, here, there, prompt, settings, raw, schema, several)
         self._batch = options.slots or BATCH
 
     def start(self) -> int:
@@ -115,7 +115,7 @@ class ClusterReader(LocalReader):
         super().close()
 
 
-def _engine(
+def engine_of(
     config: Config, options: ServerOptions, prompt: str, settings: InferenceSettings, raw: bool, schema: str | None,
     several: InferenceSettings | None,
 ) -> LocalReader:  # fmt: skip

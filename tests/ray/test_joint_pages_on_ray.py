@@ -84,7 +84,7 @@ def program(one_node: None, ocr: Program, monkeypatch: pytest.MonkeyPatch) -> Pr
     monkeypatch.setattr(readers, "ModelSource", readers.ModelSource)  # is put back in the end
     scripted_models()
     monkeypatch.setattr(read_command, "LocalReader", LocalReader)
-    monkeypatch.setattr(on_ray, "_engine", scripted_engine)
+    monkeypatch.setattr(on_ray, "engine_of", scripted_engine)
     return ocr
 
 
