@@ -157,7 +157,7 @@ def test_log_probabilities_are_told_alike_everywhere(server: ServerProcess) -> N
 
 def test_a_bad_page_is_told_from_a_good_one(server: ServerProcess) -> None:
     good = answers(server, [user(part(drawn()))])[0][1]["confidence"]
-    bad = answers(server, [user(part(drawn(blur=4)))])[0][1]["confidence"]
+    bad = answers(server, [user(part(drawn(blur=3)))])[0][1]["confidence"]
     assert good["mean"] > 0.95
     assert bad["mean"] < good["mean"] - 0.1
 
