@@ -26,10 +26,12 @@ from .page import turned_by, turned_by_of_all_four, views
 
 _MOST_PIECES = 48  # of one direction, from all over the page
 _SURE = 0.5  # probability from which a piece has a say
-_SURE_OF_PAGE = 0.8  # and the one from which the whole page has: blank paper has 0.25 of each, none has more than 0.93
-_LEAST_SAYING = 3  # pieces that say the same as the whole page, before it is turned
-_LEAST_WRITTEN = 0.3  # of all pieces of their direction
-_LEAST_RATIO = 1.5  # so many times as many as say anything else
+_ENOUGH = ((0.8, 2, 0.2, 4.0), (0.8, 3, 0.3, 1.5), (0.5, 8, 0.7, 6.0))
+"""What is enough to turn a page, any of these: the whole page's probability (blank paper has 0.25 of each direction, no
+page more than 0.93); pieces that say the same; their share of all pieces of their direction; how many times as many
+they are as those that say anything else."""
+_LEAST_OF_PAGE = min(probability for probability, *_ in _ENOUGH)
+_STANDS = 0.8  # probability from which a page may be straightened
 _LEAST_ASKEW = 1.0  # degrees; less is read as well as it is
 _MOST_LOST = 5e-4  # of the ink, which may leave the page at its corners when that is straightened: specks
 
@@ -56,7 +58,7 @@ def degrees_to_upright(page: Image.Image) -> float:
     """
     squares = views(page)
     lies = turned_by(squares)
-    if lies.max() < _SURE_OF_PAGE:
+    if lies.max() < (_LEAST_OF_PAGE if lies.argmax() else _STANDS):
         return 0
     ink, degrees = ink_of(page), 0
     if lies.argmax() != 0:
@@ -79,8 +81,11 @@ def decided(lies: np.ndarray, across: Votes, along: Votes) -> int:
     said = [across.up, along.up, across.down, along.down]
     agree, others = said[turn], max(said[:turn] + said[turn + 1 :])
     there = (across, along)[turn % 2].pieces
-    clear = agree >= max(_LEAST_SAYING, _LEAST_WRITTEN * there, _LEAST_RATIO * others)
-    return -90 * turn % 360 if clear and lies[turn] >= _SURE_OF_PAGE else 0
+    clear = any(
+        lies[turn] >= probability and agree >= max(least, share * there, ratio * others)
+        for probability, least, share, ratio in _ENOUGH
+    )
+    return -90 * turn % 360 if clear else 0
 
 
 def _votes(ink: np.ndarray) -> Votes:
