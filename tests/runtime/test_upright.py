@@ -110,9 +110,9 @@ def lying(turn: int, sure: float = 0.9) -> np.ndarray:
         (lying(2, 0.4), Votes(48, 1, 40), Votes(48, 1, 1), 0),  # the page is in doubt
         (lying(2), Votes(48, 1, 40), Votes(48, 1, 30), 0),  # lines in both directions
         (lying(2), Votes(48, 20, 20), Votes(48, 0, 0), 0),  # they do not agree
-        (lying(2), Votes(48, 0, 12), Votes(48, 2, 0), 180),  # a quarter are lines, and nothing speaks against those
-        (lying(2), Votes(48, 4, 12), Votes(48, 0, 0), 0),
-        (lying(2), Votes(48, 0, 8), Votes(48, 0, 0), 0),  # most are no lines
+        (lying(2), Votes(20, 0, 4), Votes(48, 1, 0), 180),  # a table: few lines, and nothing speaks against those
+        (lying(2), Votes(20, 2, 4), Votes(48, 0, 0), 0),
+        (lying(2), Votes(48, 0, 20), Votes(48, 0, 0), 0),  # most are no lines
         (lying(2), Votes(1, 0, 1), Votes(0, 0, 0), 0),  # too few
         (lying(2), Votes(0, 0, 0), Votes(0, 0, 0), 0),
     ],

@@ -26,10 +26,14 @@ from .page import turned_by, turned_by_of_all_four, views
 
 _MOST_PIECES = 48  # of one direction, from all over the page
 _SURE = 0.5  # probability from which a piece has a say
-_ENOUGH = ((0.8, 2, 0.2, 4.0), (0.8, 3, 0.3, 1.5), (0.5, 8, 0.7, 6.0))
+_ENOUGH = (
+    (0.8, 3, 0.5, 1.5, _MOST_PIECES),
+    (0.8, 2, 0.0, 4.0, 20),  # a table, or a page with little text
+    (0.5, 8, 0.7, 6.0, _MOST_PIECES),
+)
 """What is enough to turn a page, any of these: the whole page's probability (blank paper has 0.25 of each direction, no
 page more than 0.93); pieces that say the same; their share of all pieces of their direction; how many times as many
-they are as those that say anything else."""
+they are as those that say anything else; how many pieces there may be."""
 _LEAST_OF_PAGE = min(probability for probability, *_ in _ENOUGH)
 _STANDS = 0.8  # probability from which a page may be straightened
 _LEAST_ASKEW = 1.0  # degrees; less is read as well as it is
@@ -82,8 +86,8 @@ def decided(lies: np.ndarray, across: Votes, along: Votes) -> int:
     agree, others = said[turn], max(said[:turn] + said[turn + 1 :])
     there = (across, along)[turn % 2].pieces
     clear = any(
-        lies[turn] >= probability and agree >= max(least, share * there, ratio * others)
-        for probability, least, share, ratio in _ENOUGH
+        lies[turn] >= probability and there <= most and agree >= max(least, share * there, ratio * others)
+        for probability, least, share, ratio, most in _ENOUGH
     )
     return -90 * turn % 360 if clear else 0
 
