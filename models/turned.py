@@ -80,7 +80,7 @@ def _straightened(
     """What leaves the page is cut off. Places move by whole pixels."""
     (x0, y0, x1, y1), (width, height) = box, size
     x, y = (x0 + x1 - width) / 2, (y0 + y1 - height) / 2  # the box's middle, seen from the page's
-    there = _moved(x, y, degrees)
+    there = moved(x, y, degrees)
     right, down = round(there[0] - x), round(there[1] - y)
     return (
         min(max(x0 + right, 0), width), min(max(y0 + down, 0), height),
@@ -88,8 +88,8 @@ def _straightened(
     )  # fmt: skip
 
 
-def _moved(x: float, y: float, degrees: float) -> tuple[float, float]:
-    """A point turned clockwise about the origin; y counts downwards."""
+def moved(x: Any, y: Any, degrees: float) -> tuple[Any, Any]:
+    """Points turned clockwise about the origin: numbers or arrays of any one shape. y counts downwards."""
     cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     return x * cosine - y * sine, x * sine + y * cosine
 

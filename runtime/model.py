@@ -415,6 +415,7 @@ def _raise_failure(finished: Finished) -> None:
 
 
 def open_image(image: ImageLike) -> Image.Image:
+    """The picture, in its own mode. Raises InvalidInput for what cannot be read as one."""
     if isinstance(image, Image.Image):
         return image
     source = io.BytesIO(image) if isinstance(image, bytes) else Path(image).expanduser()

@@ -71,6 +71,7 @@ class Chunk(Generic[J]):
 
     @property
     def jobs(self) -> tuple[J, ...]:
+        """All that are fed in one run."""
         return (self.job, *self.beside)
 
 

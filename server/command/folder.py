@@ -307,6 +307,7 @@ class OutputFolder:
     # The manifest.
 
     def note(self, kind: str, **fields: Any) -> None:
+        """Add a line to the manifest. Raises CommandFailed where that cannot be written."""
         line = {"type": kind, "time": datetime.now(UTC).isoformat(timespec="milliseconds"), **fields}
         with _told(self._where_noted):
             self._store.add(json.dumps(line, ensure_ascii=False), durable=kind != "page")  # a page is kept by its part

@@ -99,6 +99,7 @@ class Progress:
         self._bar.update()
 
     def words(self) -> str:
+        """What is being worked on, as it stands behind the bar."""
         with self._lock:
             working = list(self._working)
         stages = Counter(work.stage for work in working)
@@ -117,6 +118,7 @@ class Progress:
 
 
 def has_size() -> bool:
+    """Whether standard error is a terminal that knows how wide it is."""
     try:
         return os.get_terminal_size(sys.stderr.fileno()).columns > 0
     except (OSError, ValueError):

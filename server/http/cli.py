@@ -87,6 +87,7 @@ class _Preload(threading.Thread):
 
 
 def warn_when_open(options: ServerOptions) -> None:
+    """Say in the log when other machines can use the server without a key."""
     if not options.api_keys and not _is_loopback(options.host):
         log.warning(
             "listening on %s without an API key: everybody who can reach this machine can use the server; "

@@ -226,6 +226,7 @@ class ClusterRun:
         arrived.put(end)
 
     def dataset(self, rows: list[dict[str, bytes]], how: Round) -> Any:
+        """Ray's dataset of the answers to a round's rows; nothing is read before somebody iterates."""
         import ray.data
 
         logging.getLogger("ray.data").setLevel(

@@ -10,13 +10,12 @@ few degrees (``askew``).
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image
 
-from models.turned import turned
+from models.turned import moved, turned
 
 from ..drawn import Drawn
 from .askew import degrees_to_straight
@@ -102,7 +101,6 @@ def _stays(ink: np.ndarray, degrees: float) -> bool:
     """Whether what is on a page is still on it when that is turned about its middle, see ``models.turned``."""
     height, width = ink.shape
     down, across = np.nonzero(ink > 0.5)
-    x, y = across - width / 2, down - height / 2
-    cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-    lost = (np.abs(x * cosine - y * sine) > width / 2) | (np.abs(x * sine + y * cosine) > height / 2)
+    x, y = moved(across - width / 2, down - height / 2, degrees)
+    lost = (np.abs(x) > width / 2) | (np.abs(y) > height / 2)
     return len(x) > 0 and float(lost.mean()) <= _MOST_LOST

@@ -9,13 +9,10 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 from PIL import Image
-
-if TYPE_CHECKING:
-    import onnxruntime
 
 NETWORK = Path(__file__).with_name("page.onnx")
 _SHORT_SIDE, _VIEW = 256, 224  # pixels: of the page as it is looked at, and of the squares that are cut out of it
@@ -47,25 +44,27 @@ def turned_by(squares: np.ndarray) -> np.ndarray:
     """
     inputs = np.ascontiguousarray(squares.transpose(0, 3, 1, 2))
     (found,) = _session().run(None, {"x": inputs})
-    logs = np.log(np.maximum(np.asarray(found, np.float32), _LEAST)).mean(0)
-    powers = np.exp(logs - logs.max())
-    return np.asarray(powers / powers.sum())
+    return _together(np.asarray(found, np.float32))
 
 
 def turned_by_of_all_four(squares: np.ndarray) -> np.ndarray:
     """As ``turned_by``, asked of the page in all four directions: the geometric mean of what fits together."""
     asked = [np.roll(turned_by(np.rot90(squares, -turn, (1, 2))), -turn) for turn in range(4)]
-    logs = np.log(np.stack(asked)).mean(0)
-    powers = np.exp(logs - logs.max())
-    return np.asarray(powers / powers.sum())
+    return _together(np.stack(asked))
+
+
+def _together(probabilities: np.ndarray) -> np.ndarray:
+    """The geometric mean of several answers, [answers, classes], as probabilities, [classes]."""
+    means = np.exp(np.log(np.maximum(probabilities, _LEAST)).mean(0))
+    return np.asarray(means / means.sum())
 
 
 @cache
-def _session() -> onnxruntime.InferenceSession:
+def _session() -> Any:
     """One thread, on the CPU: where pages are drawn, each of several processes looks at one."""
-    import onnxruntime  # a process that turns no pages does without its 60 MB
+    from runtime.providers import ort  # a process that turns no pages does without the 60 MB of ONNX Runtime
 
-    options = onnxruntime.SessionOptions()
+    options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
-    return onnxruntime.InferenceSession(str(NETWORK), options, ["CPUExecutionProvider"])
+    return ort.InferenceSession(str(NETWORK), options, ["CPUExecutionProvider"])
