@@ -126,6 +126,22 @@ MOSTLY_FREE = {"free": 0.75, "markdown": 0.12, "ocr": 0.08, "locate": 0.05}
 
 ALL_TASKS = {"free": 0.55, "markdown": 0.2, "ocr": 0.15, "locate": 0.1}
 
+EVERY_SIZE = (
+    (0.50, ALL_SIZES[0][1]),
+    (0.10, ALL_SIZES[1][1]),
+    (0.15, ALL_SIZES[2][1]),
+    (0.08, ALL_SIZES[3][1]),
+    (0.07, Canvas(256, 40, (16, 44), 2, natural=True)),
+    (0.05, ALL_SIZES[4][1]),
+    (0.05, ALL_SIZES[5][1]),
+)
+"""As `ALL_SIZES`, with twice as much small type and with strips of a line or two, which `ALL_SIZES` hardly has."""
+EVERY_KIND = {
+    "random": 0.02, "letters": 0.02, "words": 0.1, "prose": 0.15, "figures": 0.08, "receipt": 0.15, "code": 0.02,
+    "latin": 0.14, "till": 0.11, "invoice": 0.13, "article": 0.08,
+}  # fmt: skip
+EVERY_TASK = {"free": 0.55, "markdown": 0.18, "ocr": 0.17, "locate": 0.1}
+
 STAGES = (
     # The vision tower learns the characters: full canvases of large type, no decoder.
     Stage(700, ((1.0, Canvas(192, 32, (24, 44), 6, crop=False, fill=0.7)),), EARLY, trained="vision"),
@@ -188,6 +204,8 @@ STAGES = (
     Stage(
         1200, ALL_SIZES, PAPERS, MOSTLY_FREE, wear=0.2, blank=0.01, turned=0.015, trained="decoder", learning_rate=6e-4
     ),
-    # Both halves on all of it, and the other prompts: for a GPU.
-    Stage(1_000_000, ALL_SIZES, DOCUMENTS, ALL_TASKS, wear=0.3, blank=0.01, turned=0.02, learning_rate=6e-4),
+    # Both halves on all of it, and the other prompts.
+    Stage(1400, ALL_SIZES, DOCUMENTS, ALL_TASKS, wear=0.3, blank=0.01, turned=0.02, learning_rate=6e-4),
+    # The same with more of what was worst then: accents, small type, single lines. For a GPU too.
+    Stage(1_000_000, EVERY_SIZE, EVERY_KIND, EVERY_TASK, wear=0.3, blank=0.01, turned=0.02, learning_rate=6e-4),
 )
