@@ -22,7 +22,7 @@ __all__ = ["Model"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import ``Model`` when it is first asked for: the requests and errors are of use without ONNX Runtime."""
+    """Import ``Model`` on first use, so that requests and errors can be imported without ONNX Runtime."""
     if name == "Model":
         from .model import Model
 

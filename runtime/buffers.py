@@ -1,7 +1,7 @@
-"""Memory that sessions are bound to: written and read by the host, addressed by row, on whatever device.
+"""Memory that sessions are bound to, on any device: the host reads and writes rows of it.
 
-On the CPU a buffer is a NumPy array and a binding is its address, so nothing is copied or allocated per step. On a GPU
-what is written goes through a host copy of the same shape, made once.
+On the CPU a buffer is a NumPy array and a binding is its address, so nothing is copied or allocated per step. On a GPU,
+writes go through a host copy of the same shape, allocated once.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from .small_graphs import identity_graph
 class Buffer:
     """An array of rows in the device's memory.
 
-    shape : [rows, ...]. element : what sessions call a type that NumPy does not have, as onnx.TensorProto numbers them;
-    dtype is then one of the same width.
+    shape : [rows, ...]. element : the number in onnx.TensorProto of a type that NumPy lacks; dtype is then a NumPy type
+    of the same width.
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class Buffer:
         self._element = self.dtype.type if element is None else element
         self._device, self._memory, self._index = device, device.memory, device.index
         if self._memory == "cpu":
-            self._array = np.zeros(shape, self.dtype)  # pages are taken from the system when first written
+            self._array = np.zeros(shape, self.dtype)  # the system allocates pages of memory on the first write
         else:
             self._value = ort.OrtValue.ortvalue_from_shape_and_type(shape, self._element, self._memory, self._index)
             self._host: np.ndarray | None = None  # made when first written to
@@ -54,11 +54,11 @@ class Buffer:
         self._value.update_inplace(self._host)
 
     def view(self, rows: int) -> np.ndarray | None:
-        """The first rows where the host can see them, else None; what a session writes there shows in the view."""
+        """The first rows as an array that shows what sessions write; None where the host cannot see the memory."""
         return self._array[:rows] if self._memory == "cpu" else None
 
     def read_row(self, row: int) -> np.ndarray:
-        """One row, in the host's memory: the buffer's own on a CPU, else a copy."""
+        """One row in the host's memory: a view on a CPU, a copy from a GPU."""
         if self._memory == "cpu":
             found: np.ndarray = self._array[row]
             return found
@@ -67,7 +67,7 @@ class Buffer:
         return host
 
     def copy_row(self, other: Buffer, source: int, target: int, length: int) -> None:
-        """Copy a row of another buffer (or of this one) here, along the third axis only as far as ``length``."""
+        """Copy a row of ``other``, which may be this buffer: only the first ``length`` places of the third axis."""
         if self._memory == "cpu":
             self._array[target, :, :length] = other._array[source, :, :length]
             return
@@ -96,7 +96,7 @@ class Buffer:
         binding.bind_input(name, self._memory, self._index, self._element, (rows, *self.shape[1:]), self.address(first))
 
     def bind_output(self, binding: ort.IOBinding, name: str, rows: int, *, first: int = 0) -> None:
-        """Let a session write there."""
+        """Let a session write ``rows`` rows from row ``first`` on."""
         binding.bind_output(
             name, self._memory, self._index, self._element, (rows, *self.shape[1:]), self.address(first)
         )
@@ -106,7 +106,8 @@ class Buffer:
 def device_copy(device: Device, *, to_host: bool = False) -> Callable[[int, int, int], None]:
     """A function that copies bytes within the device's memory, or to the host's: (bytes, address from, address to).
 
-    ONNX Runtime's Python API copies whole values only. A graph of one node, bound to addresses, copies any part.
+    ONNX Runtime's Python API copies whole values only; a graph of one Identity node, bound to addresses, copies any
+    part.
     """
     session = device.small_session(identity_graph())
     there = ("cpu", 0) if to_host else (device.memory, device.index)

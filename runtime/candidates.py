@@ -1,8 +1,8 @@
-"""Choosing tokens from the best of each row, where whole rows of logits are on a GPU and slow to fetch.
+"""Choosing tokens from each row's candidates (its largest logits), where whole rows are on a GPU and slow to fetch.
 
-64 rows of 130,000 logits are 33 MB, and take longer to reach the host than the decoder takes to compute them. So the
-device picks each row's candidates; filters and samplers work on those and say where a token outside might win, and only
-such a row is fetched. What is chosen is what the whole row would give. On a CPU whole rows are there already.
+64 rows of 130,000 logits are 33 MB, and take longer to fetch than to compute. So the device picks each row's
+candidates, and filters and samplers work on the candidates alone. Where a token outside might win, the whole row is
+fetched: the token chosen is always the one that the whole row would give. On a CPU, whole rows are at hand.
 """
 
 from __future__ import annotations
@@ -20,11 +20,10 @@ from .logits import Greedy, LogitFilter, VocabularyFilter, filters_for, sampler_
 
 @dataclass(frozen=True)
 class Candidates:
-    """The best of each row of logits.
+    """The largest logits of each row.
 
-    ids : [rows, n] int64. logits : of those tokens, [rows, n] float32, in any order.
-    log_sum_exp : of whole rows, [rows] float32.
-    complete : whether rows have no other tokens.
+    ids : [rows, n] int64. logits : of the tokens ``ids``, [rows, n] float32, in any order. log_sum_exp : of whole rows,
+    [rows] float32. complete : whether rows have no other tokens.
     """
 
     ids: np.ndarray
@@ -34,7 +33,7 @@ class Candidates:
 
     @property
     def bound(self) -> np.ndarray:
-        """The largest logit that a token which is no candidate may have, [rows]."""
+        """The largest logit that a token outside the candidates may have, [rows]."""
         if self.complete:
             return np.full(len(self.logits), -np.inf, np.float32)
         least: np.ndarray = self.logits.min(axis=1)
@@ -42,14 +41,14 @@ class Candidates:
 
 
 class Scores(Protocol):
-    """What a step of the decoder gives for its rows."""
+    """The logits of a decode step."""
 
     @property
     def candidates(self) -> Candidates | None:
-        """The best of each row; None where whole rows are at hand."""
+        """Each row's candidates; None where whole rows are at hand."""
 
     def whole(self, row: int) -> np.ndarray:
-        """One row of logits, [vocabulary] float32, which the caller may change; good until the next step."""
+        """One row of logits, [vocabulary] float32. The caller may change the array, which the next step overwrites."""
 
     def __len__(self) -> int:
         """Rows."""
@@ -80,7 +79,7 @@ class Chooser:
         self.sampler = sampler_for(settings)
 
     def follow(self, grammar: LogitFilter) -> None:
-        """From here on, hold the answer to a grammar. Called between the prompt's tokens and the answer's."""
+        """Hold the answer to a grammar from here on. Called between the prompt's tokens and the answer's."""
         self.filters.append(grammar)
 
     def observe(self, token: int) -> None:
@@ -89,7 +88,7 @@ class Chooser:
             logit_filter.observe(token)
 
     def choose(self, logits: np.ndarray) -> int:
-        """The next token by a whole row [vocabulary], which is changed.
+        """Choose the next token by a whole row of logits [vocabulary], which is changed.
 
         Raises
         ------
@@ -102,7 +101,7 @@ class Chooser:
 
 
 def certain_tokens(choosers: Sequence[Chooser | None], candidates: Candidates | None) -> list[int | None]:
-    """The next token of each row, as ``Chooser.choose`` would give it; None where that takes the whole row.
+    """The next token of each row, as ``Chooser.choose`` would choose; None where only the whole row can tell.
 
     choosers : one for each row; None for a row that gets no token.
     """
@@ -110,7 +109,7 @@ def certain_tokens(choosers: Sequence[Chooser | None], candidates: Candidates | 
     if candidates is None:
         return tokens
     ids, logits, bound = candidates.ids, candidates.logits.copy(), candidates.bound
-    usable = np.isfinite(candidates.log_sum_exp)  # neither NaN nor an infinity in the row: else the whole one says so
+    usable = np.isfinite(candidates.log_sum_exp)  # NaN or an infinity is left to ``choose``, which raises
     shared = _shared_vocabulary(choosers)
     if shared is not None:
         shared.apply_to(ids, logits)
@@ -120,14 +119,14 @@ def certain_tokens(choosers: Sequence[Chooser | None], candidates: Candidates | 
             continue
         own = chooser.filters if shared is None else chooser.filters[1:]
         if not all(one.apply_to(ids[row], logits[row]) for one in own):
-            continue  # a token outside may have risen
+            continue  # a token outside the candidates may have risen
         if isinstance(chooser.sampler, Greedy):
             greedy.append(row)
         else:
             tokens[row] = chooser.sampler.choose_from(ids[row], logits[row], bound[row])
     if greedy:
         best = logits[greedy].max(axis=1)
-        # Of equal ones the lowest id, as argmax has it.
+        # Of equal logits the lowest id wins, as in argmax.
         winners = np.where(logits[greedy] == best[:, None], ids[greedy], np.iinfo(np.int64).max).min(axis=1)
         for row, token, certain in zip(greedy, winners.tolist(), (best > bound[greedy]).tolist(), strict=True):
             tokens[row] = token if certain else None
@@ -135,7 +134,7 @@ def certain_tokens(choosers: Sequence[Chooser | None], candidates: Candidates | 
 
 
 def _shared_vocabulary(choosers: Sequence[Chooser | None]) -> VocabularyFilter | None:
-    """The filter that forbids the same tokens in every row, to be applied to all at once."""
+    """The filter that forbids the same tokens in every row, to be applied to all rows at once."""
     firsts = [chooser.filters[0] if chooser.filters else None for chooser in choosers if chooser is not None]
     first = firsts[0] if firsts else None
     if not isinstance(first, VocabularyFilter):

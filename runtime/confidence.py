@@ -1,8 +1,8 @@
-"""How sure the model was of each token: log-probabilities, and what they say of a whole page.
+"""How sure the model was of each token (log-probabilities) and of a whole page.
 
-They are those of the model's own distribution, the softmax of the raw logits, before filters, temperature, top k and
-top p: that is what OpenAI's ``logprobs`` mean, and a token that a filter has forced shows as an unlikely one. Called by
-the engine for every token; NumPy only.
+The probabilities are the softmax of the raw logits, before filters, temperature, top k and top p, as OpenAI's
+``logprobs`` are: a token that a filter has forced shows as an unlikely one. Called by the engine for every token; NumPy
+only.
 """
 
 from __future__ import annotations
@@ -34,25 +34,25 @@ class Distribution:
 
     @classmethod
     def of_row(cls, logits: np.ndarray) -> Self:
-        """From logits [vocabulary], which may be changed afterwards."""
+        """From logits [vocabulary]; the caller may change the array afterwards."""
         kept = logits.copy()
-        with np.errstate(all="ignore"):  # a row that has gone wrong is told by whoever chooses from it
+        with np.errstate(all="ignore"):  # the chooser raises for a row with NaN
             largest = kept.max()
             total = np.exp(kept - largest).sum(dtype=np.float64)
             return cls(kept, float(largest + np.log(total)))
 
     @classmethod
     def of_candidates(cls, candidates: Candidates, row: int) -> Self:
-        """From the best of a row and the sum over all of it."""
+        """From a row's candidates and the sum over the whole row."""
         return cls(candidates.logits[row], float(candidates.log_sum_exp[row]), candidates.ids[row])
 
     def log_probability(self, token: int) -> float:
-        """Of a token that is among ``ids``."""
+        """Log-probability of a token among ``ids``."""
         place = token if self.ids is None else int(np.flatnonzero(self.ids == token)[0])
         return min(0.0, float(self.logits[place]) - self.log_sum_exp)
 
     def best(self, count: int) -> list[tuple[int, float]]:
-        """The most probable tokens with their log-probabilities, the best first; of equal ones the lower id."""
+        """The ``count`` most probable tokens with log-probabilities, best first; of equal ones the lower id."""
         ids = np.arange(len(self.logits)) if self.ids is None else self.ids
         count = min(count, len(ids))
         if not count:
@@ -67,8 +67,8 @@ class Distribution:
 class TokenLogprob:
     """One token of an answer.
 
-    text : replacement characters where the token is a part of a character; data : its bytes. best : the most probable
-    tokens in its place, the best first.
+    text : replacement characters where the token is part of a character. data : the token's bytes. best : the most
+    probable tokens at this place, most probable first.
     """
 
     text: str
@@ -79,7 +79,7 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class Confidence:
-    """Of a page: mean and lowest probability of its tokens; of an empty answer, the probability of its end."""
+    """Mean and lowest probability of a page's tokens; of an empty answer, the probability of its end token."""
 
     mean: float
     lowest: float
@@ -87,7 +87,7 @@ class Confidence:
 
 @dataclass
 class Tally:
-    """Adds a page's tokens up as they come."""
+    """Sums up the probabilities of a page's tokens as they come."""
 
     count: int = 0
     _sum: float = 0.0
@@ -102,18 +102,18 @@ class Tally:
         self._lowest = min(self._lowest, probability)
 
     def end(self, log_probability: float) -> None:
-        """The end token, which counts where there is no other."""
+        """Take the end token, which counts only in an empty answer."""
         self._end = math.exp(log_probability)
 
     def confidence(self) -> Confidence | None:
-        """Of what has come; None for nothing."""
+        """Of the tokens so far; None before the first."""
         if self.count:
             return Confidence(self._sum / self.count, self._lowest)
         return None if self._end is None else Confidence(self._end, self._end)
 
 
 def described(tokenizer: Tokenizer, token: int, distribution: Distribution, alternatives: int) -> TokenLogprob:
-    """A token with the ``alternatives`` most probable ones, as clients are told."""
+    """A token with the ``alternatives`` most probable tokens, as clients get it."""
 
     def told(one: int, logprob: float, best: tuple[TokenLogprob, ...] = ()) -> TokenLogprob:
         data = token_bytes(tokenizer, one)
@@ -124,7 +124,7 @@ def described(tokenizer: Tokenizer, token: int, distribution: Distribution, alte
 
 
 def token_bytes(tokenizer: Tokenizer, token: int) -> bytes:
-    """What a token stands for; nothing for a row of the vocabulary without one."""
+    """The bytes that a token stands for; none for a row of the vocabulary without a token."""
     piece = tokenizer.id_to_token(token)
     if piece is None:
         return b""

@@ -41,16 +41,16 @@ _LONGEST_WAIT = 3600.0  # seconds; a condition takes no infinity
 class Encoder(Protocol):
     """The vision tower, as the engine uses it. It knows nothing of requests."""
 
-    batch: int  # most passes that are worth being run together
+    batch: int  # most passes to run together
 
     def begin(self) -> None:
-        """Called by the thread that will use it, before anything else is."""
+        """Prepare the calling thread, which will run every pass. Called before the first pass."""
 
     def encode(self, feeds: Feeds, stop: Stop) -> Outputs:
         """Run one vision pass; ``stop`` ends it with an error."""
 
     def encode_all(self, passes: list[Feeds]) -> list[Outputs]:
-        """Run several together."""
+        """Run several passes together."""
 
 
 class DecoderRunner(Protocol):
@@ -81,17 +81,17 @@ class Engine:
         self, encoder: Encoder, decoder: DecoderRunner, *, slots: int, max_queue: int, chunk: int = 1024,
         together: int = 0, device: str = "cpu",
     ) -> None:  # fmt: skip
-        """device : its name, for those who look at the engine's load."""
+        """device : name shown in the engine's load."""
         self._device = device
         self.encoder, self.decoder = encoder, decoder
         self._max_queue = max_queue
         self.state: State[Sequence] = State(slots, chunk, together)
-        self.encoding = False  # a pass is in flight, perhaps for a request that has ended meanwhile
+        self.encoding = False  # a pass is in flight, perhaps of a request that has ended
         self._changed = threading.Condition()  # guards the state; notified when a lane may have more to do
         self._closed = False
-        self._mean_seconds = 10.0  # of a request, for Retry-After
-        self._views = ThreadPoolExecutor(1, thread_name_prefix="views")  # makes a view while another is encoded
-        self._made_ahead: Sequence | None = None  # whose next view was made last
+        self._mean_seconds = 10.0  # running mean of a request's time, for Retry-After
+        self._views = ThreadPoolExecutor(1, thread_name_prefix="views")  # prepares a view while another is encoded
+        self._made_ahead: Sequence | None = None  # the sequence whose view was prepared last
         self._threads = [
             threading.Thread(target=self._keep, args=(lane,), name=name, daemon=True)
             for name, lane in (("decode", self._decode), ("encode", self._encode), ("deadlines", self._watch))
@@ -142,10 +142,10 @@ class Engine:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Within the block no lane takes up anything; what a device has begun goes on.
+        """Let no lane begin anything within the block; what a device has begun goes on.
 
-        For those who look at ``state``, and for requests that are to begin together: the thread that has paused the
-        engine may submit them, and every other caller waits for the end of the block.
+        For a look at ``state``, and for requests that are to begin together: the pausing thread may submit, every other
+        caller waits for the end of the block.
         """
         with self._changed:
             yield
@@ -157,7 +157,7 @@ class Engine:
 
     @property
     def queue_depth(self) -> int:
-        """Requests in the queue, for which nothing has been done yet."""
+        """Requests in the queue that the engine has not begun."""
         return sum(not one.finished and one.clock.taken_up is None for one in self.state.waiting)
 
     @property
@@ -167,7 +167,7 @@ class Engine:
 
     @property
     def loads(self) -> list[EngineLoad]:
-        """The one load of this engine, as ``EngineGroup`` has several."""
+        """This engine's load, in a list since an ``EngineGroup`` has several."""
         return [EngineLoad(self._device, self.state.slots, self.active, self.queue_depth, self.alive)]
 
     # The lanes.
@@ -278,7 +278,7 @@ class Engine:
     # What the lanes do.
 
     def _run_pass(self, sequence: Sequence) -> None:
-        """One vision pass, while the view of the next one is made."""
+        """Run one vision pass, while the next pass's view is prepared."""
         started = time.monotonic()
         passes = self._gather(sequence)
         for one, outputs in self._encoded(passes):
@@ -295,7 +295,7 @@ class Engine:
             self._changed.notify_all()
 
     def _gather(self, first: Sequence) -> list[tuple[Sequence, Feeds]]:
-        """The pass of a request and, where the device takes several at once, those that would be next."""
+        """The request's next pass and, where the device batches passes, the passes that would follow."""
         passes: list[tuple[Sequence, Feeds]] = []
         sequence: Sequence | None = first
         while sequence is not None:
@@ -318,7 +318,7 @@ class Engine:
             return sequence
 
     def _encoded(self, passes: list[tuple[Sequence, Feeds]]) -> Iterator[tuple[Sequence, Outputs | Exception]]:
-        """What each pass gives, or its error. Of several that fail together each is tried alone."""
+        """Each pass's outputs, or its error. When a batch of passes fails, each pass is tried alone."""
         if len(passes) > 1:
             try:
                 together = self.encoder.encode_all([feeds for _, feeds in passes])
@@ -333,7 +333,7 @@ class Engine:
                 yield sequence, error
 
     def _make_ahead(self) -> None:
-        """Make the next pass's view now. One view at a time: views further ahead would only take memory."""
+        """Start to prepare the next pass's view. One view at a time: more would only take memory."""
         with self._changed:
             upcoming = upcoming_pass(self.state)
             if upcoming is None or (self._made_ahead is not None and self._made_ahead.is_ahead):

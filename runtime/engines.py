@@ -1,4 +1,4 @@
-"""Several GPUs as one: an engine on each, and every request to the one that has the least to do."""
+"""Several GPUs as one: an engine on each; a request goes to the engine with the fewest requests."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from .sequence import Sequence
 
 
 class EngineGroup:
-    """What a model needs of an engine, of several; see ``runtime.engine.Engine``.
+    """Several engines behind the interface of one; see ``runtime.engine.Engine``.
 
-    A request stays with the engine that it was given to. Engines have the same model and the same slots, so the one
-    with the fewest requests is the one that will have a row free first.
+    A request stays with its engine. All engines have the same model and number of slots, so the engine with the fewest
+    requests has a free row first.
     """
 
     def __init__(self, engines: SequenceOf[Engine]) -> None:
         self.engines = list(engines)
-        self._lock = threading.Lock()  # of two requests at once, each counts for the other
+        self._lock = threading.Lock()  # requests are counted and submitted in one go
 
     def submit(self, sequence: Sequence) -> None:
         """See ``Engine.submit``: refused when every engine's queue is full."""
@@ -31,7 +31,7 @@ class EngineGroup:
             min(alive, key=lambda engine: engine.queue_depth + engine.active).submit(sequence)
 
     def drain(self, timeout: float | None = None) -> bool:
-        """See ``Engine.drain``; the time is for all of them together."""
+        """See ``Engine.drain``; ``timeout`` is for all engines together."""
         end = None if timeout is None else time.monotonic() + timeout
         return all(engine.drain(None if end is None else max(0.0, end - time.monotonic())) for engine in self.engines)
 
@@ -45,7 +45,7 @@ class EngineGroup:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """See ``Engine.paused``: all of them at once."""
+        """See ``Engine.paused``: all engines at once."""
         with ExitStack() as paused:
             for engine in self.engines:
                 paused.enter_context(engine.paused())
@@ -53,12 +53,12 @@ class EngineGroup:
 
     @property
     def alive(self) -> bool:
-        """Whether every engine takes requests: a model of which one has failed is replaced as a whole."""
+        """Whether every engine takes requests: when one has failed, the whole model is replaced."""
         return all(engine.alive for engine in self.engines)
 
     @property
     def queue_depth(self) -> int:
-        """Requests for which nothing has been done yet."""
+        """Requests that no engine has begun."""
         return sum(engine.queue_depth for engine in self.engines)
 
     @property
@@ -68,5 +68,5 @@ class EngineGroup:
 
     @property
     def loads(self) -> list[EngineLoad]:
-        """What each engine has to do."""
+        """The load of each engine."""
         return [load for engine in self.engines for load in engine.loads]

@@ -1,8 +1,8 @@
-"""Features of images, and prompts with them in, that stay in a device's memory from the vision graph to the decoder.
+"""Image features, and prompts that hold them, kept in a device's memory from the vision graph to the decoder.
 
-A family's ``assemble`` puts rows of features in order and never looks at them. So it is asked for that order, by the
-numbers of rows in place of rows, and a graph on the device brings the rows themselves. On a CPU, where NumPy sees the
-same memory as ONNX Runtime, nothing of this is needed; it gives the same there, which is how it is tested.
+A family's ``assemble`` only puts rows of features in order. So ``assemble`` is called with the rows' numbers in place
+of the rows, and a graph on the device gathers the rows in the order that comes out. On a CPU, NumPy sees ONNX Runtime's
+memory and none of this is needed; tests run this code there all the same.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from .buffers import device_copy
 from .providers import Device, ort
 from .small_graphs import merging_graph
 
-_ITEM_BYTES = {1: 4, 10: 2}  # of the numbers of onnx.TensorProto for float32 and float16
+_ITEM_BYTES = {1: 4, 10: 2}  # by the numbers of onnx.TensorProto for float32 and float16
 
 
 class Rows:
-    """Rows [n, width] in a device's memory, which they keep; a slice of them is the same memory.
+    """Rows [n, width] in a device's memory, which stays allocated while they live; a slice shares that memory.
 
-    shape : of the value that they are in, whose last axis is the width.
+    shape : of the device value that holds the rows; its last axis is the width.
     """
 
     def __init__(self, value: ort.OrtValue, device: Device, first: int = 0, count: int | None = None) -> None:
@@ -55,17 +55,17 @@ class Rows:
         return start + self._first * self.row_bytes
 
     def bind(self, binding: ort.IOBinding, name: str, batch: tuple[int, ...] = ()) -> None:
-        """As a graph's input [n, width], or with the sizes of a batch, which share the rows out, before that."""
+        """Bind the rows as a graph's input [n, width], or [*batch, n / batch, width]."""
         shape = (*batch, len(self) // int(np.prod(batch)), self.width)
         binding.bind_input(name, self.device.memory, self.device.index, self.element, shape, self.address)
 
 
-Outputs = Mapping[str, np.ndarray | Rows]  # of a vision pass, all in the host's memory or all in a device's
+Outputs = Mapping[str, np.ndarray | Rows]  # of one vision pass: either all on the host or all on a device
 
 
 @dataclass(frozen=True)
 class Placed:
-    """Features of one image: rows of several arrays. order : their numbers, counted through all, [tokens]."""
+    """Features of one image: rows of several arrays. order : row numbers, counted through all arrays, [tokens]."""
 
     sources: tuple[Rows, ...]
     order: np.ndarray
@@ -91,7 +91,7 @@ def assembled(image: PreparedImage, outputs: Sequence[Outputs]) -> np.ndarray | 
 
 
 def _without_unused(sources: Sequence[Rows], order: np.ndarray) -> Placed:
-    """A tile gives a newline, too, and only one of them is read."""
+    """Drop arrays that no row is taken from: every tile brings the newline's row, of which one is used."""
     starts = np.cumsum([0, *map(len, sources)])
     which = np.searchsorted(starts, order, side="right") - 1
     used = np.unique(which)
@@ -104,9 +104,9 @@ def _without_unused(sources: Sequence[Rows], order: np.ndarray) -> Placed:
 def merge(
     embeddings: np.ndarray | Rows, slots: np.ndarray, features: Sequence[np.ndarray | Placed]
 ) -> np.ndarray | Rows:
-    """A prompt's embeddings [tokens, hidden] with features in their slots; both are in one memory.
+    """A prompt's embeddings [tokens, hidden] with image features in their slots; both on the host or both on a device.
 
-    slots : which tokens are features, [tokens] bool.
+    slots : which tokens are image slots, [tokens] bool.
     """
     if isinstance(embeddings, Rows):
         return _merged_there(embeddings, slots, [one for one in features if isinstance(one, Placed)])
@@ -135,7 +135,7 @@ def _merged_there(embeddings: Rows, slots: np.ndarray, features: Sequence[Placed
 
 
 def padded(prompts: Sequence[Rows]) -> Rows:
-    """Prompts one behind the other, each as long as the longest: a shorter one is filled up with its own beginning."""
+    """Prompts one behind the other, each padded to the longest with its own first rows."""
     device, first = prompts[0].device, prompts[0]
     longest = max(map(len, prompts))
     shape = (len(prompts), longest, first.width)
@@ -152,7 +152,7 @@ def padded(prompts: Sequence[Rows]) -> Rows:
 
 
 def views_of(outputs: Rows) -> list[Rows]:
-    """Of views [views, ...] that came out together each, [1, ...], with memory of its own: it may live on alone."""
+    """Copy a batch of views [views, ...] to single ones, [1, ...], so that each can be freed by itself."""
     (count, *shape), device = outputs.shape, outputs.device
     size, copy, found = len(outputs) // count, device_copy(device), []
     with device.running():

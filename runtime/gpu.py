@@ -1,4 +1,4 @@
-"""What NVIDIA's runtime library says of a card; ONNX Runtime's Python interface does not."""
+"""What NVIDIA's runtime library says of a card, since ONNX Runtime's Python API does not."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _OUT_OF_MEMORY = re.compile("out of memory|failed to allocate memory|CUBLAS_STAT
 
 
 def free_memory(index: int) -> int | None:
-    """Bytes that are free on a card; None where the library is not there or does not answer."""
+    """Free bytes of a card; None where the library is missing or fails."""
     library = _library()
     if library is None:
         return None
@@ -21,15 +21,15 @@ def free_memory(index: int) -> int | None:
 
 
 def card_count() -> int:
-    """Cards that this process may use."""
+    """Number of cards that this process may use."""
     library, count = _library(), ctypes.c_int()
     if library is None or library.cudaGetDeviceCount(ctypes.byref(count)):
-        return 1  # the one that ONNX Runtime takes
+        return 1  # the version that ONNX Runtime loads
     return max(1, count.value)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error of ONNX Runtime says that a card has no memory left. It has no class of its own."""
+    """Whether ONNX Runtime's error says that a card's memory is full; such errors have no class of their own."""
     return bool(_OUT_OF_MEMORY.search(str(error)))
 
 

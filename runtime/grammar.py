@@ -1,7 +1,7 @@
-"""Answers that follow a JSON schema: before each choice, tokens are forbidden that would leave it.
+"""Answers that follow a JSON schema: before each choice, tokens that would break the schema are forbidden.
 
-The grammar is llguidance's, which says for every state of an answer what may come next. A filter like the others: it
-works on candidates of a GPU as on whole rows.
+llguidance computes which tokens may come next. The grammar is a logit filter like the others: on a GPU's candidates and
+on whole rows.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from models.model_errors import InvalidInput
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
-# Between JSON's signs. Without an end to them, a model that is unsure goes on with blanks for ever.
+# Whitespace between JSON's tokens is bounded: an unsure model would go on with blanks for ever.
 _BLANKS = r"[ \n\t]{1,40}"
 
 
 class Grammars:
-    """Grammars over one model's vocabulary, which is gone through when the first is asked for: that takes seconds."""
+    """Grammars over one model's vocabulary. The first one takes seconds, as the whole vocabulary is read."""
 
     def __init__(self, tokenizer: Tokenizer, vocabulary: int, eos: Iterable[int]) -> None:
         """vocabulary : rows of the model's logits."""
@@ -37,9 +37,9 @@ class Grammars:
         Raises
         ------
         InvalidInput
-            for a schema that is wrong, that nothing satisfies, or that uses what is not known.
+            for a schema that is invalid, that no text satisfies, or that has an unknown keyword.
         """
-        from llguidance import LLMatcher, LLTokenizer  # megabytes, and few ask for it
+        from llguidance import LLMatcher, LLTokenizer  # megabytes, which few programs need
 
         with self._lock:
             if self._tokenizer is None:
@@ -55,19 +55,19 @@ class Grammars:
 
 
 class Grammar:
-    """See ``logits.LogitFilter``. It takes the answer's tokens only."""
+    """See ``logits.LogitFilter``. Observes the answer's tokens only, and none of the prompt's."""
 
     def __init__(self, matcher: LLMatcher, vocabulary: int) -> None:
         self._matcher, self._size = matcher, vocabulary
-        self._allowed: np.ndarray | None = None  # [vocabulary] bool, where the answer stands now
+        self._allowed: np.ndarray | None = None  # [vocabulary] bool: what may come next
 
     def observe(self, token: int) -> None:
-        """The answer's next token.
+        """Take the answer's next token.
 
         Raises
         ------
         RuntimeError
-            for one that leaves the schema, and where the grammar became too complex.
+            for a token that breaks the schema, and when the grammar becomes too complex.
         """
         self._allowed = None
         if not self._matcher.consume_token(token):

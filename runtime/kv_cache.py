@@ -1,7 +1,7 @@
 """The KV cache: one buffer per layer and side, [slots, kv heads, capacity, head dim], shared by past and present.
 
 The rows in use are always the first ones, so that a decode step binds one contiguous block. The capacity grows in steps
-up to the model's maximum: 8,192 positions would cost a gigabyte a row where 1,000 are used.
+up to the model's maximum: allocating all 8,192 positions at once would cost a gigabyte a row.
 """
 
 from __future__ import annotations
@@ -20,41 +20,41 @@ from .providers import Device
 
 _BFLOAT16 = 16  # onnx.TensorProto.DataType; NumPy has no such type
 
-# Positions that a row starts with; then doubled as often as needed.
+# Positions that a row starts with, doubled as often as needed.
 FIRST_CAPACITY = 1024
 
 
 def position_bytes(sizes: DecoderInfo, compute: str) -> int:
-    """What one token takes in a row, keys and values of all layers."""
+    """Bytes that one token takes in a row: keys and values of all layers."""
     width = 2 if compute == "bfloat16" else np.dtype(compute).itemsize
     return 2 * sizes.layers * sizes.kv_heads * sizes.head_dim * width
 
 
 def kept(answered: int, window: int | None) -> int:
-    """Tokens of an answer that a row has when so many have been fed; see ``Window``. None: all."""
+    """Tokens of an answer that a row keeps after ``fed`` tokens, see ``Window``; without a window, all."""
     return answered if window is None else min(answered, window - 1)
 
 
 @dataclass
 class Window:
-    """Of an answer that sees its prompt and its own last ``size`` tokens: which of them leaves the cache next.
+    """Which token to evict next, in an answer that attends to its prompt and to its own last ``size`` tokens.
 
-    Keys are turned to their positions before they are kept, and attention does not ask for an order: so a row keeps the
-    ``prompt``, behind it a ring of ``size - 1`` tokens, and behind that one place for the newest, where the kernel
-    writes it. When the ring is full, the newest then takes the place of its oldest.
+    Cached keys are already rotated to their positions, and attention asks for no order. So a row keeps the ``prompt``,
+    a ring of ``size - 1`` tokens behind the prompt, and one last place where the kernel writes the newest token. When
+    the ring is full, the newest token replaces the ring's oldest.
     """
 
     prompt: int  # tokens
     size: int
-    oldest: int = 0  # its place in the ring
+    oldest: int = 0  # the oldest token's place in the ring
 
     @property
     def full(self) -> int:
-        """Tokens in the row when the ring is."""
+        """Tokens in the row when the ring is full."""
         return self.prompt + self.size - 1
 
     def replace(self) -> int | None:
-        """The place that the newest token takes; None where the ring has none."""
+        """The place that the newest token takes; None when the ring has no place."""
         if self.size == 1:
             return None
         place = self.prompt + self.oldest
@@ -76,17 +76,17 @@ class KvCache:
         self._allocate(self._step_for(1), rows=0)
 
     def fit(self, length: int, rows: int) -> bool:
-        """Make room for ``length`` positions a row, keeping the first ``rows`` rows; with none to keep, shrink as well.
+        """Make room for ``length`` positions a row and keep the first ``rows`` rows; with 0 rows, shrink as well.
 
-        Never where steps are replayed: they are recorded for each capacity, and growing again would record them anew.
+        A device that replays steps never shrinks: every capacity has its own recordings.
 
         Returns whether the buffers moved, so that bindings to them are stale.
 
         Raises
         ------
         MemoryError
-            when there is not enough for those rows and one more. The host's memory would be promised all the same, and
-            the process be killed when it is used; a GPU's provider raises its own error.
+            when the host's memory does not suffice for those rows and one more; the system would promise it all the
+            same, and kill the process on use. A GPU's provider raises its own error.
         """
         wanted = self._step_for(length)
         if wanted == self.capacity or (wanted < self.capacity and (rows or self._device.replays)):
@@ -109,11 +109,11 @@ class KvCache:
             buffer.bind_output(binding, f"present.{name}", rows, first=first)
 
     def begin(self, row: int, window: Window | None) -> None:
-        """A prompt goes into a row. window : of its answer; None: it sees all."""
+        """Note that a prompt goes into a row. window : tokens that the answer attends to; None: all."""
         self._windows[row] = window
 
     def close_ring(self, lengths: Sequence[int]) -> None:
-        """After a step: in rows whose ring was full the newest token takes the place of the oldest.
+        """After a step: where a row's ring is full, put the newest token in place of the oldest.
 
         lengths : tokens in each of the first rows before the step.
         """
@@ -136,13 +136,13 @@ class KvCache:
         return min(capacity, self._sizes.max_length)
 
     def _allocate(self, capacity: int, rows: int) -> None:
-        """Replace every buffer by one of another capacity, one at a time, so that only one exists twice."""
+        """Replace the buffers by ones of another capacity, one after the other, so that only one exists twice."""
         shape = (self._slots, self._sizes.kv_heads, capacity, self._sizes.head_dim)
         for layer in range(self._sizes.layers):
             for side in ("key", "value"):
                 name = f"{layer}.{side}"
                 if name in self.buffers and self.buffers[name].shape == shape:
-                    continue  # it has grown before the memory was at an end
+                    continue  # grown before memory ran out
                 buffer = Buffer(shape, self._dtype, self._device, self._element)
                 for row in range(rows):
                     buffer.copy_row(self.buffers[name], row, row, min(self.capacity, capacity))

@@ -1,4 +1,5 @@
-"""What a model needs to read pages by their parts: the detector that its entry or its caller names, and the rules."""
+"""What reads pages by their parts with a model: the detector that its catalogue entry or the caller names, and the
+rules."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ from .pages import Detector, PageReader, Recogniser
 
 
 def entry_of(manifest: Manifest) -> ModelEntry:
-    """What the catalogue says of an exported model, and where its detector is."""
+    """The catalogue's entry of an exported model, with the place of its detector."""
     known = CATALOG.get(manifest.id) or ModelEntry(manifest.id, manifest.family, manifest.source.name)
     return with_detector(known, cache_dir())
 
@@ -27,9 +28,9 @@ def entry_of(manifest: Manifest) -> ModelEntry:
 def with_layout(
     entry: ModelEntry, layout: str | os.PathLike[str] | Detector | None, folder: Path
 ) -> tuple[ModelEntry, Detector | None]:
-    """The entry with the detector that a caller names, and that detector where it is one already.
+    """The entry with the detector that a caller names, and the detector where ``layout`` is itself one.
 
-    folder : of the model's export, which stands for that of a detector that needs none.
+    folder : the model's export, entered as the detector's folder where ``layout`` is an object without one.
 
     Raises
     ------
@@ -46,12 +47,12 @@ def with_layout(
 def page_reader(
     model: Recogniser, entry: ModelEntry, detector: Detector | None, device: str, threads: int | None
 ) -> PageReader:
-    """What reads pages by their parts with a model that need not live on for it, but for those that are begun.
+    """The reader of pages by their parts. It holds the model weakly: only pages in flight keep the model alive.
 
     Raises
     ------
     InvalidInput
-        for a rule of the entry that cannot be.
+        for an invalid rule of the entry.
     """
 
     def open_detector() -> Detector:

@@ -1,4 +1,4 @@
-"""From what ``Model.open`` is given, a folder or a model id, to the exported folder."""
+"""From the folder or model id given to ``Model.open`` to the exported folder."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ log = logging.getLogger(__name__)
 
 
 def exported_folder(model: str | os.PathLike[str], dtype: str | None, device: str) -> tuple[Path, ModelEntry | None]:
-    """The folder of a model, which is exported first when it is named by its id and not there yet; and its entry,
-    where it is named by that.
+    """The exported folder of a model; and the catalogue's entry, where ``model`` is an id. A model named by its id is
+    exported first when the folder is missing.
 
     Parameters
     ----------

@@ -2,8 +2,8 @@
 
 The order is that of Hugging Face's generation: repetition penalty, n-gram filter, temperature, top k, top p.
 
-Filters and samplers work on whole rows, and on the best of a row, its candidates, where whole rows are far away (see
-``runtime.candidates``); there they say when the rest of the row may matter.
+Filters and samplers work on whole rows, or on a row's candidates where the rows are on a GPU (see
+``runtime.candidates``); for candidates they also say whether the rest of the row may matter.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ class LogitFilter(Protocol):
         """Change the logits, shape [vocabulary], in place."""
 
     def apply_to(self, ids: np.ndarray, logits: np.ndarray) -> bool:
-        """Change the logits of these tokens, shape [n] both, in place as ``apply`` does.
+        """Change the logits of the tokens ``ids``, both [n], in place as ``apply`` does.
 
-        Returns whether no other token's logit would rise.
+        Returns False when ``apply`` might raise the logit of another token.
         """
 
 
@@ -39,10 +39,10 @@ class VocabularyFilter:
     def __init__(self, forbidden: np.ndarray) -> None:
         """forbidden : token ids, shape [n]."""
         self.forbidden = forbidden
-        self._is_forbidden: np.ndarray | None = None  # by token id, up to the last forbidden one; made when needed
+        self._is_forbidden: np.ndarray | None = None  # by token id, up to the last forbidden id; made when needed
 
     def observe(self, token: int) -> None:
-        """Nothing depends on the text."""
+        """Do nothing: the forbidden tokens do not depend on the text."""
 
     def apply(self, logits: np.ndarray) -> None:
         logits[self.forbidden] = -np.inf
@@ -86,15 +86,15 @@ class RepetitionPenalty:
 class NoRepeatNgram:
     """Forbids every token that would repeat an n-gram of the sequence (or of its last ``window`` tokens).
 
-    Whitelisted tokens are never forbidden: table cells repeat by nature. The rule with window and whitelist is that of
-    DeepSeek-OCR's vLLM recipe; without them it is Hugging Face's ``no_repeat_ngram_size``.
+    Whitelisted tokens are never forbidden: table cells repeat by nature. With window and whitelist this is the rule of
+    DeepSeek-OCR's vLLM recipe, without both Hugging Face's ``no_repeat_ngram_size``.
     """
 
     def __init__(self, size: int, window: int | None = None, whitelist: Sequence[int] = ()) -> None:
         self._size, self._window, self._whitelist = size, window, frozenset(whitelist)
         self._length = 0
         self._prefix: tuple[int, ...] = ()  # the last size - 1 tokens
-        # prefix -> token that followed -> where that n-gram last began
+        # prefix -> next token -> where that n-gram last began
         self._following: defaultdict[tuple[int, ...], dict[int, int]] = defaultdict(dict)
 
     def observe(self, token: int) -> None:
@@ -114,7 +114,7 @@ class NoRepeatNgram:
         return True
 
     def _repeating(self) -> list[int]:
-        """Tokens that would complete an n-gram anew."""
+        """Tokens that would repeat an n-gram."""
         oldest = 0 if self._window is None else self._length - self._window
         following = self._following.get(self._prefix)
         if not following:
@@ -132,7 +132,7 @@ class Greedy:
         return token
 
     def choose_from(self, ids: np.ndarray, logits: np.ndarray, bound: np.floating[Any]) -> int | None:
-        """The token among candidates, [n] both; None where one outside, whose logits reach ``bound``, may be better."""
+        """The best candidate, arrays [n]; None where a token outside, with a logit up to ``bound``, may be better."""
         largest = logits.max()
         return int(ids[logits == largest].min()) if largest > bound else None
 
@@ -150,7 +150,7 @@ class Sampler:
         return self._draw(*self.distribution(logits))
 
     def choose_from(self, ids: np.ndarray, logits: np.ndarray, bound: np.floating[Any]) -> int | None:
-        """The token among candidates, [n] both; None where one outside, whose logits reach ``bound``, may be drawn."""
+        """A token drawn among candidates, arrays [n]; None where one with a logit up to ``bound`` outside could be."""
         if self._top_k is None or self._top_k > len(ids):
             return None
         order = np.lexsort((ids, -logits))[: self._top_k]
@@ -165,7 +165,7 @@ class Sampler:
     def distribution(self, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The tokens that may be drawn and their probabilities, most probable first; shapes [n] and [n]."""
         count = len(logits) if self._top_k is None else min(self._top_k, len(logits))
-        # A stable order makes ties go to the lower id, so that a seed means the same on every platform.
+        # A stable order gives ties to the lower id, so that a seed draws the same tokens on every platform.
         if count < len(logits):
             bound = np.partition(logits, -count)[-count]
             ids = np.flatnonzero(logits >= bound)
@@ -175,7 +175,7 @@ class Sampler:
         return self._probabilities(ids, logits[ids])
 
     def _probabilities(self, ids: np.ndarray, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Of the tokens that top k leaves, the largest logit first."""
+        """Probabilities of the tokens that top k leaves, the largest logit first."""
         scaled = logits.astype(np.float64) / self._temperature
         probabilities = np.exp(scaled - scaled[0])
         possible = np.count_nonzero(probabilities)  # a forbidden token must not be drawn through a rounding error
@@ -190,7 +190,7 @@ class Sampler:
 
 
 def _check_largest(logit: np.floating[Any]) -> None:
-    """NaN comes out as the largest, so one look finds it, an infinity, and a row of which everything is forbidden."""
+    """Raise for NaN (which sorts as the largest), for an infinity, and for a row in which every token is forbidden."""
     if not np.isfinite(logit):
         raise FloatingPointError(f"the largest of the logits is {logit}, so no token can be chosen")
 
@@ -210,7 +210,7 @@ def filters_for(settings: InferenceSettings, forbidden: np.ndarray) -> list[Logi
 
 
 def sampler_for(settings: InferenceSettings) -> Greedy | Sampler:
-    """Greedy unless the settings really sample."""
+    """``Sampler`` where the settings ask for sampling at a temperature above 0, else ``Greedy``."""
     if not settings.samples:
         return Greedy()
     return Sampler(settings.temperature, settings.top_k, settings.top_p, settings.seed)

@@ -1,7 +1,7 @@
 """What this process may use: free memory and processors, a container's limits included (Linux's cgroups, version 2).
 
-A container sees the whole machine in the usual places, and is killed, or held up, at limits that stand elsewhere. They
-hold along the whole path of groups that the process is in, so the narrowest counts.
+A container sees the whole machine in the usual places, and is killed or throttled at the limits of its cgroups. Every
+group on the process's path has limits, so the narrowest counts.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ _MEMBERSHIP = Path("/proc/self/cgroup")
 
 
 def available_memory(groups: Path = _GROUPS, membership: Path = _MEMBERSHIP) -> int:
-    """Bytes that this process may take now without anything being swapped or killed.
+    """Bytes that this process may take now before anything is swapped or killed.
 
-    groups : where cgroups are mounted. membership : the file that says which of them this process is in.
+    groups : where cgroups are mounted. membership : the file that says which group this process is in.
     """
     rooms = [int(psutil.virtual_memory().available)]
     for group in _path(groups, membership):
@@ -32,10 +32,10 @@ def available_memory(groups: Path = _GROUPS, membership: Path = _MEMBERSHIP) -> 
 
 
 def processors(groups: Path = _GROUPS, membership: Path = _MEMBERSHIP) -> int:
-    """Threads that can compute at once: physical cores, as far as this process may run on them and for all its time.
+    """Threads that can compute at once: the physical cores that this process may use, within its quota of CPU time.
 
-    A quota is rounded down, as threads beyond it would stand still for a part of every period, and with them those that
-    wait for their results.
+    A quota is rounded down: threads beyond the quota would stand still for a part of every period, and so would threads
+    that wait for their results.
     """
     counts = [psutil.cpu_count(logical=False) or os.cpu_count() or 1]
     if hasattr(os, "sched_getaffinity"):
@@ -48,13 +48,13 @@ def processors(groups: Path = _GROUPS, membership: Path = _MEMBERSHIP) -> int:
 
 
 def default_threads(groups: Path = _GROUPS, membership: Path = _MEMBERSHIP) -> int:
-    """Threads of an operator: 0, by which ONNX Runtime means a thread for each core, unless fewer may run."""
+    """Threads of an operator: 0, ONNX Runtime's word for a thread per core, unless fewer may run."""
     count = processors(groups, membership)
     return 0 if count == (psutil.cpu_count(logical=False) or os.cpu_count() or 1) else count
 
 
 def _path(groups: Path, membership: Path) -> Iterator[Path]:
-    """The group of this process and those that it is in, the narrowest first; none on other systems."""
+    """This process's group and the groups around it, the narrowest first; none on other systems."""
     own = next((line[3:] for line in _text(membership).splitlines() if line.startswith("0::")), None)
     if own is None:
         return
@@ -67,7 +67,7 @@ def _path(groups: Path, membership: Path) -> Iterator[Path]:
 
 
 def _reclaimable(group: Path) -> int:
-    """Bytes that count as used and go as soon as somebody needs them: files that were read long ago."""
+    """Bytes counted as used that the kernel frees on demand: cached files that were read long ago."""
     for line in _text(group / "memory.stat").splitlines():
         name, _, value = line.partition(" ")
         if name == "inactive_file" and value.isdigit():
@@ -76,7 +76,7 @@ def _reclaimable(group: Path) -> int:
 
 
 def _number(file: Path) -> int | None:
-    """None where there is no limit ("max"), or no such file."""
+    """The number in a file; None where there is no limit ("max") or no such file."""
     text = _text(file)
     return int(text) if text.isdigit() else None
 
@@ -89,10 +89,10 @@ def _text(file: Path) -> str:
 
 
 def step_back(by: int) -> None:
-    """Let all other threads go before this one and those that it starts, where they want the same processor.
+    """Lower the priority of this thread and of the threads that it starts.
 
-    by : steps of niceness, each of which leaves a contended processor's share to the others by a factor of 1.25. Linux
-    counts niceness by thread and hands it on; elsewhere it is the process's, and nothing is done.
+    by : steps of niceness; each divides the thread's share of a contended processor by 1.25. Linux keeps niceness by
+    thread, and new threads inherit it; elsewhere niceness belongs to the process, and nothing is done.
     """
     if sys.platform == "linux":
         thread = threading.get_native_id()

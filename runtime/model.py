@@ -59,7 +59,7 @@ DEFAULT_VISION_CACHE_MB = 64.0
 
 
 class Model:
-    """One exported model, loaded. Its methods may be called from any number of threads; they share the batch.
+    """One exported model, loaded. Its methods may be called from any number of threads, whose requests share the batch.
 
     Implements ``runtime.requests.TextModel``.
     """
@@ -88,7 +88,7 @@ class Model:
         if many:
             devices = [one for each in devices for one in spread(manifest, each)]
         self.family = family_of(manifest)
-        self._ignored: frozenset[str] = frozenset()  # settings that the log has said are ignored
+        self._ignored: frozenset[str] = frozenset()  # ignored settings that the log has named
         self._tokenizer = _load_tokenizer(folder)
         self.vocabulary = Vocabulary(
             self._tokenizer,
@@ -101,7 +101,8 @@ class Model:
         engines = [self._engine_on(one, folder, slots, max_queue, vision_cache_mb, warm_up) for one in devices]
         self.engine: Engine | EngineGroup = engines[0] if len(engines) == 1 else EngineGroup(engines)
         self.pages = page_reader(self, entry, layout, self.device.name, threads)
-        # Who forgets to close a model has its memory back all the same. No waiting: this may run in any thread.
+        # A model that nobody closes frees its memory when collected. Without waiting: a finalizer may run in any
+        # thread.
         weakref.finalize(self, self.engine.close, wait=False).atexit = False
 
     def _engine_on(
@@ -110,7 +111,7 @@ class Model:
     ) -> Engine:  # fmt: skip
         """Load the model to one device."""
         manifest = self.manifest
-        # A session packs its weights in one thread, so two at once take half the time; a GPU gets copies, in turn.
+        # A session packs weights in one thread, so loading two at once halves the time; a GPU's are loaded in turn.
         with ThreadPoolExecutor(2 if device.name == "cpu" else 1, thread_name_prefix="load") as pool:
             loading = pool.submit(Decoder, folder, manifest, device, resident=device.resident)
             vision = pool.submit(VisionTower, folder, manifest, device, vision_cache_mb, resident=device.resident)
@@ -264,7 +265,7 @@ class Model:
                 if event is not None:
                     pieces.append(event.text)
         finally:
-            sequence.cancel()  # at Ctrl-C nobody wants the rest
+            sequence.cancel()  # at Ctrl-C the rest is not wanted
         _raise_failure(event)
         if len(sizes) == 1:
             event = replace(event, blocks=turned_blocks(event.blocks, sizes[0], back(rotated[0])))
@@ -274,7 +275,7 @@ class Model:
         self, image: ImageLike | Sequence[ImageLike], prompt: str | None = None, *,
         task: str | None = None, raw: bool = False, schema: Any = None, **settings: Any,
     ) -> Iterator[str]:  # fmt: skip
-        """Like ``read``, piece by piece as the text comes. Closing the iterator cancels the request."""
+        """Like ``read``, but in pieces as the text is decoded. Closing the iterator cancels the request."""
         sequence = self.submit(self._asked(image, prompt, task, raw, schema, settings)[0])
         try:
             while not isinstance(event := sequence.next_event(), Finished):
@@ -291,7 +292,7 @@ class Model:
 
     @property
     def default_task(self) -> str:
-        """The task of an image without a prompt: the catalogue's word for this model, else its family's."""
+        """The task of an image without a prompt: the catalogue entry's, else the family's."""
         return default_task(self._entry)
 
     def check(self, prompt: str, settings: InferenceSettings) -> None:
@@ -351,7 +352,7 @@ class Model:
         self, image: ImageLike | Sequence[ImageLike], prompt: str | None, task: str | None, raw: bool, schema: Any,
         settings: dict[str, Any],
     ) -> tuple[Request, tuple[float, ...]]:  # fmt: skip
-        """What is asked of the engine, and by how much each image was turned for it, in degrees clockwise."""
+        """The request for the engine, and by how many degrees clockwise each image was turned."""
         images = [image] if isinstance(image, (str, os.PathLike, bytes, Image.Image)) else list(image)
         if schema is not None:
             schema = schema_text(schema)
@@ -366,7 +367,7 @@ class Model:
         return Request(prompt, opened, values, raw, schema=schema), rotated
 
     def _prepared(self, request: Request) -> tuple[list[PreparedImage], list[tuple[int, int]]]:
-        """The request's images, cut one after the other, and their sizes: nobody keeps a picture beyond that."""
+        """The request's images, prepared one after the other, and their sizes; pictures are not kept."""
         count, tokens, prompt, prepared, sizes = len(request.images), 0, request.prompt, [], []
         for image in request.images:
             opaque = upright_rgb(image, request.settings.transparency)
@@ -382,7 +383,7 @@ class Model:
         return prepared, sizes
 
     def _name_ignored(self, settings: InferenceSettings) -> None:
-        """Say once for each setting that is of other families than this model's."""
+        """Log once for each setting that belongs to other families."""
         others = settings.family.keys() - self.family.settings.model_fields.keys() - self._ignored
         names = sorted(name for name in others if settings.family[name] != BY_NAME[name].default)
         if names:
@@ -390,19 +391,19 @@ class Model:
             log.info("model %s has no use for %s; ignored", self.manifest.id, ", ".join(names))
 
     def _encode(self, text: str) -> list[int]:
-        # A quoted slot in one piece would be the token of an image.
+        # Text that quotes the slot must not be encoded as the image token.
         pieces = text.split(QUOTE_MARK)
         return [token for piece in pieces for token in self._tokenizer.encode(piece, add_special_tokens=False).ids]
 
 
 def _blocks_on(family: Family, text: str, page: tuple[int, int], seen: tuple[int, int]) -> tuple[Block, ...]:
-    """What an answer names on its page; both sizes are (width, height). A request that runs on holds no model."""
+    """Finds the blocks in an answer; sizes are (width, height). A function that does not keep the model alive."""
     found = family.blocks(text, *seen)
     return found if seen == page else scaled(found, seen, page)
 
 
 def _tokens_of(generation: Generation) -> list[int]:
-    """All that were generated, of a page in the order of its parts."""
+    """All generated token ids; of a page read by its parts, in the parts' order."""
     if isinstance(generation, PageGeneration):
         return [token for one in generation.generations for token in _tokens_of(one)]
     assert isinstance(generation, EngineSequence)
@@ -415,7 +416,7 @@ def _raise_failure(finished: Finished) -> None:
 
 
 def open_image(image: ImageLike) -> Image.Image:
-    """The picture, in its own mode. Raises InvalidInput for what cannot be read as one."""
+    """The picture, in its own mode. Raises InvalidInput for bytes or a file that cannot be read as a picture."""
     if isinstance(image, Image.Image):
         return image
     source = io.BytesIO(image) if isinstance(image, bytes) else Path(image).expanduser()
@@ -424,12 +425,12 @@ def open_image(image: ImageLike) -> Image.Image:
         with Image.open(source) as opened:
             opened.load()
             return opened
-    except Exception as error:  # decoders of damaged files raise whatever they run into, OverflowError among it
+    except Exception as error:  # decoders of damaged files raise all kinds of errors, even OverflowError
         raise InvalidInput(f"{name} cannot be read as an image: {error}") from error
 
 
 def _upright(images: Sequence[Image.Image]) -> tuple[list[Image.Image], tuple[float, ...]]:
-    from .documents.upright import degrees_to_upright  # the rest of the documents is for those who open such
+    from .documents.upright import degrees_to_upright  # only here, since few programs open documents
 
     degrees = tuple(map(degrees_to_upright, images))
     return list(map(turned, images, degrees)), degrees
@@ -440,7 +441,7 @@ def _load_tokenizer(folder: Path) -> Tokenizer:
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     except Exception as error:  # tokenizers raises plain Exception
         raise ManifestError(f"{folder / 'tokenizer.json'} cannot be loaded: {error}; export the model again") from error
-    # A training run may have left these in the file: a page's prompt is encoded whole, and as it is.
+    # A training run may have left truncation and padding in the file; prompts are encoded whole and unpadded.
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer

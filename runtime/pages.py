@@ -1,7 +1,7 @@
-"""The task ``document``: a page is read by its parts, all of which share the engine's batch, and put together again.
+"""The task ``document``: a page's parts are read in the engine's batch and put together again.
 
-A page becomes one ``Generation`` made of others. The detector runs on a thread of its own, a page at a time, while
-parts of other pages are decoded; the parts' answers come out in reading order.
+A page is one ``Generation`` made of its parts' generations. The detector runs on its own thread, a page at a time,
+while parts of other pages are decoded; the parts' answers are passed on in reading order.
 """
 
 from __future__ import annotations
@@ -37,21 +37,21 @@ from .totals import confidence_of, timings_of, usage_of
 
 log = logging.getLogger(__name__)
 
-POLL_SECONDS = 0.05  # between two looks at the parts that run beside the one whose text comes next
-RETRY_SECONDS = 0.2  # until a part that found the engine's queue full is tried again
+POLL_SECONDS = 0.05  # seconds between two looks at the parts that run beside the one whose text comes next
+RETRY_SECONDS = 0.2  # seconds until a part that the engine's full queue refused is submitted again
 
-_WHOLE = frozenset({"eos", "stop_string"})  # ends of a part that is all there
+_WHOLE = frozenset({"eos", "stop_string"})  # how a part ends that was read whole
 
 
 class Detector(Protocol):
     """Finds the regions of a page."""
 
     def detect(self, image: Image.Image, rules: DetectionRules | None = None) -> list[Region]:
-        """In reading order; may take seconds. rules : which boxes stay; None: the detector's own."""
+        """The regions in reading order; may take seconds. rules : which boxes stay; None: the detector's own rules."""
 
 
 class Recogniser(Protocol):
-    """What reads one part: a model."""
+    """The model that reads the parts."""
 
     def submit(self, request: Request) -> Generation:
         """See ``TextModel.submit``."""
@@ -77,7 +77,7 @@ class PageReader:
     ) -> None:  # fmt: skip
         """open_detector : called once, with the first page. prompts : by element, see ``models.layout.page_rules``.
 
-        model : gives the one that reads, while it lives; each page keeps it from its begin to its end.
+        model : gives the model while it lives; a page in flight keeps the model alive.
         """
         self.prompts, self.rules = prompts, rules
         self._open, self._model = open_detector, model
@@ -85,7 +85,7 @@ class PageReader:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="layout")
 
     def submit(self, request: Request) -> PageGeneration:
-        """Begin with a page: the only image of a request.
+        """Begin to read a page, the only image of a request.
 
         Raises
         ------
@@ -104,21 +104,21 @@ class PageReader:
             raise EngineClosed("the model that read with this is gone")
         try:
             return PageGeneration(self, model, request)
-        except RuntimeError as error:  # of the thread
+        except RuntimeError as error:  # of starting the thread
             raise EngineClosed("the model was closed") from error
 
     def find(self, image: Image.Image, rules: PageRules) -> Future[_Found]:
-        """Look for the regions of a page, when those before it are done."""
+        """Queue a page for the detector."""
         return self._thread.submit(self._detect, image, rules.boxes)
 
     def prompt_of(self, part: Part) -> str | None:
-        """What the model is asked about a part; None: nothing."""
+        """The prompt for a part; None: the model does not read such parts."""
         if part.element in ("table", "formula"):
             return self.prompts.get(part.element, self.prompts["text"])
         return self.prompts.get(part.element) if part.element is not None else None
 
     def close(self) -> None:
-        """Look at no more pages. Idempotent."""
+        """Take no more pages. Idempotent."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def _detect(self, image: Image.Image, rules: DetectionRules | None) -> _Found:
@@ -136,13 +136,13 @@ class _Found:
 
 
 class PageGeneration:
-    """See ``runtime.requests.Generation``. For one consumer thread; ``cancel`` may be another's."""
+    """See ``runtime.requests.Generation``. For one consumer thread; ``cancel`` may be called from any."""
 
     def __init__(self, reader: PageReader, model: Recogniser, request: Request) -> None:
         self._reader, self._rules = reader, request.rules or reader.rules
-        self._model: Recogniser | None = model  # until the last part has been read: who else had it may let it go
+        self._model: Recogniser | None = model  # kept until the last part has been read, even when its owner lets it go
         (image,) = (upright_rgb(one, request.settings.transparency) for one in request.images)
-        self._image: Image.Image | None = image  # until the last part has been cut out
+        self._image: Image.Image | None = image  # kept until the last part has been cut out
         self._size = image.size
         self._started = time.monotonic()
         self._future = reader.find(image, self._rules)
@@ -150,13 +150,13 @@ class PageGeneration:
         self._found: _Found | None = None
         self._found_at = 0.0
         self._readings: list[PartReading] = []
-        self._begun = 0  # of them
-        self._current = 0  # the one whose text is passed on next
+        self._begun = 0  # of the parts
+        self._current = 0  # index of the part whose text is passed on next
         self._page = Page(*self._size, self._rules)
         self._events: deque[TextDelta | Finished] = deque()
-        self._tokens, self._logprobs = 0, list[TokenLogprob]()  # of parts whose text is still held back
+        self._tokens, self._logprobs = 0, list[TokenLogprob]()  # tokens of parts whose text is still held back
         self._first_token: float | None = None
-        self._not_before = 0.0  # when a full queue is tried again
+        self._not_before = 0.0  # when to try the full queue again
         self._over = self._cancelled = False
 
     def next_event(self, timeout: float | None = None) -> TextDelta | Finished | None:
@@ -172,18 +172,18 @@ class PageGeneration:
 
     @property
     def stage(self) -> Stage:
-        """See ``Generation``: the parts are looked for, then read."""
+        """See ``Generation``: "seeing" while the detector looks for parts."""
         if self._found is None:
             return "seeing" if self._future.running() else "queued"
         return "reading"
 
     @property
     def generations(self) -> list[Generation]:
-        """Of the parts that were read so far, in reading order."""
+        """Generations of the parts submitted so far, in reading order."""
         return [one.generation for one in self._readings if one.generation is not None]
 
     def cancel(self) -> None:
-        """See ``Generation``. A search for regions that runs is left to itself."""
+        """See ``Generation``. A detection in flight runs on, and its result is dropped."""
         self._cancelled = True
         self._future.cancel()
         for generation in self.generations:
@@ -210,7 +210,7 @@ class PageGeneration:
             parts = parts_of(self._found.regions, self._rules)
             if not self._found.regions and self._rules.whole_when_empty and not is_blank(self._image):
                 parts = [whole_page(*self._size)]
-        except Exception as error:  # whatever the detector raises is this page's failure
+        except Exception as error:  # whatever the detector raises ends this page only
             log.exception("the layout of a page could not be found")
             self._finish("error", f"the layout of the page could not be found: {error}")
             return
@@ -218,9 +218,9 @@ class PageGeneration:
         self._readings = [PartReading(part, self._reader.prompt_of(part)) for part in parts]
 
     def _begin(self) -> bool:
-        """Begin one more part where there is a place: as many as are decoded together, and one to follow.
+        """Submit the next part, unless more parts are in flight than the engine decodes together.
 
-        While others wait for the engine, a page has one part at work, and takes its turn like a single image.
+        While other requests wait for the engine, a page has one part in flight, and takes its turn like a single image.
         """
         if self._begun == len(self._readings) or self._cancelled or self._late:
             return False
@@ -233,7 +233,7 @@ class PageGeneration:
         return True
 
     def _submit(self, reading: PartReading, prompt: str) -> bool:
-        """Hand a part to the engine; False where that has to wait."""
+        """Submit a part to the engine; False when the queue is full."""
         model = self._model
         assert model is not None  # the page has not ended
         running = [one for one in self._readings[self._current : self._begun] if not one.done]
@@ -256,12 +256,12 @@ class PageGeneration:
         except (InvalidInput, EngineClosed) as error:
             reading.error = str(error)
             return True
-        if self._cancelled:  # meanwhile, by another thread that did not see this part
+        if self._cancelled:  # cancelled meanwhile, by a thread that did not see this part
             reading.generation.cancel()
         return True
 
     def _pass_on(self) -> None:
-        """Give the text of the parts that are done, as far as they follow one another."""
+        """Pass on the text of finished parts, up to the first unfinished one."""
         while self._current < self._begun and self._readings[self._current].done:
             self._give(self._readings[self._current])
             self._current += 1
@@ -282,14 +282,14 @@ class PageGeneration:
         self._say(self._page.add(reading.part, answer))
 
     def _text(self, reading: PartReading) -> str:
-        """Of a part, as its family presents it."""
+        """A part's text, as the model's family presents it."""
         text = "".join(reading.pieces)
         if reading.prompt is None or self._request.raw:
             return text
         assert self._model is not None  # the page has not ended
         output = self._model.filter_for(reading.prompt, self._request.settings)
         text = output.push(self._rules.cleaned(text, reading.part.element)) + output.finish()
-        return to_markdown(text) if "<|det|>" in text else text  # places within a part are none of the page
+        return to_markdown(text) if "<|det|>" in text else text  # boxes inside a part are not the page's
 
     def _say(self, text: str, *, last: bool = False) -> None:
         if text or (last and self._logprobs):
@@ -321,7 +321,7 @@ class PageGeneration:
         )
 
     def _blocks(self) -> list[Block]:
-        """Of the page, each with what is wrong with it."""
+        """The page's blocks, each with what went wrong in it."""
         marks = [mark for one in self._readings for mark in [self._mark(one)] * len(one.part.regions)]
         return [
             replace(block, detail=detail, error=error)
@@ -329,7 +329,7 @@ class PageGeneration:
         ]
 
     def _mark(self, reading: PartReading) -> tuple[str, str]:
-        """How a part ended, where that is worth a word, and why it could not be read."""
+        """How a part ended unless it was read whole, and why it could not be read."""
         if reading.prompt is None:
             return "", ""
         if reading.error is not None:
@@ -343,12 +343,12 @@ class PageGeneration:
             wait_for([self._future], seconds)
         elif self._current < self._begun:
             self._readings[self._current].poll(seconds)
-        else:  # nothing is running: the queue was full
+        else:  # nothing is in flight: the queue was full
             time.sleep(seconds)
 
     @property
     def _seconds_left(self) -> float:
-        """Until the deadline."""
+        """Seconds until the deadline."""
         deadline = self._request.settings.deadline_s
         return float("inf") if deadline is None else deadline - (time.monotonic() - self._started)
 

@@ -1,4 +1,4 @@
-"""One part of a page that is read by its parts: what it is asked, and what has come of that. Used by ``pages``."""
+"""One part of a page that is read by its parts: its prompt, its generation and the text so far. Used by ``pages``."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class PartReading:
-    """One part of a page, before, while and after it is read."""
+    """One part of a page, from its prompt to its end."""
 
     part: Part
-    prompt: str | None  # None: a picture
+    prompt: str | None  # None: a picture, which is not read
     generation: Generation | None = None
     begun: float = 0.0
     pieces: list[str] = field(default_factory=list)
@@ -36,7 +36,7 @@ class PartReading:
         return self.generation is not None and self.generation.stage == "queued"
 
     def poll(self, timeout: float) -> None:
-        """Take what the part's generation has to say."""
+        """Take the part's new events."""
         if self.done or self.generation is None:
             return
         for event in events_so_far(self.generation, timeout):

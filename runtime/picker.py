@@ -11,12 +11,13 @@ from .candidates import Candidates
 from .providers import Device, ort
 from .small_graphs import candidates_graph
 
-# Of each row. Filters forbid few of them, and a top k beyond it is rare; 8 would take an eighth of the time.
+# Candidates of each row. Filters forbid few of them, and a larger top k is rare. With 8, picking would take an eighth
+# of the time.
 CANDIDATES = 64
 
 
 class Picker:
-    """The best of the rows of one buffer of logits [slots, vocabulary]."""
+    """Picks the candidates of one buffer of logits [slots, vocabulary]."""
 
     def __init__(self, logits: Buffer, device: Device) -> None:
         slots, vocabulary = logits.shape
@@ -29,7 +30,7 @@ class Picker:
         self._bindings: dict[int, ort.IOBinding] = {}
 
     def pick(self, rows: int) -> Candidates:
-        """Of the first rows; the arrays are overwritten by the next call."""
+        """Candidates of the first rows; the next call overwrites the arrays."""
         self._session.run_with_iobinding(self._bindings.get(rows) or self._bind(rows))
         return Candidates(
             self._ids[:rows], self._best[:rows], self._log_sum_exp[:rows], complete=self._count == self._logits.shape[1]
@@ -47,7 +48,7 @@ class Picker:
 
 @dataclass(frozen=True)
 class DeviceScores:
-    """See ``candidates.Scores``: logits that are on a device."""
+    """Logits on a device; see ``candidates.Scores``."""
 
     logits: Buffer
     candidates: Candidates

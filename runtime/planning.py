@@ -1,4 +1,4 @@
-"""How a model is run on a device, where nobody has said: rows of the KV cache, and tokens of a prompt in one turn."""
+"""Defaults for running a model on a device: rows of the KV cache, and tokens of a prompt fed in one turn."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from .kv_cache import position_bytes
 from .machine import available_memory, processors
 from .providers import Device
 
-_MOST_SLOTS = {"cpu": 8, "coreml": 8, "cuda": 64}  # decode gains little beyond
-_SMALL_MODEL = 64 << 20  # bytes of an export whose products are so small that a second thread mostly waits
-_MOST_ENGINES = 4  # of a small model; beyond, Python's lock is what they wait for
-_CARD_RESERVE = 2e9  # bytes of a GPU's free memory that activations take
-_TYPICAL_LENGTH = 2048  # tokens of a page with its answer
-_LEAST_CHUNK = 64  # tokens; the weights of all experts are read for each chunk, which is most of the time of fewer
-_MULTIPLICATIONS = 5e10  # a second and thread, in a decoder's products of bytes with VNNI
+_MOST_SLOTS = {"cpu": 8, "coreml": 8, "cuda": 64}  # rows; decode gains little beyond
+_SMALL_MODEL = 64 << 20  # bytes of an export: below, matrix products are so small that a second thread mostly waits
+_MOST_ENGINES = 4  # engines of a small model; more wait for Python's lock
+_CARD_RESERVE = 2e9  # bytes of a GPU's free memory for activations
+_TYPICAL_LENGTH = 2048  # tokens of a typical page with its answer
+_LEAST_CHUNK = 64  # tokens; a chunk reads the weights of all experts, which dominates shorter chunks
+_MULTIPLICATIONS = 5e10  # per second and thread, in a decoder's 8-bit products with VNNI
 _WITHOUT_VNNI = 2.5e10
 
 
 def default_slots(manifest: Manifest, device: Device) -> int:
     """Rows of the KV cache that the free memory holds at a page's typical length, within reason.
 
-    Called when the weights are loaded. Of the host's memory it is a quarter: the rest is for activations, and for rows
-    that grow longer. Of a GPU's it is half of what activations leave, since a cache that grows exists twice for a
-    moment, one layer at a time; where nobody says what is free, only the bound by device counts.
+    Called when the weights are loaded. A host's cache gets a quarter of the free memory: the rest is for activations
+    and for rows that grow longer. A GPU's gets half of what activations leave, since a layer's cache exists twice while
+    it grows. Where the free memory is unknown, only the device's bound counts.
     """
     most = _MOST_SLOTS[device.name]
     row = position_bytes(manifest.sizes, manifest.decoder.compute[device.graph])
@@ -41,7 +41,7 @@ def default_slots(manifest: Manifest, device: Device) -> int:
 
 
 def spread(manifest: Manifest, device: Device) -> list[Device]:
-    """Where engines of a model are to be, when there are many pages and nobody waits for a single one.
+    """Devices for the engines of a model that reads many pages, where throughput counts and not a single page's time.
 
     A small model on a CPU is faster in several engines of one thread each than in one of several threads.
     """
@@ -53,9 +53,9 @@ def spread(manifest: Manifest, device: Device) -> list[Device]:
 def prefill_chunk(manifest: Manifest, device: Device) -> int:
     """Tokens of a prompt that a device feeds in about a second, a power of two.
 
-    From what is known of device and model alone, not from a measurement or from who else is there: the last digits of
-    sums depend on the chunk, and a page must read the same from run to run. Taken for the work on a token is twice that
-    of a plain decoder layer of this width, 12 x hidden x hidden: close to the built-in families' with their experts.
+    The number depends on device and model alone: neither on a measurement nor on other requests. The last digits of
+    sums depend on the chunk, and a page must read the same in every run. A token's work is taken as twice that of a
+    plain decoder layer of this width, 12 x hidden x hidden: close to that of the built-in families with experts.
     """
     if device.name == "cuda":
         return PREFILL_CHUNK

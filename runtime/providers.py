@@ -1,7 +1,7 @@
 """Devices: which execution provider serves ``cpu``, ``cuda``, ``coreml`` or ``auto``, and how sessions are made on it.
 
-The one place that imports ONNX Runtime; the other modules take it from here. A device that was asked for and is not
-there is an error with the reason and the command that mends it, never a silent fall back to the CPU.
+The only module that imports ONNX Runtime; others import ``ort`` from here. A device that was asked for and is missing
+is an error that names the reason and the remedy, never a silent fall-back to the CPU.
 """
 
 from __future__ import annotations
@@ -40,17 +40,20 @@ DeviceName = Literal["cpu", "cuda", "coreml"]
 _DEVICES: dict[str, DeviceName] = {"cpu": "cpu", "cuda": "cuda", "coreml": "coreml", "metal": "coreml"}
 DEVICE_NAMES = (*_DEVICES, "auto")
 
-# The CPU's 4-bit QMoE kernel computes in float unless told so before a session is made; int8 is a quarter faster.
+# By default the CPU's 4-bit QMoE kernel computes in float. Int8 is a quarter faster, and must be chosen before a
+# session is made.
 os.environ.setdefault("ORT_QMOE_CPU_QNBIT_GEMM", "int8")
 
-# Steps by which the threads of the CPU's vision graph let the decoder's go first: beside views a stream then has two
-# thirds of the processors, where it had half and, waiting for its slower half at every operator, a third of its pace.
+# Niceness of the threads of the CPU's vision graph, so that decoding goes first. While views are encoded, decoding gets
+# two thirds of the processors; with equal priority it got half, and waited at every operator for its slower threads: a
+# third of the pace.
 ENCODER_NICENESS = 3
 
-# What ONNX Runtime raises because of a file, not of the device.
+# ONNX Runtime's errors that are due to a file, not to the device.
 _FAULTY_FILE = (ort_state.InvalidGraph, ort_state.InvalidProtobuf, ort_state.NoSuchFile, ort_state.NotImplemented)
 
-# Set to 0, decode steps are not recorded as CUDA graphs. Recorded they are right and, at one row, five times as fast.
+# 0 turns off the recording of decode steps as CUDA graphs. Recorded steps are exact and, with one row, five times as
+# fast.
 CUDA_GRAPHS = "OCR_ONNX_CUDA_GRAPHS"
 
 _EXECUTION_PROVIDER: dict[DeviceName, str] = {
@@ -65,14 +68,14 @@ class Device:
     """Where a model runs.
 
     graph : which of an export's graphs the provider takes.
-    memory : ONNX Runtime's name of the memory that the KV cache lives in.
+    memory : ONNX Runtime's name for the memory of the KV cache.
     """
 
     name: DeviceName
-    threads: int  # of one operator on the CPU; 0: one for each physical core
-    replays: bool = False  # decode steps as CUDA graphs: recorded once, then replayed
-    picks: bool = False  # the device picks each row's candidates, since whole rows of logits are slow to fetch
-    resident: bool = False  # features of images stay there up to the prefill, and embeddings of prompts with them
+    threads: int  # CPU threads of one operator; 0: one for each physical core
+    replays: bool = False  # decode steps are CUDA graphs: recorded once, then replayed
+    picks: bool = False  # the device picks candidates, since whole rows of logits are slow to fetch
+    resident: bool = False  # image features and prompt embeddings stay on the device up to the prefill
     index: int = 0  # of the GPU
 
     @property
@@ -81,7 +84,7 @@ class Device:
 
     @property
     def label(self) -> str:
-        """For the log."""
+        """The device's name in the log."""
         return f"cuda:{self.index}" if self.name == "cuda" else self.name
 
     @property
@@ -94,7 +97,7 @@ class Device:
         return "cuda" if self.name == "cuda" else "cpu"
 
     def require(self, folder: Path, manifest: Manifest) -> None:
-        """Check that an export has graphs for this device, and that they give there what they should.
+        """Check that an export has graphs for this device, and that the device computes them right.
 
         Raises
         ------
@@ -118,12 +121,12 @@ class Device:
     ) -> ort.InferenceSession:
         """Open one graph of an export.
 
-        replays : a graph that runs with the same shapes and addresses many times; each run says by a run option which
-        recording it is (see ``runtime.decoder``).
+        replays : a graph that runs many times with the same shapes and addresses; each run's options name its recording
+        (see ``runtime.decoder``).
 
-        keeps : memory of the CPU that a run has taken stays for the next one; False: it goes back to the system.
+        keeps : the session keeps a run's CPU memory for the next run; False: the memory goes back to the system.
 
-        encoder : a vision graph. CoreML takes part in these only, since it has none of the decoder's operators.
+        encoder : a vision graph. CoreML runs vision graphs only, as it has none of the decoder's operators.
 
         Raises
         ------
@@ -143,7 +146,7 @@ class Device:
         for key, value in session_entries().items():
             options.add_session_config_entry(key, value)
         if encoder and self.name == "cpu":
-            # Its threads would spin after every pass and take a third of the pace from the decoder beside them.
+            # Threads of the vision graph would spin after every pass, and take a third of the decoder's pace.
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         wanted = self.name if encoder or self.name != "coreml" else "cpu"
         file = folder / graph.files[self.graph]
@@ -168,9 +171,9 @@ class Device:
         return session
 
     def running(self, *, first: bool = False) -> AbstractContextManager[None]:
-        """Around every run on the device, so that none disturbs a recording.
+        """The context of every run on the device, so that no run disturbs a recording.
 
-        first : of a step that is recorded, if the device records steps; then nothing else runs beside it.
+        first : this run records a step, if the device records steps; then nothing else runs beside it.
         """
         if not self.replays:
             return nullcontext()
@@ -185,12 +188,12 @@ class Device:
 
 
 def step_behind() -> None:
-    """What the thread calls that runs the CPU's vision graph, before its first run; see ``ENCODER_NICENESS``."""
+    """Lower the calling thread's priority, if it runs the CPU's vision graph; see ``ENCODER_NICENESS``."""
     step_back(ENCODER_NICENESS)
 
 
 def _started_behind(start: Callable[[], ort.InferenceSession]) -> ort.InferenceSession:
-    """A session whose own threads step back: they inherit that from the thread that starts them, which ends here."""
+    """Make a session whose threads have a lower priority, which they inherit from the thread made here."""
     with ThreadPoolExecutor(1, initializer=step_behind) as threads:
         return threads.submit(start).result()
 
@@ -198,14 +201,14 @@ def _started_behind(start: Callable[[], ort.InferenceSession]) -> ort.InferenceS
 def find_device(name: str = "auto", threads: int | None = None) -> Device:
     """The device for a name that a user gave.
 
-    ``auto`` takes CUDA, else CoreML, else the CPU, whichever this installation has. ``metal`` means ``coreml``.
+    ``auto`` takes the first of CUDA, CoreML and CPU that this installation has. ``metal`` means ``coreml``.
 
     Raises
     ------
     RuntimeUnavailable
         when the installed ONNX Runtime has no such provider; the message has the install command.
     ValueError
-        for a name that is no device.
+        for an unknown name.
     """
     whole, (name, _, card) = name, name.partition(":")
     if name not in DEVICE_NAMES or (card and (name != "cuda" or not (card.isdigit() or card == "all"))):
@@ -236,7 +239,7 @@ def find_device(name: str = "auto", threads: int | None = None) -> Device:
 
 
 def each_card(name: str) -> list[str]:
-    """The names of the devices that a name means: of ``cuda:all`` each card, of all others the one."""
+    """The devices that a name means: each card for ``cuda:all``, else the name itself."""
     if name != "cuda:all":
         return [name]
     load_cuda_libraries()
@@ -244,7 +247,7 @@ def each_card(name: str) -> list[str]:
 
 
 def load_cuda_libraries() -> None:
-    """Make the NVIDIA libraries of the ``cuda`` extra known to the loader; a build without CUDA has nothing to load."""
+    """Load the NVIDIA libraries of the ``cuda`` extra; does nothing in a build without CUDA."""
     if _EXECUTION_PROVIDER["cuda"] in ort.get_available_providers():
         ort.preload_dlls()
 
@@ -267,7 +270,7 @@ def _remedy(device: DeviceName) -> str:
     if device == "cuda":
         if platform.system() == "Darwin":
             return "There is no CUDA on macOS: use --device coreml"
-        # Both packages install the same module, so the CPU one has to go first.
+        # Both packages install the same module, so the CPU package has to be removed first.
         return "Install the CUDA build with: pip uninstall -y onnxruntime && pip install 'ocr-onnx[cuda]'"
     if device == "coreml":
         return "CoreML comes with macOS and pip install 'ocr-onnx[cpu]' there"

@@ -1,8 +1,8 @@
 """Recording a CUDA graph while other threads use the same GPU, or another one.
 
-While one thread records, CUDA refuses calls of all others that might be unsafe, memory for a new shape among them, and
-the recording fails with them. So a recording waits until nothing else runs in this process, and all else waits for it.
-A recorded step that is replayed, like any other run, needs no company to be kept away.
+While one thread records, CUDA refuses unsafe calls of all other threads (allocating for a new shape is one), and the
+recording fails too. So a recording waits until nothing else runs in this process, and other runs wait for the
+recording. Replays run beside others.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ class Recording:
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._runs = 0
-        self.waiting = 0  # recordings that wait: no run begins before them, or they would wait for ever
+        self.waiting = 0  # waiting recordings; no run begins before them, or recordings would wait for ever
         self._recording = False
 
     @contextmanager
     def run(self) -> Iterator[None]:
-        """For as long as the block lasts nothing is recorded. Not to be entered twice by one thread."""
+        """Let nothing be recorded within the block. One thread must not enter twice."""
         with self._changed:
             self._changed.wait_for(lambda: not (self._recording or self.waiting))
             self._runs += 1
@@ -36,7 +36,7 @@ class Recording:
 
     @contextmanager
     def record(self) -> Iterator[None]:
-        """For as long as the block lasts nothing else runs."""
+        """Let nothing else run within the block."""
         with self._changed:
             self.waiting += 1
             self._changed.wait_for(lambda: not (self._recording or self._runs))
@@ -50,4 +50,4 @@ class Recording:
                 self._changed.notify_all()
 
 
-RECORDING = Recording()  # of this process: CUDA does not ask on which GPU the others work
+RECORDING = Recording()  # one for the process: CUDA refuses calls on other GPUs too

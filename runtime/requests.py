@@ -33,12 +33,12 @@ REASONS: Mapping[FinishDetail, FinishReason] = MappingProxyType(
     }
 )  # fmt: skip
 
-# Where a request stands: it waits, its images are being encoded, or its prompt is fed and its answer written.
+# Where a request stands: in the queue, encoding images, or feeding the prompt and decoding the answer.
 Stage = Literal["queued", "seeing", "reading"]
 
 
 class Images(Protocol):
-    """Pictures in order. They are gone through once, while the request is taken, and each may be made in its turn."""
+    """Pictures in order. ``submit`` iterates over them once, so each picture may be made when its turn comes."""
 
     def __len__(self) -> int: ...
 
@@ -52,12 +52,12 @@ class Request:
     prompt: str
     images: Images = ()
     settings: InferenceSettings = InferenceSettings()
-    raw: bool = False  # the text as the model writes it, not as its family presents it
-    client: str = ""  # whose request it is: turns are shared out evenly among clients
-    alternatives: int | None = None  # told of each token with its log-probability, at most 20; None: neither is told
-    rules: PageRules | None = None  # of a page that is read by its parts; None: the model's
-    schema: str | None = None  # JSON text of a schema that the answer follows, to its last token
-    patient: bool = False  # one of many that nobody looks at before the end: when all are done counts, not each
+    raw: bool = False  # give the model's own text, not the family's presentation
+    client: str = ""  # the client: turns are shared evenly among clients
+    alternatives: int | None = None  # alternatives told with each token's log-probability, at most 20; None: neither
+    rules: PageRules | None = None  # layout rules of a page that is read by its parts; None: the model's
+    schema: str | None = None  # JSON schema, as text, that the answer must follow
+    patient: bool = False  # one of many requests whose total time counts, and not its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +71,10 @@ class Timings:
     decode: float = 0.0  # from the first token to the last
     first_token: float = 0.0  # from submission to the first token
     layout: float = 0.0  # finding the parts of a page that is read by its parts
-    blocks: float = 0.0  # from there to the end of the last of them: the stages above are sums over all
+    blocks: float = 0.0  # from there to the end of the last part; the stages above are sums over all parts
 
     def by_stage(self) -> dict[str, float]:
-        """As JSON has them; those of pages that are read by their parts for such pages only."""
+        """Seconds by stage, as in JSON; without the stages of pages read by their parts where there were none."""
         return {name: seconds for name, seconds in asdict(self).items() if seconds or name not in ("layout", "blocks")}
 
 
@@ -93,7 +93,7 @@ class TextDelta:
 
     text: str
     token_count: int = 1  # tokens behind this piece
-    logprobs: tuple[TokenLogprob, ...] = ()  # of those tokens, where they were asked for
+    logprobs: tuple[TokenLogprob, ...] = ()  # log-probabilities of those tokens, where asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +106,7 @@ class Finished:
     timings: Timings
     error: str | None = None  # set when detail is "error"
     confidence: Confidence | None = None  # None: nothing was generated
-    blocks: tuple[Block, ...] = ()  # of the page, in reading order, for a request with one image; none: nobody knows
+    blocks: tuple[Block, ...] = ()  # blocks of the page, in reading order, for a request with one image; empty: unknown
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,22 +116,22 @@ class Result:
     text: str
     tokens: list[int] = field(repr=False)
     finished: Finished
-    rotated: tuple[float, ...] = ()  # degrees clockwise by which each image was turned; places are on it as it came
+    rotated: tuple[float, ...] = ()  # degrees clockwise by which each image was turned; boxes fit the unturned image
 
 
 @dataclass(frozen=True, slots=True)
 class EngineLoad:
-    """What one engine has to do. A model has one for each card that it is on."""
+    """The load of one engine; a model has an engine for each of its cards."""
 
     device: str  # "cpu", "cuda:1"
     slots: int  # rows that are decoded together
     active: int  # requests being encoded, prefilled or decoded
-    queued: int  # requests for which nothing has been done yet
+    queued: int  # requests in the queue
     alive: bool
 
 
 class Generation(Protocol):
-    """A running request, as its caller sees it. Safe to use from one consumer thread beside the engine's."""
+    """A running request, as its caller sees it. For one consumer thread."""
 
     def next_event(self, timeout: float | None = None) -> TextDelta | Finished | None:
         """Wait up to ``timeout`` seconds (None: for ever) for the next event; None when nothing came."""
@@ -145,7 +145,7 @@ class Generation(Protocol):
 
 
 def events_so_far(generation: Generation, timeout: float) -> Iterator[TextDelta | Finished]:
-    """What a generation has to say by now, or first within ``timeout`` seconds; nothing comes after ``Finished``."""
+    """Events that are there, or the first one within ``timeout`` seconds; no event follows ``Finished``."""
     while (event := generation.next_event(timeout)) is not None:
         yield event
         if isinstance(event, Finished):
@@ -154,7 +154,7 @@ def events_so_far(generation: Generation, timeout: float) -> Iterator[TextDelta 
 
 
 class TextModel(Protocol):
-    """The part of ``runtime.Model`` that the server uses; tests put a scripted one in its place."""
+    """The part of ``runtime.Model`` that the server uses; tests use a scripted double."""
 
     def submit(self, request: Request) -> Generation:
         """Prepare the images and the prompt on this thread, then queue.
@@ -170,7 +170,7 @@ class TextModel(Protocol):
         """
 
     def check(self, prompt: str, settings: InferenceSettings) -> None:
-        """Find out whether pages can be read with this prompt and these settings, without reading one.
+        """Check that pages can be read with this prompt and these settings, without reading one.
 
         Raises
         ------
@@ -179,17 +179,17 @@ class TextModel(Protocol):
         """
 
     def boxes(self, text: str, width: int, height: int) -> list[Box]:
-        """The places that an answer names on its page of ``width`` x ``height`` pixels."""
+        """Boxes that an answer names on its page of ``width`` x ``height`` pixels."""
 
     def drain(self, timeout: float | None = None) -> bool:
         """Wait until no request is queued or running; False when ``timeout`` seconds passed first."""
 
     def close(self) -> None:
-        """Cancel what runs, stop the engine thread and free the sessions and caches. Idempotent."""
+        """Cancel requests in flight, stop the engine's threads and free sessions and caches. Idempotent."""
 
     @property
     def alive(self) -> bool:
-        """Whether it takes requests: it is neither closed nor has its engine failed."""
+        """Whether requests are taken: the model is open and its engine has not failed."""
 
     @property
     def slots(self) -> int:
@@ -197,7 +197,7 @@ class TextModel(Protocol):
 
     @property
     def loads(self) -> list[EngineLoad]:
-        """What each of its engines has to do."""
+        """The load of each engine."""
 
     @property
     def queue_depth(self) -> int:

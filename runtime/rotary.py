@@ -1,8 +1,8 @@
 """Rotary angles from the host, for decoders whose positions are more than a count of tokens.
 
-The graph turns keys and queries by rows of a table. A prompt brings a table with a row for each of its tokens, whatever
-axes their positions have. A token of an answer stands at one number in every axis, so decode steps share one table by
-position, and all that changes from step to step is which rows are meant.
+The graph rotates keys and queries by rows of a table of angles. A prompt has its own table, with a row for each token,
+whatever axes the positions have. An answer's token has the same position in every axis, so decode steps share one table
+by position, and each step only binds other row numbers.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from .providers import Device, ort
 
 
 class RotaryFeeds(Protocol):
-    """What the decoder's sessions are fed of positions."""
+    """Binds positions to the decoder's inputs."""
 
     def fit(self, capacity: int) -> None:
-        """Have angles for so many positions. Called whenever the KV cache may have another capacity."""
+        """Make angles for ``capacity`` positions. Called whenever the KV cache's capacity may have changed."""
 
     def take_prompt(self, positions: np.ndarray) -> None:
-        """Positions of the prompt of which a chunk comes next, [axes, tokens]."""
+        """Take the whole positions of the prompt whose chunk comes next, [axes, tokens]."""
 
     def bind_prompt(self, binding: ort.IOBinding, start: int, end: int) -> None:
         """Bind the angles of the prompt's tokens from ``start`` to ``end``."""
@@ -34,23 +34,23 @@ class RotaryFeeds(Protocol):
     def bind_prompts(self, binding: ort.IOBinding, prompts: Sequence[np.ndarray], length: int) -> None:
         """Bind the angles of the first ``length`` tokens of several prompts, whose positions are [axes, tokens] each.
 
-        A shorter prompt is filled up with what stands nowhere.
+        A shorter prompt is padded with tokens at position 0.
         """
 
     def place(self, positions: Sequence[int]) -> None:
-        """Positions of the next step's tokens, one for each row."""
+        """Take the positions of the next step's tokens, one for each row."""
 
     def bind_step(self, binding: ort.IOBinding, rows: int) -> None:
-        """Bind the angles of a step of so many rows; stays right until ``fit`` changes the capacity."""
+        """Bind the angles of a step of ``rows`` rows; the binding holds until ``fit`` changes the capacity."""
 
 
 def rotary_feeds(info: RotaryInfo | None, slots: int, dtype: np.dtype[Any], device: Device) -> RotaryFeeds:
-    """For a model whose manifest says so."""
+    """``HostRotary`` for a model whose manifest asks for it, else ``NoFeeds``."""
     return NoFeeds() if info is None else HostRotary(info, slots, dtype, device)
 
 
 class NoFeeds:
-    """For graphs that count tokens by themselves."""
+    """For graphs that count positions by themselves."""
 
     def fit(self, capacity: int) -> None:
         pass
@@ -83,7 +83,7 @@ class HostRotary:
         self._capacity = 0
         self._tables: dict[str, Buffer] = {}  # by position
         self._prompt: dict[str, np.ndarray] = {}  # by token
-        self._positions: np.ndarray | None = None  # that those angles are of
+        self._positions: np.ndarray | None = None  # of the prompt whose angles ``_prompt`` holds
 
     def fit(self, capacity: int) -> None:
         if capacity == self._capacity:
@@ -122,7 +122,7 @@ class HostRotary:
         self._rows.bind_input(binding, "rotary_rows", rows)
 
     def _axes(self, positions: np.ndarray) -> np.ndarray:
-        """Of a prompt's tokens, one for each section of the channels."""
+        """Positions of a prompt's tokens, [sections, tokens]: one axis for each section of the channels."""
         return np.broadcast_to(positions, (len(self._info.sections), positions.shape[1]))
 
     def _angles(self, positions: np.ndarray) -> dict[str, np.ndarray]:

@@ -2,7 +2,7 @@
 
 
 class RuntimeUnavailable(Exception):
-    """ONNX Runtime, or the execution provider that was asked for, is not there; the message has the install line."""
+    """ONNX Runtime or the requested execution provider is missing; the message has the install line."""
 
 
 class QueueFull(Exception):
@@ -14,7 +14,7 @@ class QueueFull(Exception):
 
 
 class GenerationFailed(Exception):
-    """The engine failed on this request (and goes on with the others); the message says on what."""
+    """The engine failed on this request, and goes on with the others; the message has the cause."""
 
 
 class EngineClosed(Exception):
@@ -24,7 +24,7 @@ class EngineClosed(Exception):
 class ModelUnavailable(Exception):
     """A model that cannot be exported or loaded; the message says what to do.
 
-    permanent : the same will happen again until somebody changes something on the server.
+    permanent : retrying is useless until somebody changes something on the server.
     """
 
     def __init__(self, message: str, *, permanent: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""One request from its prompt to its last event: it knows its own state, and nobody else keeps any of it."""
+"""One request from its prompt to its last event; the only place that keeps a request's state."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from .stop import Stop
 from .text import LoopDetector, TextStream
 
 Blocks = Callable[[str], tuple[Block, ...]]
-Start = Callable[[Callable[[], Feeds]], Future[Feeds]]  # has the engine's second thread make what a pass is fed
+Start = Callable[[Callable[[], Feeds]], Future[Feeds]]  # lets a thread of the engine make a pass's inputs
 
 
 @dataclass
@@ -86,46 +86,46 @@ class Sequence:
         window: int | None = None, blocks: Blocks | None = None, grammar: LogitFilter | None = None,
         patient: bool = False,
     ) -> None:  # fmt: skip
-        """window : how many of its own tokens the answer sees, the newest among them; None: all.
+        """window : how many of its own tokens the answer attends to, the newest among them; None: all.
 
         blocks : finds the page's blocks in the answer as the model wrote it. grammar : what the answer is held to.
         """
         self.prompt_ids = prompt_ids
         self._positions = positions or counted(len(prompt_ids))
         self.settings = settings
-        self.tokens: list[int] = []  # generated so far, the end token not among them
+        self.tokens: list[int] = []  # generated so far, without the end token
         self.finished = False
         self.client = client
         self.patient = patient  # see ``scheduler.Scheduled``
         self.window = window
         self.arrival = 0  # see ``scheduler.Scheduled``
         self.prefilled = 0  # tokens of the prompt that are in the KV cache
-        self._owed = 0  # of the prompt's tokens the last one, where a step feeds it as it feeds those of the answer
+        self._owed = 0  # the prompt's last token, where a step feeds it like the answer's tokens
         self.joins = self._ends_in_a_word(vocabulary.image)  # see ``scheduler.Scheduled``
-        self.stop = Stop()  # of what runs for this request alone
+        self.stop = Stop()  # ends runs that serve this request alone
         self.on_cancel: Callable[[], None] = lambda: None  # set by the engine
         self.clock = _Clock(prepare=prepare_seconds)
         self._vocabulary = vocabulary
         self._max_length = max_length
-        self._lock = threading.RLock()  # guards what follows and ``finished``
+        self._lock = threading.RLock()  # guards the fields below and ``finished``
         self._images = list(images)
         self._passes = [make for image in images for make in image.passes]
-        self._unencoded = len(self._passes)  # those whose outputs are not there yet
-        self._ahead: Future[Feeds] | None = None  # what the next pass is fed, made while the one before is encoded
-        self._outputs: list[Outputs] = []  # of the current image's passes
-        self._features: list[np.ndarray | Placed] = []  # of finished images, [tokens, hidden] each
-        self._prompt: np.ndarray | Rows | None = None  # embeddings while they are being fed, [prompt tokens, hidden]
+        self._unencoded = len(self._passes)  # passes whose outputs are not there yet
+        self._ahead: Future[Feeds] | None = None  # the next pass's inputs, made while the pass before is encoded
+        self._outputs: list[Outputs] = []  # outputs of the current image's passes
+        self._features: list[np.ndarray | Placed] = []  # features of finished images, [tokens, hidden] each
+        self._prompt: np.ndarray | Rows | None = None  # embeddings until the prompt is fed, [prompt tokens, hidden]
         self._image_tokens = sum(image.token_count for image in images)
         self.chooser = Chooser(settings, vocabulary.forbidden)
         self.text_stream = TextStream(vocabulary.tokenizer, settings.stop)
         self._output = output or Verbatim()
         self._blocks = blocks
-        self._written: list[str] = []  # the answer as the model writes it, where blocks are to be found in it
+        self._written: list[str] = []  # the model's own text, where blocks are to be found in the text
         decode = partial(vocabulary.tokenizer.decode, skip_special_tokens=False)
         self._loop = LoopDetector(decode=decode) if settings.stop_on_loop else None
-        self._unannounced = 0  # tokens whose text is still held back
+        self._unannounced = 0  # number of tokens whose text is still held back
         self._alternatives = alternatives
-        self._logprobs: list[TokenLogprob] = []  # of those tokens
+        self._logprobs: list[TokenLogprob] = []  # log-probabilities of held-back tokens
         self._tally = Tally()
         self._events: SimpleQueue[TextDelta | Finished] = SimpleQueue()
         self._cancelled = False
@@ -155,7 +155,7 @@ class Sequence:
         self._cancelled = True
         self.on_cancel()
 
-    # What the engine does with it.
+    # Called by the engine.
 
     @property
     def passes_left(self) -> int:
@@ -174,7 +174,7 @@ class Sequence:
 
     @property
     def length(self) -> int:
-        """Tokens in the KV cache: the newest token is not yet among them, and those that left its window no more."""
+        """Tokens in the KV cache: without the newest token, which is not fed yet, and without evicted ones."""
         answered = max(0, len(self.tokens) - 1)
         return self.prefilled + kept(answered, self.window)
 
@@ -185,22 +185,22 @@ class Sequence:
 
     @property
     def prompt_positions(self) -> np.ndarray:
-        """Of the prompt's tokens, [axes, tokens]."""
+        """Positions of the prompt's tokens, [axes, tokens]."""
         return self._positions.axes
 
     @property
     def position(self) -> int:
-        """Where the newest token stands: an image takes fewer positions than tokens."""
+        """Position of the newest token: images can have fewer positions than tokens."""
         return self._positions.next + len(self.tokens) - 1
 
     @property
     def deadline(self) -> float | None:
-        """When it ends whatever is there, in seconds of ``time.monotonic``; None: never."""
+        """When the request ends at the latest, in seconds of ``time.monotonic``; None: never."""
         seconds = self.settings.deadline_s
         return None if seconds is None else self.clock.submitted + seconds
 
     def overdue(self) -> FinishDetail | None:
-        """Why the request should end before its next step, if it should."""
+        """Why the request should end before its next step; None: it goes on."""
         if self._cancelled:
             return "cancelled"
         if self.deadline is not None and time.monotonic() > self.deadline:
@@ -208,7 +208,7 @@ class Sequence:
         return None
 
     def next_pass(self) -> Feeds | None:
-        """Arrays for the next vision pass; None when the request has ended."""
+        """The next vision pass's input arrays; None when the request has ended."""
         with self._lock:
             if self.finished:
                 return None
@@ -217,18 +217,18 @@ class Sequence:
         return make()
 
     def make_ahead(self, start: Start) -> None:
-        """Start to make what the next pass is fed."""
+        """Start to make the next pass's inputs."""
         with self._lock:
             if self._ahead is None and self._passes:
                 self._ahead = start(self._passes.pop(0))
 
     @property
     def is_ahead(self) -> bool:
-        """Whether what the next pass is fed is made already, or being made."""
+        """Whether the next pass's inputs are made or being made."""
         return self._ahead is not None
 
     def add_pass(self, outputs: Outputs) -> None:
-        """Take the outputs of the pass that ``next_pass`` asked for, as arrays or as values of a device."""
+        """Take the outputs of the pass that ``next_pass`` began, as arrays or as values on a device."""
         with self._lock:
             if self.finished:
                 return
@@ -254,35 +254,35 @@ class Sequence:
             return token_embeddings
         slots = np.array(self.prompt_ids) == self._vocabulary.image
         merged = merge(token_embeddings, slots, self._features)
-        self._features = []  # only now: who fails beside others tries again alone
+        self._features = []  # only now: a prompt that fails in a batch is tried again alone
         return merged
 
     def add_chunk(self, tokens: int) -> None:
-        """So many more tokens of the prompt are in the KV cache."""
+        """Note that ``tokens`` more tokens of the prompt are in the KV cache."""
         self.prefilled += tokens
         if not self.prompt_left:
             self._prompt = None
 
     def add_all_but_last(self) -> None:
-        """The prompt is in the KV cache up to its last token, which the next step feeds."""
+        """Note that the prompt is in the KV cache up to its last token, which the next step feeds."""
         self._owed = 1
         self.add_chunk(self.prompt_left)
 
     def _ends_in_a_word(self, image: int) -> bool:
-        """Whether a step can feed the prompt's last token: by its id, at one number in every axis."""
+        """Whether a step can feed the prompt's last token: no image slot, and the same position in every axis."""
         if len(self.prompt_ids) < 2 or self.prompt_ids[-1] == image:
             return False
         return bool((self._positions.axes[:, -1] == self._positions.next - 1).all())
 
     def accept(self, logits: np.ndarray) -> None:
-        """Choose the next token from logits [vocabulary], which are changed, and send what text it completes."""
+        """Choose the next token from logits [vocabulary], which are changed; send the text that it completes."""
         with self._lock:
             if not self.finished:
                 distribution = Distribution.of_row(logits)
                 self._add(self.chooser.choose(logits), distribution)
 
     def accept_token(self, token: int, distribution: Distribution) -> None:
-        """Take the next token, which its ``chooser`` has chosen, and send what text it completes."""
+        """Take the next token, chosen by ``chooser``, and send the text that the token completes."""
         with self._lock:
             if not self.finished:
                 self._add(token, distribution)
@@ -312,7 +312,7 @@ class Sequence:
             self.finish("context")
 
     def finish(self, detail: FinishDetail, error: str | None = None) -> None:
-        """Send the last event, and end what runs for this request alone. Idempotent, from any thread."""
+        """Send the last event, and end runs that serve this request alone. Idempotent, from any thread."""
         with self._lock:
             if self.finished:
                 return
@@ -321,16 +321,16 @@ class Sequence:
             try:
                 self._send(self._presented(self.text_stream.finish()) + self._output.finish())
                 blocks = self._blocks("".join(self._written)) if self._blocks else ()
-            except Exception as failure:  # the caller must hear of the end, whatever detokenizer and filter say
+            except Exception as failure:  # the caller must hear of the end even when detokenizer or filter fail
                 detail, error = "error", error or f"{type(failure).__name__}: {failure}"
-            if self._logprobs:  # of blanks at the end, and of a stop string
+            if self._logprobs:  # tokens of trailing blanks and of a stop string
                 self._send("", always=True)
             usage = Usage(len(self.prompt_ids), len(self.tokens), self._image_tokens)
             timings, confidence = self.clock.timings(), self._tally.confidence()
             self._events.put(Finished(REASONS[detail], detail, usage, timings, error, confidence, blocks))
             self._images, self._passes, self._outputs, self._features = [], [], [], []
             self._ahead = self._prompt = None
-        self.on_cancel = lambda: None  # a caller that keeps this keeps no engine
+        self.on_cancel = lambda: None  # a caller that keeps this sequence keeps no engine alive
         self.stop.request()
 
     def _presented(self, written: str) -> str:

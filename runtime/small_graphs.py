@@ -12,7 +12,7 @@ _OPSET, _IR_VERSION = 17, 8
 
 
 def identity_graph() -> bytes:
-    """Identity from ``x`` to ``y`` in bytes."""
+    """Identity from ``x`` to ``y``, both uint8."""
     return _model(
         nodes=[_node("Identity", ["x"], ["y"])],
         inputs=[_value("x", _UINT8, ["n"])],
@@ -21,7 +21,7 @@ def identity_graph() -> bytes:
 
 
 def candidates_graph(count: int) -> bytes:
-    """The best of each row of ``logits``: ``best``, ``ids`` [rows, count] and ``log_sum_exp`` [rows]."""
+    """The largest of each row of ``logits``: ``best``, ``ids`` [rows, count] and ``log_sum_exp`` [rows]."""
     return _model(
         nodes=[
             _node("TopK", ["logits", "count"], ["best", "ids"], axis=1, sorted=0),
@@ -38,9 +38,9 @@ def candidates_graph(count: int) -> bytes:
 
 
 def merging_graph(kinds: Sequence[int]) -> bytes:
-    """Rows of ``rows.0``, ``rows.1``, ... [n, width] by their numbers ``order``, counted through all: ``merged``.
+    """Rows of ``rows.0``, ``rows.1``, ... [n, width] by ``order``, numbers counted through all inputs: ``merged``.
 
-    kinds : their types, as onnx.TensorProto numbers them; ``merged`` has the first one's.
+    kinds : the inputs' types, as onnx.TensorProto numbers them; ``merged`` has the first input's.
     """
     names, nodes = [f"rows.{number}" for number in range(len(kinds))], []
     inputs = [_value(name, kind, [f"n.{name}", "width"]) for name, kind in zip(names, kinds, strict=True)]

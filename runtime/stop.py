@@ -1,4 +1,4 @@
-"""Ends a session's run from another thread: a cancel, a deadline and a shutdown do not wait for a pass of seconds."""
+"""Ends a session's run from another thread, so that cancel, deadline and shutdown do not wait for a pass of seconds."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Protocol, TypeVar
 
 
 class RunOptions(Protocol):
-    """What ONNX Runtime looks at between two nodes."""
+    """Run options, which ONNX Runtime looks at between two nodes."""
 
     terminate: bool
 
@@ -16,7 +16,7 @@ Options = TypeVar("Options", bound=RunOptions)
 
 
 class Stop:
-    """Asked for once, it ends the run that goes on, and every one that begins later."""
+    """Ends the run in flight, and every run that begins later."""
 
     def __init__(self) -> None:
         self.requested = False
@@ -31,7 +31,7 @@ class Stop:
                 self._options.terminate = True
 
     def over(self, options: Options) -> Options:
-        """The options of a run that this may end; they serve one run, since nothing takes the mark off them again."""
+        """Options of a run that ``request`` ends. For one run: the mark that ends a run cannot be removed."""
         with self._lock:
             options.terminate = self.requested
             self._options = options

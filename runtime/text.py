@@ -9,16 +9,16 @@ import numpy as np
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
-_LONGEST_CHARACTER = 4  # bytes in UTF-8, and so the most tokens
-_MOST_INCOMPLETE = 16  # tokens without a whole character, after which they are none
+_LONGEST_CHARACTER = 4  # bytes of a character in UTF-8, and so its most tokens
+_MOST_INCOMPLETE = 16  # tokens in a row without a whole character, from which on they count as broken bytes
 
 
 class TextStream:
     """Turns tokens into pieces of clean text as they come.
 
-    Text is held back while it is part of a character, could be the beginning of a stop string, or is a blank at the
-    end: the pieces joined are the answer without blanks around it. A stop string is not looked for in the blanks before
-    it. Special tokens are kept, since grounding needs them.
+    Text is held back while it is part of a character, the possible beginning of a stop string, or trailing blanks: the
+    joined pieces are the answer without blanks around it. Stop strings are not looked for in leading blanks. Special
+    tokens are kept, since grounding needs them.
     """
 
     def __init__(self, tokenizer: Tokenizer, stops: Sequence[str] = ()) -> None:
@@ -28,10 +28,10 @@ class TextStream:
         self.incomplete: list[int] = []  # tokens since the last whole character
         self._held = ""
         self._started = False
-        self.stopped = False  # a stop string was found; nothing comes after it
+        self.stopped = False  # a stop string was found; no text follows
 
     def add(self, token: int) -> str:
-        """The text that is certain now, perhaps empty."""
+        """Take a token; returns the text that is certain now, perhaps empty."""
         piece = self._stream.step(self._tokenizer, token)
         if piece is not None:
             self.incomplete.clear()
@@ -40,9 +40,7 @@ class TextStream:
         return self.release(self._broken()) if len(self.incomplete) > _MOST_INCOMPLETE else ""
 
     def _broken(self) -> str:
-        """The text of bytes that are no character and never will be; the stream would go through all of them anew with
-        every token that follows. The last ones are left, as they may begin a character: nothing is cut in two.
-        """
+        """Text of bytes that will never be a character; kept, they would be decoded anew with every token."""
         whole = self._decode(self.incomplete)
         for left in range(_LONGEST_CHARACTER, 0, -1):
             broken, rest = self.incomplete[:-left], self.incomplete[-left:]
@@ -55,7 +53,7 @@ class TextStream:
         return ""
 
     def finish(self) -> str:
-        """What was held back for a stop string that never came, or for a character that stayed incomplete."""
+        """Text held back for a stop string that never came, or for a character that stayed incomplete."""
         certain = self.release(self._decode(self.incomplete))
         rest, self._held = self._held.rstrip(), ""
         return certain + rest
@@ -74,7 +72,7 @@ class TextStream:
         if found:
             self.stopped = True
             self._held = ""
-            _, begin = min(found)  # the one that was complete first, however the tokens cut the text
+            _, begin = min(found)  # the stop string that was complete first, wherever tokens end
             return text[:begin].rstrip()
         keep = len(text) - self._beginning_of_stop(text)
         keep = len(text[:keep].rstrip())
@@ -83,19 +81,19 @@ class TextStream:
         return text[:keep]
 
     def _beginning_of_stop(self, text: str) -> int:
-        """Length of the longest end of the text with which a stop string begins."""
+        """Length of the longest end of the text that begins a stop string."""
         return max((_overlap(text, stop) for stop in self._stops), default=0)
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of ``text`` that is a beginning of ``stop``, and not all of it."""
+    """Length of the longest end of ``text`` that is a beginning of ``stop``, but not the whole."""
     at = text.find(stop[0], max(0, len(text) - len(stop) + 1))
     while at >= 0 and not stop.startswith(text[at:]):
         at = text.find(stop[0], at + 1)
     return len(text) - at if at >= 0 else 0
 
 
-MOST_BLANK = 2000  # tokens of empty cells in a row that a form may have: 40 rows of six columns have 560
+MOST_BLANK = 2000  # most tokens of empty cells in a row in a blank form: 40 rows of six columns have 560
 
 _CELL = r"(?:</?(?:table|thead|tbody|tr|td|th)\b[^<>]*>|<(?:[felux]cel|nl)>|[|\s])"
 _EMPTY_CELLS = re.compile(rf"(?:[^<>|]{{0,40}}>)?{_CELL}+(?:<[^<>|]{{0,40}})?")  # a tag may be cut at both ends
@@ -104,16 +102,16 @@ _EMPTY_CELLS = re.compile(rf"(?:[^<>|]{{0,40}}>)?{_CELL}+(?:<[^<>|]{{0,40}})?") 
 class LoopDetector:
     """Notices an answer whose tail repeats one unit over and over.
 
-    For every period up to ``longest`` it counts how many tokens in a row equal the one a period earlier. An answer is
-    in a loop when such a run is both ``minimum`` tokens and ``repeats`` periods long: short enough to save a budget.
-    Some models repeat whole blocks of a table's rows (Blaizzy/mlx-vlm 1214), which have hundreds of tokens.
-    Rows of empty cells, with nothing but a table's marks in them, are a blank form up to ``MOST_BLANK`` tokens.
+    For every period up to ``longest``, count how many tokens in a row equal the token one period earlier. An answer is
+    in a loop when such a run is at least ``minimum`` tokens and ``repeats`` periods long. Some models repeat whole
+    blocks of a table's rows, of hundreds of tokens (Blaizzy/mlx-vlm issue 1214). Rows of empty cells, with nothing but
+    a table's marks in them, are a blank form up to ``MOST_BLANK`` tokens.
     """
 
     def __init__(
         self, longest: int = 512, minimum: int = 128, repeats: int = 8, decode: Callable[[list[int]], str] | None = None
     ) -> None:
-        """decode : the text of tokens, by which a blank form is known; None knows none."""
+        """decode : from tokens to text, to recognise blank forms; None: no form is recognised."""
         self._decode = decode
         self._recent = np.full(longest, -1, np.int64)  # most recent first
         self._runs = np.zeros(longest, np.int64)

@@ -1,4 +1,4 @@
-"""What several answers come to together: pages of a document, parts of a page."""
+"""Totals of several answers: pages of a document, or parts of a page."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _WORST_FIRST: tuple[FinishDetail, ...] = (
 
 
 def worst(details: Iterable[FinishDetail]) -> FinishDetail:
-    """Of one detail or more."""
+    """The detail of a whole, from the details of its parts."""
     found = set(details)
     return next(one for one in _WORST_FIRST if one in found)
 
 
 def usage_of(ends: Sequence[Finished]) -> Usage:
-    """The sum."""
+    """The sum of all usages."""
     return Usage(
         sum(end.usage.prompt_tokens for end in ends),
         sum(end.usage.completion_tokens for end in ends),
@@ -29,7 +29,7 @@ def usage_of(ends: Sequence[Finished]) -> Usage:
 
 
 def timings_of(ends: Sequence[Finished]) -> Timings:
-    """Sums over all, but until the first token, which is the first one's."""
+    """Sums over all stages; the time to the first token is the first part's."""
     return Timings(
         queued=ends[0].timings.queued if ends else 0.0,
         prepare=sum(end.timings.prepare for end in ends),
@@ -43,7 +43,7 @@ def timings_of(ends: Sequence[Finished]) -> Timings:
 
 
 def confidence_of(ends: Sequence[Finished]) -> Confidence | None:
-    """Mean over the tokens of all, and the lowest of all; an empty answer counts as one token."""
+    """Mean over all parts' tokens, and the lowest probability of all; an empty answer counts as one token."""
     told = [(end.confidence, max(1, end.usage.completion_tokens)) for end in ends if end.confidence is not None]
     if not told:
         return None

@@ -1,4 +1,4 @@
-"""The vision session, and a small memory of views that it has encoded already."""
+"""The vision session, and a cache of features of views."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from .features import Outputs, Rows, views_of
 from .providers import Device, ort, step_behind
 from .stop import Stop
 
-# Views that go through a GPU together: of two 640-pixel ones each takes 7 ms, of six 5, alone 10. Few numbers, since
-# each is slow the first time.
+# Batch sizes for views on a GPU: a 640-pixel view takes 10 ms alone, 7 in a batch of two, 5 in one of six. Few sizes,
+# since each is slow the first time.
 _TOGETHER = (8, 4, 2, 1)
-_MOST_PIXELS = 4 * 1024**2  # of them together: activations have to fit beside the KV cache
+_MOST_PIXELS = 4 * 1024**2  # of a batch's views: activations have to fit beside the KV cache
 
-_KEPT_ARRAYS = 64  # on the device; a size of view has a dozen
+_KEPT_ARRAYS = 64  # constants kept on the device; a view size has a dozen
 
 
 class VisionTower:
     """The vision graph of one exported model. Used by one thread.
 
-    cache_mb : megabytes of outputs to keep, so that an image asked about twice is encoded once; 0 keeps none. A view of
-    1024 pixels has 1.3 MB of features in DeepSeek-OCR, and takes seconds on a CPU.
+    cache_mb : megabytes of outputs to cache, so that an image that is asked about twice is encoded once; 0: no cache. A
+    view of 1024 pixels has 1.3 MB of features in DeepSeek-OCR, and takes seconds on a CPU.
 
-    batch : most passes that are worth being given together; 1 where views go one by one.
+    batch : most passes to run together; 1: one by one.
 
-    resident : outputs stay in the device's memory, those that are kept among them: values, and no arrays.
+    resident : outputs (cached ones too) are values in the device's memory, not arrays.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class VisionTower:
         self._cache = FeatureCache(int(cache_mb * 1e6))
 
     def begin(self) -> None:
-        """On a CPU the calling thread lets the decoder go first from now on."""
+        """Prepare the calling thread: on a CPU it lets the decoder go first from now on."""
         if self._device.name == "cpu":
             step_behind()
 
@@ -74,7 +74,7 @@ class VisionTower:
         return found
 
     def encode_all(self, passes: Sequence[Feeds]) -> list[Any]:
-        """Several passes, of one page or of several; views of one size go through the graph together."""
+        """Run several passes, of one page or of several; views of one size are batched."""
         keys = [self._cache.key(feeds) for feeds in passes]
         found: list[Outputs | None] = [self._cache.get(key) for key in keys]
         waiting: defaultdict[tuple[object, ...], list[int]] = defaultdict(list)
@@ -89,7 +89,7 @@ class VisionTower:
         return [outputs for outputs in found if outputs is not None]
 
     def warm(self, feeds: Feeds) -> None:
-        """Run a pass, and as many like it as may come together, so that none is the first of its shape."""
+        """Run a pass alone and in batches of every size, so that later passes find their shapes warm."""
         for size in _TOGETHER if self.batch > 1 else (1,):
             if size == 1 or self._fits(size, feeds):
                 self._run_together([feeds] * size)
@@ -99,13 +99,13 @@ class VisionTower:
         return size * pixels <= _MOST_PIXELS
 
     def _alike(self, feeds: Feeds) -> tuple[object, ...]:
-        """What passes that can go together have in common: the sizes of views, and the very arrays of that size."""
+        """The key of passes that can be batched: sizes of views, and identities of the arrays that come with a size."""
         return tuple(
             feeds[name].shape[1:] if name in self._many_in else (name, id(feeds[name])) for name in self._inputs
         )
 
     def _portions(self, indices: list[int], passes: Sequence[Feeds]) -> Iterator[list[int]]:
-        """Cut into numbers that go together."""
+        """Cut passes into batches of the sizes in ``_TOGETHER``."""
         first = passes[indices[0]]
         while indices:
             size = next(size for size in _TOGETHER if size == 1 or (size <= len(indices) and self._fits(size, first)))
@@ -124,7 +124,7 @@ class VisionTower:
 
     def _run(self, fed: dict[str, np.ndarray], stop: Stop | None) -> Outputs:
         options = ort.RunOptions()
-        # The buffers of a large page are used again and again within a pass, and go back to the system after it.
+        # A large page's buffers are reused within a pass, and go back to the system afterwards.
         options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         options = options if stop is None else stop.over(options)
         with self._device.running():
@@ -147,7 +147,7 @@ class VisionTower:
 
 
 class Constants:
-    """Copies, on the device, of arrays that come with every view of a size: a family makes those once, read-only."""
+    """Copies on the device of arrays that come with every view of a size, which a family makes once, read-only."""
 
     def __init__(self, device: Device) -> None:
         self._device = device
@@ -157,7 +157,7 @@ class Constants:
         return len(self._values)
 
     def value(self, name: str, array: np.ndarray) -> ort.OrtValue:
-        """For a graph's input. Shapes are read by the host, whatever computes."""
+        """The value for a graph's input. Arrays of shapes stay on the host, where every provider reads them."""
         if array.flags.writeable or name.endswith("_shape"):
             return ort.OrtValue.ortvalue_from_numpy(array)
         found = self._values.get(id(array))
@@ -171,14 +171,14 @@ class Constants:
 
 
 class FeatureCache:
-    """Outputs of vision passes by the content of what went in; the least recently used go first."""
+    """Outputs of vision passes by the content of their inputs; the least recently used are evicted first."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes, self._bytes = max_bytes, 0
         self._entries: OrderedDict[bytes, Outputs] = OrderedDict()
 
     def key(self, feeds: Feeds) -> bytes:
-        """Hash of names, shapes and values; empty where nothing is kept, to save the time."""
+        """Hash of names, shapes and values; empty, to save time, where nothing is cached."""
         if not self._max_bytes:
             return b""
         digest = hashlib.blake2b(digest_size=16)
@@ -188,14 +188,14 @@ class FeatureCache:
         return digest.digest()
 
     def get(self, key: bytes) -> Outputs | None:
-        """What was put under the key, if it is still there."""
+        """The outputs cached under the key; None when there are none."""
         if key not in self._entries:
             return None
         self._entries.move_to_end(key)
         return self._entries[key]
 
     def put(self, key: bytes, outputs: Outputs) -> None:
-        """Keep outputs, and forget the oldest until all fit; outputs larger than the whole cache are not kept."""
+        """Cache outputs, and evict the oldest until all fit; outputs larger than the whole cache are not cached."""
         size = _bytes_of(outputs)
         if size > self._max_bytes:
             return
@@ -207,7 +207,7 @@ class FeatureCache:
 
 
 def _apart(outputs: np.ndarray | Rows) -> Sequence[np.ndarray | Rows]:
-    """Of several views that came out together each, [1, ...]."""
+    """Split the outputs of a batch into each view's, [1, ...]."""
     return views_of(outputs) if isinstance(outputs, Rows) else [outputs[i : i + 1] for i in range(len(outputs))]
 
 

@@ -1,8 +1,8 @@
-"""What a GPU does slowly the first time is done before anybody waits for it.
+"""Runs what is slow the first time on a GPU, before a request waits for it.
 
-ONNX Runtime measures how to run the experts once for each power of two of tokens, a second each time; the first view of
-a size takes another; a decode step is recorded once for each number of rows. A server that has not gone through that
-stalls all its streams when a page of a new size comes.
+ONNX Runtime tunes the experts once for each power of two of tokens, a second each; the first view of a size takes
+another second; a decode step is recorded once for each number of rows. A server that is not warm stalls all streams
+when a page of a new size comes.
 """
 
 from __future__ import annotations
@@ -26,18 +26,19 @@ WARM_UPS: tuple[WarmUp, ...] = ("none", "quick", "full")
 
 log = logging.getLogger(__name__)
 
-# Pages that clients send, in pixels: A4 at 150 dots an inch and a small picture; then lying, long, square and larger.
+# Sizes of pages that clients send, in pixels: A4 at 150 dots an inch and a small picture; then landscape, long, square
+# and larger.
 _PAGES = ((1240, 1754), (600, 400))
 _MORE_PAGES = ((1754, 1240), (800, 2400), (1400, 1400), (2480, 3508), (900, 1200))
 
 
 def default_warm_up(device: Device) -> WarmUp:
-    """A CPU has nothing to measure, and would spend minutes on pages of nobody's."""
+    """``quick`` on CUDA, else ``none``: a CPU has nothing to tune, and would spend minutes on blank pages."""
     return "quick" if device.name == "cuda" else "none"
 
 
 def warm_up(how: WarmUp, decoder: Decoder, vision: VisionTower, family: Family, slots: int) -> None:
-    """Run what will be slow the first time. Called when nothing else runs yet."""
+    """Run what is slow the first time. Called before anything else runs."""
     if how == "none":
         return
     started = time.monotonic()
@@ -46,13 +47,13 @@ def warm_up(how: WarmUp, decoder: Decoder, vision: VisionTower, family: Family, 
     for tokens in token_buckets(slots):
         _prefill(decoder, tokens)
     for rows in decoder.recorded_rows():
-        # Rows of which nothing was read before: what a card's memory held is no number to compute with.
+        # With length 0 no step reads the cache, which holds whatever the card's memory held.
         decoder.score([0] * rows, [0] * rows)
     log.info("warmed up (%s) in %.1f s", how, time.monotonic() - started)
 
 
 def token_buckets(slots: int) -> list[int]:
-    """One number of tokens for each power of two up to a chunk of a prompt, without those that steps go through."""
+    """Powers of two up to a prompt's chunk, above ``slots``: recorded steps warm the smaller numbers."""
     buckets = [1 << power for power in range(PREFILL_CHUNK.bit_length())]
     return [tokens for tokens in buckets if tokens > slots]
 
@@ -64,7 +65,7 @@ def _prefill(decoder: Decoder, tokens: int) -> None:
 
 
 def _views(family: Family, pages: tuple[tuple[int, int], ...]) -> Iterator[Feeds]:
-    """What the vision graph is fed for blank pages, each set of shapes once."""
+    """Inputs of the vision graph for blank pages, each set of shapes once."""
     seen = set()
     for size in pages:
         for make in family.prepare_image(Image.new("RGB", size, "white"), {}).passes:

@@ -1,7 +1,7 @@
-"""Documents as pages: a PDF is rasterised page by page, a picture is a document of its frames.
+"""Documents as pages: a PDF's pages are rasterised, a picture's frames are its pages.
 
-The command line and the server open what users give them here. Files are opened and pages drawn in worker processes
-(``workers``), within limits of time and memory; only the page that is asked for is ever in memory.
+The command line and the server open users' files here. Worker processes (``workers``) open files and draw pages, within
+limits of time and memory; one page at a time is in memory.
 """
 
 from __future__ import annotations
@@ -69,38 +69,37 @@ def open_document(
     orient: Orient = "off",
     shown_pixels: int | None = None,
 ) -> Document:
-    """Open a PDF or a picture. What it is, is decided by its content.
+    """Open a PDF or a picture, told apart by content.
 
     Parameters
     ----------
     source
-        a file, which stays open and is read as pages are asked for, or the whole content.
+        a file, which stays open and is read page by page, or the whole content.
     dpi
         dots per inch at which the pages of a PDF are drawn; pictures have their own pixels.
     name
         how messages call the document; the file's path by default.
     max_pixels
-        most pixels of one page. A page of a PDF that would have more is drawn at fewer dots per inch, a picture that
-        has more is scaled down; one that has more than twelve times as many is refused.
+        most pixels of one page. A PDF's page that would have more is drawn at fewer dots per inch, a larger picture is
+        scaled down; a picture with more than twelve times as many is refused.
     shown_pixels
-        most pixels that a page is given, where that is less than it may have: what a model can see
-        (see ``enough_pixels``).
+        most pixels worth drawing, where a model sees fewer than ``max_pixels`` (see ``enough_pixels``).
     workers
-        the processes that open the file and draw its pages; by default one of the document's own, which ends with it.
+        the processes that open the file and draw its pages; by default one process, which ends with the document.
     transparency
-        what is laid under a picture that is transparent in places (see ``models.pixels.to_rgb``).
+        the background of a transparent picture (see ``models.pixels.to_rgb``).
     password
-        of an encrypted PDF; other documents need none, and take any.
+        password of an encrypted PDF; ignored for other documents.
     orient
         ``auto`` turns pages upright whose text lies on its side or head, where that is sure (see ``upright``).
     stop
-        asked about twenty times a second; when it turns true, opening is ended.
+        asked about twenty times a second; once true, opening is ended.
 
     Raises
     ------
     InvalidInput
-        for what is not a document, is damaged, encrypted or without pages, or goes beyond the workers' limits; the
-        message says what to do about it.
+        for a file that is no document, is damaged, encrypted or without pages, or goes beyond the workers' limits; the
+        message names the remedy.
     Stopped
         when ``stop`` turned true.
     """

@@ -1,7 +1,6 @@
-"""Annotations that say where they are and not how they look: ink, lines and polygons get an appearance.
+"""Ink, line and polygon annotations without an appearance get one.
 
-pdfium makes one for highlights, squares and circles itself. The strokes are those that poppler draws. Only a worker
-process calls this.
+pdfium itself draws highlights, squares and circles. The strokes are like poppler's. Called by worker processes only.
 """
 
 from __future__ import annotations
@@ -15,14 +14,14 @@ from typing import Any
 import pypdfium2.raw as pdfium_c
 
 _Point = tuple[float, float]
-_MOST_POINTS = 100_000  # of an annotation
+_MOST_POINTS = 100_000  # points of an annotation
 _KINDS = (pdfium_c.FPDF_ANNOT_INK, pdfium_c.FPDF_ANNOT_LINE, pdfium_c.FPDF_ANNOT_POLYGON, pdfium_c.FPDF_ANNOT_POLYLINE)
 
 
 def give_appearances(page: Any, stroke_width: Callable[[int], float | None]) -> None:
-    """Add what is missing to an opened page (pdfium's handle), before it is drawn.
+    """Add missing appearances to an opened page (pdfium's handle), before the page is drawn.
 
-    stroke_width : what the border style of an annotation, counted from 0, says; pdfium tells the older /Border only.
+    stroke_width : the width in the border style of an annotation, counted from 0; pdfium reads only the older /Border.
     """
     for index in range(pdfium_c.FPDFPage_GetAnnotCount(page)):
         annotation = pdfium_c.FPDFPage_GetAnnot(page, index)
@@ -41,7 +40,7 @@ class _Annotation:
 
     def give_appearance(self, stroke_width: Callable[[], float | None]) -> None:
         """Add the strokes. ``stroke_width``: see ``give_appearances``."""
-        # An empty appearance has the two bytes of a string's end.
+        # An empty appearance has 2 bytes: the terminating zero in UTF-16.
         if self._kind not in _KINDS or pdfium_c.FPDFAnnot_GetAP(self._handle, 0, None, 0) > 2:
             return
         paths = [path for path in self._paths() if len(path) > 1]
@@ -66,7 +65,7 @@ class _Annotation:
         pdfium_c.FPDFAnnot_SetAP(self._handle, 0, text)
 
     def _paths(self) -> Iterator[Sequence[_Point]]:
-        """In points of the page."""
+        """The annotation's strokes, in points of the page."""
         handle = self._handle
         if self._kind == pdfium_c.FPDF_ANNOT_LINE:
             start, end = pdfium_c.FS_POINTF(), pdfium_c.FS_POINTF()
@@ -85,14 +84,14 @@ class _Annotation:
         return " ".join(f"{part.value / 255:.4f}" for part in parts[:3]) + f" {operator}"
 
     def _width(self) -> float:
-        """Of the stroke in points."""
+        """Width of the stroke in points."""
         horizontal, vertical, width = ctypes.c_float(), ctypes.c_float(), ctypes.c_float(1.0)
         if not pdfium_c.FPDFAnnot_GetBorder(self._handle, horizontal, vertical, width):
             return 1.0
         return max(0.0, width.value)
 
     def _widen(self, paths: Sequence[Sequence[_Point]], width: float) -> None:
-        """Let the annotation's rectangle, which the appearance is clipped to, hold all of the strokes."""
+        """Widen the annotation's rectangle, which clips the appearance, to hold all strokes."""
         rect = pdfium_c.FS_RECTF()
         pdfium_c.FPDFAnnot_GetRect(self._handle, rect)
         across, up = zip(*(point for path in paths for point in path), strict=True)
@@ -102,7 +101,7 @@ class _Annotation:
 
 
 def _points(read: Any) -> Sequence[_Point]:
-    """What one of pdfium's functions writes into a buffer that it has told the size of."""
+    """The points that a pdfium function writes into a buffer; a first call of that function returns their number."""
     count = min(int(read(None, 0)), _MOST_POINTS)
     buffer = (pdfium_c.FS_POINTF * max(1, count))()
     read(buffer, count)

@@ -1,4 +1,4 @@
-"""An opened document, as its reader sees it: every page is asked of a worker process."""
+"""An opened document, as its reader sees it; a worker process draws each page."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ T = TypeVar("T")
 
 
 class Document:
-    """Pages may be asked for by any thread; close it, or use it as a context manager."""
+    """Any thread may ask for pages. Close the document, or use it as a context manager."""
 
     def __init__(
         self, source: Path | bytes, name: str, max_pixels: int, workers: Workers | None, stop: Stop,
         how: Mapping[str, Any], orient: Orient = "off",
     ) -> None:  # fmt: skip
-        """``how``: what the worker is told beside that. Use ``open_document``, whose errors these are."""
+        """Use ``open_document``, which has the same errors. ``how``: options for the worker."""
         self.name = name
         self._max_pixels, self._orient = max_pixels, orient
         self._own = Workers(1) if workers is None else None
@@ -45,7 +45,7 @@ class Document:
             raise
 
     def size(self, index: int, stop: Stop = never) -> tuple[int, int]:
-        """Width and height in pixels of a page as it comes, without drawing it. Raises as ``page``."""
+        """Width and height in pixels of a page as ``page`` gives it, without drawing. Raises as ``page``."""
 
         def measure(worker: Worker) -> tuple[int, int]:
             answer = worker.ask({"do": "size", "page": index})
@@ -54,20 +54,20 @@ class Document:
         return self._work(measure, self._described(index), stop)
 
     def page(self, index: int, stop: Stop = never) -> Image.Image:
-        """The picture of a page as it comes, by its content upright or not; see ``draw``."""
+        """The picture of a page, turned only as the file says; see ``draw``."""
         return self._draw(index, stop, "off").image
 
     def draw(self, index: int, stop: Stop = never) -> Drawn:
-        """One page, counted from 0: upright, in RGB, a picture of its own that the caller may keep or change.
+        """One page, counted from 0: upright, in RGB, a new picture that the caller may keep or change.
 
-        Upright is what the file says, and where the document was opened so, what is on the page.
+        The file says how a page is turned; in a document opened with ``orient``, the page's text says, too.
 
-        stop : asked about twenty times a second; when it turns true, the drawing is ended.
+        stop : asked about twenty times a second; once true, the drawing is ended.
 
         Raises
         ------
         InvalidInput
-            when there is no such page, it cannot be decoded or drawn, or drawing it goes beyond the workers' limits.
+            when there is no such page, or the page cannot be decoded or drawn within the workers' limits.
         Stopped
             when ``stop`` turned true, or the workers were closed.
         """
@@ -77,11 +77,11 @@ class Document:
         what = self._described(index)
         drawn = self._work(lambda worker: worker.draw(index, self._max_pixels, orient), what, stop)
         if self.page_count == 1:
-            self._workers.forget(self._number)  # its worker need not keep what is hardly asked for again
+            self._workers.forget(self._number)  # the worker need not keep a page that is hardly asked for again
         return drawn
 
     def close(self) -> None:
-        """Let go of the file. Idempotent."""
+        """Close the file. Idempotent."""
         self._closed = True
         self._content = b""
         self._workers.forget(self._number)
@@ -100,7 +100,7 @@ class Document:
         return f"page {index + 1} of {self.name} cannot be drawn"
 
     def _work(self, work: Callable[[Worker], T], failing: str, stop: Stop) -> T:
-        """Have a worker do something with the document open. ``failing``: how the message begins when it was killed."""
+        """Let a worker do something with the open document. ``failing``: begins the message of a killed worker."""
         if self._is_closed():
             raise InvalidInput(f"{self.name} has been closed")
         most = self._workers.limits.most_killed
@@ -119,7 +119,7 @@ class Document:
                 f"{failing}: {error}; leave it out, lower the dots per inch, or give it more time (page_timeout)"
             ) from error
         finally:
-            if self._is_closed():  # meanwhile, by another thread
+            if self._is_closed():  # closed meanwhile by another thread
                 self._workers.forget(self._number)
 
     def _is_closed(self) -> bool:

@@ -1,4 +1,4 @@
-"""A drawn page: its picture, and what must be said of it."""
+"""A drawn page: its picture, with warnings and the turn that made it upright."""
 
 from __future__ import annotations
 
@@ -12,6 +12,6 @@ class Drawn:
     """One page as it is read."""
 
     image: Image.Image  # upright, in RGB
-    warnings: tuple[str, ...] = ()  # what may be wrong with it, in a line each, without the document's name
-    truncated: bool = False  # a part of the file is missing, and of the page what was there
-    rotated: float = 0  # degrees clockwise by which it was turned to stand upright, beside what its file says
+    warnings: tuple[str, ...] = ()  # warnings, a line each, without the document's name
+    truncated: bool = False  # the file breaks off; the picture has what was there
+    rotated: float = 0  # degrees clockwise by which the page was turned upright, beyond the file's own rotation

@@ -1,8 +1,7 @@
 """Gives pdfium the machine's fonts for text whose font a PDF does not hold.
 
-pdfium's own choice goes by the fonts' names, and it falls back to fonts inside it that hold Western letters only. It is
-kept until a page turns out to lack letters (``glyphs``); these are then asked of fontconfig. Only a worker process uses
-this.
+pdfium's own choice goes by the fonts' names, and it falls back to fonts inside it that hold Western letters only. That
+choice stands until a page lacks letters (``glyphs``); for these, fontconfig is asked. Used by worker processes only.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from .fonts import CHINESE_JAPANESE_KOREAN, Face, face_for, script_of
 
 _COLLECTION = 0x74746366  # "ttcf", the table of pdfium's question for a file of several fonts
 _CJK_CHARSETS = (128, 129, 134, 136)  # Shift-JIS, Hangul, GB2312, Big5
-_BOLD = 600  # weights from here on
+_BOLD = 600  # weights of bold fonts
 
 
 class FontMapper:
@@ -27,7 +26,7 @@ class FontMapper:
     def __init__(self) -> None:
         self.needed: frozenset[int] = frozenset()  # code points that pages were found to lack
         self._default = pdfium_c.FPDF_GetDefaultSystemFontInfo()
-        self._own: dict[int, tuple[Any, int]] = {}  # handle -> the file's bytes, where its font begins in it
+        self._own: dict[int, tuple[Any, int]] = {}  # handle -> the file's bytes, and where the font begins
         self._handles: dict[Face, int] = {}
         self._info = pdfium_c.FPDF_SYSFONTINFO(version=1)
         types = dict(pdfium_c.FPDF_SYSFONTINFO._fields_)
@@ -39,10 +38,10 @@ class FontMapper:
     def _theirs(self, name: str, *arguments: Any) -> Any:
         return getattr(self._default.contents, name)(self._default, *arguments)
 
-    # What pdfium calls, under its names. The first argument is the structure itself.
+    # Callbacks under pdfium's names. The first argument is the structure itself.
 
     def _Release(self, info: Any) -> None:
-        """The process ends, and everything with it."""
+        """Nothing to free: the mapper lives as long as the process."""
 
     def _EnumFonts(self, info: Any, mapper: Any) -> None:
         self._theirs("EnumFonts", mapper)
@@ -83,14 +82,14 @@ class FontMapper:
         return 0 if font in self._own else int(self._theirs("GetFaceName", font, buffer, size))
 
     def _GetFontCharset(self, info: Any, font: int) -> int:
-        return 1 if font in self._own else int(self._theirs("GetFontCharset", font))  # 1: not known
+        return 1 if font in self._own else int(self._theirs("GetFontCharset", font))  # 1: unknown character set
 
     def _DeleteFont(self, info: Any, font: int) -> None:
-        if font not in self._own:  # ours are kept: the next page has the same
+        if font not in self._own:  # our fonts are kept: the next page needs the same
             self._theirs("DeleteFont", font)
 
     def _opened(self, face: Face) -> int | None:
-        """A handle of a font file; None for one that cannot be read."""
+        """A handle of a font file; None for a file that cannot be read."""
         if face not in self._handles:
             try:
                 content = face.path.read_bytes()
@@ -107,7 +106,7 @@ class FontMapper:
 
 @cache
 def mapper() -> FontMapper:
-    """That of this process; pdfium's library must have been started."""
+    """The mapper of this process; pdfium's library must have been started."""
     return FontMapper()
 
 

@@ -1,4 +1,4 @@
-"""The fonts of this machine, by what they hold: asked of fontconfig, where it is.
+"""The machine's fonts by the characters that they hold, as fontconfig knows them.
 
 Used by worker processes for text whose fonts a PDF does not hold, and by ``ocr-onnx doctor``.
 """
@@ -12,18 +12,18 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-_SECONDS = 10.0  # for fontconfig, which may look through all fonts the first time
-_MOST_LETTERS = 64  # that one question is about
-_NOTO, _CJK = "fonts-noto-core", "fonts-noto-cjk"  # Debian's and Ubuntu's packages
+_SECONDS = 10.0  # seconds for fontconfig, which may read all fonts the first time
+_MOST_LETTERS = 64  # code points in one question
+_NOTO, _CJK = "fonts-noto-core", "fonts-noto-cjk"  # package names of Debian and Ubuntu
 
 
 @dataclass(frozen=True)
 class Script:
-    """A kind of writing, letters that a font for it has, and the package that brings one."""
+    """A script, letters that every font of the script has, and the package that brings a font."""
 
     name: str
     letters: str
-    ranges: tuple[tuple[int, int], ...]  # of Unicode
+    ranges: tuple[tuple[int, int], ...]  # first and last code points
     package: str
 
 
@@ -63,12 +63,12 @@ class Face:
 
 
 def has_fontconfig() -> bool:
-    """Whether fonts can be asked for by what they hold."""
+    """Whether fontconfig is installed."""
     return shutil.which("fc-match") is not None
 
 
 def face_for(family: str, letters: Collection[int], *, bold: bool = False, italic: bool = False) -> Face | None:
-    """The font nearest to ``family`` that holds these code points, at least one of them; None where there is none."""
+    """The font nearest to ``family`` that holds at least one of the code points; None where there is none."""
     wanted = sorted(letters)[:_MOST_LETTERS]
     plain = "".join(sign for sign in family if sign.isalnum() or sign == " ")
     style = (":bold" if bold else "") + (":italic" if italic else "")

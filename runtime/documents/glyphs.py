@@ -1,7 +1,7 @@
-"""Letters of a page that were not drawn, since neither the PDF nor this machine has a font for them.
+"""Letters of a page that stay blank, as neither the PDF nor this machine has a font for them.
 
-Where a page's text says that a letter stands and its picture shows nothing, the glyph was missing. Only fonts that are
-not in the file are looked at. Only a worker process calls this.
+A glyph is missing where the page's text has a letter and its picture shows nothing. Only fonts outside of the file are
+looked at. Called by worker processes only.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from PIL import Image
 
 from .fonts import script_of
 
-_MOST_LETTERS = 5_000  # of a page that are looked at
-_TRIES = 2  # places of one letter of one font
-_LEAST_CONTRAST = 24  # of 255, between a letter and its ground
-_LEAST_WIDTH = 0.01  # of a letter's height, that a letter of a font has
-_WHITE = 230  # a letter of this colour may be meant to be unseen
+_MOST_LETTERS = 5_000  # letters of a page to look at
+_TRIES = 2  # places to look at, of one letter of one font
+_LEAST_CONTRAST = 24  # least contrast, of 255, between a letter and its background
+_LEAST_WIDTH = 0.01  # least width of a letter, as a share of its height
+_WHITE = 230  # a letter of this colour may be invisible on purpose
 _DEEPEST = 8  # forms within forms
 _INVISIBLE = (pdfium_c.FPDF_TEXTRENDERMODE_INVISIBLE, pdfium_c.FPDF_TEXTRENDERMODE_CLIP)
 
 
 @dataclass
 class Lacking:
-    """What is missing on a page."""
+    """Letters and fonts that are missing on a page."""
 
-    letters: Counter[int] = field(default_factory=Counter)  # by code point; 0 where the file does not say which
+    letters: Counter[int] = field(default_factory=Counter)  # code points; 0 where the file does not name the letter
     fonts: set[str] = field(default_factory=set)
 
     def __bool__(self) -> bool:
@@ -51,7 +51,7 @@ class Lacking:
 
 
 def lacking(page: Any, picture: Image.Image) -> Lacking:
-    """Look for letters that are not there. ``page``: pdfium's handle; ``picture``: of the whole page, in RGB."""
+    """Find letters that were not drawn. ``page``: pdfium's handle; ``picture``: the whole page, in RGB."""
     found = Lacking()
     text = pdfium_c.FPDFText_LoadPage(page)
     if not text:
@@ -59,7 +59,7 @@ def lacking(page: Any, picture: Image.Image) -> Lacking:
     try:
         covers = _Covers(page)
         tried: dict[tuple[str, int], list[bool]] = {}  # whether a letter was drawn, in the first places where it stands
-        outside: dict[int, str | None] = {}  # text object -> name of its font, where that is not in the file
+        outside: dict[int, str | None] = {}  # text object -> name of its font, where the font is not in the file
         for index in range(min(pdfium_c.FPDFText_CountChars(text), _MOST_LETTERS)):
             thing = pdfium_c.FPDFText_GetTextObject(text, index)
             key = ctypes.cast(thing, ctypes.c_void_p).value or 0
@@ -81,7 +81,7 @@ def lacking(page: Any, picture: Image.Image) -> Lacking:
 
 
 def _font_outside(thing: Any) -> str | None:
-    """The name of a text's font, unless it is in the file, or the text is not meant to be seen."""
+    """The name of a text's font; None where the font is in the file, or the text is invisible on purpose."""
     font = pdfium_c.FPDFTextObj_GetFont(thing)
     if not font or pdfium_c.FPDFFont_GetIsEmbedded(font):
         return None
@@ -100,7 +100,7 @@ def _is_seen(letter: int) -> bool:
 
 
 def _is_drawn(page: Any, text: Any, index: int, picture: Image.Image) -> bool:
-    """Whether there is anything where the letter stands; also for one that stands outside of the page."""
+    """Whether the picture shows anything where the letter stands; true for a letter outside of the page."""
     box = pdfium_c.FS_RECTF()
     if not pdfium_c.FPDFText_GetLooseCharBox(text, index, box):
         return True
@@ -114,22 +114,22 @@ def _is_drawn(page: Any, text: Any, index: int, picture: Image.Image) -> bool:
     x0, x1, y0, y1 = min(x0, x1), max(x0, x1), min(y0, y1), max(y0, y1)
     if x1 <= 0 or y1 <= 0 or x0 >= width or y0 >= height or y1 - y0 < 3:
         return True
-    if x1 - x0 < 2:  # a font that lacks a letter says that it has no width; others are too small to be seen
+    if x1 - x0 < 2:  # a letter that its font lacks has no width; other letters are too small to be seen
         return bool(box.right - box.left > _LEAST_WIDTH * abs(box.top - box.bottom))
     part = np.asarray(picture.crop((max(0, x0), max(0, y0), min(x1, width), min(y1, height))), np.int16)
     return bool((part.max((0, 1)) - part.min((0, 1))).max() >= _LEAST_CONTRAST)
 
 
 class _Covers:
-    """What is painted over text: a scan over the words that were recognised in it, a bar over a name."""
+    """Objects painted over text: a scan over its recognised words, a bar over a name."""
 
     def __init__(self, page: Any) -> None:
         self._page = page
-        self._order: dict[int, int] | None = None  # object -> its place among those of the page
-        self._bounds: list[tuple[int, tuple[float, float, float, float]]] = []  # place; left, bottom, right, top
+        self._order: dict[int, int] | None = None  # object -> its number in the page's order of painting
+        self._bounds: list[tuple[int, tuple[float, float, float, float]]] = []  # number; left, bottom, right, top
 
     def hide(self, thing: int, text: Any, index: int) -> bool:
-        """Whether something that is painted after a text object lies over its letter ``index``."""
+        """Whether an object painted later covers the letter ``index`` of a text object."""
         box = pdfium_c.FS_RECTF()
         pdfium_c.FPDFText_GetLooseCharBox(text, index, box)
         x, y = (box.left + box.right) / 2, (box.bottom + box.top) / 2
@@ -144,7 +144,7 @@ class _Covers:
         )
 
     def _number(self, order: dict[int, int], things: list[Any], depth: int) -> None:
-        """Number objects as they are painted; forms' own ones, which stand in other coordinates, cover nothing."""
+        """Number objects in the order of painting; those inside forms have other coordinates and cover nothing."""
         for thing in things:
             order[ctypes.cast(thing, ctypes.c_void_p).value or 0] = len(order)
             if pdfium_c.FPDFPageObj_GetType(thing) == pdfium_c.FPDF_PAGEOBJ_FORM:
@@ -158,7 +158,7 @@ class _Covers:
 
 
 def _is_opaque(thing: Any) -> bool:
-    """Whether an object fills all that is within its bounds, as far as its kind says."""
+    """Whether an object fills its bounds, judged by its kind."""
     kind = pdfium_c.FPDFPageObj_GetType(thing)
     if kind != pdfium_c.FPDF_PAGEOBJ_PATH:
         return bool(kind in (pdfium_c.FPDF_PAGEOBJ_IMAGE, pdfium_c.FPDF_PAGEOBJ_SHADING))

@@ -1,4 +1,4 @@
-"""A document's pages as the images of one request: each is drawn in its turn, and nobody keeps it."""
+"""A document's pages as the images of one request: drawn one after the other, and not kept."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from models.model_errors import InvalidInput
 from .document import Document
 from .limits import Stop, never
 
-Room = Callable[[int], AbstractContextManager[object]]  # pixels -> holds so many while a page is looked at
+Room = Callable[[int], AbstractContextManager[object]]  # pixels -> context that reserves so many for a page
 
 
 class DrawnPages:
     """See ``runtime.requests.Images``.
 
-    indices : of the pages, from 0. Of those that have been drawn, in that order: sizes : width and height in pixels;
-    warnings, truncated, rotated : see ``Drawn``. lost : pages that cannot be drawn and have been left out, with the
+    indices : of the pages, from 0. Of the pages drawn so far, in order: sizes : width and height in pixels;
+    warnings, truncated, rotated : see ``Drawn``. lost : pages that were left out since they cannot be drawn, with the
     reason.
     """
 
     def __init__(
         self, document: Document, indices: Sequence[int], stop: Stop = never, room: Room = lambda pixels: nullcontext()
     ) -> None:
-        """Going through them raises what ``Document.page`` and ``room`` raise."""
+        """Iterating raises what ``Document.page`` and ``room`` raise."""
         self.indices = list(indices)
         self.sizes: list[tuple[int, int]] = []
         self.warnings: list[tuple[str, ...]] = []
@@ -34,7 +34,7 @@ class DrawnPages:
         self.rotated: list[float] = []
         self.lost: dict[int, str] = {}
         self._document, self._stop, self._room = document, stop, room
-        self._failing: int | None = None  # the page that is being drawn, or whose drawing has raised
+        self._failing: int | None = None  # the page being drawn, or whose drawing has raised
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -54,7 +54,7 @@ class DrawnPages:
                 yield drawn.image
 
     def leave_out(self, error: InvalidInput) -> bool:
-        """After an error: go on without the page that could not be drawn; False where that was not it, or the last."""
+        """After an error: skip the page that could not be drawn; False if no page failed or only one is left."""
         failing, self._failing = self._failing, None
         if failing is None or len(self.indices) == 1:
             return False

@@ -1,6 +1,6 @@
-"""What C libraries write to standard error while a page is drawn becomes one warning of ours.
+"""Turns what C libraries write to standard error while a page is drawn into one warning.
 
-libtiff alone writes a line for every tag that it does not know. Only a worker process uses this.
+libtiff, for one, writes a line for every unknown tag. Used by worker processes only.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ _MODULE = re.compile(r"^[\w. ]+: (?:Warning, |Error, )?(?=\w)")  # "TIFFReadDire
 
 
 class Mutters:
-    """Takes the place of the process's standard output and standard error."""
+    """Replaces the process's standard output and standard error."""
 
     def __init__(self) -> None:
         self._read_end, write_end = os.pipe()
         if hasattr(os, "set_blocking"):  # not on Windows before Python 3.12
             for end in (self._read_end, write_end):
-                os.set_blocking(end, False)  # a library that has very much to say goes on without being heard
+                os.set_blocking(end, False)  # a full pipe drops a library's lines and never blocks the library
             os.dup2(write_end, 2)
-        os.dup2(2, 1)  # libraries that print must not print into the answers
+        os.dup2(2, 1)  # libraries that print must not write into the answers
         os.close(write_end)
         self._record = warnings.catch_warnings(record=True, action="always")  # for as long as the process lives
         recorded = self._record.__enter__()
@@ -32,7 +32,7 @@ class Mutters:
             warnings.simplefilter("ignore", about_programs)
 
     def taken(self) -> tuple[str, ...]:
-        """What was said since the last call: nothing, or one line."""
+        """One line for all that was written since the last call; empty for nothing."""
         lines = [str(warned.message) for warned in self._warned]
         self._warned.clear()
         lines += self._available().decode("utf-8", "replace").splitlines()

@@ -1,4 +1,4 @@
-"""Which pages of a document are meant: ``1-5,9`` or ``12-`` as people write it."""
+"""Page ranges as people write them: ``1-5,9`` or ``12-``."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _RANGE = re.compile(r"(\d{1,9})\s*(?:(-)\s*(\d{1,9})?)?", re.ASCII)
 def parse_pages(text: str, page_count: int, *, clip: bool = False) -> list[int]:
     """Page numbers such as ``1-5,9`` or ``12-`` as indices from 0, in ascending order, each once.
 
-    clip : take those that there are, perhaps none, of a document that has fewer.
+    clip : drop numbers beyond the last page; the result may be empty.
 
     Raises
     ------
     InvalidInput
-        for anything else, and for a page beyond the last one, unless ``clip`` is set.
+        for any other text, and for a page beyond the last one unless ``clip`` is set.
     """
     chosen: set[int] = set()
     for first, last in page_ranges(text):
@@ -31,12 +31,12 @@ def parse_pages(text: str, page_count: int, *, clip: bool = False) -> list[int]:
 
 
 def page_ranges(text: str) -> list[tuple[int, int | None]]:
-    """The ranges in ``1-5,9,12-``, counted from 1, both ends included; None for an end that is the document's.
+    """The ranges in ``1-5,9,12-``, from 1, both ends included; None as end means the last page.
 
     Raises
     ------
     InvalidInput
-        for anything else.
+        for any other text.
     """
     ranges: list[tuple[int, int | None]] = []
     for part in text.split(","):

@@ -1,6 +1,6 @@
 """Pages of a PDF, drawn by pdfium as a viewer shows them: with their rotation, annotations and filled-in forms.
 
-Only a worker process calls this: pdfium may take all time and memory there is, and must not be called by two threads.
+Called by worker processes only: pdfium may take unbounded time and memory, and must not be called by two threads.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _ERRORS = {
 
 
 class NotPdf(InvalidInput):
-    """Neither pdfium nor qpdf makes anything of it."""
+    """Neither pdfium nor qpdf can read the file."""
 
 
 class PdfPages:
@@ -46,8 +46,8 @@ class PdfPages:
 
     def __init__(self, source: Path | bytes, name: str, dpi: int, max_pixels: int, password: str | None = None) -> None:
         self._name, self._dpi, self._max_pixels = name, dpi, max_pixels
-        self.warnings: tuple[str, ...] = ()  # of the document, for each of its pages
-        # pdfium reads the bytes as long as the document is open
+        self.warnings: tuple[str, ...] = ()  # warnings about the document, repeated for each page
+        # kept alive: pdfium reads these bytes as long as the document is open
         handle, self._source = self._load(source, password)
         self._structure, self._password = Structure(self._source, password), password
         self._fonts = mapper()
@@ -70,7 +70,7 @@ class PdfPages:
         return Drawn(image, (missing.warning(),) if missing else ())
 
     def _drawn(self, index: int) -> tuple[Image.Image, Lacking]:
-        """A page, and the letters that it lacks."""
+        """A drawn page, and the letters that the page lacks."""
         page = self._page(index)
         try:
             width, height = page.get_size()
@@ -89,7 +89,7 @@ class PdfPages:
             page.close()
 
     def _find_fonts(self, missing: Lacking) -> bool:
-        """Let fonts be chosen by the letters that are missing, too; whether there is anything new to try."""
+        """Let fonts be chosen by missing letters, too; returns whether drawing again may help."""
         letters = frozenset(missing.letters) - {0} - self._fonts.needed
         if not letters or not has_fontconfig():
             return False
@@ -98,16 +98,16 @@ class PdfPages:
         handle, code = _open(self._source, self._password)
         if not handle:
             raise InvalidInput(f"{self._name} cannot be read any more (pdfium error {code}); was it changed?")
-        self._pdf = _with_forms(handle)  # fonts are chosen once for an open document
+        self._pdf = _with_forms(handle)  # reopened, since pdfium chooses fonts once for an open document
         return True
 
     def _page(self, index: int) -> Any:
-        """An opened page, to be closed. One whose crop lies beside its sheet is shown whole, as other viewers do."""
+        """An opened page, which the caller closes; shown whole, as by other viewers, if its crop box lies outside."""
         try:
             page = self._pdf[index]
             if min(page.get_size()) > 0:
                 return page
-            page.set_cropbox(*page.get_mediabox())  # which counts when the page is opened the next time
+            page.set_cropbox(*page.get_mediabox())  # takes effect when the page is opened again
             page.close()
             return self._pdf[index]
         except pdfium.PdfiumError as error:
@@ -117,7 +117,7 @@ class PdfPages:
         return InvalidInput(f"page {index + 1} of {self._name} is damaged: {error}; repair the file")
 
     def _scale(self, width: float, height: float, index: int) -> float:
-        """Pixels per point: what the dpi asks for, or as many as a page of this size may have."""
+        """Pixels per point: by the dpi, or as many as the page's limit of pixels allows."""
         if not (math.isfinite(width) and math.isfinite(height) and width > 0 and height > 0):
             raise InvalidInput(
                 f"page {index + 1} of {self._name} has size {width:g} x {height:g} points; repair the file"
@@ -128,12 +128,12 @@ class PdfPages:
         return min(wanted, largest, _LONGEST_SIDE / max(width, height))
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._pdf.close()
         self._structure.close()
 
     def _load(self, source: Path | bytes, password: str | None) -> tuple[Any, Path | bytes]:
-        """pdfium's handle of a document with pages, repaired where that is needed, and what it was opened from."""
+        """pdfium's handle of a document, repaired where needed, and the source that the handle was opened from."""
         handle, code = _open(source, password)
         if handle:
             return handle, source
@@ -158,13 +158,13 @@ def _with_forms(handle: Any) -> pdfium.PdfDocument:
     return pdf
 
 
-_NO_PAGES = -1  # beside pdfium's errors
+_NO_PAGES = -1  # in addition to pdfium's errors
 
 
 def _open(source: Path | bytes, password: str | None) -> tuple[Any, int]:
-    """pdfium's handle, or None and an error. (pypdfium2's own loading takes one without pages for a damaged one.)"""
+    """pdfium's handle, or None and an error. (pypdfium2's loader calls a document without pages damaged.)"""
     code = 0
-    for encoding in ("utf-8", "latin-1"):  # newer and older kinds of encryption
+    for encoding in ("utf-8", "latin-1"):  # UTF-8 for newer encryption, Latin-1 for older
         try:
             secret = None if password is None else password.encode(encoding)
         except UnicodeEncodeError:

@@ -1,7 +1,7 @@
 """Pages of a picture: one for each frame of a TIFF; of other formats the first frame (an animation is no document).
 
-A picture with more pixels than a page may have is scaled down, and one that is cut off gives what is there. Only a
-worker process calls this: decoders of damaged and of hostile files may take all time and memory there is.
+A picture with more pixels than a page may have is scaled down; a truncated file gives the rows that are there. Called
+by worker processes only: decoders of damaged and hostile files may take unbounded time and memory.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ from .drawn import Drawn
 from .limits import IMAGE_FORMATS, TooManyPixels
 from .scaling import fitting, scaled_rgb
 
-_MOST_FRAMES = 2_000  # of a picture; a file of a few MB can claim a million, each of which costs time
-_MOST_TIMES = 12  # as many pixels as a page may have are decoded, to be scaled down: A0 at 600 dpi by default
-_MOST_BYTES = 640_000_000  # of decoded pixels; a worker's memory holds the result beside them
-_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16L": 2, "I;16B": 2, "I;16N": 2}  # a pixel, by mode; of others four
+_MOST_FRAMES = 2_000  # frames of a picture; a file of a few MB can claim a million, each of which costs time
+_MOST_TIMES = 12  # times a page's limit of pixels is decoded and scaled down: A0 at 600 dpi by default
+_MOST_BYTES = 640_000_000  # bytes of decoded pixels; a worker's memory also holds the result
+_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16L": 2, "I;16B": 2, "I;16N": 2}  # bytes a pixel; other modes: 4
 _CUT_OFF = "the file is cut off or damaged; what could be decoded of the page was read"
 _LOST_PAGES = "the file is cut off or damaged: what may come after page {} is lost"
 _DAMAGED = "it is damaged, or of a kind that cannot be decoded here: get it again, or save it as PNG"
-_LEAST_ROWS = 17  # of a frame that is cut off; decoders make up to 16 of nothing
-_NOT_DECODED = (0, 128)  # what decoders leave where a file ends: black, and a JPEG's grey
+_LEAST_ROWS = 17  # rows of a truncated frame; decoders invent up to 16
+_NOT_DECODED = (0, 128)  # values that decoders leave behind a file's end: black, and grey in a JPEG
 
 
 class PicturePages:
-    """The frames of an opened picture. It stays open: Pillow knows the places of the frames that it has seen."""
+    """The frames of an opened picture, which stays open as Pillow remembers the offsets of frames."""
 
     def __init__(
         self, source: Path | bytes, name: str, max_pixels: int, *, first_only: bool, transparency: Transparency,
         shown: int | None = None,
     ) -> None:  # fmt: skip
-        """shown : most pixels that a frame is given, where that is less than ``max_pixels``."""
+        """shown : pixels worth decoding to, where fewer than ``max_pixels`` are."""
         self._shown = shown or max_pixels
-        self.warnings: tuple[str, ...] = ()  # of the document; a frame's come with it
+        self.warnings: tuple[str, ...] = ()  # about the document; a frame's warnings come with the frame
         self._source, self._name, self._max_pixels, self._transparency = source, name, max_pixels, transparency
         self._taken = ("formats are " if first_only else "documents are PDF, ") + ", ".join(IMAGE_FORMATS)
         Image.MAX_IMAGE_PIXELS = None  # every frame is checked here, before anything is decoded
@@ -53,7 +53,7 @@ class PicturePages:
                 self.warnings = (_LOST_PAGES.format(self.count),) if broken else ()
 
     def size(self, index: int) -> tuple[int, int]:
-        """Width and height in pixels of the frame as ``page`` gives it, as far as its header says."""
+        """Width and height in pixels of the frame as ``page`` gives it, by the frame's header."""
         with self._understood():
             self._image.seek(index)
             self._check(self._image)
@@ -66,7 +66,7 @@ class PicturePages:
             self._check(self._image)
             size = fitting(*self._image.size, self._shown)
             if self._image.size != size:
-                self._image.draft(None, size)  # a JPEG is decoded at a half, a quarter ... at once
+                self._image.draft(None, size)  # decodes a JPEG at a half, a quarter ... of its size
             try:
                 self._image.load()
             except MemoryError:
@@ -77,7 +77,7 @@ class PicturePages:
             return Drawn(self._upright(self._image, self._image))
 
     def _upright(self, pixels: Image.Image, frame: Image.Image) -> Image.Image:
-        """``pixels`` of a frame in RGB, scaled down where it has too many, and turned as the frame says."""
+        """``pixels`` of a frame in RGB, scaled down to ``size`` and turned as the frame's orientation says."""
         size = fitting(*pixels.size, self._shown)
         if size == pixels.size:
             return turned_upright(to_rgb(pixels, self._transparency), frame)
@@ -88,9 +88,9 @@ class PicturePages:
         return Image.open(source, formats=IMAGE_FORMATS)
 
     def _what_is_there(self, index: int, size: tuple[int, int], error: Exception) -> Drawn:
-        """The frame of a file that cannot be decoded whole, with white where nothing is. Raises ``error`` for nothing.
+        """The frame of a truncated file, white where rows are missing. Raises ``error`` when all are missing.
 
-        size : (width, height) at least, at which it is decoded.
+        size : (width, height) to scale the frame down to.
         """
         ImageFile.LOAD_TRUNCATED_IMAGES = True
         with contextlib.ExitStack() as stack:
@@ -132,17 +132,17 @@ class PicturePages:
 
     @contextlib.contextmanager
     def _understood(self, remedy: str = "") -> Iterator[None]:
-        """Every failure inside the block is the file's fault. remedy : by default, which formats there are."""
+        """Turn every error inside the block into InvalidInput. remedy : by default the list of formats."""
         try:
             yield
         except (InvalidInput, MemoryError):
             raise
-        except Exception as error:  # decoders of damaged files raise whatever they run into
+        except Exception as error:  # decoders of damaged files raise all kinds of errors
             raise InvalidInput(f"{self._name} cannot be read ({_reason(error)}); {remedy or self._taken}") from error
 
 
 def _decoded_rows(image: Image.Image) -> tuple[int, int]:
-    """From the first to behind the last row that holds more than a decoder leaves where there was nothing to decode."""
+    """The rows (first, end) that hold more than what decoders leave where nothing was decoded."""
     rows = np.asarray(image).reshape(image.height, -1)
     empty = (rows == rows[:, :1]).all(1) & np.isin(rows[:, 0], _NOT_DECODED)
     there = np.flatnonzero(~empty)
@@ -150,9 +150,9 @@ def _decoded_rows(image: Image.Image) -> tuple[int, int]:
 
 
 def _count_frames(image: Image.Image, name: str) -> tuple[int, bool]:
-    """As Pillow's ``n_frames``, which goes through all that a file claims to have, however many those are.
+    """Pillow's ``n_frames``, but bounded: Pillow visits every frame that a file claims to have.
 
-    Returns also whether the file breaks off behind them.
+    Returns also whether the file breaks off behind the counted frames.
     """
     for count in range(1, _MOST_FRAMES + 1):
         try:
@@ -168,6 +168,6 @@ def _count_frames(image: Image.Image, name: str) -> tuple[int, bool]:
 
 def _reason(error: Exception) -> str:
     text = str(error)
-    if "cannot identify" in text:  # the message holds an object's address, which helps nobody
+    if "cannot identify" in text:  # the message holds an object's address, which is of no use
         return "not a known format, or damaged"
     return text[:100] or type(error).__name__

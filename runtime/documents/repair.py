@@ -1,6 +1,6 @@
-"""PDFs that pdfium does not open: what belongs in front of the pages is put there, and qpdf rebuilds the rest.
+"""Repairs PDFs that pdfium does not open: adds a missing header, and lets qpdf rebuild the rest.
 
-Only a worker process calls this.
+Called by worker processes only.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 HEADER = b"%PDF-"
-HEADER_WITHIN = 1024  # bytes: where readers look for it
+HEADER_WITHIN = 1024  # bytes: where readers look for the header
 REPAIRED = "the PDF is damaged; it was repaired, and parts of it may be missing"
 
 EDGE = 1 << 16  # bytes; so much junk in front of a header is skipped
-_OBJECT = re.compile(rb"(?:\s*%[^\r\n]*[\r\n])*\s*\d+\s+\d+\s+obj\b")  # the first, perhaps behind comments
-_MOST_BYTES = 256 << 20  # of a file that is repaired, which stands in memory several times
+_OBJECT = re.compile(rb"(?:\s*%[^\r\n]*[\r\n])*\s*\d+\s+\d+\s+obj\b")  # the first object, perhaps behind comments
+_MOST_BYTES = 256 << 20  # bytes of a file to repair, which is in memory several times
 
 
 def is_pdf_without_its_start(start: bytes, end: bytes) -> bool:
-    """Whether a file that no other reader knows is a PDF: its header comes late, or never.
+    """Whether a file without a header at its start is a PDF all the same: the header comes late, or is missing.
 
     start, end : the first and the last ``EDGE`` bytes of the file.
     """
@@ -28,7 +28,7 @@ def is_pdf_without_its_start(start: bytes, end: bytes) -> bool:
 
 
 def repaired(source: Path | bytes, password: str | None) -> Iterator[bytes]:
-    """The document in other words, the most likely to be read first; nothing for one that is too large.
+    """Repaired versions of the document, the most likely to work first; none for a file that is too large.
 
     Raises
     ------
@@ -49,5 +49,5 @@ def repaired(source: Path | bytes, password: str | None) -> Iterator[bytes]:
             saved = io.BytesIO()
             pdf.save(saved)
     except (pikepdf.PdfError, pikepdf.PasswordError, ValueError, RuntimeError):
-        return  # it is beyond repair, which its first reader has said
+        return  # beyond repair: the first reader's error stands
     yield saved.getvalue()

@@ -8,8 +8,8 @@ from PIL import Image
 
 from models.pixels import Transparency, to_rgb
 
-_STRIP_ROWS = 256  # of the result that are made at once
-_WIDE_GREYS = ("I", "F")  # first letters of modes whose white is known from the whole picture only
+_STRIP_ROWS = 256  # rows of the result made at once
+_WIDE_GREYS = ("I", "F")  # first letters of modes whose white depends on the whole picture
 
 
 def fitting(width: int, height: int, most_pixels: int) -> tuple[int, int]:
@@ -21,14 +21,14 @@ def fitting(width: int, height: int, most_pixels: int) -> tuple[int, int]:
 
 
 def scaled_rgb(image: Image.Image, size: tuple[int, int], transparency: Transparency) -> Image.Image:
-    """The picture in RGB and of a smaller size, (width, height) pixels. Its EXIF orientation is not looked at."""
+    """The picture in RGB, scaled to ``size`` (width, height) in pixels. EXIF orientation is ignored."""
     if image.mode.startswith(_WIDE_GREYS):
         image = to_rgb(image, transparency).getchannel(0)
     scaled = Image.new("RGB", size)
-    step = image.height / size[1]  # rows of the picture for one of the result
+    step = image.height / size[1]  # rows of the picture for one row of the result
     for top in range(0, size[1], _STRIP_ROWS):
         bottom = min(top + _STRIP_ROWS, size[1])
-        first = max(0, math.floor((top - 1) * step) - 1)  # the filter looks a row of the result beyond the strip
+        first = max(0, math.floor((top - 1) * step) - 1)  # the filter reaches a row of the result beyond
         last = min(image.height, math.ceil((bottom + 1) * step) + 1)
         strip = to_rgb(image.crop((0, first, image.width, last)), transparency)
         box = (0, top * step - first, image.width, min(bottom * step, image.height) - first)

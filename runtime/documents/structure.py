@@ -1,6 +1,6 @@
-"""What a PDF's objects say and pdfium does not tell, read by qpdf when it is first asked for.
+"""Facts in a PDF's objects that pdfium does not tell, read by qpdf on first use.
 
-Only a worker process uses this.
+Used by worker processes only.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import mmap
 from pathlib import Path
 from typing import Any
 
-_MARKS = (b"/UserUnit", b"/ObjStm")  # a page's unit stands in the file as it is, or in a compressed stream of objects
-_UNITS = (0.01, 10_000.0)  # that make sense
+_MARKS = (b"/UserUnit", b"/ObjStm")  # /UserUnit is plain text in the file, or hidden in a compressed object stream
+_UNITS = (0.01, 10_000.0)  # plausible units
 
 
 class Structure:
-    """The objects of a PDF that is open in pdfium. Where qpdf cannot read the file, everything is as by default."""
+    """The objects of a PDF that is open in pdfium; defaults where qpdf cannot read the file."""
 
     def __init__(self, source: Path | bytes, password: str | None) -> None:
         self._source, self._password = source, password
@@ -25,18 +25,18 @@ class Structure:
         self._may_have_units = _holds(source, _MARKS)
 
     def user_unit(self, page: int) -> float:
-        """Points of one unit of a page, counted from 0: 1 but for large drawings."""
+        """Points per unit of a page, counted from 0: above 1 only in large drawings."""
         if not self._may_have_units:
             return 1.0
         unit = self._number(lambda: self._page(page).get("/UserUnit", 1))
         return unit if unit is not None and _UNITS[0] <= unit <= _UNITS[1] else 1.0
 
     def stroke_width(self, page: int, annotation: int) -> float | None:
-        """What the border style of an annotation says, in points; None where it has none."""
+        """Width in an annotation's border style, in points; None without a border style."""
         return self._number(lambda: self._page(page).Annots[annotation].BS.get("/W", 1))
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         if self._pdf is not None:
             self._pdf.close()
 
@@ -44,12 +44,12 @@ class Structure:
         return self._pdf.pages[index].obj
 
     def _number(self, read: Any) -> float | None:
-        """A finite number from the file; None for anything else that may stand there."""
+        """A finite number from the file; None for any other object."""
         if not self._open():
             return None
         try:
             number = float(read())
-        except Exception:  # whatever a damaged file makes of qpdf's objects: KeyError, TypeError, PdfError ...
+        except Exception:  # damaged files cause all kinds of errors: KeyError, TypeError, PdfError ...
             return None
         return number if math.isfinite(number) else None
 
@@ -61,7 +61,7 @@ class Structure:
             source = io.BytesIO(self._source) if isinstance(self._source, bytes) else self._source
             try:
                 self._pdf = pikepdf.open(source, password=self._password or "")
-            except Exception:  # pdfium has opened the file; what qpdf would have said beside that is left out
+            except Exception:  # pdfium has opened the file; qpdf's facts are left out
                 self._pdf = None
         return self._pdf is not None
 

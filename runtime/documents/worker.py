@@ -1,4 +1,4 @@
-"""The program of a worker process: it opens one document at a time and draws the pages that it is asked for.
+"""The program of a worker process, which opens one document at a time and draws its pages on demand.
 
 ``workers.Worker`` starts it and speaks with it over standard input and output. A message is a line of JSON; where its
 ``bytes`` says so, that many bytes follow it: a document's content on the way in, a page's RGB pixels on the way out.
@@ -15,8 +15,8 @@
 ``close``                                             none
 ===========  =======================================  =========================================
 
-What is wrong with the document is answered as ``error``. The process ends when its input does: not even a page that
-draws for ever outlives the program that asked for it.
+What is wrong with the document is answered as ``error``. The process ends with its input, so that not even a page that
+draws for ever outlives the parent.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ from .repair import EDGE, HEADER, HEADER_WITHIN, is_pdf_without_its_start
 from .strips import rows_of_a_strip
 from .upright import upright
 
-TIRED_BYTES = 256 << 20  # of memory beyond the beginning's that is not given back, after which another worker is better
+TIRED_BYTES = 256 << 20  # bytes kept beyond those at the start, from which on a new worker is better
 
 
 def main(memory: int, seconds: float) -> None:
-    """Serve until the input ends. ``memory``: bytes to live on; ``seconds``: of the clock, for one command."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever asked for the page decides what Ctrl-C means
+    """Serve until the input ends. ``memory``: limit in bytes; ``seconds``: limit of one command, on the clock."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb", buffering=0)
     mutters = Mutters()
     commands: queue.SimpleQueue[tuple[dict[str, Any], bytes]] = queue.SimpleQueue()
@@ -59,7 +59,7 @@ def main(memory: int, seconds: float) -> None:
 
 
 def _listen(source: BinaryIO, commands: queue.SimpleQueue[tuple[dict[str, Any], bytes]]) -> None:
-    """Take commands, also while a page is drawn: the end of the input is the end of the process."""
+    """Take commands, even while a page is drawn, and end the process when the input ends."""
     while line := source.readline():
         command = json.loads(line)
         commands.put((command, source.read(command.get("bytes", 0))))
@@ -69,24 +69,24 @@ def _listen(source: BinaryIO, commands: queue.SimpleQueue[tuple[dict[str, Any], 
 def _limit_memory(memory: int) -> None:
     try:
         import resource
-    except ImportError:  # Windows: the parent's watch looks at the memory instead
+    except ImportError:  # Windows: only the parent's watch limits memory
         return
     limit = psutil.Process().memory_info().vms + memory
     _, most = resource.getrlimit(resource.RLIMIT_AS)
     if most == resource.RLIM_INFINITY or limit < most:
         try:
             resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-        except (OSError, ValueError):  # macOS does not let everybody; the watch stays
+        except (OSError, ValueError):  # macOS may refuse; the parent's watch stays
             return
 
 
 class _Drawer:
-    """Carries commands out, one after another."""
+    """Executes commands one after the other."""
 
     def __init__(self, answers: BinaryIO, seconds: float, mutters: Mutters) -> None:
         self._answers, self._seconds, self._mutters = answers, seconds, mutters
         self._pages: PdfPages | PicturePages | None = None
-        self._warnings: tuple[str, ...] = ()  # of the document that is open, for each of its pages
+        self._warnings: tuple[str, ...] = ()  # about the open document, repeated for each page
         self._process = psutil.Process()
         self._rested = self._process.memory_info().rss
 
@@ -102,7 +102,7 @@ class _Drawer:
                 self._answer({"error": reason, "too_many_pixels": isinstance(error, TooManyPixels)})
             except MemoryError:
                 self._answer({"error": None})
-            except Exception:  # a mistake of ours, or of a library; this page's end, not the process'
+            except Exception:  # a bug of ours or of a library ends this page, not the process
                 self._answer({"error": "an internal error", "traceback": traceback.format_exc()})
             _alarm(0)
             del command, content
@@ -111,7 +111,7 @@ class _Drawer:
         match command["do"]:
             case "open":
                 self._close()
-                self._mutters.taken()  # of the one before
+                self._mutters.taken()  # drops what was said about the document before
                 self._pages = _opened(command, content)
                 self._warnings = (*self._pages.warnings, *self._mutters.taken())
                 self._answer({"pages": self._pages.count})
@@ -174,7 +174,7 @@ def _opened(command: dict[str, Any], content: bytes) -> PdfPages | PicturePages:
                 raise
             try:
                 return _pdf(source, command, shown)
-            except NotPdf:  # it only speaks of PDFs, as a program's text may
+            except NotPdf:  # text that only mentions PDF's marks
                 raise unknown from None
     return _pdf(source, command, shown)
 
@@ -203,6 +203,6 @@ def _edges(source: Path | bytes, name: str) -> tuple[bytes, bytes]:
 
 
 def _alarm(seconds: float) -> None:
-    """Let the system end this process after so much time, should its parent be stopped and nobody watch; 0: never."""
+    """Let the system end this process after ``seconds``, should the parent be stopped and not watch; 0: never."""
     if hasattr(signal, "setitimer"):  # not on Windows
         signal.setitimer(signal.ITIMER_REAL, seconds)

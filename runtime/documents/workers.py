@@ -1,7 +1,7 @@
 """Worker processes that draw pages: a few that are kept, watched while they work, and replaced when they are killed.
 
-A page of a few kilobytes can draw for ever or take all memory, in a library that cannot be interrupted; a process can
-be. A worker is started as a program of its own (no fork, no pickling), with an environment that holds no secrets.
+A page of a few kilobytes can draw for ever or take all memory, in a library that cannot be interrupted; but a process
+can be killed. A worker is started as a program of its own (no fork, no pickling), without secrets in its environment.
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ from .strips import STRIP_BYTES, rows_of_a_strip
 
 log = logging.getLogger(__name__)
 
-WATCH_SECONDS = 0.05  # how often work that is going on is looked at
-CLOSE_SECONDS = 1.0  # for an idle worker to end by itself
-ALARM_SECONDS = 5.0  # after the time that a parent would kill a worker, it kills itself
+WATCH_SECONDS = 0.05  # seconds between two looks at work in flight
+CLOSE_SECONDS = 1.0  # seconds for an idle worker to end by itself
+ALARM_SECONDS = 5.0  # seconds after which a worker kills itself, should the parent not have done so
 
 PROGRAM = (
     "import json, sys; memory, seconds, sys.path[:] = json.loads(sys.argv[1]); "
     "from runtime.documents.worker import main; main(memory, seconds)"
 )
-# What a process needs to start and to find its libraries; keys and tokens are not among it.
+# Variables that a process needs to start and to find its libraries; no keys, no tokens.
 _ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT", "TEMP", "TMP", "TMPDIR", "LANG", "LC_ALL")
 
 
 class WorkerDied(Exception):
-    """A worker ended in the middle of its work."""
+    """A worker process ended during a command."""
 
 
 class Worker:
-    """One process. For one thread at a time, but for ``kill``."""
+    """One worker process. For one thread at a time; any thread may ``kill``."""
 
     def __init__(self, limits: Limits) -> None:
         alarm = limits.seconds * limits.patience + ALARM_SECONDS
@@ -60,26 +60,26 @@ class Worker:
             self.process = subprocess.Popen(
                 [sys.executable, "-I", "-W", "ignore", "-c", PROGRAM, start],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment,
-                start_new_session=True,  # a terminal's Ctrl-C is not for it
+                start_new_session=True,  # a terminal's Ctrl-C must not reach the worker
             )  # fmt: skip
         except OSError as error:
             raise RuntimeUnavailable(f"the program that draws pages cannot be started: {error}") from error
         _widen(self.process.stdout)
         self._view = psutil.Process(self.process.pid)
         self._ready = False
-        self.holds: int | None = None  # the document that it has open
+        self.holds: int | None = None  # the document that the worker has open
         self.tired = False
         self.used = time.monotonic()
 
     def ask(self, command: dict[str, Any], content: bytes = b"") -> dict[str, Any]:
-        """Send a command, wait for the answer.
+        """Send a command and wait for the answer.
 
         Raises
         ------
         InvalidInput
-            for what is wrong with the document.
+            for an error in the document.
         WorkerDied
-            when the process ended meanwhile, or has too little memory for this.
+            when the process ended meanwhile, or ran out of memory.
         """
         if not self._ready:
             self._ready = bool(self._answer()["ready"])
@@ -108,17 +108,17 @@ class Worker:
         answer = self.ask({"do": "draw", "page": page, "orient": orient})
         width, height = int(answer["width"]), int(answer["height"])
         if not (min(width, height) > 0 and width * height <= max_pixels):
-            raise WorkerDied  # it does not do what it is asked; its next bytes are not to be trusted
+            raise WorkerDied  # a wrong answer; the worker's next bytes cannot be trusted
         self.tired = bool(answer["tired"])
         image = Image.new("RGB", (width, height))
         rows = rows_of_a_strip(width)
-        for top in range(0, height, rows):  # in strips: the whole page's bytes beside its picture would be too much
+        for top in range(0, height, rows):  # the whole page's bytes would double the memory
             size = (width, min(rows, height - top))
             image.paste(Image.frombytes("RGB", size, self._read(size[0] * size[1] * 3)), (0, top))
         return Drawn(image, tuple(map(str, answer["warnings"])), bool(answer["truncated"]), float(answer["rotated"]))
 
     def seconds(self) -> float:
-        """Of processor time since its start."""
+        """Seconds of processor time since the worker's start."""
         times = self._view.cpu_times()
         return float(times.user + times.system)
 
@@ -127,14 +127,14 @@ class Worker:
         return int(self._view.memory_info().rss)
 
     def kill(self) -> None:
-        """End it at once, whatever it does. Any thread may."""
+        """End the worker at once, from any thread."""
         self.process.kill()
 
     def close(self) -> None:
-        """End it when it is idle; a dead one is tidied up. Idempotent."""
+        """End an idle worker, or tidy up after a dead one. Idempotent."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        with contextlib.suppress(OSError):  # what was not sent to a dead one
+        with contextlib.suppress(OSError):  # unsent bytes for a dead worker
             self.process.stdin.close()
         try:
             self.process.wait(CLOSE_SECONDS)
@@ -160,7 +160,7 @@ class Worker:
 
 
 class _Work:
-    """One command that a worker carries out: looked at by the watch, which may kill the worker."""
+    """One command in flight; the watch looks at it, and may kill the worker."""
 
     def __init__(self, worker: Worker, limits: Limits, stop: Stop) -> None:
         self._worker, self._limits, self._stop = worker, limits, stop
@@ -171,19 +171,19 @@ class _Work:
         self.reason: str | None = None  # why the worker was killed; "" when the caller wanted an end
 
     def look(self) -> None:
-        """Kill the worker when there is a reason."""
+        """Kill the worker that exceeds a limit, or whose caller wants an end."""
         with self._lock:
             if self._over or self.reason is not None:
                 return
             try:
                 self.reason = "" if self._stop() else self._beyond()
-            except psutil.Error:  # it has ended by itself, which its reader sees
+            except psutil.Error:  # the worker has ended by itself, which its reader sees
                 return
             if self.reason is not None:
                 self._worker.kill()
 
     def end(self) -> None:
-        """The worker has answered, or died: it is not to be killed for this any more."""
+        """Note that the worker has answered or died, and must not be killed for this command any more."""
         with self._lock:
             self._over = True
 
@@ -199,16 +199,16 @@ class _Work:
 
 
 class Killed(Exception):
-    """Work went beyond the limits; the message says beyond which."""
+    """Work exceeded a limit, which the message names."""
 
 
 class Workers:
-    """Up to ``count`` workers, each with one page at a time. Close it, or use it as a context manager."""
+    """Up to ``count`` workers, each with one page at a time. Close them, or use this as a context manager."""
 
     def __init__(self, count: int, limits: Limits | None = None) -> None:
         self.limits = limits or Limits()
         self._count = count
-        self._changed = threading.Condition()  # guards all below
+        self._changed = threading.Condition()  # guards all fields below
         self._idle: list[Worker] = []
         self._busy = 0
         self._working: set[_Work] = set()
@@ -218,18 +218,18 @@ class Workers:
         self._closed = False
 
     def warm(self) -> None:
-        """Start a worker before anybody needs one; returns before it is ready."""
+        """Start a worker ahead of need; returns before the worker is ready."""
         with self._changed:
             if not self._closed and not self._idle and not self._busy:
                 self._idle.append(Worker(self.limits))
 
     def number(self) -> int:
-        """A name for a document that is opened with these workers."""
+        """A number for a document that is opened with these workers."""
         return next(self._numbers)
 
     @contextlib.contextmanager
     def worker(self, document: int, stop: Stop) -> Iterator[Worker]:
-        """A worker to oneself, if possible the one that has this document open. The block is one piece of work.
+        """Lend a worker for one command, if possible the worker that has this document open.
 
         Raises
         ------
@@ -246,7 +246,7 @@ class Workers:
             yield worker
             keep = True
         except InvalidInput:
-            keep = True  # the document is at fault, and the worker has said so
+            keep = True  # the document is at fault; the worker is fine
             raise
         except (WorkerDied, psutil.Error) as error:
             reason = work.reason if work is not None else None
@@ -259,16 +259,16 @@ class Workers:
             self._give_back(worker, work, keep)
 
     def forget(self, document: int) -> None:
-        """Let go of a document that an idle worker has open."""
+        """Close a document that an idle worker has open."""
         with self._changed:
             for worker in self._idle:
                 if worker.holds == document:
                     worker.holds = None
-                    with contextlib.suppress(WorkerDied):  # the next to take it finds out
+                    with contextlib.suppress(WorkerDied):  # whoever takes the dead worker next notices
                         worker.tell({"do": "close"})
 
     def close(self) -> None:
-        """End all workers; what is being drawn ends with ``Stopped``. Idempotent."""
+        """End all workers; pages in flight end with ``Stopped``. Idempotent."""
         with self._changed:
             self._closed = True
             idle, self._idle = self._idle, []
@@ -283,7 +283,7 @@ class Workers:
         self.close()
 
     def _take(self, document: int, stop: Stop) -> Worker:
-        """Whoever came first is served first."""
+        """Wait for a free worker; callers are served in the order of arrival."""
         ticket = object()
         with self._changed:
             self._waiting.append(ticket)
@@ -300,7 +300,7 @@ class Workers:
                 self._changed.notify_all()
 
     def _free(self, document: int) -> Worker | None:
-        """The idle worker that has the document, one that has none, a new one, or that which was used longest ago."""
+        """An idle worker with this document, else one without, else a new one, else the least recently used."""
         best = max(
             self._idle, key=lambda worker: (worker.holds == document, worker.holds is None, -worker.used), default=None
         )
@@ -324,7 +324,7 @@ class Workers:
         return work
 
     def _look(self) -> None:
-        """The watch, on a thread of its own while anything is being drawn."""
+        """Watch the work in flight, on a thread of its own."""
         while True:
             with self._changed:
                 if not self._working:
@@ -342,7 +342,7 @@ class Workers:
         with self._changed:
             if work is not None:
                 self._working.discard(work)
-            # The watch may have ended the worker between its answer and here, since the caller wanted an end just then.
+            # The watch may have killed the worker after its answer, as the caller wanted an end just then.
             killed = work is not None and work.reason is not None
             keep = keep and not killed and not worker.tired and not self._closed
             if keep:
@@ -350,18 +350,18 @@ class Workers:
             self._busy -= 1
             self._changed.notify_all()
         if not keep:
-            worker.kill()  # what it would answer is not asked for any more
+            worker.kill()  # nobody waits for the worker's answer any more
             worker.close()
-            with contextlib.suppress(RuntimeUnavailable):  # whoever needs one is told
+            with contextlib.suppress(RuntimeUnavailable):  # the next caller gets the error
                 self.warm()
 
 
 def _widen(pipe: IO[bytes] | None) -> None:
-    """Let a strip of pixels go through the pipe at once: with the usual 64 KiB the two processes wait on each other."""
+    """Let the pipe hold a strip of pixels: with the usual 64 KiB the two processes wait on each other."""
     try:
         import fcntl
 
         assert pipe is not None
         fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, STRIP_BYTES)
-    except (ImportError, AttributeError, OSError):  # Windows; macOS; a user that has many pipes already
+    except (ImportError, AttributeError, OSError):  # Windows; macOS; a user with many pipes
         return

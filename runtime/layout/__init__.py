@@ -1,4 +1,4 @@
-"""The layout step: a page's picture in, its parts in reading order out. ONNX Runtime, NumPy and Pillow.
+"""The layout step: from a page's picture to its regions in reading order. ONNX Runtime, NumPy and Pillow.
 
 from runtime.layout import LayoutModel
 

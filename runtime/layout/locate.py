@@ -1,4 +1,5 @@
-"""From what a caller names as a detector to the folder of its export. None is made here: that takes an extra."""
+"""From a detector's name or folder to its exported folder. Exporting a detector takes an extra, and is not done
+here."""
 
 from __future__ import annotations
 
@@ -15,9 +16,9 @@ INSTALL = "pip install 'ocr-onnx[layout]'"
 
 
 def detector_folder(detector: str | os.PathLike[str], cache: Path | None = None) -> Path:
-    """The folder of a detector's export: a folder is itself, a name is looked up in the cache.
+    """The folder of a detector's export, given as a folder or as a name, which is looked up in the cache.
 
-    cache : None for the one that config.toml and the environment name.
+    cache : None for the cache that config.toml and the environment name.
 
     Raises
     ------
@@ -38,7 +39,7 @@ def detector_folder(detector: str | os.PathLike[str], cache: Path | None = None)
 
 
 def missing(detector: Detector) -> str:
-    """What to say where a detector has no export."""
+    """The message for a detector that has no export."""
     return (
         f"the layout detector {detector.id} is not exported here; make it with: ocr-onnx export {detector.id} "
         f"(it needs {INSTALL}), or bring it from another machine with ocr-onnx pack {detector.id}"

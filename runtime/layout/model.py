@@ -29,14 +29,14 @@ _OUTPUTS = ("logits", "pred_boxes", "order_logits")
 
 
 class LayoutModel:
-    """One detector. ``detect`` may be called from any number of threads; a page at a time runs, on all threads."""
+    """One detector. ``detect`` may be called from any thread; pages run one after the other, each on all cores."""
 
     def __init__(self, folder: Path, manifest: LayoutManifest, device: str, threads: int | None) -> None:
         if manifest.labels != LABELS:
             raise ManifestError(f"{folder} names other labels than this version knows; export the detector again")
         self.manifest = manifest
         self.device = find_device(device, threads)
-        # A page takes a quarter of a gigabyte beside the weights, and a twentieth more time where it is given back.
+        # A page takes 250 MB beside the weights. Giving them back after each costs 5 % of the time.
         self._session: ort.InferenceSession | None = self.device.session(
             folder, manifest.layout, encoder=True, keeps=False
         )
@@ -70,8 +70,8 @@ class LayoutModel:
     def detect(self, image: Image.Image, rules: DetectionRules | None = None) -> list[Region]:
         """The regions of one page, in reading order.
 
-        image : as it is to be read, upright; boxes are in its pixels. rules : what becomes of the detector's boxes;
-        None: what its manifest says, its vendor's own.
+        image : the upright page; boxes are in its pixels. rules : which boxes stay; None: the rules of the detector's
+        manifest, its vendor's own.
 
         Raises
         ------
@@ -82,7 +82,7 @@ class LayoutModel:
         return regions(decode(outputs, *image.size), rules or self.manifest.rules, *image.size)
 
     def run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
-        """What the graph gives for a prepared page, [1, 3, height, width] float32."""
+        """The graph's outputs for a prepared page, [1, 3, height, width] float32."""
         with self._turn:
             if self._session is None:
                 raise EngineClosed("the layout detector was closed")
@@ -90,7 +90,7 @@ class LayoutModel:
         return dict(zip(_OUTPUTS, values, strict=True))
 
     def close(self) -> None:
-        """Free the memory, after the page that is running."""
+        """Free the memory once the page in flight is done."""
         with self._turn:
             self._session = None
 

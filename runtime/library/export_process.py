@@ -1,4 +1,4 @@
-"""The exporter as a program of its own (``python -m export``): what it says, how it ends, how it is ended."""
+"""The exporter as a program of its own (``python -m export``): its output, its exit, its interruption."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from models.exporter import environment
 
 log = logging.getLogger(__name__)
 
-END_SECONDS = 10.0  # for an exporter to tidy up after an interrupt, before it is killed
-_BAR_SECONDS = 5.0  # progress bars repaint often; the log takes one line of them in this time
+END_SECONDS = 10.0  # seconds between an interrupt and a kill, for the exporter to tidy up
+_BAR_SECONDS = 5.0  # seconds; progress bars repaint often, and the log takes one line in this time
 _MODULES = ("ml_dtypes", "onnx_ir", "onnxscript", "safetensors")  # what the exporter imports
 
 
 class ExportProcess:
-    """One run of ``python -m export``. ``progress`` is the last thing that it said."""
+    """One run of ``python -m export``. ``progress`` is the last line of its output."""
 
     def __init__(self, model: str, command: Sequence[str]) -> None:
         self.progress = "starting"
@@ -30,7 +30,7 @@ class ExportProcess:
         self._ended = threading.Event()
 
     def run(self) -> str | None:
-        """Wait for its end; returns the whole reason of a failure, None after success."""
+        """Wait for the exporter's end; returns the whole reason of a failure, None after success."""
         with subprocess.Popen(
             self._command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, text=True,
             encoding="utf-8", errors="replace", env=environment(),
@@ -43,7 +43,8 @@ class ExportProcess:
         return (reason or f"it ended with status {process.returncode}") if process.returncode else None
 
     def end(self) -> None:
-        """Interrupt it, so that it removes what it has begun; kill it when it does not listen. Does not wait."""
+        """Interrupt the exporter, so that it removes what it has begun; kill it when that does not help. Does not
+        wait."""
         self._ended.set()
         process = self._process
         if process is None or process.poll() is not None:
@@ -58,11 +59,12 @@ class ExportProcess:
 
     @property
     def ended(self) -> bool:
-        """Whether somebody has asked for its end."""
+        """Whether ``end`` was called."""
         return self._ended.is_set()
 
     def _follow(self, lines: Iterable[str]) -> str:
-        """Log the output line by line; returns what an error says, to its last line, else the last line."""
+        """Log the output line by line; returns the error's message with all its lines, or the last line where there is
+        none."""
         error: list[str] = []
         last, last_bar = "", 0.0
         for raw in lines:
@@ -83,5 +85,5 @@ class ExportProcess:
 
 
 def missing_for_export() -> list[str]:
-    """Packages that the exporter needs and this installation does not have."""
+    """Packages that the exporter needs and this installation lacks."""
     return [name for name in ("export", *_MODULES) if importlib.util.find_spec(name) is None]

@@ -11,17 +11,17 @@ import psutil
 
 # From glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
-_ARENAS = 2  # one for each thread by default, and this server has many threads: each would keep its own free memory
-# Bytes from which on an allocation is a mapping of its own, which goes back when it is freed. By default glibc raises
-# this with every one that is freed, up to 32 MiB: a later model's weights lie in an arena then, where one small
-# allocation above them holds them all (seen: 415 MB resident instead of 287 with the same model loaded). With 1 MiB the
-# arrays of every page were mapped anew, a tenth of the time of reading.
+_ARENAS = 2  # arenas; by default there is one for each thread, and each keeps its own free memory
+# Allocations of this many bytes and more are mappings of their own, which return to the system when freed. By default
+# glibc raises the threshold with every mapping freed, up to 32 MiB. A later model's weights would then lie in an arena,
+# where one small allocation above keeps all of them (seen: 415 MB resident instead of 287 with the same model). With 1
+# MiB, the arrays of every page were mapped anew, which took a tenth of the reading time.
 _MAPPED = 8 << 20
-_KEPT = 8 << 20  # free bytes at the end of an arena that stay; 128 KiB by default, once the other is set
+_KEPT = 8 << 20  # free bytes kept at an arena's end; 128 KiB by default once the threshold is set
 
 
 def settle_malloc() -> None:
-    """Make threads share few arenas, and large allocations go back at once. Call before threads are started.
+    """Make threads share few arenas, and give freed large allocations back at once. Call before threads are started.
 
     Does nothing elsewhere than glibc.
     """

@@ -9,11 +9,11 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
-    """Which model, made of which files, and how it is opened."""
+    """Which model to open, from which files, and how."""
 
-    model: str = "deepseek-ocr"  # loaded at the start
+    model: str = "deepseek-ocr"  # model loaded at the start
     device: str = "cpu"
-    engines: int = 1  # of a model: one for each card of ``cuda:all``
+    engines: int = 1  # engines of a model: one for each card of ``cuda:all``
     dtype: str | None = None
     model_config: Path | None = None
     tokenizer: Path | None = None
@@ -32,5 +32,5 @@ class ModelOptions:
 
     @property
     def capacity(self) -> int:
-        """Requests for a model in the house at once, running and waiting."""
+        """Most requests for a model at once, running and waiting."""
         return (self.slots or 4) * self.engines + self.max_queue

@@ -1,4 +1,4 @@
-"""From a model id to a loaded model: its entry, its exported folder (made when it is missing), the runtime."""
+"""From a model id to a loaded model: entry, exported folder (exported when missing), runtime."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ModelKey:
-    """One loadable model: what the pool tells models apart by."""
+    """One loadable model; the pool's key."""
 
     folder: Path
     dtype: str
-    entry: ModelEntry = field(compare=False)  # the folder says which files it stands for
+    entry: ModelEntry = field(compare=False)  # the folder says which files the id stands for
 
     def __str__(self) -> str:
         return f"{self.entry.id} ({self.dtype})"
@@ -75,12 +75,12 @@ class ModelSource:
                 weights=options.weights or entry.weights,
                 adapter=options.adapter or entry.adapter,
             )
-        if self._options.dtype and not self._config.is_variant(model_id):  # such an id says its dtype itself
+        if self._options.dtype and not self._config.is_variant(model_id):  # such an id names its dtype
             entry = replace(entry, dtype=self._options.dtype)
         return entry
 
     def key(self, entry: ModelEntry) -> ModelKey:
-        """Which folder serves the entry.
+        """The folder that serves the entry, as a key.
 
         Raises
         ------
@@ -92,7 +92,7 @@ class ModelSource:
         return ModelKey(self._config.export_dir(entry, dtype), dtype, entry)
 
     def model_ids(self) -> list[str]:
-        """Ids that can be asked for, in the order of /v1/models: the one to start with first."""
+        """Ids that can be asked for, in the order of /v1/models: the server's own model first."""
         ids = [
             model_id
             for model_id in {*self._config.entries, *CATALOG, *self._own_id()}
@@ -101,14 +101,14 @@ class ModelSource:
         return sorted(ids, key=lambda model_id: (model_id != self._options.model, model_id))
 
     def usable_ids(self) -> list[str]:
-        """Those of them that a request would get, now or after an export."""
+        """Those of ``model_ids`` that a request would get, now or after an export."""
         if self._options.switch_models == "off":
             return self._own_id()
         can_export = self._options.export_on_demand == "on" and not missing_for_export()
         return [model_id for model_id in self.model_ids() if self._is_usable(model_id, can_export)]
 
     def _own_id(self) -> list[str]:
-        """The model that the server was started for, where that is one."""
+        """The id that the server was started for, where it was started for one."""
         try:
             return [self._options.model] if self._config.entry(self._options.model) else []
         except UnknownModel:
@@ -121,12 +121,12 @@ class ModelSource:
             return False
 
     def is_exported(self, key: ModelKey) -> bool:
-        """Whether there is a finished export to open."""
+        """Whether a finished export is there."""
         restore_retired(key.folder)
         return (key.folder / FILE_NAME).is_file()
 
     def seen_pixels(self, key: ModelKey, prompt: str, settings: InferenceSettings) -> int | None:
-        """See ``Family.seen_pixels``; None where nobody knows: it is not exported, or reads pages by their parts."""
+        """See ``Family.seen_pixels``; None for a model that is not exported, or reads pages by their parts."""
         if is_document(prompt):
             return None
         try:
@@ -136,7 +136,7 @@ class ModelSource:
         return family.seen_pixels(settings.family, prompt)
 
     def check(self, key: ModelKey) -> None:
-        """Look whether an export is whole, without opening it.
+        """Check that an export is whole, without opening the model.
 
         Raises
         ------
@@ -149,12 +149,12 @@ class ModelSource:
             raise ModelUnavailable(str(error), permanent=True) from error
 
     def load(self, key: ModelKey) -> TextModel:
-        """Open the model's folder, exporting it first when it is not there.
+        """Open the model's folder, exporting the model first when the folder is missing.
 
         Raises
         ------
         ModelUnavailable
-            when it cannot be exported or opened; the message names the remedy.
+            when the model cannot be exported or opened; the message names the remedy.
         """
         from runtime.model import Model
         from runtime.runtime_errors import RuntimeUnavailable
@@ -174,16 +174,16 @@ class ModelSource:
                 max_context=options.max_context or None,
                 entry=key.entry,
                 many=options.many,
-                max_queue=options.capacity,  # a server bounds the queue itself, before a request costs anything
+                max_queue=options.capacity,  # a server has its own bounded queue, before a request costs anything
             )
         except (ManifestError, RuntimeUnavailable) as error:
             raise ModelUnavailable(str(error), permanent=True) from error
-        except Exception as error:  # ONNX Runtime's own, or no memory left
+        except Exception as error:  # ONNX Runtime's errors, or no memory left
             log.exception("opening %s failed", key.folder)
             raise ModelUnavailable(f"model {key} cannot be loaded: {type(error).__name__}: {error}") from error
 
     def close(self) -> None:
-        """End an export that ``load`` runs. What it wrote so far is not published."""
+        """Interrupt the export that ``load`` runs; nothing of an interrupted export is published."""
         self._closed.set()
         if (process := self._process) is not None:
             process.end()
@@ -198,7 +198,7 @@ class ModelSource:
         Raises
         ------
         ModelUnavailable
-            when packages that it needs are missing.
+            when packages that the exporter needs are missing.
         """
         if missing := missing_for_export():
             raise ModelUnavailable(
@@ -214,7 +214,7 @@ class ModelSource:
         Raises
         ------
         ModelUnavailable
-            when it failed, with its whole reason, or was ended.
+            when the export failed, with the whole reason, or was interrupted.
         """
         why = "is exported anew" if self.is_exported(key) else "has not been exported yet; exporting it"
         log.info("model %s %s to %s", key, why, key.folder)
@@ -236,7 +236,7 @@ class ModelSource:
     def export_command(self, key: ModelKey) -> list[str]:
         entry = key.entry
         arguments = [entry.id, "--dtype", key.dtype, "--output", str(key.folder)]
-        if self._config.path.is_file():  # not there where the default one cannot be written
+        if self._config.path.is_file():  # missing where the default folder cannot be written
             arguments += ["--config", str(self._config.path)]
         overrides = {
             "--tokenizer": entry.tokenizer,
@@ -250,12 +250,12 @@ class ModelSource:
         return command(*arguments)
 
     def _compare_with_source(self, key: ModelKey) -> None:
-        """An export made from another source, or from files that have changed since, is not served unnoticed.
+        """Notice an export made from another source, or from files that have changed since.
 
         Raises
         ------
         ModelUnavailable
-            when it is not to be served at all, or could not be exported anew.
+            when the export must not be served, or could not be made anew.
         """
         try:
             changed = difference(Manifest.load(key.folder).source, key.entry)
