@@ -1,8 +1,9 @@
 """The engine: all running requests in one batch, their images encoded beside it.
 
-``runtime.scheduler`` says what runs next. Each of two lanes is a thread that asks the scheduler, runs what it says, and
-asks again: one lane owns the vision session, the other the decoder and its KV cache. A third thread ends requests at
-their deadline, while a pass or a step may still be in flight. Callers enqueue sequences and read their events.
+``runtime.scheduler`` says what runs next. Each of two lanes is a thread that asks the scheduler, runs the turn that it
+gets, and asks again: one lane owns the vision session, the other (``runtime.decoding``) the decoder and its KV cache. A
+third thread ends requests at their deadline, while a pass or a step may still be in flight. Callers enqueue sequences
+and read their events.
 """
 
 from __future__ import annotations
@@ -12,19 +13,15 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from collections.abc import Sequence as SequenceOf
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Protocol, TypeVar
 
-import numpy as np
-
 from models.family import Feeds
 
-from .candidates import Scores, certain_tokens
-from .confidence import Distribution
-from .features import Outputs, Rows
-from .gpu import is_out_of_memory
+from .decoding import DecoderRunner, prefill, prefill_together, step
+from .failing import fail
+from .features import Outputs
 from .requests import EngineLoad
 from .runtime_errors import EngineClosed, QueueFull
 from .scheduler import Chunk, State, Step, next_pass, next_turn, upcoming_pass
@@ -39,7 +36,7 @@ _LONGEST_WAIT = 3600.0  # seconds; a condition takes no infinity
 
 
 class Encoder(Protocol):
-    """The vision tower, as the engine uses it. It knows nothing of requests."""
+    """The vision tower, as the engine uses it, without requests; see ``runtime.vision.VisionTower``."""
 
     batch: int  # most passes to run together
 
@@ -51,24 +48,6 @@ class Encoder(Protocol):
 
     def encode_all(self, passes: list[Feeds]) -> list[Outputs]:
         """Run several passes together."""
-
-
-class DecoderRunner(Protocol):
-    """The decoder, as the engine uses it; see ``runtime.decoder.Decoder``. It knows nothing of requests."""
-
-    @property
-    def capacity(self) -> int: ...
-    def embed(self, token_ids: list[int]) -> np.ndarray | Rows: ...
-    def prefill_chunk(
-        self, row: int, start: int, embeddings: np.ndarray | Rows, positions: np.ndarray, stop: Stop,
-        window: int | None,
-    ) -> np.ndarray: ...  # fmt: skip
-    def prefill_together(
-        self, row: int, prompts: list[np.ndarray | Rows], positions: list[np.ndarray], windows: list[int | None]
-    ) -> None: ...
-    def score(self, token_ids: list[int], lengths: list[int], positions: list[int]) -> Scores: ...
-    def make_room(self, length: int, rows: int) -> None: ...
-    def move(self, source: int, target: int, length: int) -> None: ...
 
 
 class Engine:
@@ -175,9 +154,9 @@ class Engine:
     def _decode(self) -> None:
         while (turn := self._next(self._next_turn)) is not None:
             if isinstance(turn, Chunk):
-                self._prefill_all(turn.jobs) if turn.beside else self._prefill(turn.job, turn.tokens)
+                self._feed(turn)
             else:
-                self._step()
+                step(self.decoder, self.state.rows)
 
     def _encode(self) -> None:
         self.encoder.begin()
@@ -199,7 +178,7 @@ class Engine:
         except Exception as error:  # a bug of the loop itself
             with self._changed:
                 self._closed = True
-                self._fail(self._all(), error)
+                fail(self._all(), error)
         with self._changed:
             self._closed = True
             for sequence in self._all():
@@ -287,7 +266,7 @@ class Engine:
                     raise outputs
                 one.add_pass(outputs)
             except Exception as error:  # one request's failure must not stop the others
-                self._fail([one], error)
+                fail([one], error)
         for one in {id(one): one for one, _ in passes}.values():
             one.clock.vision += time.monotonic() - started
         with self._changed:
@@ -304,7 +283,7 @@ class Engine:
                 if feeds is not None:
                     passes.append((sequence, feeds))
             except Exception as error:  # a picture that cannot be prepared
-                self._fail([sequence], error)
+                fail([sequence], error)
             sequence = self._another_pass() if len(passes) < self.encoder.batch else None
         self._make_ahead()
         return passes
@@ -341,107 +320,11 @@ class Engine:
             self._made_ahead = upcoming
         upcoming.make_ahead(self._views.submit)
 
-    def _prefill(self, sequence: Sequence, tokens: int) -> None:
-        """The next tokens of a prompt; after the last of them, the answer's first token."""
-        row, start = self.state.rows.index(sequence), sequence.prefilled
-        started = time.monotonic()
-        try:
-            if not start:
-                self.decoder.make_room(len(sequence.prompt_ids) + 1, rows=row)
-            embeddings = sequence.prompt(self.decoder.embed)[start : start + tokens]
-            logits = self.decoder.prefill_chunk(
-                row, start, embeddings, sequence.prompt_positions, sequence.stop, sequence.window
-            )
-            sequence.clock.prefill += time.monotonic() - started
-            sequence.add_chunk(tokens)
-            with self._changed:
-                self._changed.notify_all()  # a pass may have waited for it
-            if not sequence.prompt_left:
-                sequence.accept(logits)
-        except Exception as error:  # one request's failure must not stop the others
-            self._fail([sequence], error)
-
-    def _prefill_all(self, sequences: SequenceOf[Sequence]) -> None:
-        """Whole prompts in one run, except the last token of each: the next step feeds that and gives its logits.
-
-        A request that ends meanwhile does not end the run, which goes on for the other requests.
-        """
-        row = self.state.rows.index(sequences[0])
-        started = time.monotonic()
-        try:
-            self.decoder.make_room(max(len(one.prompt_ids) for one in sequences) + 1, rows=row)
-            self.decoder.prefill_together(
-                row,
-                [one.prompt(self.decoder.embed)[:-1] for one in sequences],
-                [one.prompt_positions for one in sequences],
-                [one.window for one in sequences],
-            )
-        except Exception as error:  # perhaps of one prompt only: in later turns each is fed alone
-            logger.warning("prompts together: %s; each alone", error)
-            return
-        for one in sequences:
-            one.clock.prefill += time.monotonic() - started
-            one.add_all_but_last()
+    def _feed(self, turn: Chunk[Sequence]) -> None:
+        row = self.state.rows.index(turn.job)
+        if turn.beside:
+            prefill_together(self.decoder, row, turn.jobs)
+        else:
+            prefill(self.decoder, row, turn.job, turn.tokens)
         with self._changed:
-            self._changed.notify_all()  # a pass may have waited for them
-
-    def _step(self) -> None:
-        """One token for every row that decodes.
-
-        A row whose prompt is half in the cache may stand before rows that decode. That row is stepped with them; the
-        step writes behind its tokens, and its next chunk overwrites what was written.
-        """
-        decoding = [sequence for sequence in self.state.rows if not sequence.prompt_left]
-        if not self._grow(decoding):
-            return
-        rows = self.state.rows[: 1 + self.state.rows.index(decoding[-1])]
-        try:
-            scores = self.decoder.score(
-                [row.newest for row in rows], [row.length for row in rows], [row.position for row in rows]
-            )
-            choosers = [None if row.prompt_left else row.chooser for row in rows]
-            tokens = certain_tokens(choosers, scores.candidates)
-        except Exception as error:  # the rows of this step are lost, the engine is not
-            self._fail(decoding, error)
-            return
-        for row, (sequence, token) in enumerate(zip(rows, tokens, strict=True)):
-            if not sequence.prompt_left:
-                self._accept(sequence, scores, row, token)
-
-    def _grow(self, decoding: list[Sequence]) -> bool:
-        """Room in the cache for one more token of each row. Where memory is full, only rows that need room fail."""
-        short = [sequence for sequence in decoding if sequence.length >= self.decoder.capacity]
-        if short:
-            try:
-                self.decoder.make_room(max(one.length for one in short) + 1, rows=len(self.state.rows))
-            except Exception as error:  # whatever the device raises when its memory is full
-                self._fail(short, error)
-                return False
-        return True
-
-    def _accept(self, sequence: Sequence, scores: Scores, row: int, token: int | None) -> None:
-        """token : the row's choice where candidates were enough for it; None: the whole row of logits is needed."""
-        try:
-            if token is None:
-                sequence.accept(scores.whole(row))
-            else:
-                assert scores.candidates is not None  # the token is one of them
-                sequence.accept_token(token, Distribution.of_candidates(scores.candidates, row))
-        except Exception as error:  # a filter or sampler of this row only
-            self._fail([sequence], error)
-
-    def _fail(self, sequences: list[Sequence], error: Exception) -> None:
-        failed = [sequence for sequence in sequences if not sequence.finished]
-        if failed:  # else the run was stopped because its request had ended
-            # The message names no user data: exceptions here come from ONNX Runtime and NumPy, which know shapes only.
-            logger.error("a request failed in the engine", exc_info=error)
-        for sequence in failed:
-            sequence.finish("error", explained(error))
-
-
-def explained(error: Exception) -> str:
-    """An error of one request, with the remedy where a GPU has no memory left."""
-    text = f"{type(error).__name__}: {error}"
-    if is_out_of_memory(error):
-        return f"the GPU has no memory left for this request; set fewer --slots, or take --dtype q4 ({text})"
-    return text
+            self._changed.notify_all()  # a pass may have waited for the prompt

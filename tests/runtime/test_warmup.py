@@ -11,7 +11,7 @@ from models.registry import family_of
 from runtime import model as model_module
 from runtime import planning
 from runtime.decoder import PREFILL_CHUNK, Decoder
-from runtime.engine import explained
+from runtime.failing import explained
 from runtime.model import Model, default_slots
 from runtime.providers import Device
 from runtime.vision import VisionTower
