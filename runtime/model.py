@@ -8,15 +8,12 @@ import os
 import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
 from PIL import Image
-from tokenizers import Tokenizer
 
 from models.asking import check_document, question, tasks_for
 from models.blocks import Block, scaled, seen_per_pixel
@@ -26,7 +23,7 @@ from models.grounding import Box
 from models.layout.step import page_defaults
 from models.layout.task import is_document
 from models.manifest import Manifest
-from models.model_errors import ContextExceeded, InvalidInput, ManifestError
+from models.model_errors import ContextExceeded, InvalidInput
 from models.pixels import upright_rgb
 from models.precedence import BY_NAME
 from models.registration import ModelEntry
@@ -34,22 +31,20 @@ from models.registry import default_task, defaults_of, family_of
 from models.settings import LEAST_CONTEXT, InferenceSettings
 from models.turned import back, turned, turned_blocks
 
-from .decoder import Decoder
 from .engine import Engine
 from .engines import EngineGroup
 from .grammar import Grammars
 from .layout_step import entry_of, page_reader, with_layout
+from .loading import load_engine, load_tokenizer, rows_without_token
 from .locate import exported_folder
 from .pages import Detector, PageGeneration
-from .planning import default_slots, prefill_chunk, spread
-from .providers import Device, each_card, find_device
+from .planning import spread
+from .providers import each_card, find_device
 from .requests import EngineLoad, Finished, Generation, Request, Result, TextDelta
 from .runtime_errors import GenerationFailed
 from .sequence import Sequence as EngineSequence
 from .sequence import Vocabulary
-from .vision import VisionTower
-from .warmup import WarmUp, default_warm_up
-from .warmup import warm_up as run_warm_up
+from .warmup import WarmUp
 
 ImageLike = str | os.PathLike[str] | bytes | Image.Image
 
@@ -89,45 +84,27 @@ class Model:
             devices = [one for each in devices for one in spread(manifest, each)]
         self.family = family_of(manifest)
         self._ignored: frozenset[str] = frozenset()  # ignored settings that the log has named
-        self._tokenizer = _load_tokenizer(folder)
+        self._tokenizer = load_tokenizer(folder)
         self.vocabulary = Vocabulary(
             self._tokenizer,
             frozenset(manifest.tokens.eos),
             manifest.tokens.image,
-            _rows_without_token(self._tokenizer, manifest.sizes.vocabulary),
+            rows_without_token(self._tokenizer, manifest.sizes.vocabulary),
         )
         self._grammars = Grammars(self._tokenizer, manifest.sizes.vocabulary, manifest.tokens.eos)
-        self.slots = 0  # of all engines together
-        engines = [self._engine_on(one, folder, slots, max_queue, vision_cache_mb, warm_up) for one in devices]
+        engines = [
+            load_engine(
+                folder, manifest, self.family, one, slots=slots, max_queue=max_queue, vision_cache_mb=vision_cache_mb,
+                warm_up=warm_up,
+            )
+            for one in devices
+        ]  # fmt: skip
+        self.slots = sum(engine.state.slots for engine in engines)
         self.engine: Engine | EngineGroup = engines[0] if len(engines) == 1 else EngineGroup(engines)
         self.pages = page_reader(self, entry, layout, self.device.name, threads)
         # A model that nobody closes frees its memory when collected. Without waiting: a finalizer may run in any
         # thread.
         weakref.finalize(self, self.engine.close, wait=False).atexit = False
-
-    def _engine_on(
-        self, device: Device, folder: Path, slots: int | None, max_queue: int, vision_cache_mb: float,
-        warm_up: WarmUp | None,
-    ) -> Engine:  # fmt: skip
-        """Load the model to one device."""
-        manifest = self.manifest
-        # A session packs weights in one thread, so loading two at once halves the time; a GPU's are loaded in turn.
-        with ThreadPoolExecutor(2 if device.name == "cpu" else 1, thread_name_prefix="load") as pool:
-            loading = pool.submit(Decoder, folder, manifest, device, resident=device.resident)
-            vision = pool.submit(VisionTower, folder, manifest, device, vision_cache_mb, resident=device.resident)
-        decoder = loading.result()
-        rows = slots or default_slots(manifest, device)
-        decoder.allocate(rows)
-        log.info(
-            "KV cache on %s: %d rows, %.1f GB at %d tokens each, and more as they grow",
-            device.label, rows, decoder.cache_bytes / 1e9, decoder.capacity,
-        )  # fmt: skip
-        run_warm_up(warm_up or default_warm_up(device), decoder, vision.result(), self.family, rows)
-        self.slots += rows
-        chunk = prefill_chunk(manifest, device)
-        return Engine(
-            vision.result(), decoder, slots=rows, max_queue=max_queue, chunk=chunk, together=chunk, device=device.label
-        )
 
     @classmethod
     def open(
@@ -434,20 +411,3 @@ def _upright(images: Sequence[Image.Image]) -> tuple[list[Image.Image], tuple[fl
 
     degrees = tuple(map(degrees_to_upright, images))
     return list(map(turned, images, degrees)), degrees
-
-
-def _load_tokenizer(folder: Path) -> Tokenizer:
-    try:
-        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    except Exception as error:  # tokenizers raises plain Exception
-        raise ManifestError(f"{folder / 'tokenizer.json'} cannot be loaded: {error}; export the model again") from error
-    # A training run may have left truncation and padding in the file; prompts are encoded whole and unpadded.
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
-
-
-def _rows_without_token(tokenizer: Tokenizer, vocabulary: int) -> np.ndarray:
-    """Ids below ``vocabulary`` that the tokenizer has no token for, shape [n]."""
-    known = np.fromiter(tokenizer.get_vocab(with_added_tokens=True).values(), np.int64)
-    return np.setdiff1d(np.arange(vocabulary), known)

@@ -1,4 +1,4 @@
-"""The ``ocr-onnx`` command line: documents in, Markdown and JSON out, and the looking after exported models.
+"""The ``ocr-onnx`` command line: documents in, Markdown and JSON out; and care of exported models.
 
-Nothing here is imported by the server; a command's module is imported when that command is run.
+The server imports nothing from here; a command's module is imported when the command is run.
 """

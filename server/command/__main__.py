@@ -6,6 +6,6 @@ from server.hidden import refuse_hidden
 
 refuse_hidden("models", "runtime")
 
-from .main import main  # noqa: E402 - what would hide the imported packages is looked for first
+from .main import main  # noqa: E402 - first a check for modules that would hide ours
 
 sys.exit(main())

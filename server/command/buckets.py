@@ -1,7 +1,7 @@
-"""Documents and results behind addresses: ``s3://``, ``gs://``, ``az://`` and others by fsspec, ``https://`` by itself.
+"""Documents and results behind addresses: ``s3://``, ``gs://``, ``az://`` and others by fsspec; ``https://`` by us.
 
-Whoever gives an address to the program names it himself, so private addresses are taken, unlike those that a client of
-the server sends. An object appears whole when it is written, which is what a rename is on a disk.
+Addresses come from the program's own user, so private ones are allowed, unlike in requests to the server. An object
+appears whole when its upload ends, like a file on a disk by a rename.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ TO_CHECK = {
     "s3": _S3, "s3a": _S3, "gs": _GCS, "gcs": _GCS, "az": _AZURE, "abfs": _AZURE, "abfss": _AZURE,
     "http": "the address, which must be open to anybody", "https": "the address, which must be open to anybody",
 }  # fmt: skip
-_CONTAINER = {"az": "container", "abfs": "container", "abfss": "container"}  # all others have buckets
-HEARTBEAT = 10.0  # seconds after which a run says again that it writes to a bucket
-SILENCE = 25.0  # seconds without that, after which the run counts as gone
-FLUSH_SECONDS = 5.0  # for lines of pages to be on their way: a part says the same and more
-SEGMENT = 256 << 10  # bytes of manifest that are written again with every flush; then another object begins
+_CONTAINER = {"az": "container", "abfs": "container", "abfss": "container"}  # all other kinds of address have buckets
+HEARTBEAT = 10.0  # seconds between the marks by which a run says that it writes to a bucket
+SILENCE = 25.0  # seconds without a mark, after which the run counts as gone
+FLUSH_SECONDS = 5.0  # seconds for which lines of pages may wait: the pages' parts say the same and more
+SEGMENT = 256 << 10  # bytes of a manifest's segment, which every flush writes anew; then another object begins
 LARGEST = 4 << 30  # bytes of a document behind https://
 FETCH_SECONDS = 600.0
 
@@ -61,24 +61,24 @@ _WEB = ("http", "https")
 
 
 def is_url(text: str) -> bool:
-    """Whether this is an address rather than a path."""
+    """Whether the text is an address rather than a path."""
     return _URL.match(text) is not None
 
 
 def local_path(text: str) -> Path | None:
-    """The path in a ``file://`` address; None for anything else."""
+    """The path in a ``file://`` address; None for other texts."""
     parts = urlsplit(text)
     return Path(url2pathname(parts.path)) if parts.scheme.lower() == "file" else None
 
 
 def file_system(url: str) -> tuple[Any, str]:
-    """fsspec's file system for an address, and the path in it.
+    """fsspec's file system for an address, and the path within.
 
     Raises
     ------
     UsageError
-        when a package is missing, there is no such kind of address, or the store cannot be begun with; the message says
-        what to install or to check.
+        when a package is missing, the kind of address is unknown, or the store cannot be opened; the message says what
+        to install or to check.
     """
     scheme = _scheme(url)
     try:
@@ -94,7 +94,7 @@ def file_system(url: str) -> tuple[Any, str]:
         remedy = f"pip install {package}" if package else str(error)
         raise UsageError(f"{url}: {scheme}:// needs another package: {remedy}") from error
     except Exception as error:  # every file system has errors of its own
-        if scheme not in fsspec.available_protocols():  # which fsspec knows by its package only
+        if scheme not in fsspec.available_protocols():  # a kind that fsspec knows only with its package
             raise UsageError(f"{url}: {scheme}:// needs another package: pip install {package}") from error
         raise UsageError(f"{url} cannot be asked: {_told(error)}{_advice(url)}") from error
     return system, str(path)
@@ -109,7 +109,7 @@ def _and(scheme: str) -> str:
 
 
 def _advice(url: str) -> str:
-    """What to check, behind an error's reason."""
+    """Advice to add to an error's reason."""
     return f"; check {TO_CHECK[_scheme(url)]}" if _scheme(url) in TO_CHECK else "; check the address"
 
 
@@ -118,7 +118,7 @@ class RemoteSource(Source):
     """One document behind an address."""
 
     url: str = ""
-    version: str = ""  # by which the store tells versions apart; "": by the content
+    version: str = ""  # the store's version of the object; "": the content decides
 
     @property
     def name(self) -> str:
@@ -129,19 +129,19 @@ class RemoteSource(Source):
         return self.version or hashlib.sha256(self.content()).hexdigest()
 
     def open(self, how: How, workers: Workers, stop: Stop) -> Document:
-        """See ``Source.open``. The content is fetched each time, into memory."""
+        """See ``Source.open``. Every call fetches the content into memory."""
         return open_document(self.content(), name=self.url, workers=workers, stop=stop, **vars(how))
 
     def original(self) -> Path | bytes:
         return self.content()
 
     def content(self) -> bytes:
-        """All of it.
+        """The whole content.
 
         Raises
         ------
         InvalidInput
-            when it cannot be fetched.
+            when the document cannot be fetched.
         """
         if _scheme(self.url) in _WEB:
             try:
@@ -156,14 +156,14 @@ class RemoteSource(Source):
 
 
 def find(url: str, results: str | None) -> Iterator[RemoteSource]:
-    """The documents that an address names: one, those below a folder, or those that a pattern matches.
+    """The documents that an address names: one document, all below a folder, or all that match a pattern.
 
-    results : address of a folder that is not looked into.
+    results : address of a folder to leave out.
 
     Raises
     ------
     UsageError
-        when nothing is there, or it cannot be asked.
+        when nothing is there, or the store cannot be asked.
     """
     if _scheme(url) in _WEB:
         name = PurePosixPath(url.partition("://")[2].partition("?")[0]).name or "index"
@@ -192,12 +192,12 @@ def find(url: str, results: str | None) -> Iterator[RemoteSource]:
 
 
 def _look_for_bucket(system: Any, url: str, path: str) -> None:
-    """Tell an empty folder from a bucket that is not there, which some stores list as if it were empty.
+    """Raise for a missing bucket, which some stores list as if it were empty.
 
     Raises
     ------
     UsageError
-        when there is no such bucket, or it cannot be asked for.
+        when there is no such bucket, or the store cannot be asked.
     """
     scheme, bucket = _scheme(url), path.lstrip("/").partition("/")[0]
     if scheme not in TO_CHECK:
@@ -227,8 +227,8 @@ def _path_of(system: Any, url: str) -> str:
 class Bucket:
     """See ``stores.Store``: a folder behind an address.
 
-    A line cannot be added to an object, so the manifest grows in segments, which become one object at the end. What
-    keeps other runs out is an object that is written again every few seconds.
+    Objects cannot be appended to, so the manifest grows in segments, which become one object at the end. The lock that
+    keeps other runs out is an object that is written anew every few seconds.
     """
 
     def __init__(self, url: str, manifest: str, parts: str) -> None:
@@ -238,12 +238,12 @@ class Bucket:
         self._me = json.dumps({"run": uuid.uuid4().hex, "host": socket.gethostname(), "pid": os.getpid()})
         self._beats = 0
         self._left = threading.Event()
-        self._written: list[str] = []  # lines of the segment that grows
+        self._written: list[str] = []  # lines of the growing segment
         self._size = self._segment = 0
         self._flushed = time.monotonic()
         self._log = threading.Lock()
         self._temporary = tempfile.TemporaryDirectory(prefix="ocr-onnx-")
-        self._mine: dict[str, bytes] = {}  # parts that this run has written, until their document is whole
+        self._mine: dict[str, bytes] = {}  # parts written by this run, until their document is whole
 
     def where(self, name: str) -> str:
         return f"{self._url}/{name}"
@@ -270,7 +270,7 @@ class Bucket:
     def leave(self) -> None:
         self._left.set()
         try:
-            with contextlib.suppress(OSError):  # what the network did not take has been told
+            with contextlib.suppress(OSError):  # a write that failed has been reported
                 self._join_manifest()
             with contextlib.suppress(OSError):
                 self.remove(f"{self._parts}/lock")
@@ -322,7 +322,7 @@ class Bucket:
                 yield from self.read(name).decode("utf-8", "replace").splitlines()
 
     def begin(self) -> None:
-        self._join_manifest()  # of a run that was killed
+        self._join_manifest()  # segments of a run that was killed
 
     def add(self, line: str, *, durable: bool) -> None:
         with self._log:
@@ -338,7 +338,7 @@ class Bucket:
             self._segment, self._size, self._written = self._segment + 1, 0, []
 
     def _join_manifest(self) -> None:
-        """Put the segments behind the manifest."""
+        """Append the segments to the manifest."""
         with self._log:
             if self._written:
                 self._flush()
@@ -367,7 +367,7 @@ class Bucket:
 
     def _keep_beating(self) -> None:
         while not self._left.wait(HEARTBEAT):
-            with contextlib.suppress(OSError):  # what is written next says it
+            with contextlib.suppress(OSError):  # the next write reports the error
                 self._beat()
 
     def _path(self, name: str) -> str:
@@ -376,7 +376,7 @@ class Bucket:
 
 @contextlib.contextmanager
 def _asked() -> Iterator[None]:
-    """Errors of any file system as OSError."""
+    """Turn errors of any file system into OSError."""
     try:
         yield
     except OSError:

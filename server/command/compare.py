@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(given: Mapping[str, Any]) -> int:
-    """Returns 0, or 1 when documents of A are missing from B."""
+    """Run the command. Returns 0, or 1 when documents of A are missing from B."""
     require_packages()
     from server.scores.results import find_readings
 
@@ -69,13 +69,13 @@ def run(given: Mapping[str, Any]) -> int:
 
 
 def require_packages() -> None:
-    """Raises CommandFailed with the remedy where packages are missing that scores are counted with."""
+    """Raises CommandFailed, naming the remedy, where packages that scores need are missing."""
     if missing := [name for name in NEEDS if find_spec(name) is None]:
         raise CommandFailed(f"this needs {', '.join(missing)}; install them with: {INSTALL}")
 
 
 def _compared(truth: Path, read: Path) -> Comparison:
-    """Page by page where both have as many; else one text with the other."""
+    """Compare page by page where both have as many pages; else whole texts."""
     from server.scores.page import Comparison, compare_page
     from server.scores.results import load_reading
 

@@ -1,4 +1,4 @@
-"""``ocr-onnx doctor``: what this machine has for reading pages, what is missing, and the command that mends it."""
+"""``ocr-onnx doctor``: what this machine has for reading pages, what is missing, and the commands that mend it."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ _PACKAGES = ("numpy", "Pillow", "pypdfium2", "tokenizers", "falcon", "waitress",
 _LEAST_DISK = 1e9  # bytes; below this nothing can be exported
 _WANTED_DISK = 15e9  # the largest export, DeepSeek-OCR in float32
 TRIED, SAMPLE = "tiny-ocr", "Hello 2026"
-_TRIAL_SECONDS = 300  # for an export and a line of text on the slowest machine
+_TRIAL_SECONDS = 300  # seconds for an export and a line of text on the slowest machine
 _LEAST_MEMORY = 3e9  # bytes; DeepSeek-OCR in 4 bits
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at."""
+    """One check and its result."""
 
     name: str
     state: State
@@ -71,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(given: Mapping[str, Any]) -> int:
-    """Print what was found. Returns 1 when something is broken."""
+    """Print all checks. Returns 1 when something is broken."""
     config, checked = _config(given)
     cache = config.cache_dir if config else cache_dir()
     checks = [
@@ -178,9 +178,9 @@ def _machine(cache: Path) -> Iterator[Check]:
 
 
 def fonts() -> Check:
-    """Fonts for PDFs that do not hold theirs."""
+    """Check fonts for PDFs that do not embed theirs."""
     if not has_fontconfig():
-        remedy = "apt-get install fontconfig" if sys.platform == "linux" else None  # others have ways of their own
+        remedy = "apt-get install fontconfig" if sys.platform == "linux" else None  # other systems have other ways
         return Check("fonts", "note", "no fontconfig: fonts are chosen by their names alone", remedy)
     missing = missing_scripts()
     if not missing:
@@ -210,7 +210,7 @@ def _exporter() -> Iterator[Check]:
 
 
 def _reading(config: Config | None) -> Check:
-    """Read a drawn line with the built-in model, in a process of its own: what fails there may end it."""
+    """Read a drawn line with the built-in model, in a process of its own, which a failure may kill."""
     with tempfile.TemporaryDirectory(prefix="ocr-onnx-doctor-") as folder:
         picture = Path(folder) / "page.png"
         page = Image.new("RGB", (256, 96), "white")
@@ -245,7 +245,7 @@ def _exports(verify: bool, config: Config | None, cache: Path) -> Iterator[Check
             except ManifestError as error:
                 problem = str(error)
         what = f"{export.folder}, {gigabytes(export.size)}"
-        again = export.model_id in known and not export.replaced  # otherwise its flags are unknown here
+        again = export.model_id in known and not export.replaced  # else the export's flags are unknown here
         dtype = "" if export.model_id in DETECTORS else f" --dtype {export.dtype}"
         export_again = f"ocr-onnx export {export.model_id}{dtype} --force, or " if again else ""
         remedy = f"{export_again}ocr-onnx prune{'' if export.problem else f' {export.model_id}'}"

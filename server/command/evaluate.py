@@ -1,4 +1,4 @@
-"""``ocr-onnx eval``: a model reads a published benchmark, and what it read is scored by the benchmark's rules."""
+"""``ocr-onnx eval``: a model reads a published benchmark, and its text is scored by the benchmark's rules."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(given: Mapping[str, Any]) -> int:
-    """Returns 0, or what reading the pages returned."""
+    """Run the command. Returns 0, or the exit code of reading the pages."""
     require_packages()
     if (given["predictions"] is None) == (given["output"] is None):
         raise UsageError("give either -o, a folder for what is read, or --predictions, results that are there already")
@@ -113,7 +113,7 @@ def _olmocr_bench(given: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
 def _readings(
     given: Mapping[str, Any], files: Sequence[Path], form: str, root: Path | None = None
 ) -> tuple[int, dict[str, tuple[str, ...]]]:
-    """The pages of each document by its name, read now unless they are there, and what reading returned."""
+    """The pages of each document by its name, read now unless they are there; and the exit code of reading."""
     from server.scores.results import find_readings, load_reading
 
     code, place = 0, given["predictions"]
@@ -132,7 +132,7 @@ def _read(files: Sequence[str], place: Path, form: str, flags: Sequence[str]) ->
 
     resume = [] if "--force" in flags else ["--resume"]
     code = main(["read", *files, "-o", f"{place}/", "--format", form, *resume, *flags])
-    if code not in (0, 1):  # 1: some pages failed, which their scores say
+    if code not in (0, 1):  # 1: some pages failed, which lowers their scores
         raise CommandFailed("the pages could not be read")
     return code
 

@@ -1,4 +1,4 @@
-"""What stands in the cache: whole exports, and what killed ones have left. Read by models, doctor and prune."""
+"""The content of the cache: whole exports, and leftovers of killed ones. Used by models, doctor and prune."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Export:
     dtype: str
     size: int  # bytes
     manifest: Manifest | LayoutManifest | None
-    problem: str | None  # why it cannot be used
+    problem: str | None  # why the export cannot be used
 
     @property
     def replaced(self) -> bool:
@@ -40,7 +40,7 @@ def models_root(cache: Path) -> Path:
 
 
 def find_exports(cache: Path) -> list[Export]:
-    """Every folder that is an export by its place and its manifest.json."""
+    """Every folder that is an export, judged by its place and its manifest.json."""
     found = []
     for model_id, onnx in _onnx_folders(models_root(cache)):
         for folder in _folders(onnx):
@@ -51,7 +51,7 @@ def find_exports(cache: Path) -> list[Export]:
 
 
 def find_leftovers(cache: Path) -> list[tuple[Path, Path]]:
-    """What killed exports left, each with the folder that it was to become."""
+    """Leftovers of killed exports, each with the folder that it was to become."""
     found = [
         (folder, onnx / match[1])
         for _, onnx in _onnx_folders(models_root(cache))
@@ -59,12 +59,12 @@ def find_leftovers(cache: Path) -> list[tuple[Path, Path]]:
         if (match := _LEFTOVER.fullmatch(folder.name))
     ]
     for _, target in found:
-        restore_retired(target)  # the only copy of an export is none
+        restore_retired(target)  # the only copy of an export is no leftover
     return [(folder, target) for folder, target in found if folder.exists()]
 
 
 def folder_size(folder: Path) -> int:
-    """Bytes of all files below; what vanishes meanwhile counts nothing."""
+    """Bytes of all files below; files that vanish meanwhile count nothing."""
     total = 0
     for path in folder.rglob("*"):
         try:
@@ -90,7 +90,7 @@ def _onnx_folders(root: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _folders(parent: Path) -> list[Path]:
-    """Real folders only: a link may lead out of the cache."""
+    """Real subfolders only: a link may lead out of the cache."""
     try:
         return sorted(path for path in parent.iterdir() if path.is_dir() and not path.is_symlink())
     except OSError:

@@ -5,8 +5,8 @@ OUT/.ocr-parts/         finished pages of documents that are not whole yet; a ki
 OUT/<name>.md ...       whole documents
 OUT/images/ overlays/   figures cut out, pages with their boxes, beside the document that links them
 
-Nothing is ever written in place: a reader of OUT, and a run that comes after a kill or a power cut, sees whole files
-only. What is there is on the disk before what it replaces is given up.
+Nothing is written in place: a reader of OUT, and a run after a kill or a power cut, sees whole files only. A new file
+is flushed to the disk before the old one is given up.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ _PICTURE = re.compile(r"(.+)-p[0-9]+(-[0-9]+)?\.jpg")
 
 @dataclass(frozen=True)
 class _Part:
-    """One page that a run has dealt with."""
+    """One page that a run has finished, read or failed."""
 
-    version: str  # of the document, see DocumentPlan
+    version: str  # the document's fingerprint, see DocumentPlan
     fingerprint: str
     result: PageResult
 
 
 class OutputFolder:
-    """Where one run's results go. A context manager: two runs never write to one folder at once."""
+    """Where one run's results go. A context manager that locks the folder against other runs."""
 
     def __init__(
         self, folder: Path | str, formats: Sequence[str], *, overlay: bool, single: str | None = None,
@@ -55,7 +55,7 @@ class OutputFolder:
     ) -> None:  # fmt: skip
         """folder : a path, or an address (see ``buckets``).
 
-        single : file name of the only document's only result, instead of names of their own (``-o page.md``).
+        single : file name of the only result of the only document (``-o page.md``).
         join_tables : see ``with_joined_tables``.
         """
         self._join_tables = join_tables
@@ -71,16 +71,16 @@ class OutputFolder:
         self._where_noted = self._store.where(manifest)
         self.names: dict[str, str] = {}  # document -> its output name, from earlier runs
         self._finished: dict[str, dict[str, Any]] = {}  # document -> its last line in the last run
-        self._ours: set[str] = set()  # documents below the folder that runs have written, or were about to
-        self._listed: dict[str, dict[str, str]] = {}  # folder of pictures -> name in front of -p1 -> one of its files
+        self._ours: set[str] = set()  # results below the folder that runs have written, or were about to
+        self._listed: dict[str, dict[str, str]] = {}  # folder of pictures -> name before -p1 -> one of the files
 
     def __enter__(self) -> Self:
-        """Take the folder.
+        """Lock the folder.
 
         Raises
         ------
         UsageError
-            when it cannot be written, or another run is writing to it.
+            when the folder cannot be written, or another run is writing to it.
         """
         self._store.take()
         self._read_manifest()
@@ -89,7 +89,7 @@ class OutputFolder:
     def __exit__(self, *_: object) -> None:
         self._store.leave()
 
-    # Before the pages.
+    # Called before the pages.
 
     def check_outputs(self, plans: Sequence[DocumentPlan], force: bool) -> None:
         """Refuse to replace documents and pictures that no run has made.
@@ -97,7 +97,7 @@ class OutputFolder:
         Raises
         ------
         UsageError
-            naming the first.
+            naming the first one.
         """
         for plan in plans:
             outputs = [
@@ -110,18 +110,18 @@ class OutputFolder:
                 )
 
     def begin(self, head: Mapping[str, Any], plans: Sequence[DocumentPlan], *, resume: bool) -> None:
-        """Open the manifest and note the run. Without ``resume`` its documents are read from their beginning.
+        """Open the manifest and note the run. Without ``resume``, documents are read from their beginning.
 
         Raises
         ------
         CommandFailed
-            when the disk refuses; so do ``settle``, ``finish`` and ``fail``.
+            when the disk refuses; ``settle``, ``finish`` and ``fail`` raise the same.
         """
         readable = [plan for plan in plans if plan.error is None]
         with _told(self._where_noted):
             there = set(self._store.names(self._parts))
             for plan in readable:
-                # Of a document that is whole, too: a kill may have come between its line and the end of its parts.
+                # Parts of a whole document, too: a kill may have come between its line and the removal of its parts.
                 if (plan.whole or not resume) and self._part_folder(plan).rpartition("/")[2] in there:
                     self._store.remove(self._part_folder(plan))
             self._store.begin()
@@ -129,19 +129,19 @@ class OutputFolder:
         self.note("run", resume=resume, documents=documents, **head)
 
     def resume(self, plan: DocumentPlan, *, unread: bool, failures: bool) -> None:
-        """Take over what an earlier run has finished of a document, and set what is still to do.
+        """Take over a document's pages from earlier runs, and set which pages are still to read.
 
-        unread : read what no run has dealt with in this way, and what failed for a reason that may pass.
-        failures : read all that failed once more, a document that could not be opened as a whole. Without ``unread``
-        the other pages stay as they are, whatever the settings that they were read with (what is read then counts as
-        read like them), and those of another version of the document are left.
+        unread : read pages that no run has finished with these settings, and those that failed for a transient reason.
+        failures : read failed pages once more; of a document that could not be opened, all. Without ``unread`` other
+        pages stay as they are, whatever settings they were read with (and the new ones count as read with the same);
+        pages of another version of the document are left.
         """
         if plan.error is not None:
             return
         plan.whole = self._is_whole(plan, unread)
         missing_too = unread or (failures and "error" in self._finished.get(plan.source.name, ()))
         todo = []
-        before = None  # fingerprint of the pages that are there
+        before = None  # fingerprint of the finished pages
         for index in plan.pages if not plan.whole else ():
             part = self._load(plan, index)
             if part is not None and part.version == plan.version:
@@ -160,10 +160,10 @@ class OutputFolder:
         if before is not None and not unread:
             plan.fingerprint = before
 
-    # Page by page; called by the threads that read.
+    # Called for each page by the threads that read.
 
     def pictures(self, plan: DocumentPlan) -> Pictures:
-        """Which pictures are made of a document's pages."""
+        """Which pictures to make of a document's pages."""
         return Pictures(
             self._beside(plan, "images") if self._links else None,
             self._beside(plan, "overlays") if self._overlay else None,
@@ -195,9 +195,10 @@ class OutputFolder:
         )  # fmt: skip
 
     def finish(self, plan: DocumentPlan, head: Mapping[str, Any], material: Material) -> None:
-        """Publish a document all of whose pages have been dealt with, and note it.
+        """Publish a document whose pages are all finished, and note that in the manifest.
 
-        Its results are claimed before they are there and its parts go last, so that it can be ended at any step.
+        Results are claimed in the manifest before they are written, and parts are removed last, so that a kill at any
+        step loses nothing.
         """
         outputs = self._outputs(plan)
         self.note("publishing", document=plan.source.name, output=plan.output, outputs=outputs)
@@ -218,7 +219,7 @@ class OutputFolder:
                 self._store.remove(self._part_folder(plan))
 
     def _results(self, plan: DocumentPlan) -> Iterable[PageResult]:
-        """Of all pages, one at a time in memory unless they are looked at together."""
+        """Results of all pages, one at a time in memory unless a writer needs them together."""
         results = (self._result(plan, index) for index in plan.pages)
         return with_joined_tables(list(results)) if self._join_tables else results
 
@@ -228,7 +229,7 @@ class OutputFolder:
         return part.result if part else lost
 
     def fail(self, plan: DocumentPlan) -> None:
-        """Note a document that cannot be opened."""
+        """Note in the manifest that a document cannot be opened."""
         self.note(
             "document", document=plan.source.name, output=plan.output, state="failed", error=plan.error,
             page_count=plan.page_count, pages="", failed=0, outputs=[], fingerprint=plan.fingerprint,
@@ -244,11 +245,11 @@ class OutputFolder:
         return f"{self._part_folder(plan)}/{index + 1}.json"
 
     def _is_new(self, plan: DocumentPlan) -> bool:
-        """Whether no earlier run has noted this document under this name."""
+        """Whether earlier runs have not noted this document under this name."""
         return self.names.get(plan.source.name) != plan.output
 
     def _is_whole(self, plan: DocumentPlan, unread: bool) -> bool:
-        """Whether all that is wanted of a document has been published; see ``resume``."""
+        """Whether all wanted pages of a document have been published; see ``resume``."""
         last = self._finished.get(plan.source.name)
         if last is None or last["state"] != "done":
             return False
@@ -259,12 +260,12 @@ class OutputFolder:
         return wanted and all(self._store.exists(output) for output in self._outputs(plan))
 
     def _load(self, plan: DocumentPlan, index: int) -> _Part | None:
-        """A page that an earlier run, or this one, has dealt with; None when there is none."""
+        """A page that this run or an earlier one has finished; None when there is none."""
         try:
             content = json.loads(self._store.read(self._part(plan, index)))
             part = _Part(content["version"], content["fingerprint"], PageResult.from_json(content))
             return part if part.result.page == index + 1 else None
-        except (OSError, ValueError, KeyError, TypeError):  # not there, or from a power cut
+        except (OSError, ValueError, KeyError, TypeError):  # missing, or torn by a power cut
             return None
 
     def _outputs(self, plan: DocumentPlan) -> list[str]:
@@ -273,14 +274,14 @@ class OutputFolder:
         return [f"{plan.output}.{FORMATS[form].ending}" for form in self._formats]
 
     def _beside(self, plan: DocumentPlan, kind: str) -> str:
-        """Path below the folder, without its end, of pictures: in ``kind`` beside the document's own results."""
+        """Path of a document's pictures below the folder, in ``kind`` beside the results, without the endings."""
         above, _, name = plan.output.rpartition("/")
         if self._single:
             above, name = "", Path(self._single).stem
         return f"{above}/{kind}/{name}" if above else f"{kind}/{name}"
 
     def _pictures_of_others(self, plan: DocumentPlan) -> Iterator[str]:
-        """Files named as a document's pictures would be, where no earlier run can have made them."""
+        """Files that have the names of a document's pictures, and that no earlier run has made."""
         if self.names if self._single else not self._is_new(plan):
             return
         kinds = [*(["images"] if self._links else []), *(["overlays"] if self._overlay else [])]
@@ -307,19 +308,19 @@ class OutputFolder:
     # The manifest.
 
     def note(self, kind: str, **fields: Any) -> None:
-        """Add a line to the manifest. Raises CommandFailed where that cannot be written."""
+        """Add a line to the manifest. Raises CommandFailed where the disk refuses."""
         line = {"type": kind, "time": datetime.now(UTC).isoformat(timespec="milliseconds"), **fields}
         with _told(self._where_noted):
-            self._store.add(json.dumps(line, ensure_ascii=False), durable=kind != "page")  # a page is kept by its part
+            self._store.add(json.dumps(line, ensure_ascii=False), durable=kind != "page")  # a page survives by its part
 
     def _read_manifest(self) -> None:
-        """Take from earlier runs which document has which name and state. Lines that make no sense are passed over."""
+        """Read names and states of documents from earlier runs. Malformed lines are skipped."""
         with _told(self._where_noted, "read"):
             for text in self._store.lines():
                 try:
                     self._take_line(json.loads(text))
                 except (ValueError, KeyError, TypeError, AttributeError):
-                    continue  # a line that a kill cut off
+                    continue  # a line that a kill has cut off
 
     def _take_line(self, line: Mapping[str, Any]) -> None:
         if line["type"] == "run":
@@ -336,7 +337,7 @@ class OutputFolder:
 
 @contextlib.contextmanager
 def _told(target: str, what: str = "written") -> Iterator[None]:
-    """What the disk refuses ends the run, with a reason."""
+    """Turn OSError into CommandFailed, with the reason."""
     try:
         yield
     except OSError as error:

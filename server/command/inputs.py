@@ -1,6 +1,6 @@
-"""INPUT...: files, folders, patterns and standard input become a list of documents, each with a name of its own.
+"""From INPUT... (files, folders, patterns, standard input) to a list of documents with distinct names.
 
-The names decide where results go, so two documents never get the same one, whatever their folders and endings.
+Names decide where results go, so no two documents get the same, whatever their folders and endings.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from . import buckets
 from .command_errors import UsageError
 from .source import STANDARD_INPUT, SUFFIXES, Source
 
-_LONGEST_NAME = 200  # bytes; file systems take 255, and endings such as -p1000-10.jpg come behind
+_LONGEST_NAME = 200  # bytes; file systems take 255, endings such as -p1000-10.jpg included
 
 
 def find_sources(
     inputs: Sequence[str], out: Path | str | None, read_stdin: Callable[[], bytes], *, follow: bool = True,
     tell: Callable[[str], None] = lambda line: None,
 ) -> list[Source]:  # fmt: skip
-    """All documents that the inputs name, in their order, each once.
+    """All documents that the inputs name, in the inputs' order, each once.
 
-    out : the output folder, a path or an address; below an input it is not looked into.
-    follow : look into folders that are links, each folder once. tell : is given a line for what is left out.
+    out : the output folder, a path or an address; left out where it lies below an input.
+    follow : follow links to folders, each folder once. tell : called with a line about each input left out.
 
     Raises
     ------
     UsageError
-        for an input that is not there or holds no document.
+        for an input that is missing or holds no document.
     """
     sources: dict[str, Source] = {}
     for text in inputs:
@@ -91,15 +91,15 @@ def _matching(pattern: str, out: Path | None, text: str, walk: _Walk) -> Iterato
 
 @dataclass
 class _Walk:
-    """Goes through folders: hidden files and folders left out, page2 before page10, each folder once."""
+    """Walks folders, each once: without hidden files and folders, and page2 before page10."""
 
     out: Path | None
     follow: bool
     tell: Callable[[str], None]
-    _been: set[tuple[int, int]] = field(default_factory=set)  # device and number of each folder
+    _been: set[tuple[int, int]] = field(default_factory=set)  # device and inode of each folder
 
     def sources(self, folder: Path, root: Path) -> Iterator[Source]:
-        """The documents under a folder. root : what their names are relative to."""
+        """The documents under a folder. root : names are relative to this folder."""
         problems: list[OSError] = []
         list(self._new(folder.parent, [folder.name]))  # a link back here is not another folder
         for here, folders, files in os.walk(folder, onerror=problems.append, followlinks=self.follow):
@@ -114,7 +114,7 @@ class _Walk:
             yield Source(path, path.relative_to(root), problem=f"{path} cannot be looked into: {reason}")
 
     def leaves(self, path: Path) -> bool:
-        """Whether a path is no file (a pipe would be waited on for ever), which is told."""
+        """Whether to leave out a path that is no file (a pipe would be waited on for ever), and say so."""
         if path.is_file() or not path.exists():
             return False
         kind = next((kind for kind, test in _KINDS.items() if test(path)), "no file")
@@ -130,7 +130,7 @@ class _Walk:
                 try:
                     status = path.stat()
                 except OSError:
-                    yield name  # which is told when it is looked into
+                    yield name  # reported when its folder is read
                     continue
                 if (status.st_dev, status.st_ino) in self._been:
                     continue
@@ -144,7 +144,7 @@ _KINDS: Mapping[str, Callable[[Path], bool]] = {
 
 
 def _absolute(path: Path) -> Path:
-    """Without ``..``, and with links as they are: a link to a page has a name of its own."""
+    """The absolute path without ``..``. Links are kept: a link to a page has a name of its own."""
     return Path(os.path.abspath(path))
 
 
@@ -156,13 +156,13 @@ def _natural(path: str | Path) -> list[tuple[int, str]]:
 
 
 def output_names(sources: Sequence[Source], known: Mapping[str, str]) -> list[str]:
-    """For each source the path of its results below the output folder, without ending and with ``/`` between.
+    """For each source the path of its results below the output folder, with ``/`` and without ending.
 
-    ``report.pdf`` gives ``report``; where that is not the only one, ``report.pdf`` (and ``report.png``); where even
-    those are several, the folders that tell them apart come in front. A name whose result would stand where another
-    document needs a folder (``r`` gives r.md, and there is r.md/x.png) counts as one that is not the only one.
+    ``report.pdf`` gives ``report``; where several would, ``report.pdf`` (and ``report.png``); where even those clash,
+    the folders that tell them apart come in front. A result in the place of another document's folder (``r`` gives
+    r.md, and there is r.md/x.png) counts as a clash, too.
 
-    known : document -> its name in an earlier run, which it keeps.
+    known : document -> its name in an earlier run, which is kept.
     """
     chosen: list[str | None] = [known.get(source.name) for source in sources]
     taken = {name.lower() for name in known.values()}
@@ -176,7 +176,7 @@ def output_names(sources: Sequence[Source], known: Mapping[str, str]) -> list[st
         candidates = [
             _posix(name_of(source)) if name is None else None for source, name in zip(sources, chosen, strict=True)
         ]
-        # Upper and lower case are one on many file systems.
+        # Many file systems ignore case.
         counts = Counter(candidate.lower() for candidate in candidates if candidate is not None)
         folders, results = _folders([*counts, *taken]), _results(taken)
         fitting = {
@@ -200,12 +200,12 @@ def output_names(sources: Sequence[Source], known: Mapping[str, str]) -> list[st
 
 
 def _results(names: Iterable[str]) -> set[str]:
-    """The files that names may give, in lower case."""
+    """The result files of names, in lower case."""
     return {f"{name.lower()}.{form.ending}" for name in names for form in FORMATS.values()}
 
 
 def _folders(names: Iterable[str]) -> set[str]:
-    """All folders that names lie in, in lower case."""
+    """All folders in which names lie, in lower case."""
     return {folder for name in names for folder in _above(name.lower())}
 
 
@@ -219,7 +219,7 @@ def _common_folder(sources: Sequence[Source]) -> Path:
     folders = [str(source.path.parent) for source in sources if source.path is not None]
     try:
         return Path(os.path.commonpath(folders)) if folders else Path()
-    except ValueError:  # on two drives of Windows
+    except ValueError:  # on different drives of Windows
         return Path()
 
 

@@ -1,8 +1,8 @@
-"""Pages that have been read, on their way to the output: written by threads of their own, several at once.
+"""Writes pages that have been read to the output, on threads of its own, several at once.
 
-Called by the loops over pages without Ray (``run``) and with it (``server.ray.batch``). Whoever reads goes on with the
-next page meanwhile, since a disk takes as long to flush one file as several, and a bucket to take them. A page counts
-when it is written: only then is it noted in the run manifest, in the order in which pages came.
+Used by the loops over pages without Ray (``run``) and with Ray (``server.ray.batch``). Reading goes on meanwhile: a
+disk flushes several files in the time of one, and a bucket takes several in that time. A page is finished once written:
+only then is it noted in the run manifest, in the order in which pages came.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from .command_errors import CommandFailed
 from .plan import DocumentPlan
 from .progress import Progress, say
 
-WRITERS = 16  # pages that are written at once: a bucket takes as long for one as for many
-MOST = 2 * WRITERS  # pages that are being written before no more are read
-TIDY_PAGES = 25  # after so many, freed memory goes back to the system: a run of days has no idle moment for it
+WRITERS = 16  # pages written at once: a bucket takes as long for one as for many
+MOST = 2 * WRITERS  # pages in writing, beyond which reading pauses
+TIDY_PAGES = 25  # pages after which freed memory goes back to the system: a run of days has no idle moment
 
 D = TypeVar("D")
 
 
 class Keeper(Protocol):
-    """The part of ``run.Sink`` that pages go to."""
+    """The part of ``run.Sink`` that takes pages."""
 
     def put(self, plan: DocumentPlan, result: PageResult, made: Mapping[str, bytes]) -> None:
-        """Write one page and the pictures made of it. Raises OSError."""
+        """Write one page and its pictures. Raises OSError."""
 
     def settle(self, plan: DocumentPlan, result: PageResult) -> None:
-        """One page has been dealt with."""
+        """Note that one page is finished."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class _Page(Generic[D]):
 
 
 class Keeping(Generic[D]):
-    """Pages that are being written. ``D``: what the caller knows a document by."""
+    """Pages that are being written. ``D``: the caller's key for a document."""
 
     def __init__(self, sink: Keeper, progress: Progress) -> None:
         self._sink, self._progress = sink, progress
@@ -55,18 +55,18 @@ class Keeping(Generic[D]):
         self._settled = 0
 
     def add(self, document: D, plan: DocumentPlan, result: PageResult, made: Mapping[str, bytes]) -> Future[None]:
-        """Have a page written, with the pictures made of it; when it is. Any thread may."""
+        """Have a page and its pictures written; the future ends when they are. Any thread may call this."""
         written = self._writers.submit(self._sink.put, plan, result, made)
         self._pages.append(_Page(document, plan, result, written))
         return written
 
     def settle(self, most: int = MOST) -> Iterator[tuple[D, DocumentPlan, PageResult]]:
-        """Note the pages that have been written, until no more than ``most`` are on their way. For one thread.
+        """Note pages that have been written, until at most ``most`` are still being written. For one thread.
 
         Raises
         ------
         CommandFailed
-            for a page that cannot be written; it does not come, those behind it may.
+            for a page that cannot be written; that page is skipped, later pages may follow.
         """
         while self._pages and (len(self._pages) > most or self._pages[0].written.done()):
             page = self._pages.popleft()
@@ -87,28 +87,28 @@ class Keeping(Generic[D]):
 
     @property
     def pages(self) -> int:
-        """On their way."""
+        """Number of pages being written."""
         return len(self._pages)
 
     def close(self) -> None:
-        """Wait for what is still being written. Idempotent."""
+        """Wait for the pages still being written. Idempotent."""
         self._writers.shutdown()
 
 
 def tell(plan: DocumentPlan, result: PageResult) -> None:
-    """Say what the user should know of a page."""
+    """Log warnings about a page."""
     if result.state == "failed":
         say(f"failed: {_failure(plan.source.name, result.page, result.error or '')}")
     elif result.doubtful and result.confidence is not None:
         say(f"doubtful: {plan.source.name}, page {result.page}: confidence {result.confidence.mean:.3f}")
     for warning in result.warnings:
-        if warning not in plan.warned:  # what is wrong with all pages is said with the first
+        if warning not in plan.warned:  # a document's warning is logged with its first page
             plan.warned.add(warning)
             say(f"warning: {plan.source.name}, page {result.page}: {warning}")
 
 
 def _failure(name: str, page: int, error: str) -> str:
-    """An error with its document's name and its page's number, each of them once."""
+    """An error that names the document and the page, each once."""
     if error.startswith(f"page {page} of {name} "):
         return error
     return f"{name}, page {page}: {error.removeprefix(f'{name} ')}"

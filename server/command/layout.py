@@ -1,5 +1,4 @@
-"""``ocr-onnx layout``: where the parts of pages stand, and in which order they are read. Everything else is as ``read``
-does it: documents and pages, formats, overlays, folders, going on."""
+"""``ocr-onnx layout``: places of the parts of pages, in reading order. Inputs and outputs are as in ``read``."""
 
 from __future__ import annotations
 
@@ -44,7 +43,7 @@ interrupted
 """
 
 _FORMATS = ("json", "jsonl")
-_AT_ONCE = 2  # one page is drawn and prepared while the other is looked at
+_AT_ONCE = 2  # one page is drawn and prepared while the other is in the detector
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -74,7 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(given: Mapping[str, Any]) -> int:
-    """Look at everything. Returns 0, or 1 when a page failed.
+    """Run the command. Returns 0, or 1 when a page failed.
 
     Raises
     ------
@@ -87,12 +86,12 @@ def run(given: Mapping[str, Any]) -> int:
 
 
 class _Layout(read.ReadCommand):
-    """``read``, by a reader that looks only."""
+    """``read`` with a reader that finds parts and reads no text."""
 
     default_format = "json"
 
     def __init__(self, given: Mapping[str, Any]) -> None:
-        """See ``ReadCommand``; also refuses a file that no boxes can be written to."""
+        """See ``ReadCommand``; also refuses formats without boxes."""
         super().__init__(given)
         if others := set(self._target.formats) - set(_FORMATS):
             raise UsageError(f"boxes are written as {' or '.join(_FORMATS)}, and -o asks for {others.pop()}")
@@ -105,7 +104,7 @@ class _Layout(read.ReadCommand):
 
 
 class DetectorReader:
-    """See ``readers.Reader``: finds the parts of pages. Their texts are empty."""
+    """See ``readers.Reader``: finds the parts of pages, with empty texts."""
 
     joint = False
 
@@ -117,7 +116,7 @@ class DetectorReader:
         Raises
         ------
         CommandFailed
-            when there is no such export; the message has the command that makes it.
+            when there is no such export; the message has the command that makes one.
         ConfigError
             for a name that means no detector.
         """

@@ -1,7 +1,7 @@
 # PYTHON_ARGCOMPLETE_OK
 """The ``ocr-onnx`` program: finds the command and runs it.
 
-Only the module of the command that is asked for is imported, so that help and completion come at once.
+Only the wanted command's module is imported, so that help and completion come at once.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Each command has --help. Completion in bash: eval "$(register-python-argcomplete
 
 
 class CommandModule(Protocol):
-    """What the module of a command has."""
+    """The interface of a command's module."""
 
     DESCRIPTION: str
     EXAMPLES: str
@@ -68,8 +68,7 @@ COMMANDS: Mapping[str, _Command] = {
 
 
 def build_parser(wanted: str) -> argparse.ArgumentParser:
-    """The parser, with the flags of the wanted command alone. A command's module may be another package's: none is
-    imported that is not wanted."""
+    """The parser, with the flags of the wanted command alone: modules of other commands are not imported."""
     parser = Parser(
         prog="ocr-onnx", description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -107,16 +106,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (Interrupted, KeyboardInterrupt):
         print("interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the program that read our output has ended
+    except BrokenPipeError:  # the reader of our output has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except OSError as error:  # a disk or a right that nobody nearer has explained
+    except OSError as error:  # a full disk, a missing permission: not explained further down
         print(printable(f"error: {error}", keep="\n"), file=sys.stderr)
         return 1
 
 
 def _have_streams() -> None:
-    """Put nothing in the place of standard streams that are closed: the next file opened would be taken for one."""
+    """Open the null device for closed standard streams: else the next file opened would become one."""
     for number, (name, mode) in enumerate([("stdin", "r"), ("stdout", "w"), ("stderr", "w")]):
         if getattr(sys, name) is None:
             place = os.open(os.devnull, os.O_RDWR)
@@ -127,7 +126,7 @@ def _have_streams() -> None:
 
 
 def _parse(arguments: Sequence[str]) -> dict[str, Any]:
-    """The flags as argparse gives them; answers the shell instead when that asks how a word could go on."""
+    """The flags as argparse gives them; or, when the shell asks for completions, the answer and an exit."""
     if "_ARGCOMPLETE" in os.environ:
         import argcomplete
 
@@ -137,6 +136,6 @@ def _parse(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
-    """Ctrl-C before anything has begun. As an exception it could be lost in the middle of an import."""
+    """End at Ctrl-C before anything has begun. KeyboardInterrupt could get lost in the middle of an import."""
     os.write(2, b"interrupted\n")
     os._exit(130)

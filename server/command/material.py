@@ -1,4 +1,4 @@
-"""A document opened once more when its results are written, for writers that need more than its text."""
+"""Opens a document again when its results are written, for writers that need more than the text."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from .source import Source
 
 
 class OpenedAgain:
-    """See ``writers.material.Material``. Opened when it is first asked for a page; a context manager."""
+    """See ``writers.material.Material``. Opens the document on first use; a context manager."""
 
     def __init__(self, source: Source, open_document: Callable[[], Document], password: str) -> None:
-        """password : which opens the document; empty where it needs none."""
+        """password : the document's; empty for a document without one."""
         self._source, self._open, self._password = source, open_document, password
         self._document: Document | None = None
         self._last: tuple[int, Image.Image] | None = None  # several formats may want the same page

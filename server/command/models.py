@@ -1,4 +1,4 @@
-"""``ocr-onnx models``: the models that can be used, and what of them is exported."""
+"""``ocr-onnx models``: the models that can be used, and their exports."""
 
 from __future__ import annotations
 

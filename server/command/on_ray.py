@@ -1,4 +1,4 @@
-"""``read --ray``: the flags, and how a run on a cluster is put together. ray itself is imported on demand."""
+"""``read --ray``: the flags, and the parts of a run on a cluster. ray itself is imported on demand."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from .progress import Progress
 from .readers import LocalReader
 from .run import Sink
 
-BATCH = 8  # pages that an engine gets at once, where --slots does not say
+BATCH = 8  # pages that an engine gets at once without --slots
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of reading on a cluster."""
     group = parser.add_argument_group("a cluster of Ray (extra ray) instead of this machine")
     add_address(group.add_argument, "read")
-    parser.set_defaults(ray=None)  # flags that are left out are None here, and nothing at all to ``serve``
+    parser.set_defaults(ray=None)  # flags that are left out are None for ``read``, and absent for ``serve``
     group.add_argument(
         "--actors",
         metavar="N|auto",
@@ -60,7 +60,7 @@ def check(given: Mapping[str, Any]) -> None:
 
 
 class ClusterReader(LocalReader):
-    """What the head has to know of the model, without loading it; the engines on the cluster read."""
+    """The head's knowledge of the model, without loading it; the engines on the cluster read."""
 
     def __init__(
         self, config: Config, options: ServerOptions, prompt: str, settings: InferenceSettings, stop: threading.Event,
@@ -80,14 +80,14 @@ class ClusterReader(LocalReader):
         except BaseException:
             self._exit.close()
             raise
-        # What another machine's environment does not say is as it is here.
+        # Settings that another machine's environment leaves unset are as on this machine.
         here = replace(config, cache=config.cache_dir)
         there = replace(options, device=device, threads=self._pool.threads)
         self._make = functools.partial(engine_of, here, there, prompt, settings, raw, schema, several)
         self._batch = options.slots or BATCH
 
     def start(self) -> int:
-        """Export the model where that has not been done. How many pages are read at once is the cluster's to say."""
+        """Export the model if needed. Returns 1: the cluster decides how many pages are read at once."""
         try:
             if not self._source.is_exported(self.key):
                 self._source.export(self.key, self._source.exporter(self.key))
@@ -119,7 +119,7 @@ def engine_of(
     config: Config, options: ServerOptions, prompt: str, settings: InferenceSettings, raw: bool, schema: str | None,
     several: InferenceSettings | None,
 ) -> LocalReader:  # fmt: skip
-    """The reader of an actor, in its own process."""
+    """The reader of an actor, in the actor's process."""
     return LocalReader(config, options, prompt, settings, threading.Event(), raw=raw, schema=schema, several=several)
 
 

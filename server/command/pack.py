@@ -1,7 +1,7 @@
-"""``ocr-onnx pack``: an export as one file, for a machine that has no network and only serves.
+"""``ocr-onnx pack``: an export as one file, for a machine without a network that only serves.
 
-The file is a plain tar: ``manifest.json`` first, which has the hash of every other file, then those. ``unpack`` checks
-them.
+The file is a plain tar: first ``manifest.json``, which has the hash of every other file, then the others. ``unpack``
+checks the hashes.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(given: Mapping[str, Any]) -> int:
-    """Check the export, write the file.
+    """Check the export, and write the file.
 
     Raises
     ------
     CommandFailed, UsageError
-        when there is no such export, or it is damaged.
+        when there is no such export, or the export is damaged.
     """
     try:
         folder = _folder(read_config(given), given["model"], given.get("dtype"))
@@ -70,7 +70,7 @@ def run(given: Mapping[str, Any]) -> int:
 
 
 def _folder(config: Config, model: str, dtype: str | None) -> Path:
-    """The one export that is meant."""
+    """The one export that the arguments mean."""
     if (Path(model).expanduser() / FILE_NAME).is_file():
         return Path(model).expanduser()
     variant = split_variant(model) if config.is_variant(model) else None

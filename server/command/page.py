@@ -1,4 +1,4 @@
-"""One page from its picture to its result, whoever reads it and wherever: here, or in an actor of Ray."""
+"""One page from its picture to its result, with any reader: in this process, or in an actor of Ray."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def read_page(
     reader: Reader, draw: Callable[[], Drawn], index: int, document: str, *, min_confidence: float = 0.0,
     work: PageWork | None = None,
 ) -> tuple[PageResult, Image.Image | None]:  # fmt: skip
-    """Draw one page, read it, and say what came of it; the page's picture comes along where it was read.
+    """Draw and read one page. Returns the result and, where the page was read, its pictures.
 
-    index : of the page, from 0. document : its name, for the log. min_confidence : see ``Run``.
+    index : of the page, from 0. document : the document's name, for the log. min_confidence : see ``Run``.
 
     Raises
     ------
     CommandFailed, Interrupted
-        when no page can be read any more. All else is this page's failure, and in the result.
+        when no page can be read any more. All other errors are this page's failure, told in the result.
     """
     started = time.monotonic()
     try:
@@ -40,7 +40,7 @@ def read_page(
         page = drawn.image
         reading = reader.read(page, work)
         return _read(index, drawn, reading, time.monotonic() - started, min_confidence), page
-    except Exception as error:  # one page must not end the others
+    except Exception as error:  # one page must not end the run
         return _failed(error, index, document, started), None
 
 
@@ -48,15 +48,15 @@ def read_together(
     reader: Reader, document: Document, indices: Sequence[int], stop: Stop, *, min_confidence: float = 0.0,
     work: PageWork | None = None,
 ) -> Iterator[tuple[PageResult, Image.Image | None]]:  # fmt: skip
-    """Read pages of a document in one answer, whose seconds they share; the others are as with ``read_page``.
+    """Read pages of a document in one answer, whose seconds are shared out; other arguments as in ``read_page``.
 
-    Each is drawn once more for its figures, so that no two of them are in memory at once.
+    Each page is drawn again for its figures, so that only one page is in memory.
     """
     started = time.monotonic()
     pages = DrawnPages(document, indices, stop)
     try:
         readings = _read_drawn(reader, pages, work)
-    except Exception as error:  # one document must not end the others
+    except Exception as error:  # one document must not end the run
         for index in indices:
             yield _failed(error, index, document.name, started), None
         return
@@ -75,7 +75,7 @@ def read_together(
 
 
 def _read_drawn(reader: Reader, pages: DrawnPages, work: PageWork | None) -> list[Reading | PageFailed]:
-    """What is read of those that can be drawn."""
+    """Read the pages that can be drawn."""
     while True:
         try:
             return reader.read_together(pages, work)
@@ -98,7 +98,7 @@ def _read(index: int, drawn: Drawn, reading: Reading, seconds: float, min_confid
 
 
 def _failed(error: Exception, index: int, document: str, started: float) -> PageResult:
-    """What an error makes of a page. Raises those with which no page can be read any more."""
+    """The result of a page after an error. Raises errors after which no page can be read any more."""
     match error:
         case Stopped():
             raise Interrupted from None
@@ -115,7 +115,7 @@ def _failed(error: Exception, index: int, document: str, started: float) -> Page
 def with_pictures(
     pictures: Pictures, result: PageResult, page: Image.Image | None, document: str
 ) -> tuple[PageResult, dict[str, bytes]]:
-    """The pictures that are wanted of a page; where they cannot be made, the page has failed. page : None: it has."""
+    """The result with the wanted pictures; a failed one if they cannot be made. page : None for a failed page."""
     if page is None:
         return result, {}
     started = time.monotonic()
@@ -127,5 +127,5 @@ def with_pictures(
 
 
 def failed(index: int, error: str, started: float, *, transient: bool = False) -> PageResult:
-    """The result of a page that could not be read. ``started``: by the monotonic clock."""
+    """The result of a page that could not be read. ``started``: seconds of ``time.monotonic``."""
     return PageResult(index + 1, "failed", error, transient, seconds=time.monotonic() - started)

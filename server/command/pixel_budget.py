@@ -1,4 +1,4 @@
-"""What pages in flight may have of pixels together, so that memory does not grow with the size of pages."""
+"""A limit of pixels for all pages in flight, so that memory does not grow with the size of pages."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 from runtime.documents import Stop, Stopped
 
-POLL_SECONDS = 0.2  # how soon an end that is wanted is noticed
+POLL_SECONDS = 0.2  # seconds until ``stop`` is noticed
 
 
 class PixelBudget:
-    """For any number of threads. A page that has more than all of it is in flight alone."""
+    """For any number of threads. A page larger than the whole budget is in flight alone."""
 
     def __init__(self, pixels: int) -> None:
         self._all = pixels
@@ -22,7 +22,7 @@ class PixelBudget:
 
     @contextlib.contextmanager
     def share(self) -> Iterator[Share]:
-        """A page's part, which is given back at the end of the block."""
+        """A page's share, which is given back at the end of the block."""
         share = Share(self)
         try:
             yield share
@@ -32,7 +32,7 @@ class PixelBudget:
                 self._changed.notify_all()
 
     def take(self, pixels: int, stop: Stop) -> int:
-        """Wait for so many pixels, or for all there are; how many were taken.
+        """Wait for so many pixels, or for the whole budget. Returns how many were taken.
 
         Raises
         ------
@@ -57,5 +57,5 @@ class Share:
     pixels: int = 0
 
     def take(self, pixels: int, stop: Stop) -> None:
-        """Take them once; see ``PixelBudget.take``."""
+        """Take the pixels, once; see ``PixelBudget.take``."""
         self.pixels = self.budget.take(pixels, stop)

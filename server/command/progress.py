@@ -1,6 +1,6 @@
-"""The progress bar: pages done and what is being worked on, and once there is a rate, that and the time left.
+"""The progress bar: pages done and in flight and, once known, the rate and the time left.
 
-Silent where nobody looks.
+Silent where standard error is no terminal.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from .command_errors import printable
 _FORMAT = "{l_bar}{bar}| {n_fmt}/{total_fmt} pages{forecast}{postfix}"
 
 
-@dataclass(eq=False)  # two pages may be at the same stage, and are not the same page
+@dataclass(eq=False)  # compared by identity: two pages may be at the same stage
 class PageWork:
-    """What becomes of one page right now, or of those that are read together; written by the thread that reads them."""
+    """The state of one page in flight, or of pages read together; written by the thread that reads them."""
 
     stage: str = "drawing"
     tokens: int = 0  # of the answer so far
     pages: int = 1
-    written: int = 0  # of several pages: those whose end the answer has marked
-    _end: str = ""  # of the answer so far, shorter than a mark
+    written: int = 0  # of several pages: pages whose end the answer has marked
+    _end: str = ""  # the end of the answer so far, shorter than a mark
 
     def begin_again(self, stage: str) -> None:
-        """What was there of the answer counts no more."""
+        """Forget the answer so far."""
         self.stage, self.tokens, self.written, self._end = stage, 0, 0, ""
 
     def add(self, text: str, tokens: int) -> None:
-        """The next piece of the answer."""
+        """Count the next piece of the answer."""
         self.tokens += tokens
         text = self._end + text
         self.written += text.count(PAGE_BREAK)
@@ -45,14 +45,14 @@ class PageWork:
 
 
 class PageBar(tqdm):  # type: ignore[type-arg]
-    """tqdm knows units a second; pages are slower."""
+    """A bar whose rate is pages a minute: tqdm knows units a second only."""
 
     @property
     def format_dict(self) -> dict[str, Any]:
         values: dict[str, Any] = dict(super().format_dict)
         elapsed, done = values["elapsed"], values["n"] - values["initial"]
         values["per_minute"] = f"{done / elapsed * 60:.1f}" if done and elapsed > 0 else ""
-        # Before the first page is done nobody knows how long one takes.
+        # Before the first page is done, the rate is unknown.
         values["forecast"] = f", {values['per_minute']} pages/min, {self._left(values)} left" if done else ""
         return values
 
@@ -62,11 +62,11 @@ class PageBar(tqdm):  # type: ignore[type-arg]
 
 
 class Progress:
-    """One bar on standard error; messages come above it."""
+    """One bar on standard error, with messages above the bar."""
 
     def __init__(self, total: int, *, quiet: bool) -> None:
         terminal = sys.stderr.isatty()
-        # One that does not know its size says 0 (docker exec, serial lines), where tqdm would show nothing.
+        # A terminal of unknown size reports 0 (docker exec, serial lines), and tqdm would show nothing.
         size: dict[str, Any] = {"dynamic_ncols": True} if terminal and has_size() else {"ncols": 79, "nrows": 24}
         self._bar = PageBar(
             total=total, bar_format=_FORMAT, disable=quiet or not terminal or not total, file=sys.stderr,
@@ -74,32 +74,32 @@ class Progress:
         )  # fmt: skip
         self._total, self._failed = total, 0
         self._lock = threading.Lock()
-        self._working: list[PageWork] = []  # guarded by the lock: each page's thread adds and takes its own
+        self._working: list[PageWork] = []  # guarded by the lock: each page's thread adds and removes its work
 
     def begin(self, pages: int = 1) -> PageWork:
-        """A page, or several together, are being worked on; called by the thread that reads them."""
+        """Note that a page, or several together, are in flight; called by the thread that reads them."""
         work = PageWork(pages=pages)
         with self._lock:
             self._working.append(work)
         return work
 
     def end(self, work: PageWork) -> None:
-        """The page is no longer worked on; called by the thread that read it."""
+        """Note that the page is no longer in flight; called by the thread that read it."""
         with self._lock:
             self._working.remove(work)
 
     def show(self) -> None:
-        """Say what is being worked on. Called again and again while pages are in flight."""
+        """Refresh the bar. Called again and again while pages are in flight."""
         self._bar.set_postfix_str(self.words(), refresh=True)
 
     def page(self, *, failed: bool) -> None:
-        """One page more has been dealt with."""
+        """Count one more finished page."""
         self._failed += failed
         self._bar.set_postfix_str(self.words(), refresh=False)
         self._bar.update()
 
     def words(self) -> str:
-        """What is being worked on, as it stands behind the bar."""
+        """The pages in flight, as text behind the bar."""
         with self._lock:
             working = list(self._working)
         stages = Counter(work.stage for work in working)
@@ -118,7 +118,7 @@ class Progress:
 
 
 def has_size() -> bool:
-    """Whether standard error is a terminal that knows how wide it is."""
+    """Whether standard error is a terminal of known width."""
     try:
         return os.get_terminal_size(sys.stderr.fileno()).columns > 0
     except (OSError, ValueError):
@@ -126,7 +126,7 @@ def has_size() -> bool:
 
 
 class BarHandler(logging.Handler):
-    """Log lines that do not tear a bar."""
+    """Writes log lines without tearing the bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
         tqdm.write(printable(self.format(record), keep="\n"), file=sys.stderr)
@@ -143,5 +143,5 @@ def configure_log(*, quiet: bool) -> None:
 
 
 def say(line: str) -> None:
-    """A line on standard error, above the bar when there is one."""
+    """Write a line to standard error, above the bar when there is one."""
     tqdm.write(printable(line), file=sys.stderr)

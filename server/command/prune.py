@@ -1,7 +1,7 @@
-"""``ocr-onnx prune``: removes exports that nobody needs any more, after saying which.
+"""``ocr-onnx prune``: names exports that are not needed any more, and removes them.
 
-Only folders of the cache that are exports by their place and their content, or that a killed export left, are ever
-touched; those that an exporter or a running model holds are passed over. Exports can be made again.
+Touches only folders of the cache that are exports by place and content, or that a killed export left; skips those in
+use by an exporter or a running model. Exports can be made again.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ examples:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One folder that could go."""
+    """One folder that could be removed."""
 
     folder: Path
     target: Path  # the export folder whose lock guards it
@@ -60,12 +60,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(given: Mapping[str, Any]) -> int:
-    """Say what would go, ask, remove. Returns 1 when a folder could not be removed.
+    """Name the folders, ask, and remove them. Returns 1 when a folder could not be removed.
 
     Raises
     ------
     CommandFailed, UsageError
-        when config.toml cannot be read, a model has no export, or there is nobody to ask.
+        when config.toml cannot be read, a model has no export, or there is no terminal to ask on.
     """
     try:
         config = read_config(given)
@@ -121,7 +121,7 @@ def _is_meant(config: Config, variant: tuple[str, str], model_id: str) -> bool:
 
 
 def _needless(config: Config, export: Export) -> str | None:
-    """Why nobody needs an export; None when somebody may."""
+    """Why an export is not needed; None when it may be."""
     if export.problem is not None:
         return f"cannot be used: {export.problem}"
     if export.model_id in DETECTORS:
@@ -132,7 +132,7 @@ def _needless(config: Config, export: Export) -> str | None:
         return "config.toml does not name this model any more"
     try:
         current = config.export_dir(entry, export.dtype)
-    except ConfigError:  # a replacement file that config.toml names is not there: nobody can tell
+    except ConfigError:  # a replacement file that config.toml names is missing: keep the export
         return None
     if export.replaced and current != export.folder:
         return "made from replaced files that config.toml does not name, or that have changed"
@@ -140,7 +140,7 @@ def _needless(config: Config, export: Export) -> str | None:
 
 
 def _in_use(candidate: Candidate, root: Path) -> str | None:
-    """Who needs the folder now, as far as this user can see."""
+    """The process that uses the folder now, as far as this user can see."""
     if not candidate.folder.resolve().is_relative_to(root.resolve()):
         return "it is not in the cache"
     try:
@@ -152,7 +152,7 @@ def _in_use(candidate: Candidate, root: Path) -> str | None:
         return f"it cannot be locked: {error}"
     for process in psutil.process_iter():
         paths: set[str] = set()
-        unknown = (psutil.Error, OSError, AttributeError)  # another user's, ended meanwhile, or not told on this system
+        unknown = (psutil.Error, OSError, AttributeError)  # another user's, an ended one, or hidden on this system
         with contextlib.suppress(*unknown):
             paths |= {one.path for one in process.memory_maps()}
         with contextlib.suppress(*unknown):
@@ -163,7 +163,7 @@ def _in_use(candidate: Candidate, root: Path) -> str | None:
 
 
 def _remove(candidate: Candidate) -> bool:
-    """Move the folder aside, so that nobody finds half of it, and delete it."""
+    """Move the folder aside, so that no program finds half of it, and delete it."""
     try:
         with FileLock(lock_file(candidate.target)).acquire(timeout=0):
             aside = candidate.target.parent / f".{candidate.target.name}.partial-pruned"

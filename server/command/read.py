@@ -78,10 +78,10 @@ examples:
 exit code: 0 all pages were read; 1 some failed or were left; 2 the command line cannot be carried out; 130 interrupted
 """
 
-# An answer to all pages of a document is as long as the model's context lets it be.
+# An answer to all pages of a document may fill the model's context.
 SEVERAL_DEFAULTS: Mapping[str, Any] = {"max_new_tokens": 100_000}
 SERVER_JOBS = 4
-MOST_WORKERS = 8  # processes that draw pages at once
+MOST_WORKERS = 8  # processes that draw pages
 
 __all__ = ["DESCRIPTION", "EXAMPLES", "ReadCommand", "add_arguments", "run"]
 
@@ -91,9 +91,9 @@ _LOCAL_ONLY = (
 
 
 def run(given: Mapping[str, Any], command: type[ReadCommand] | None = None) -> int:
-    """Read everything. Returns 0, or 1 when a page failed.
+    """Run the command. Returns 0, or 1 when a page failed.
 
-    command : what does it, where that is another than ``read`` itself.
+    command : the command's class, ``ReadCommand`` or one derived from it.
 
     Raises
     ------
@@ -111,7 +111,7 @@ def run(given: Mapping[str, Any], command: type[ReadCommand] | None = None) -> i
 
 
 class ReadCommand:
-    """One call of the program."""
+    """One run of ``read``."""
 
     default_format = "md"
 
@@ -121,7 +121,7 @@ class ReadCommand:
         Raises
         ------
         UsageError, InvalidInput, ConfigError
-            naming the flag that is wrong.
+            naming the wrong flag.
         """
         self._given = given
         self._settings_given = flags.given_settings(given)
@@ -142,7 +142,7 @@ class ReadCommand:
         self._options = options_of(self._config, given, self._settings_given)
         self._prompt = prompt_of(given)
         self._schema = schema_of(given["schema"])
-        self._how = How(  # ``_reader`` adds the transparency, since pages are drawn before a reader gets them
+        self._how = How(  # ``_reader`` adds the transparency, which is applied when pages are drawn
             dpi=given["dpi"] or DEFAULT_DPI,
             max_pixels=self._options.max_image_megapixels * 1_000_000,
             shown_pixels=SHOWN_PIXELS if given["dpi"] is None else None,
@@ -156,7 +156,7 @@ class ReadCommand:
         folder = self._target.folder
         results = (
             None if self._target.single else folder
-        )  # a folder of results is no input; one that has a result may be
+        )  # a folder of results is no input; a folder that holds a result may be
         sources = find_sources(
             self._given["inputs"],
             results,
@@ -168,7 +168,7 @@ class ReadCommand:
             raise UsageError(f"there are {len(sources)} documents; name a folder for their results with -o")
         with ExitStack() as stack:
             stack.enter_context(_stopping(self._stop))
-            stack.enter_context(self._workers).warm()  # which is ready before the model is
+            stack.enter_context(self._workers).warm()  # the worker is ready before the model
             reader = self._reader()
             stack.callback(reader.close)
             output = None
@@ -194,7 +194,7 @@ class ReadCommand:
     def _read(self, plans: list[DocumentPlan], reader: Reader, output: OutputFolder | None, stack: ExitStack) -> int:
         resume, retry = self._given["resume"], self._given["retry_failed"]
         if reader.identity() is None:
-            reader.start()  # the model is exported before anything can be compared with it
+            reader.start()  # only an exported model has a fingerprint to compare with
         identity = reader.identity() or ""
         self._how = self._drawn_for(reader)
         alone, plans, found = len(plans) == 1, [], plans
@@ -215,7 +215,7 @@ class ReadCommand:
             if plan.error is not None:
                 say(f"failed: {plan.error}")
         total = sum(len(plan.todo) for plan in plans)
-        slots = reader.start() if total else 1  # before begin: a reader that cannot start costs no finished page
+        slots = reader.start() if total else 1  # before ``begin``: if the reader fails, no finished page is lost
         sink: Sink
         if output is not None:
             sink = output
@@ -255,15 +255,15 @@ class ReadCommand:
         return 1 if any(plan.failed or plan.left or plan.error is not None for plan in plans) else 0
 
     def _drawn_for(self, reader: Reader) -> How:
-        """No page is drawn larger than the model can make use of, unless somebody asks for it or is shown the page."""
+        """Pages are drawn no larger than the model can use, unless --dpi asks for more or pictures are made of them."""
         if self._how.shown_pixels is None or any(FORMATS[form].shows for form in self._target.formats):
             return self._how
         return replace(self._how, shown_pixels=enough_pixels(reader.seen_pixels()))
 
     def _prepare(self, plan: DocumentPlan, identity: str, *, joint: bool, alone: bool) -> None:
-        """Count the document's pages and say which are wanted; a picture among others is opened in its turn.
+        """Count the document's pages and choose the wanted ones; a picture among several documents is opened later.
 
-        joint : they are read together. alone : it is the only document.
+        joint : pages are read together. alone : this is the only document.
         """
         plan.error = plan.source.problem
         if plan.error is not None:
@@ -344,7 +344,7 @@ class ReadCommand:
     def _settings(
         self, entry: ModelEntry, images: int, defaults: Mapping[str, Any], prompt: str = ""
     ) -> InferenceSettings:
-        """For answers to so many images. defaults : of this command."""
+        """Settings for answers to ``images`` images. defaults : of this command."""
         of_pages = page_defaults(entry, prompt) if images == 1 else {}
         inference = {**defaults_of(entry.family, images), **defaults, **of_pages, **self._config.inference}
         return precedence.resolve(inference, entry.defaults, self._settings_given, {})
@@ -379,11 +379,11 @@ def _count_of(number: int, noun: str) -> str:
 
 
 def _stopping(stop: threading.Event) -> contextlib.AbstractContextManager[None]:
-    """The first Ctrl-C asks for an end, which comes within one step of the model; the second one does not wait."""
+    """Handle Ctrl-C: the first ends the run within one step of the model; the second at once."""
 
     def handle(number: int, frame: FrameType | None) -> None:
         if stop.is_set():
-            os._exit(130)  # every file is published whole, so nothing is half-written
+            os._exit(130)  # nothing is half-written, as every file is published whole
         stop.set()
 
     return handled(handle, signal.SIGINT, signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""The flags of ``ocr-onnx read``, and what their values mean, before anything is read."""
+"""The flags of ``ocr-onnx read``, and how their values are parsed."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from . import on_ray
 from .command_errors import UsageError
 from .target import ENDINGS, format_list, one_of
 
-# A page is read to its end here; the server's default is made for clients that set their own.
+# Pages are read to their end; the server's default is for clients that set their own limit.
 READ_DEFAULTS: Mapping[str, Any] = {"max_new_tokens": 8192}
-_MOST_SECONDS = 1_000_000  # more than any page takes, and less than what a socket cannot hold
+_MOST_SECONDS = 1_000_000  # more than any page takes, and less than a socket's limit
 
 PASSWORD_VARIABLE = "OCR_ONNX_PDF_PASSWORD"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """All flags of ``read``. Those of the model and its settings leave no trace when they are not given."""
+    """Add all flags of ``read``. Flags of the model and its settings are absent from the result when not given."""
     parser.add_argument(
         "inputs",
         nargs="+",
@@ -153,13 +153,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def password_of(given: Mapping[str, Any]) -> str | None:
-    """What opens encrypted PDFs."""
+    """The password of encrypted PDFs."""
     password: str | None = given["password"]
     return password if password is not None else os.environ.get(PASSWORD_VARIABLE)
 
 
 def prompt_of(given: Mapping[str, Any]) -> str | None:
-    """The user's own words; raises UsageError for those that cannot be taken."""
+    """The user's own prompt; raises UsageError for a prompt that cannot be taken."""
     prompt: str | None = given["prompt"]
     file: Path | None = given["prompt_file"]
     if file is not None:
@@ -177,7 +177,7 @@ def prompt_of(given: Mapping[str, Any]) -> str | None:
 
 
 def schema_of(file: Path | None) -> str | None:
-    """JSON text of the schema in a file; raises UsageError for what is none."""
+    """JSON text of the schema in a file; raises UsageError for a file without a valid schema."""
     if file is None:
         return None
     try:
@@ -187,8 +187,8 @@ def schema_of(file: Path | None) -> str | None:
 
 
 def options_of(config: Config, given: Mapping[str, Any], inference: Mapping[str, Any]) -> ServerOptions:
-    """How the model is opened and what pages may be. inference : settings that are given as flags."""
-    return given_options(config, {**given, "vision_cache_mb": 0.0}, inference)  # no page is asked about twice
+    """Options of models and pages. inference : settings that are given as flags."""
+    return given_options(config, {**given, "vision_cache_mb": 0.0}, inference)  # no page is read twice
 
 
 def _count(text: str) -> int:
@@ -205,7 +205,7 @@ def _count_or_none(text: str) -> int:
 
 
 def probability(text: str) -> float:
-    """Of a flag's text; raises ArgumentTypeError."""
+    """A probability from a flag's text; raises ArgumentTypeError."""
     try:
         value = float(text)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Who reads a page: a model in this process, or (see ``remote``) a running server."""
+"""Readers of pages: a model in this process, or (see ``remote``) a running server."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ from server.options import ServerOptions
 from .command_errors import CommandFailed, Interrupted, PageFailed
 from .progress import PageWork
 
-POLL_SECONDS = 0.1  # how often a running page looks whether the user wants an end
-QUEUE_SECONDS = 0.5  # until a full queue is tried again
+POLL_SECONDS = 0.1  # seconds between two looks whether the user wants an end
+QUEUE_SECONDS = 0.5  # seconds until a full queue is tried again
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What reading one page gave."""
+    """The answer to one page."""
 
     text: str
     boxes: tuple[Box, ...] = ()
@@ -45,23 +45,23 @@ class Reading:
     completion_tokens: int = 0
     timings: dict[str, float] = field(default_factory=dict)
     confidence: Confidence | None = None
-    blocks: tuple[Block, ...] = ()  # in reading order; none: nobody named any
+    blocks: tuple[Block, ...] = ()  # in reading order; empty: the model names none
 
 
 class Reader(Protocol):
-    """Reads pages, from as many threads as ``jobs`` says."""
+    """Reads pages, called by as many threads as ``start`` returns."""
 
     def identity(self) -> str | None:
-        """Changes with the model, the prompt and the settings; None while nobody knows."""
+        """Changes with the model, the prompt and the settings; None while unknown."""
 
     def seen_pixels(self) -> int | None:
-        """Most pixels of a page that the model makes use of; None: nobody knows, or pages are read by their parts.
+        """Most pixels of a page that the model uses; None: unknown, or pages are read by their parts.
 
-        Asked once there is an identity.
+        Called once ``identity`` is known.
         """
 
     def describe(self) -> dict[str, object]:
-        """What the run manifest and the JSON results say of the model, the prompt and the settings."""
+        """Model, prompt and settings, for the run manifest and the JSON results."""
 
     def start(self) -> int:
         """Get ready; returns how many pages are best read at once.
@@ -69,15 +69,15 @@ class Reader(Protocol):
         Raises
         ------
         CommandFailed
-            when the model cannot be had; the message says what to do.
+            when the model cannot be opened; the message names the remedy.
         InvalidInput
             for a prompt or a setting that the model cannot take.
         Interrupted
-            when the user wanted an end meanwhile.
+            when the user interrupted meanwhile.
         """
 
     def read(self, page: Image.Image, work: PageWork | None = None) -> Reading:
-        """Read one page; ``work`` is kept up to date on the way.
+        """Read one page; updates ``work`` on the way.
 
         Raises
         ------
@@ -86,7 +86,7 @@ class Reader(Protocol):
         CommandFailed
             when no page can be read any more.
         Interrupted
-            when the user wanted an end meanwhile.
+            when the user interrupted meanwhile.
         """
 
     @property
@@ -94,22 +94,22 @@ class Reader(Protocol):
         """Whether the pages of a document are read together, by ``read_together``."""
 
     def read_together(self, pages: DrawnPages, work: PageWork | None = None) -> list[Reading | PageFailed]:
-        """Read all pages of a document in one answer; what it says of each, or that it does not reach the page.
+        """Read all pages of a document in one answer; a failure for each page that the answer does not reach.
 
         Raises as ``read``, when none of the pages can be read.
         """
 
     def close(self) -> None:
-        """Let go of everything. Idempotent."""
+        """Free everything. Idempotent."""
 
 
 def spread(
     whole: Reading, parts: Sequence[PagePart], pages: int, boxes: Sequence[Sequence[Box]],
     blocks: Sequence[tuple[Block, ...]],
 ) -> list[Reading | PageFailed]:  # fmt: skip
-    """An answer to so many pages as one reading for each: what is of the whole answer is shared out evenly.
+    """One answer to ``count`` pages as a reading for each page; tokens and times are shared out evenly.
 
-    parts, boxes, blocks : of the pages that the answer reaches.
+    parts, boxes, blocks : those of the pages that the answer reaches.
     """
     reached = len(parts)
     prompt, rest = divmod(whole.prompt_tokens, reached)
@@ -125,15 +125,15 @@ def spread(
 
 
 class LocalReader:
-    """Reads with a model in this process, exporting it first where needed, as the server does."""
+    """Reads with a model in this process, exporting the model first where needed, as the server does."""
 
     def __init__(
         self, config: Config, options: ServerOptions, prompt: str, settings: InferenceSettings, stop: threading.Event,
         *, raw: bool = False, schema: str | None = None, several: InferenceSettings | None = None,
         device: str | None = None,
     ) -> None:  # fmt: skip
-        """several : for an answer to several pages, where the prompt asks for one; None: it does not.
-        device : its name, where the model is not computed on this machine; else this machine is asked for it.
+        """several : settings of an answer to several pages, where the prompt asks for one; None: one page an answer.
+        device : the device's name, where the model runs on another machine; None: asked of this machine.
         """
         self._prompt, self._settings, self._stop, self._raw = prompt, settings, stop, raw
         self._schema, self._several = schema, several
@@ -141,7 +141,7 @@ class LocalReader:
             from runtime.providers import find_device  # needs ONNX Runtime, and seconds to import it
 
             device = find_device(options.device, options.threads or None).name
-        # Passes and steps share the processors of a CPU; on a card they run side by side. A deadline counts for each.
+        # On a CPU passes and steps share the processors, on a GPU they overlap. Each page has its own deadline.
         self._patient = device == "cpu" and settings.deadline_s is None
         self._source = ModelSource(config, replace(options, many=True), device)
         self.key: ModelKey = self._source.key(self._source.entry(options.model))
@@ -163,7 +163,7 @@ class LocalReader:
         return self._source.seen_pixels(self.key, self._prompt, self._settings)
 
     def model_files(self) -> str:
-        """A digest of the export's files, the same on every machine that has this export; "" while there is none."""
+        """A digest of the export's files, the same on every machine with this export; "" without an export."""
         try:
             files = Manifest.load(self.key.folder).files
         except ManifestError:
@@ -229,7 +229,7 @@ class LocalReader:
         return spread(whole, parts, len(pages), boxes, [blocks_of(own) for own in boxes])
 
     def _answer(self, request: Request, work: PageWork) -> tuple[list[TextDelta], Finished]:
-        """The pieces of an answer, and how it ended."""
+        """The pieces of an answer, and its last event."""
         generation = self._submit(request)
         pieces: list[TextDelta] = []
         while not isinstance(event := generation.next_event(POLL_SECONDS), Finished):
@@ -250,7 +250,7 @@ class LocalReader:
         while True:
             try:
                 return self._model.submit(request)
-            except QueueFull:  # more jobs than slots and queue together
+            except QueueFull:  # more jobs than slots and queue hold
                 if self._stop.wait(QUEUE_SECONDS):
                     raise Interrupted from None
             except EngineClosed as error:

@@ -1,7 +1,8 @@
 """Reads pages with a running server over its OpenAI-compatible API, so that no model is loaded here.
 
-Answers are streamed: a server that works sends something every few seconds, so silence means that it is gone, and load
-balancers do not cut long pages off. What may pass (a busy queue, a restart, a lost connection) is tried again.
+Answers are streamed: a working server sends something every few seconds, so that silence means a dead one, and load
+balancers do not cut long pages off. After a transient failure (a busy queue, a restart, a lost connection) the page is
+tried again.
 """
 
 from __future__ import annotations
@@ -16,13 +17,10 @@ import json
 import logging
 import os
 import random
-import socket
 import threading
 import time
-import urllib.request
 from collections.abc import Iterator, Mapping
 from typing import Any
-from urllib.parse import SplitResult, unquote, urlsplit
 
 from PIL import Image
 from PIL.TiffImagePlugin import AppendingTiffWriter
@@ -36,23 +34,24 @@ from runtime.documents import DrawnPages
 from server.options import KEYS_VARIABLE
 from server.writers.result import block_of
 
-from .command_errors import CommandFailed, Interrupted, PageFailed, UsageError
+from .command_errors import CommandFailed, Interrupted, PageFailed
 from .progress import PageWork
 from .readers import Reading, spread
+from .server_address import ServerAddress, shut
 
 log = logging.getLogger(__name__)
 
 RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
-BUSY = frozenset({429, 503})  # somebody is there and has too much to do
-FIRST_DELAY, LONGEST_DELAY = 0.5, 60.0  # seconds between two tries; doubled each time, the first ones half at random
+BUSY = frozenset({429, 503})  # the server is up, and overloaded
+FIRST_DELAY, LONGEST_DELAY = 0.5, 60.0  # seconds between two tries: doubled each time, less up to half at random
 LONGEST_RETRY_AFTER = 600.0
-START_RETRIES = 2  # a wrong address should be told at once
-GIVE_UP_AFTER = 3  # pages in a row that used up all their tries: the server is away
+START_RETRIES = 2  # few: a wrong address should be told soon
+GIVE_UP_AFTER = 3  # pages in a row that used up all their tries, after which the server counts as away
 _MOST_ERROR_BYTES = 100_000
 
 
 class _TryAgain(Exception):
-    """What may pass. ``after``: seconds that the server asked for. ``busy``: it is there and has too much to do."""
+    """A transient failure. ``after``: seconds that the server asked for. ``busy``: the server is up, and overloaded."""
 
     def __init__(self, reason: str, after: float = 0.0, *, busy: bool = False) -> None:
         super().__init__(reason)
@@ -67,27 +66,22 @@ class RemoteReader:
         api_key: str | None, retries: int, timeout: float, stop: threading.Event, jobs: int, raw: bool = False,
         several: Mapping[str, Any] | None = None, schema: str | None = None,
     ) -> None:  # fmt: skip
-        """several : settings of an answer to several pages, where one is asked for.
+        """several : settings of an answer to several pages, where pages are read together.
 
         Raises
         ------
         UsageError
-            for an address that is none, or a key that cannot be sent.
+            for an invalid address, or a key that cannot be sent.
         """
-        address = _checked(url)
-        self._url = address._replace(netloc=address.netloc.rpartition("@")[2])  # as it is told and written
-        self._proxy = _proxy_for(self._url)
+        self.address = ServerAddress.of(url, api_key or os.environ.get(KEYS_VARIABLE, "").split(",")[0])
         self._model, self._task, self._prompt = model, task, prompt
         self._settings, self._raw, self._schema = dict(settings if several is None else several), raw, schema
         self.joint = several is not None
         self._retries, self._timeout, self._stop, self._jobs = retries, timeout, stop, jobs
-        key = _checked_key((api_key or os.environ.get(KEYS_VARIABLE, "").split(",")[0]).strip())
-        login = f"Bearer {key}" if key else _basic(address)
-        self._headers = {"User-Agent": "ocr-onnx", **({"Authorization": login} if login else {})}
         self._lock = threading.Lock()
         self._connections: set[http.client.HTTPConnection] = set()
-        self._given_up = 0  # pages in a row
-        self._told = False  # that the prompt is ignored
+        self._given_up = 0  # pages in a row that were given up
+        self._told = False  # the user has been told that the prompt is ignored
         self._away = False  # the user has been told that the server does not answer
         self._watcher: threading.Thread | None = None
 
@@ -104,7 +98,7 @@ class RemoteReader:
     def describe(self) -> dict[str, object]:
         return {
             "model": self._model,
-            "server": self._url.geturl(),
+            "server": self.address.url,
             "task": self._task,
             "prompt": self._prompt,
             "raw": self._raw,
@@ -120,9 +114,9 @@ class RemoteReader:
                 models = self._tried(START_RETRIES, lambda: self._get_json("/v1/models"))["data"]
                 self._model = self._model or str(models[0]["id"])
             except PageFailed as error:
-                raise CommandFailed(f"{self._url.geturl()}: {error}") from error
+                raise CommandFailed(f"{self.address.url}: {error}") from error
             except (KeyError, IndexError, TypeError) as error:
-                raise CommandFailed(f"{self._url.geturl()} lists no models; name one with --model") from error
+                raise CommandFailed(f"{self.address.url} lists no models; name one with --model") from error
         return self._jobs
 
     def read(self, page: Image.Image, work: PageWork | None = None) -> Reading:
@@ -133,7 +127,7 @@ class RemoteReader:
         return reading
 
     def read_together(self, pages: DrawnPages, work: PageWork | None = None) -> list[Reading | PageFailed]:
-        """The pages go to the server as the frames of a TIFF, each with the pixels that it has here."""
+        """See ``readers.Reader``. The pages are sent as frames of a TIFF, with unchanged pixels."""
         url = "data:image/tiff;base64," + base64.b64encode(_as_frames(pages)).decode()
         part = {"type": "file", "file": {"file_data": url, "filename": "pages.tif"}}
         whole, extension = self._read(part, work or PageWork())
@@ -152,7 +146,7 @@ class RemoteReader:
         return [PageFailed(str(page["error"])) if "error" in page else next(readings) for page in described]
 
     def _read(self, part: Mapping[str, Any], work: PageWork) -> tuple[Reading, Mapping[str, Any]]:
-        """A whole answer, and what the server says beside its text."""
+        """A whole answer, and the ``ocr`` extension of the server's response."""
         body = json.dumps(self._body(part)).encode()
         answer: tuple[Reading, Mapping[str, Any]] = self._tried(self._retries, lambda: self._ask(body, work))
         with self._lock:
@@ -163,7 +157,7 @@ class RemoteReader:
         with self._lock:
             connections = list(self._connections)
         for connection in connections:
-            _shut(connection)
+            shut(connection)
 
     # One request.
 
@@ -189,7 +183,7 @@ class RemoteReader:
                 body[setting.spellings[0]] = value
             elif setting.off:
                 body[setting.spellings[0]] = setting.off[0]
-        body["orient"] = "off"  # pages come from here as they are to be read, and so do their places
+        body["orient"] = "off"  # pages are sent upright, and boxes must fit them
         return body
 
     def _ask(self, body: bytes, work: PageWork) -> tuple[Reading, Mapping[str, Any]]:
@@ -207,14 +201,14 @@ class RemoteReader:
                     pieces.append(choice.get("delta", {}).get("content") or "")
                     if pieces[-1]:
                         work.stage = "reading"
-                        work.add(pieces[-1], 1)  # a piece has a token, mostly
-                    if extension is None and choice.get("finish_reason"):  # a server of another make
+                        work.add(pieces[-1], 1)  # a piece is one token, mostly
+                    if extension is None and choice.get("finish_reason"):  # another server than ocr-onnx
                         extension = {"finish_detail": _DETAILS.get(choice["finish_reason"], "eos")}
         if extension is None:
             raise _TryAgain("the answer broke off before its end")
         if extension.get("finish_detail") == "cancelled":
             raise _TryAgain("the server was stopped while it read the page")
-        if extension.get("finish_detail") == "no_image":  # its text is a sentence to a person, and not the page's
+        if extension.get("finish_detail") == "no_image":  # the text is a message to a person, not the page's
             raise PageFailed("the server got no image; what stands between here and there has taken it out")
         if extension.get("prompt_ignored") and not self._told:
             self._told = True
@@ -238,22 +232,22 @@ class RemoteReader:
             try:
                 return json.loads(response.read())
             except ValueError:
-                raise CommandFailed(f"{self._url.geturl()} answers {path} with something else than JSON") from None
+                raise CommandFailed(f"{self.address.url} answers {path} with something else than JSON") from None
 
     @contextlib.contextmanager
     def _response(self, method: str, path: str, body: bytes | None = None) -> Iterator[http.client.HTTPResponse]:
-        """Send a request; the response to it when that is a 200.
+        """Send a request; yields the response when its status is 200.
 
         Raises
         ------
         _TryAgain, PageFailed, CommandFailed, Interrupted
         """
-        connection, target, more = self.connection(path)
+        connection, target, headers = self.address.connection(path, self._timeout)
         with self._lock:
             self._connections.add(connection)
         try:
-            headers = {**self._headers, **more, **({"Content-Type": "application/json"} if body else {})}
-            connection.request(method, target, body, headers)
+            typed = {"Content-Type": "application/json"} if body else {}
+            connection.request(method, target, body, {**headers, **typed})
             response = connection.getresponse()
             if response.status != 200:
                 raise self._refusal(response)
@@ -267,22 +261,6 @@ class RemoteReader:
                 self._connections.discard(connection)
             connection.close()
 
-    def connection(self, path: str) -> tuple[http.client.HTTPConnection, str, Mapping[str, str]]:
-        """A connection, perhaps through a proxy, what to ask it for, and the headers for the proxy."""
-        url, via = self._url, self._proxy
-        host, port = url.hostname or "", url.port
-        target = f"{url.path}{path}"
-        kind = http.client.HTTPSConnection if url.scheme == "https" else http.client.HTTPConnection
-        if via is None:
-            return kind(host, port, timeout=self._timeout), target, {}
-        connection = kind(via.hostname or "", via.port or 80, timeout=self._timeout)
-        login = _basic(via)
-        headers = {"Proxy-Authorization": login} if login else {}
-        if url.scheme == "https":
-            connection.set_tunnel(host, port or 443, headers)
-            return connection, target, {}
-        return connection, f"{url.scheme}://{url.netloc}{target}", headers
-
     def _refusal(self, response: http.client.HTTPResponse) -> Exception:
         status = response.status
         message = _message(response.read(_MOST_ERROR_BYTES), f"{status} {response.reason}")
@@ -290,25 +268,25 @@ class RemoteReader:
             return _TryAgain(message, seconds_to_wait(response.headers.get("Retry-After")), busy=status in BUSY)
         if status in (401, 403):
             return CommandFailed(
-                f"{self._url.geturl()} refuses the API key: {message}; set {KEYS_VARIABLE} or name it with --api-key"
+                f"{self.address.url} refuses the API key: {message}; set {KEYS_VARIABLE} or name it with --api-key"
             )
         if status == 404 or 300 <= status < 400:
-            return CommandFailed(f"{self._url.geturl()}: {message}; is the address right, and the model's id?")
+            return CommandFailed(f"{self.address.url}: {message}; is the address right, and the model's id?")
         return PageFailed(f"the server refuses the page: {message}")
 
     # Trying again.
 
     def _tried(self, retries: int, attempt: Any) -> Any:
-        """The result of ``attempt``, which is made again while it asks for that.
+        """The result of ``attempt``, which is called again while it raises ``_TryAgain``.
 
         Raises
         ------
         PageFailed
-            when it still does after the last try.
+            when the last try raises it, too.
         CommandFailed
-            when that happened to several pages in a row and the server was not just busy.
+            when that happened to several pages in a row, unless the server was busy.
         Interrupted
-            when the user wants an end, which breaks running answers off.
+            when the user wants an end, which breaks off answers in flight.
         """
         for number in range(retries + 1):
             if self._stop.is_set():
@@ -331,11 +309,11 @@ class RemoteReader:
         raise AssertionError("the loop returns or raises")
 
     def _tell(self, problem: _TryAgain) -> None:
-        """Say once that the server is away, for a bar that stands still explains nothing; a busy one is no news."""
+        """Log once that the server is away, as a bar that stands still explains nothing; not for a busy server."""
         with self._lock:
             told, self._away = self._away, self._away or not problem.busy
         if self._away and not told:
-            log.warning("%s: %s; trying again", self._url.geturl(), problem)
+            log.warning("%s: %s; trying again", self.address.url, problem)
 
     def _exhausted(self, problem: _TryAgain, retries: int) -> Exception:
         with self._lock:
@@ -343,7 +321,7 @@ class RemoteReader:
             away = self._given_up >= GIVE_UP_AFTER
         if away:
             return CommandFailed(
-                f"{self._url.geturl()} does not answer any more ({problem}); go on with --resume when it does"
+                f"{self.address.url} does not answer any more ({problem}); go on with --resume when it does"
             )
         return PageFailed(f"given up after {retries + 1} tries: {problem}", transient=True)
 
@@ -355,66 +333,12 @@ class RemoteReader:
 _DETAILS = {"stop": "eos", "length": "max_tokens"}
 
 
-def _checked(url: str) -> SplitResult:
-    parts = _split(url.strip().rstrip("/").removesuffix("/v1"))
-    if parts is None or parts.scheme not in ("http", "https"):
-        shown = url.rpartition("@")[2]  # no password on the screen
-        raise UsageError(f"--server {shown!r:.200} is no address; write one such as http://gpu:8000")
-    return parts
-
-
-def _split(url: str) -> SplitResult | None:
-    """The parts of an address; None where it has no host, or one that cannot be."""
-    try:
-        parts = urlsplit(url)
-        return parts if parts.hostname and parts.port != 0 else None  # a port that is no number raises
-    except ValueError:
-        return None
-
-
-def _checked_key(key: str) -> str:
-    for place, character in enumerate(key, 1):
-        if not character.isprintable() or ord(character) > 0xFF:
-            raise UsageError(
-                f"character {place} of the API key is {character!a}, which no HTTP header holds; copy the key anew "
-                f"into {KEYS_VARIABLE} or --api-key"
-            )
-    return key
-
-
-def _proxy_for(url: SplitResult) -> SplitResult | None:
-    """The proxy that the environment names for an address.
-
-    Raises
-    ------
-    UsageError
-        when that is no address.
-    """
-    host = url.hostname or ""
-    proxy = None if urllib.request.proxy_bypass(host) else urllib.request.getproxies().get(url.scheme)
-    if not proxy:
-        return None
-    via = _split(proxy if "://" in proxy else f"http://{proxy}")
-    if via is None:
-        shown = proxy.rpartition("@")[2]
-        raise UsageError(f"{url.scheme}_proxy {shown!r:.200} is no address; write one such as http://proxy:3128")
-    return via
-
-
-def _basic(address: SplitResult) -> str:
-    """The header's value for the user and the password in an address; empty where there is none."""
-    if address.username is None:
-        return ""
-    login = f"{unquote(address.username)}:{unquote(address.password or '')}"
-    return f"Basic {base64.b64encode(login.encode()).decode()}"
-
-
 def _events(response: http.client.HTTPResponse) -> Iterator[Mapping[str, Any]]:
     """The data of server-sent events, up to ``[DONE]``."""
     for raw in response:
         line = raw.strip()
         if not line.startswith(b"data:"):
-            continue  # comments keep the connection alive
+            continue  # comments, which keep the connection alive
         data = line.removeprefix(b"data:").strip()
         if data == b"[DONE]":
             return
@@ -427,7 +351,7 @@ def _events(response: http.client.HTTPResponse) -> Iterator[Mapping[str, Any]]:
 
 
 def _as_frames(pages: DrawnPages) -> bytes:
-    """Pages as one TIFF without loss, of which no more than one is in memory as pixels."""
+    """Pages as one lossless TIFF; one page at a time is in memory as pixels."""
     buffer = io.BytesIO()
     with AppendingTiffWriter(buffer) as frames:
         for page in pages:
@@ -442,7 +366,7 @@ def _box(entry: Mapping[str, Any]) -> Box:
 
 
 def _message(body: bytes, otherwise: str) -> str:
-    """What an error's body says, in OpenAI's shape or not."""
+    """The message in an error's body of OpenAI's form, else ``otherwise``."""
     try:
         return str(json.loads(body)["error"]["message"])
     except (ValueError, KeyError, TypeError):
@@ -461,9 +385,3 @@ def seconds_to_wait(retry_after: str | None) -> float:
         return max(0.0, email.utils.parsedate_to_datetime(retry_after).timestamp() - time.time())
     except ValueError:
         return 0.0
-
-
-def _shut(connection: http.client.HTTPConnection) -> None:
-    """End a connection that another thread waits on."""
-    with contextlib.suppress(OSError, AttributeError):  # not connected yet, or not any more
-        connection.sock.shutdown(socket.SHUT_RDWR)

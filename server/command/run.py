@@ -1,6 +1,6 @@
-"""Keeps ``jobs`` pages in flight until all are done, and gives each to the reader and then to the sink.
+"""Keeps ``jobs`` pages in flight until all are done: each goes to the reader, then to the sink.
 
-A page's picture lives from the moment a thread draws it until that thread has its text: as many pictures as jobs.
+A picture lives from its drawing until the same thread has the text: at most ``jobs`` pictures are in memory.
 """
 
 from __future__ import annotations
@@ -30,31 +30,31 @@ from .readers import Reader
 
 log = logging.getLogger(__name__)
 
-POLL_SECONDS = 0.2  # how soon a signal is noticed
-PIXELS_IN_FLIGHT = 24_000_000  # each takes 4 bytes here, as many again in the model's hands, and 8 in a worker
+POLL_SECONDS = 0.2  # seconds until a signal is noticed
+PIXELS_IN_FLIGHT = 24_000_000  # pixels; each takes 4 bytes here, as many in the model's preparation, and 8 in a worker
 
 
 class Sink(Keeper, Protocol):
-    """Where results go: ``folder.OutputFolder`` or ``stdout.Printer``. All but ``put`` is called by the main thread."""
+    """Where results go: ``folder.OutputFolder`` or ``stdout.Printer``. Only ``put`` is called on other threads."""
 
     def pictures(self, plan: DocumentPlan) -> Pictures:
-        """Which pictures are wanted of a document's pages."""
+        """Which pictures to make of a document's pages."""
 
     def finish(self, plan: DocumentPlan, head: Mapping[str, Any], material: Material) -> None:
-        """All pages of a document have been dealt with. Raises as ``Material.picture``."""
+        """Publish a document whose pages are all finished. Raises as ``Material.picture``."""
 
     def fail(self, plan: DocumentPlan) -> None:
-        """A document cannot be opened."""
+        """Note that a document cannot be opened."""
 
 
 @dataclass(eq=False)
 class _Open:
-    """A document some of whose pages are in flight."""
+    """A document with pages in flight."""
 
     plan: DocumentPlan
     document: Document
-    unread: int  # of plan.todo
-    unsettled: int  # of those
+    unread: int  # pages of plan.todo that have not been read
+    unsettled: int  # pages of plan.todo that have not been settled
 
 
 class Run:
@@ -70,22 +70,22 @@ class Run:
         stop: threading.Event,
         min_confidence: float = 0.0,
     ) -> None:
-        """min_confidence : mean probability of a page's tokens below which the page is marked as doubtful."""
+        """min_confidence : mean token probability below which a page is marked as doubtful."""
         self._reader, self._sink, self._open_source, self._head = reader, sink, open_source, head
         self._progress, self._stop, self._min_confidence = progress, stop, min_confidence
         self._pixels = PixelBudget(PIXELS_IN_FLIGHT)
         self._broken: Exception | None = None
         self._opened: list[_Open] = []
         self._keeping: Keeping[_Open] = Keeping(sink, progress)
-        self._left: dict[str, int] = {}  # document -> pages of its todo that nobody has dealt with
+        self._left: dict[str, int] = {}  # document -> unfinished pages of its todo
 
     def read_all(self, plans: Sequence[DocumentPlan], jobs: int) -> None:
-        """Read every page that is to be read; returns early when ``stop`` is set.
+        """Read every page of the plans' todo; returns early when ``stop`` is set.
 
         Raises
         ------
         CommandFailed
-            when no page can be read any more; those that were finished are kept.
+            when no page can be read any more; finished pages are kept.
         """
         self._left = {plan.source.name: len(plan.todo) for plan in plans}
         tasks = self._tasks(plans)
@@ -104,7 +104,7 @@ class Run:
                         self._settle(MOST)
                         self._progress.show()
                 except BaseException:
-                    self._stop.set()  # the pool's end waits for the threads that still read
+                    self._stop.set()  # the pool waits for threads that still read
                     raise
             while self._keeping.pages:
                 self._settle(0)
@@ -118,18 +118,18 @@ class Run:
             raise self._broken
 
     def _tasks(self, plans: Sequence[DocumentPlan]) -> Iterator[tuple[_Open, Sequence[int]]]:
-        """Pages in order, those read together as one. A document is opened when its first page is asked for."""
+        """Tasks in page order; pages read together are one task. A document is opened with its first task."""
         for plan in plans:
             if not plan.todo:
                 if plan.error is None and not plan.whole and not plan.left:
-                    self._finish(plan)  # killed after its last page, before it was published
+                    self._finish(plan)  # an earlier run was killed between the last page and publishing
                 continue
             try:
                 document = self._open_source(plan)
             except Stopped:
-                return  # ``stop`` is set, and nothing more is begun
+                return  # ``stop`` is set: begin nothing more
             except InvalidInput as error:
-                self._settle(0)  # what was read before it is told before it
+                self._settle(0)  # earlier pages are noted first
                 plan.error = str(error)
                 self._sink.fail(plan)
                 say(f"failed: {plan.error}")
@@ -139,7 +139,7 @@ class Run:
             yield from [(opened, plan.todo)] if self._reader.joint else ((opened, [index]) for index in plan.todo)
 
     def _read(self, opened: _Open, indices: Sequence[int]) -> None:
-        """One page, or those that are read together. Runs on a thread of the pool."""
+        """Read one page, or pages that are read together. Runs on a thread of the pool."""
         work = self._progress.begin(len(indices))
         document, stop, doubt = opened.document, self._stop.is_set, self._min_confidence
         try:
@@ -148,7 +148,7 @@ class Run:
             if self._reader.joint:
                 read = read_together(self._reader, document, indices, stop, min_confidence=doubt, work=work)
                 for result, page in read:
-                    wait([self._keep(opened, result, page)])  # what was made of one page is gone before the next one
+                    wait([self._keep(opened, result, page)])  # frees a page's pictures before the next page
                 return
             with self._pixels.share() as share:
 
@@ -165,14 +165,14 @@ class Run:
             self._progress.end(work)
 
     def _keep(self, opened: _Open, result: PageResult, page: Image.Image | None) -> Future[None]:
-        """Have a page written; whoever read it goes on."""
+        """Have a page written, without waiting."""
         plan = opened.plan
         return self._keeping.add(
             opened, plan, *with_pictures(self._sink.pictures(plan), result, page, plan.source.name)
         )
 
     def _look_at(self, future: Future[None], opened: _Open, pages: int) -> None:
-        """So many pages have been read, or something else has ended that."""
+        """Take a finished task's results, or its error."""
         opened.unread -= pages
         if not opened.unread:
             opened.document.close()
@@ -186,7 +186,7 @@ class Run:
             self._stop.set()
 
     def _settle(self, most: int) -> None:
-        """Deal with pages that have been written, until no more than ``most`` are on their way."""
+        """Note pages that have been written, until at most ``most`` are still being written."""
         try:
             for opened, _, _ in self._keeping.settle(most):
                 self._left[opened.plan.source.name] -= 1
@@ -204,13 +204,13 @@ class Run:
 def publish(
     sink: Sink, plan: DocumentPlan, head: Mapping[str, Any], open_source: Callable[[DocumentPlan], Document]
 ) -> None:
-    """Have a document written; one that cannot be does not end the others."""
+    """Publish a document; one that cannot be written does not end the run."""
     try:
         with OpenedAgain(plan.source, lambda: open_source(plan), plan.password) as material:
             sink.finish(plan, head, material)
         return
     except Stopped:
-        return  # ``stop`` is set; what was read is kept for --resume
+        return  # ``stop`` is set; finished pages are kept for --resume
     except CommandFailed:
         raise
     except InvalidInput as error:

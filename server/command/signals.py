@@ -1,4 +1,4 @@
-"""Signal handlers that are there for a while."""
+"""Signal handlers for the length of a block."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from types import FrameType
 
 @contextlib.contextmanager
 def handled(handler: Callable[[int, FrameType | None], None], *numbers: signal.Signals) -> Iterator[None]:
-    """``handler`` takes these signals until the block ends. Only the main thread may do that; others change nothing."""
+    """Let ``handler`` take these signals until the block ends. Does nothing on threads other than the main one."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

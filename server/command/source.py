@@ -1,4 +1,4 @@
-"""One document to read: a file, or what standard input or a pipe gave. ``inputs`` finds them; see ``buckets`` too."""
+"""One document to read: a file, standard input or a pipe. Found by ``inputs``; for addresses see ``buckets``."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from PIL import Image
 from runtime.documents import IMAGE_FORMATS, Document, How, Stop, Workers, open_document
 
 STANDARD_INPUT = "-"
-# What is taken from a folder: all endings that Pillow knows for what is read, HEIC where what reads it is installed. A
-# file that is named itself may have any ending: its content decides.
+# Endings taken from a folder: all that Pillow knows for the formats that are read, HEIC where its decoder is installed.
+# A file that is named itself may have any ending: its content decides.
 Image.init()
 SUFFIXES = (".pdf", *sorted(suffix for suffix, form in Image.EXTENSION.items() if form in IMAGE_FORMATS))
-# Of these the first bytes say that they are one page, without opening them.
+# Formats whose first bytes say that the file is one page.
 _ONE_PAGE = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM", b"GIF87a", b"GIF89a", b"RIFF", b"\0\0\0\x0cjP  ",
              b"\xff\x4f\xff\x51", b"qoif")  # fmt: skip
 
@@ -25,17 +25,17 @@ class Source:
     """One document to read."""
 
     path: Path | None  # absolute; None: standard input
-    relative: PurePath  # to the input that it was found under
-    data: bytes | None = field(default=None, repr=False)  # of what can be read once only: standard input, a pipe
-    problem: str | None = None  # why it cannot be read; of a folder below an input, whose documents nobody knows
+    relative: PurePath  # relative to the input
+    data: bytes | None = field(default=None, repr=False)  # content of standard input or a pipe
+    problem: str | None = None  # why the source cannot be read; also set for a folder that cannot be listed
 
     @property
     def name(self) -> str:
-        """What messages and the run manifest call it."""
+        """The document's name in messages and in the run manifest."""
         return STANDARD_INPUT if self.path is None else str(self.path)
 
     def original(self) -> Path | bytes:
-        """The file, or the content of what is none."""
+        """The file's path, or the content without a file."""
         return self.data if self.data is not None else self.path or b""
 
     @property
@@ -45,7 +45,7 @@ class Source:
         Raises
         ------
         OSError
-            when the file is not there any more.
+            when the file is gone.
         """
         if self.path is None or self.data is not None:
             return hashlib.sha256(self.data or b"").hexdigest()
@@ -53,7 +53,7 @@ class Source:
         return f"{status.st_size}-{status.st_mtime_ns}"
 
     def is_one_page(self) -> bool:
-        """Whether its first bytes say so, as most pictures' do.
+        """Whether the first bytes say that the document is one page, as most pictures' do.
 
         Raises
         ------
@@ -67,7 +67,7 @@ class Source:
         return start.startswith(_ONE_PAGE) or start.endswith(b"ftyp")  # AVIF, HEIC
 
     def open(self, how: How, workers: Workers, stop: Stop) -> Document:
-        """Open it; see ``runtime.documents.open_document``."""
+        """Open the document; see ``runtime.documents.open_document``."""
         if self.path is None or self.data is not None:
             name = str(self.path or "standard input")
             return open_document(self.data or b"", name=name, workers=workers, stop=stop, **vars(how))

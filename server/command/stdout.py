@@ -1,4 +1,4 @@
-"""The one document that is read without ``-o``: its pages go to standard output in order, as they are ready."""
+"""Writes the one document that is read without ``-o`` to standard output, page by page in order."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class _Terminal:
 
 
 class Printer:
-    """Takes pages as ``folder.OutputFolder`` does; those that come early wait for their turn."""
+    """Takes pages like ``folder.OutputFolder``; pages that come early wait for their turn."""
 
     def __init__(self, form: str, material: Material, put_together: IO[bytes]) -> None:
-        """put_together : where a file that is no text grows, since its writer goes back in it."""
-        if isinstance(sys.stdout, io.TextIOWrapper):  # whatever the locale: a page may hold any character
+        """put_together : a temporary file for a binary format, whose writer seeks."""
+        if isinstance(sys.stdout, io.TextIOWrapper):  # UTF-8 in every locale: a page may hold any character
             sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
         self._bytes = put_together if FORMATS[form].binary else None
         self._writer: Writer = FORMATS[form].write(self._bytes or _Terminal(), material)
@@ -40,13 +40,13 @@ class Printer:
         self._begun = False
 
     def begin(self, plan: DocumentPlan, head: Mapping[str, Any]) -> None:
-        """Write what comes before the pages."""
+        """Write the beginning of the format, before the pages."""
         self._left = [index + 1 for index in plan.pages]
         self._begun = True
         self._writer.begin(head)
 
     def close(self) -> None:
-        """Write what comes behind the pages, after an interrupted run too: half a JSON object is no use. Idempotent."""
+        """Write the end of the format, after an interrupted run too: half a JSON object is of no use. Idempotent."""
         if self._begun:
             self._begun = False
             self._writer.end()
@@ -61,7 +61,7 @@ class Printer:
         return Pictures(None, None)
 
     def put(self, plan: DocumentPlan, result: PageResult, made: Mapping[str, bytes]) -> None:
-        """Nothing is kept."""
+        """Does nothing: pages are written when they are settled."""
 
     def settle(self, plan: DocumentPlan, result: PageResult) -> None:
         if result.state == "failed":
@@ -75,4 +75,4 @@ class Printer:
         self.close()
 
     def fail(self, plan: DocumentPlan) -> None:
-        """Nothing to write: the message on standard error says it."""
+        """Does nothing: the message is on standard error."""

@@ -1,7 +1,7 @@
-"""Where an output folder lies: on a disk, or in a bucket that fsspec reaches (``buckets``).
+"""The storage of an output folder: a disk, or a bucket by fsspec (``buckets``).
 
-``folder.OutputFolder`` says what is written and when; a store says how a file appears whole, how a line is added to the
-run manifest, and how one run keeps others out. Names are paths below the folder with ``/`` between.
+``folder.OutputFolder`` decides what is written and when; a store knows how a file appears whole, how a line is added to
+the run manifest, and how one run locks out others. Names are paths below the folder, with ``/``.
 """
 
 from __future__ import annotations
@@ -23,37 +23,37 @@ class Store(Protocol):
     """Every method but ``where`` raises OSError when the disk or the network refuses."""
 
     def where(self, name: str) -> str:
-        """The file, as messages call it."""
+        """The file's name in messages."""
 
     def take(self) -> None:
-        """Keep other runs out, and be ready to write. Raises UsageError where another run writes, or none can."""
+        """Lock other runs out, and be ready to write. Raises UsageError where another run writes, or none can."""
 
     def leave(self) -> None:
-        """Let other runs in again. Nothing is left behind but results, and parts that a later run goes on from."""
+        """Unlock, and leave only results, and parts that a later run goes on from."""
 
     def exists(self, name: str) -> bool:
         """Whether there is such a file."""
 
     def names(self, folder: str) -> Iterable[str]:
-        """Names of the files and folders in a folder, without its own; none where there is no such folder."""
+        """Names of the files and folders in a folder, relative to that folder; none where there is no such folder."""
 
     def read(self, name: str) -> bytes:
         """A file's content."""
 
     def publishing(self, name: str) -> contextlib.AbstractContextManager[Path]:
-        """A temporary file that takes its place when the block ends well. Any thread may."""
+        """A temporary file that is moved into place when the block ends without an error. Any thread may call this."""
 
     def remove(self, folder: str) -> None:
-        """Remove a folder with what is in it, where there is one."""
+        """Remove a folder with its content, where there is one."""
 
     def lines(self) -> Iterator[str]:
-        """The run manifest as earlier runs have left it."""
+        """The lines of the run manifest from earlier runs."""
 
     def begin(self) -> None:
         """Make the manifest ready for more lines."""
 
     def add(self, line: str, *, durable: bool) -> None:
-        """Add a line; ``durable``: it must survive whatever happens next."""
+        """Add a line; ``durable``: the line must survive a power cut."""
 
 
 class Disk:
@@ -83,7 +83,7 @@ class Disk:
 
     def leave(self) -> None:
         if self._manifest is not None:
-            with contextlib.suppress(OSError):  # what a full disk did not take has been told
+            with contextlib.suppress(OSError):  # a write that failed has been reported
                 self._manifest.close()
         shutil.rmtree(self._temporary, ignore_errors=True)
         empty = not any(path.is_dir() for path in self._parts.iterdir())
@@ -141,7 +141,7 @@ class Disk:
             os.fsync(self._manifest.fileno())
 
     def _end_torn_line(self) -> None:
-        """A line that a kill cut off must not swallow the next one."""
+        """End a line that a kill cut off, lest it swallow the next one."""
         with contextlib.suppress(FileNotFoundError), self._manifest_path.open("r+b") as file:
             if file.seek(0, os.SEEK_END):
                 file.seek(-1, os.SEEK_END)
@@ -150,7 +150,7 @@ class Disk:
 
 
 def _make_folder(folder: Path) -> None:
-    """Make a folder and those above it, so that a power cut does not lose it."""
+    """Make a folder and its parents, and flush them against a power cut."""
     if not folder.is_dir():
         if folder.parent != folder:
             _make_folder(folder.parent)
@@ -160,7 +160,7 @@ def _make_folder(folder: Path) -> None:
 
 def _sync(file: Path) -> None:
     """Flush a file, so that a power cut after its rename does not leave an empty one."""
-    with file.open("r+b") as opened:  # Windows flushes only what may be written
+    with file.open("r+b") as opened:  # Windows flushes only files opened for writing
         os.fsync(opened.fileno())
 
 

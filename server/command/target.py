@@ -1,4 +1,4 @@
-"""Where results go and in which formats: what ``-o``, ``--format`` and ``--pdf-a`` say together."""
+"""Where results go and in which formats, by ``-o``, ``--format`` and ``--pdf-a`` together."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from ..writers import FORMATS, INSTALL
 from . import buckets
 from .command_errors import UsageError
 
-# Of -o FILE; --pdf-a says which of its two kinds a PDF is.
+# Formats by the ending of -o FILE; --pdf-a chooses between the two kinds of PDF.
 ENDINGS = {f".{form.ending.rpartition('.')[2]}": name for name, form in FORMATS.items() if name != "pdf-a"}
-_LIKE_A_FORMAT = re.compile(r"[a-z][a-z0-9]{1,4}")  # the ending of a file, and hardly that of a folder
+_LIKE_A_FORMAT = re.compile(r"[a-z][a-z0-9]{1,4}")  # an ending of a file, and hardly of a folder
 
 
 @dataclass(frozen=True)
 class Target:
-    """Where results go: a folder, perhaps for one file of it; None for standard output."""
+    """Where results go: a folder, or one file in a folder; None for standard output."""
 
-    folder: Path | str | None  # text: the address of one in a bucket
+    folder: Path | str | None  # text: an address in a bucket
     formats: list[str]
     single: str | None = None
 
 
 def target_of(given: Mapping[str, Any], default: str) -> Target:
-    """What the flags ask for; ``default`` is the format where they name none.
+    """The flags' target; ``default`` is the format where the flags name none.
 
     Raises
     ------
     UsageError
-        when they do not fit together, or a format's packages are not there.
+        when the flags contradict each other, or a format's packages are missing.
     """
     target = _archived(_given_target(given, default), given["pdf_a"])
     _check_installed(target.formats)
@@ -83,7 +83,7 @@ def _given_target(given: Mapping[str, Any], default: str) -> Target:
 
 
 def _archived(target: Target, archive: bool) -> Target:
-    """With --pdf-a the PDF among the results is one for archives. Raises UsageError where there is none."""
+    """The formats with PDF/A in place of PDF. Raises UsageError for --pdf-a without a PDF."""
     if archive and not {"pdf", "pdf-a"} & set(target.formats):
         raise UsageError("--pdf-a is a kind of PDF; add --format pdf, or a file that ends in .pdf with -o")
     formats = list(dict.fromkeys("pdf-a" if archive and form == "pdf" else form for form in target.formats))
@@ -93,7 +93,7 @@ def _archived(target: Target, archive: bool) -> Target:
 
 
 def _check_installed(formats: Iterable[str]) -> None:
-    """Raises UsageError where a format's packages are not there."""
+    """Raises UsageError where a format's packages are missing."""
     for form in formats:
         if missing := FORMATS[form].missing():
             raise UsageError(f"--format {form} needs {', '.join(missing)}, which is not installed; run: {INSTALL}")
@@ -110,6 +110,6 @@ def format_list(text: str) -> list[str]:
 
 
 def one_of(words: Iterable[str]) -> str:
-    """Words as a sentence lists them."""
+    """Words as a list in a sentence."""
     *others, last = words
     return f"{', '.join(others)} or {last}"

@@ -1,7 +1,7 @@
-"""``ocr-onnx unpack``: what ``pack`` wrote, checked and put into the cache whole or not at all.
+"""``ocr-onnx unpack``: checks a file of ``pack`` and puts its export into the cache, whole or not at all.
 
-The file comes from another machine, so nothing in it is trusted: plain files with the names and sizes of its manifest
-only, and an export is published after every hash has been compared.
+The file comes from another machine and is not trusted: only plain files with the names and sizes of its manifest are
+written, and the export is published after every hash has been compared.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(given: Mapping[str, Any]) -> int:
-    """Unpack, check, publish.
+    """Unpack, check and publish.
 
     Raises
     ------
     CommandFailed
-        for a file that is none, or damaged, or an export that is there already.
+        for a file that is damaged or not from ``pack``, or an export that is there already.
     """
     file: Path = given["file"].expanduser()
     try:
@@ -87,7 +87,7 @@ def _unpack(tar: tarfile.TarFile, config: Config, file: Path, *, force: bool) ->
 
 
 def _take_files(tar: tarfile.TarFile, folder: Path, file: Path) -> None:
-    """Write the members, of which the first says which others there may be."""
+    """Write the members of the tar: the first, the manifest, says which others there may be."""
     allowed: dict[str, int] = {FILE_NAME: _LARGEST_MANIFEST}
     for number, member in enumerate(tar):
         name = PurePosixPath(member.name).name
@@ -96,7 +96,7 @@ def _take_files(tar: tarfile.TarFile, folder: Path, file: Path) -> None:
         if member.size > allowed[name]:
             raise CommandFailed(f"{file}: {name} has {member.size} bytes, and may have {allowed[name]}")
         source = tar.extractfile(member)
-        assert source is not None  # of a regular file
+        assert source is not None  # a plain file, as checked above
         with source, (folder / name).open("wb") as out:
             shutil.copyfileobj(source, out, 1 << 20)
         if number == 0:

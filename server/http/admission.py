@@ -1,7 +1,7 @@
 """What all requests together may hold: places, documents, bytes of bodies, decoded pixels, tokens.
 
-Everything that a request takes of the house is taken here, and is given back exactly once, by the end of a ``with``
-block or by ``release``.
+All of a request's share of the server is taken here, and given back exactly once: at the end of a ``with`` block, or by
+``release``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from server.api_errors import ClientGone, Unavailable
 Kind = Literal["places", "documents", "bodies", "pixels", "tokens"]
 
 PATIENCE = 10.0  # seconds that an image waits for other requests to give their pixels back
-POLL_SECONDS = 0.1  # how often who waits looks whether the client is still there
+POLL_SECONDS = 0.1  # seconds between two looks whether the client is still there
 
 _REFUSALS: Mapping[Kind, str] = {
     "places": "{held} requests are running or waiting; try again later",
@@ -30,14 +30,14 @@ _REFUSALS: Mapping[Kind, str] = {
 
 
 class Held:
-    """An amount that somebody has. A context manager; ``release`` may be called any number of times, by any thread."""
+    """An amount that is held. A context manager; ``release`` may be called any number of times, by any thread."""
 
     def __init__(self, house: Admission, kind: Kind, amount: int) -> None:
         self._house, self._kind, self._amount = house, kind, amount
         self._lock = threading.Lock()
 
     def release(self) -> None:
-        """Give it back. Only the first call does anything."""
+        """Give the amount back. Only the first call does anything."""
         with self._lock:
             amount, self._amount = self._amount, 0
         if amount:
@@ -55,10 +55,10 @@ class Capacity:
     """The most of each kind that is held at once."""
 
     places: int = 68  # requests
-    documents: int = 34  # requests with a document, among those
+    documents: int = 34  # requests with a document, counted in ``places`` too
     bodies: int = 1 << 30  # bytes, on disk or in memory
-    pixels: int = 400_000_000  # decoded; of four bytes each
-    tokens: int = 10_000_000  # that requests may still generate
+    pixels: int = 400_000_000  # decoded pixels, of four bytes each
+    tokens: int = 10_000_000  # tokens that requests may still generate
 
 
 class Admission:
@@ -72,14 +72,14 @@ class Admission:
     def take(
         self, kind: Kind, amount: int = 1, *, wait: float = 0.0, is_gone: Callable[[], bool] = lambda: False
     ) -> Held:
-        """Hold so much; what is more than there is at all counts as all there is.
+        """Hold an amount; an amount above the capacity counts as the whole capacity.
 
-        wait : seconds until others have given enough back. is_gone : whether the client has hung up meanwhile.
+        wait : seconds to wait for others to give enough back. is_gone : whether the client has hung up meanwhile.
 
         Raises
         ------
         Unavailable
-            when the others hold too much.
+            when other requests hold too much.
         ClientGone
             when ``is_gone`` turned true.
         """
@@ -105,11 +105,11 @@ class Admission:
             self._changed.notify_all()
 
     def kinds(self) -> dict[str, float]:
-        """How much of each kind is held now."""
+        """Amount of each kind that is held now."""
         with self._changed:
             return {str(kind): float(amount) for kind, amount in self._held.items()}
 
     def held(self, kind: Kind) -> int:
-        """How much is held now."""
+        """Amount of a kind that is held now."""
         with self._changed:
             return self._held[kind]

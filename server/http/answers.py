@@ -1,4 +1,4 @@
-"""What both APIs say about a finished generation: warnings, truncation, the ``ocr`` extension field."""
+"""What Chat Completions and Responses say about a finished generation: warnings, truncation, the ``ocr`` field."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from .metrics import decode_rate
 
 log = logging.getLogger(__name__)
 
-_MOST_FLAWS = 20  # blocks that a warning names
-_LEAST = -9999.0  # what OpenAI says for a token without any probability; JSON has no infinity
+_MOST_FLAWS = 20  # most blocks that a warning names
+_LEAST = -9999.0  # OpenAI's value for a token of probability 0; JSON has no infinity
 
 
 def is_truncated(finished: Finished) -> bool:
-    """Whether the text ends before the model wanted it to. A loop is an end: there was nothing more to come."""
+    """Whether the text was cut off before the model's end. A loop counts as an end: nothing more would come."""
     return finished.detail in ("max_tokens", "context", "deadline", "cancelled")
 
 
 def extension(finished: Finished, request_id: str, budget_field: str, report: Mapping[str, Any]) -> dict[str, Any]:
-    """The ``ocr`` field of an answer: why it ended, where the time went, what to change if it was cut short.
+    """The ``ocr`` field of an answer: why it ended, its timings, and what to change if the text was cut short.
 
-    budget_field : the name of the token budget in this API. report : boxes and pages, where they were asked for.
+    budget_field : the name of the token budget in this API. report : boxes and pages, where the request asked for them.
     """
     rate = decode_rate(finished)
     fields: dict[str, Any] = {
@@ -45,7 +45,7 @@ def extension(finished: Finished, request_id: str, budget_field: str, report: Ma
 
 
 def logprobs_of(tokens: Sequence[TokenLogprob]) -> list[dict[str, Any]]:
-    """OpenAI's description of tokens, in Chat Completions and in Responses alike."""
+    """OpenAI's description of tokens, the same in Chat Completions and Responses."""
     return [{**_token(one), "top_logprobs": [_token(other) for other in one.best]} for one in tokens]
 
 
@@ -60,7 +60,7 @@ def engine_error(finished: Finished) -> ApiError:
 
 
 def _warnings(finished: Finished, budget_field: str, report: Mapping[str, Any]) -> str | None:
-    """For a document whose pages are answers of their own, what there is to say about each."""
+    """Warnings; of a document whose pages have answers of their own, about each page."""
     pages = [page for page in report.get("pages", ()) if "error" in page or "finish_detail" in page]
     flaws = [f"page {flaw['page']}, {flaw['warning']}" for flaw in report.get("blocks_not_whole", ())][:_MOST_FLAWS]
     if not pages:

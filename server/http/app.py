@@ -19,7 +19,7 @@ from . import error_answers, web
 from .admission import Admission, Capacity
 from .auth import ApiKeys
 from .chat import ChatCompletions
-from .documents import DocumentReader
+from .document_reader import DocumentReader
 from .endpoint import Endpoint
 from .exporting import Exports
 from .health import Health, MetricsResource, Ready
@@ -37,9 +37,9 @@ from .paddlex.layout_parsing import LayoutParsing
 from .pool import ModelPool
 from .responses import Responses
 
-WORKERS = max(2, min(8, (os.cpu_count() or 1) // 2))  # processes each for images and for documents
+WORKERS = max(2, min(8, (os.cpu_count() or 1) // 2))  # worker processes, for images and for documents each
 
-TOKENS_OF_A_PLACE = 32_768  # that a request may ask for; who asks for more takes them from the others
+TOKENS_OF_A_PLACE = 32_768  # tokens that a request may ask for without taking other requests' share
 
 
 @dataclass(frozen=True)
@@ -55,16 +55,16 @@ class Application:
     metrics: Metrics
     keys: ApiKeys
     admission: Admission
-    workers: tuple[Workers, ...]  # of images and of documents: hard pages do not keep single images waiting
+    workers: tuple[Workers, ...]  # of images and of documents, apart so that slow pages do not delay single images
 
     def preload(self, model_id: str) -> None:
-        """Load a model before anybody asks for it, however long its export takes."""
+        """Load a model ahead of requests, however long its export takes."""
         key = self.source.key(self.source.entry(model_id))
         self.exports.require(key, keep=True)
         self.pool.acquire(key).release()
 
     def warm(self) -> None:
-        """Start what reads images and documents before anybody sends some."""
+        """Start worker processes ahead of requests."""
         for workers in self.workers:
             workers.warm()
 
@@ -79,7 +79,7 @@ class Application:
 
 
 def _route(app: falcon.App[Any, Any], path: str, resource: Any) -> None:
-    """Where GET is answered, HEAD is too: monitors ask so. Falcon leaves the body away."""
+    """A route that answers GET answers HEAD too, which monitors send. Falcon drops the body."""
     if hasattr(resource, "on_get") and not hasattr(resource, "on_head"):
         resource.on_head = resource.on_get
     app.add_route(path, resource)
@@ -93,7 +93,7 @@ def build(
         source,
         on_demand=options.export_on_demand == "on",
         wait=options.export_wait,
-        most_waiting=options.capacity // 4,  # the others' places are for the models that serve
+        most_waiting=options.capacity // 4,  # the other places are for requests of loaded models
     )
     pool = ModelPool[ModelKey](exports.load, max_loaded=options.max_loaded_models, timeout=options.queue_timeout)
     fetcher = fetcher or Fetcher(options.remote_images, options.max_image_mb << 20, options.remote_timeout)
@@ -184,7 +184,7 @@ def application_of(config: Config, options: ServerOptions) -> Application:
     ConfigError
         for a model that is unknown, or a replacement file that is missing.
     """
-    from runtime.providers import find_device  # needs ONNX Runtime, whose absence deserves more than a traceback
+    from runtime.providers import find_device  # needs ONNX Runtime; a missing one gets a clear error
 
     device = find_device(options.device, options.threads or None)
     source = ModelSource(config, options, device.name)

@@ -1,4 +1,4 @@
-"""The server's flags, and what they and config.toml decide; for every way to start it."""
+"""The server's flags, and the options from flags and config.toml, for every way to start the server."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ examples:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """All flags. A flag that is not given leaves no trace, so that config.toml can speak."""
+    """A parser of all flags. A flag that is not given is absent from the result, so that config.toml's value counts."""
     parser = Parser(
         prog="ocr-onnx-serve", description=DESCRIPTION, epilog=EXAMPLES, argument_default=argparse.SUPPRESS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -42,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """All flags, for this program and for ``ocr-onnx serve``."""
+    """Add all flags, for this program and for ``ocr-onnx serve``."""
     flags.add_model_flags(parser.add_argument_group("model"), "model to load first")
     flags.add_setting_flags(parser.add_argument_group("defaults of requests"))
     server = parser.add_argument_group("server")
@@ -59,4 +59,4 @@ def options_of(config: Config, given: dict[str, Any], inference: dict[str, Any])
         return found
     from runtime.providers import each_card
 
-    return replace(found, engines=len(each_card(found.device)))  # which all have rows to fill
+    return replace(found, engines=len(each_card(found.device)))  # each engine has rows to fill

@@ -1,6 +1,6 @@
-"""One request as it stands between the bodies that clients send and the runtime: checked, and in this server's terms.
+"""One request between a client's body and the runtime: checked, and in this server's terms.
 
-Every endpoint makes one of its own form; from there on a request has one way.
+Every endpoint turns its own form into this one; from here on all requests go the same way.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from .schema import ReadingOptions
 
 @dataclass(frozen=True)
 class Asked:
-    """What one request asks for."""
+    """A checked request."""
 
-    prompt: Prompt  # the images or the document, and the client's words
-    model: str  # its id
+    prompt: Prompt  # images or document, and the client's words
+    model: str  # the model's id
     settings: Mapping[str, Any]  # inference settings that the request sets, by field name
     reading: ReadingOptions
-    floor: Mapping[str, Any] = field(default_factory=dict)  # the endpoint's own settings, where nobody sets any
+    floor: Mapping[str, Any] = field(default_factory=dict)  # the endpoint's own defaults

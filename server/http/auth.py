@@ -16,16 +16,16 @@ from server.api_errors import ApiError
 from server.options import KEYS_VARIABLE
 
 OPEN_PATHS = frozenset({"/health", "/v1/health", "/ready"})
-OPEN_FILES = re.compile(r"/web/[a-z-]+\.(?:js|css|svg)")  # of the page, where a browser's user types the key
+OPEN_FILES = re.compile(r"/web/[a-z-]+\.(?:js|css|svg)")  # the page at /, where a browser's user types the key
 
 
 class ApiKeys:
     """Falcon middleware that lets only bearers of a key through."""
 
     def __init__(self, keys: Sequence[str], opens: Callable[[falcon.Request], bool] = lambda req: False) -> None:
-        """opens : whether a request carries its own leave, as the signed URL of a file does."""
+        """opens : whether a request needs no key, as with the signed URL of a file."""
         self._opens = opens
-        # Digests have one length, so comparing them says nothing about a key's.
+        # Digests have one length, so comparing them does not reveal a key's length.
         self._digests = [_digest(key) for key in keys]
 
     def process_request(self, req: falcon.Request, resp: falcon.Response) -> None:
@@ -36,24 +36,24 @@ class ApiKeys:
         ApiError
             with status 401.
         """
-        # A browser asks with OPTIONS before it may send the key.
+        # A browser sends OPTIONS without a key before the request with a key.
         if not self._digests or req.method == "OPTIONS" or _is_open(req.path):
             return
         if self._opens(req):
             return
         if not self.knows(*_headers(req)):
             raise self.refusal()
-        req.context["client"] = owner_of(req)  # whose share of the model it takes
+        req.context["client"] = owner_of(req)  # the client whose share of the model the request takes
 
     def knows(self, authorization: str, x_api_key: str = "") -> bool:
         """Whether one of the two headers holds a valid key; always, where no key is set."""
         digest = _digest(_key(authorization, x_api_key))
-        matches = [hmac.compare_digest(digest, known) for known in self._digests]  # all of them, found or not
+        matches = [hmac.compare_digest(digest, known) for known in self._digests]  # all keys, in constant time
         return not matches or any(matches)
 
     @staticmethod
     def refusal() -> ApiError:
-        """What is answered to a request without a valid key."""
+        """The answer to a request without a valid key."""
         return ApiError(
             401,
             "a valid API key is needed, as the header Authorization: Bearer KEY or X-Api-Key: KEY",
@@ -63,7 +63,7 @@ class ApiKeys:
 
 
 def owner_of(req: falcon.Request) -> str:
-    """Who asks, as far as files and jobs are concerned: one for each key, and one for all who send none."""
+    """The owner of files and jobs: one for each key, and one for all requests without a key."""
     return _digest(_key(*_headers(req))).hex()
 
 
@@ -97,7 +97,7 @@ def extra_keys(file: Path | None) -> list[str]:
             raise ConfigError(f"the API key file {file} cannot be read: {error}") from error
         found = [line for line in lines if line and not line.startswith("#")]
         if not found:
-            # An empty file would mean an open server, which is not what its owner asked for.
+            # An empty file would mean an open server, against its owner's wish.
             raise ConfigError(f"the API key file {file} holds no key; write one on a line of its own")
         keys += found
     return [key for key in keys if key]

@@ -1,7 +1,7 @@
-"""The operator's ceilings: what one request may ask for at most, whatever its body says.
+"""The operator's ceilings: the most that one request may ask for.
 
-A request above one is refused with both numbers, but for the length of the answer: clients that know another model send
-its limit, so that the answer is cut at the ceiling, with a note.
+A request above a ceiling is refused with both numbers. The answer's length is an exception: clients send other models'
+limits, so the answer is cut at the ceiling, with a note.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ _NOTE = "the server gives at most {limit} tokens to an answer; {asked} were aske
 
 @dataclass(frozen=True)
 class Ceilings:
-    """0 is no ceiling."""
+    """Ceilings; 0 is none."""
 
     max_new_tokens: int = 0
     deadline: float = 0.0  # seconds
-    tiles: int = 0  # of one image
+    tiles: int = 0  # tiles of one image
 
     @classmethod
     def of(cls, options: ServerOptions) -> Ceilings:
-        """Those that the operator has set."""
+        """The ceilings that the operator has set."""
         return cls(options.max_new_tokens_limit, options.max_deadline, options.max_tiles)
 
     def check(self, body: Mapping[str, Any]) -> None:
-        """Refuse what a request sets above a ceiling. ``body``: its settings by field name.
+        """Refuse settings above a ceiling. ``body``: the request's settings by field name.
 
         Raises
         ------
@@ -56,7 +56,7 @@ class Ceilings:
         return {name: limit for name, limit in ceilings.items() if limit}
 
     def hold(self, settings: InferenceSettings, own_tiles: int | None) -> InferenceSettings:
-        """The settings under the ceilings. ``own_tiles``: what the model takes where nobody sets the tiles."""
+        """The settings, cut at the ceilings. ``own_tiles``: the model's default of tiles."""
         values: dict[str, Any] = {}
         if self.max_new_tokens:
             values["max_new_tokens"] = min(settings.max_new_tokens, self.max_new_tokens)
@@ -71,7 +71,7 @@ class Ceilings:
         return settings.override(values)
 
     def note(self, body: Mapping[str, Any]) -> str | None:
-        """What a client is told whose answer may be shorter than it asked for."""
+        """The note for a client whose answer may be shorter than asked for."""
         asked = body.get("max_new_tokens")
         if not self.max_new_tokens or asked is None or asked <= self.max_new_tokens:
             return None

@@ -35,7 +35,7 @@ class ChatCompletions:
         with self._endpoint.exchange(req, resp, self.path, "messages") as exchange:
             body = exchange.body(ChatRequest)
             prompt = from_chat(body.messages)
-            body = body.model_copy(update={"messages": []})  # the rest of it lives as long as the answer
+            body = body.model_copy(update={"messages": []})  # the body lives as long as the answer
             running = exchange.start(Asked(prompt, body.model, settings_of(body), reading_of(body)))
             if body.stream:
                 exchange.stream(running, _chunks(body, running), _failure)
@@ -55,7 +55,7 @@ def _answer(body: ChatBody, running: RunningRequest, text: str, finished: Finish
 
 
 def _chunks(body: ChatBody, running: RunningRequest) -> Iterator[bytes]:
-    """The events of a streamed answer; ``ClientGone`` may pass through."""
+    """The events of a streamed answer; may raise ``ClientGone``."""
     head = _head(running.record, body.model, "chat.completion.chunk")
     with_usage = bool(body.stream_options and body.stream_options.include_usage)
 
@@ -63,7 +63,7 @@ def _chunks(body: ChatBody, running: RunningRequest) -> Iterator[bytes]:
         delta: dict[str, Any], finish_reason: str | None = None, tokens: Sequence[TokenLogprob] = (), **more: Any
     ) -> bytes:
         choice = _choice(body if tokens else None, tokens, delta=delta, finish_reason=finish_reason)
-        # With include_usage every chunk but the last has a null there.
+        # With include_usage, ``usage`` is null in every chunk but the last.
         return sse.event({**head, "choices": [choice], **({"usage": None} if with_usage else {}), **more})
 
     yield chunk({"role": "assistant", "content": ""})

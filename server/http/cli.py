@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def serve(given: dict[str, Any], usage_error: Callable[[str], NoReturn]) -> int:
-    """See ``main``. ``given``: the parsed flags."""
+    """Serve until a signal; see ``main``. ``given``: the parsed flags."""
     memory.settle_malloc()
     try:
         inference = flags.given_settings(given)
@@ -54,7 +54,7 @@ def serve(given: dict[str, Any], usage_error: Callable[[str], NoReturn]) -> int:
         return _explain(error)
     try:
         server = HttpServer(application, options)
-    except (OSError, ValueError) as error:  # the port is taken, or the host is none
+    except (OSError, ValueError) as error:  # the port is taken, or the host is unknown
         return _explain(f"cannot listen on {options.host} port {options.port}: {error}")
     warn_when_open(options)
     preload = _Preload(application, server, options)
@@ -65,11 +65,11 @@ def serve(given: dict[str, Any], usage_error: Callable[[str], NoReturn]) -> int:
 
 
 class _Preload(threading.Thread):
-    """Loads the model that the server was started for; a server that has no other one ends when that fails."""
+    """Loads the model that the server was started for; when that fails, a server without other models ends."""
 
     def __init__(self, application: Application, server: HttpServer, options: ServerOptions) -> None:
         super().__init__(name="preload", daemon=True)
-        self.failure: Exception | None = None  # what ends the server
+        self.failure: Exception | None = None  # function that ends the server
         self._application, self._server, self._options = application, server, options
 
     def run(self) -> None:
@@ -87,7 +87,7 @@ class _Preload(threading.Thread):
 
 
 def warn_when_open(options: ServerOptions) -> None:
-    """Say in the log when other machines can use the server without a key."""
+    """Warn when other machines can use the server without a key."""
     if not options.api_keys and not _is_loopback(options.host):
         log.warning(
             "listening on %s without an API key: everybody who can reach this machine can use the server; "

@@ -1,7 +1,7 @@
-"""What a request reads, once it is open: images that are read together, or a document page by page.
+"""The opened content of a request: images that are read together, or a document read page by page.
 
-Each kind begins a generation on a loaded model, and describes the answer when it has ended. Pages that a model reads
-together are a kind of their own, see ``joint_pages``.
+Each kind begins a generation on a loaded model, and describes the answer afterwards. For pages that a model reads
+together see ``joint_pages``.
 """
 
 from __future__ import annotations
@@ -20,30 +20,23 @@ from runtime.documents import Document, Stop
 from runtime.requests import Finished, Generation, Request, Stage, TextDelta, TextModel, Timings, Usage
 
 from .admission import Admission
-from .documents import (
-    DocumentGeneration,
-    DocumentPage,
-    describe_blocks,
-    describe_boxes,
-    describe_flaws,
-    describe_size,
-    describe_warnings,
-)
+from .documents import DocumentGeneration, DocumentPage
 from .images import Pictures
 from .joint_pages import describe_pages
 from .logs import RequestRecord
+from .page_fields import describe_blocks, describe_boxes, describe_flaws, describe_size, describe_warnings
 from .schema import ReadingOptions
 
 
 class Content(Protocol):
-    """What one request reads."""
+    """The images or the document of one request."""
 
     def begin(self, model: TextModel, prompt: str, settings: InferenceSettings) -> Generation:
-        """Hand it to the engine."""
+        """Begin a generation on the model."""
         ...
 
     def report(self, model: TextModel, pieces: Sequence[TextDelta], finished: Finished) -> dict[str, Any]:
-        """What the answer's ``ocr`` field says beside the usual, from the whole answer."""
+        """Fields of the answer's ``ocr`` field about pages and boxes, from the whole answer."""
         ...
 
     def draw(self, number: int) -> Image.Image:
@@ -51,7 +44,7 @@ class Content(Protocol):
         ...
 
     def close(self) -> None:
-        """Give back what it holds."""
+        """Give back files and pixels."""
         ...
 
 
@@ -62,7 +55,7 @@ class PicturesContent:
         self._pictures, self._reading, self._client, self._stop = pictures, reading, client, stop
         self._sizes = list(pictures.sizes)
         self._joint = joint and len(self._sizes) > 1
-        self._held = ExitStack()  # what a page that is read by its parts takes of the house until it is over
+        self._held = ExitStack()  # pixels of a page that is read by its parts, held until its end
 
     def begin(self, model: TextModel, prompt: str, settings: InferenceSettings) -> Generation:
         with ExitStack() as held:
@@ -78,7 +71,7 @@ class PicturesContent:
     def report(self, model: TextModel, pieces: Sequence[TextDelta], finished: Finished) -> dict[str, Any]:
         said = describe_warnings(self._pictures.warnings, self._pictures.truncated)
         rotated = self._pictures.rotated
-        sizes = [turned_size(size, turn) for size, turn in zip(self._sizes, rotated, strict=True)]  # as they were read
+        sizes = [turned_size(size, turn) for size, turn in zip(self._sizes, rotated, strict=True)]  # sizes as read
         numbers = range(1, len(sizes) + 1)
         if self._joint:
             return said | describe_pages(model, pieces, finished, numbers, sizes, self._reading.boxes, rotated)
@@ -141,7 +134,7 @@ class DocumentContent:
 
 
 class Notice:
-    """A generation that only says one thing: the readable answer to a request without an image."""
+    """A generation of one fixed text: the readable answer to a request without an image."""
 
     def __init__(self, text: str) -> None:
         self._events: list[TextDelta | Finished] = [
@@ -158,4 +151,4 @@ class Notice:
         return "reading"
 
     def cancel(self) -> None:
-        """Nothing runs."""
+        """Does nothing: a notice is not generated."""

@@ -1,6 +1,6 @@
-"""Documents of a request: opened within limits, then read page by page as one generation.
+"""The document of a request, read page by page as one generation.
 
-Each page is a request of its own to the engine, so that pages share its batch; a page is drawn when its turn comes. The
+Each page is a request of its own to the engine, so that pages share the batch; a page is drawn when its turn comes. The
 answers come out in page order.
 """
 
@@ -13,25 +13,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from models.blocks import Block, flaws_of, places_of
+from models.blocks import Block
 from models.layout.task import is_document
 from models.model_errors import InvalidInput
-from models.pixels import Transparency
 from models.settings import InferenceSettings
-from models.turned import Orient, back, described_turn, turned_blocks, turned_boxes, turned_size
 from runtime.confidence import TokenLogprob
-from runtime.documents import (
-    DEFAULT_DPI,
-    Document,
-    Drawn,
-    Stop,
-    Stopped,
-    Workers,
-    enough_pixels,
-    never,
-    open_document,
-    parse_pages,
-)
+from runtime.documents import Document, Drawn, Stop, Stopped, never
 from runtime.requests import (
     REASONS,
     FinishDetail,
@@ -45,110 +32,37 @@ from runtime.requests import (
 )
 from runtime.runtime_errors import QueueFull
 from runtime.totals import confidence_of, timings_of, usage_of, worst
-from server.api_errors import BadRequest, ClientGone, Unavailable
-from server.writers.result import describe_block
+from server.api_errors import ClientGone, Unavailable
 
 from .admission import PATIENCE, Admission, Held
-from .images import decode_data_url
+from .page_fields import describe_blocks, describe_boxes, describe_flaws, describe_size, describe_warnings
 from .schema import ReadingOptions
 
 log = logging.getLogger(__name__)
 
 PAGE_BREAK = "\n\n"  # between the answers of two pages
-RETRY_SECONDS = 0.5  # until a page that found the engine's queue full is tried again
-FIRST_TRIES = 8  # pages that are tried before a document counts as one that cannot be read
-
-
-@dataclass(frozen=True)
-class DocumentReader:
-    """Opens the document of one request."""
-
-    workers: Workers
-    max_bytes: int = 20 << 20
-    max_pixels: int = 50_000_000  # of one page
-    max_pages: int = 200
-
-    def open(
-        self,
-        url: str,
-        pages: str | None,
-        stop: Stop = never,
-        transparency: Transparency = "white",
-        password: str | None = None,
-        orient: Orient = "off",
-        seen_pixels: int | None = None,
-        dpi: int | None = None,
-    ) -> tuple[Document, list[int]]:
-        """The document in a data: URL and its chosen pages, counted from 0.
-
-        seen_pixels : of a page, by the model that will read it; pages are drawn with as many as are enough for that.
-        dpi : at which they are drawn instead; None: at the usual, and no more than are enough.
-
-        Raises
-        ------
-        BadRequest, InvalidInput
-            for what is no document, is damaged or encrypted, and for pages that it does not have or that are too many.
-        TooLarge
-            for too many bytes.
-        Stopped
-            when ``stop`` turned true.
-        """
-        url = url.strip()
-        if url[:5].lower() != "data:":
-            raise BadRequest(
-                "file_data must be a data: URL (data:application/pdf;base64,...); files and paths of the server are "
-                "not read",
-                param="file_data",
-                code="invalid_file_data",
-            )
-        content = decode_data_url(url, self.max_bytes, "file", "file_data")
-        try:
-            document = open_document(
-                content, name="the file", max_pixels=self.max_pixels, workers=self.workers, stop=stop,
-                transparency=transparency, password=password, orient=orient,
-                dpi=dpi or DEFAULT_DPI, shown_pixels=enough_pixels(seen_pixels) if dpi is None else None,
-            )  # fmt: skip
-        except InvalidInput as error:
-            raise BadRequest(str(error), param="file_data", code="invalid_file") from error
-        try:
-            return document, self._choose(pages, document.page_count)
-        except BaseException:
-            document.close()
-            raise
-
-    def _choose(self, pages: str | None, count: int) -> list[int]:
-        try:
-            chosen = list(range(count)) if pages is None else parse_pages(pages, count)
-        except InvalidInput as error:
-            raise BadRequest(str(error), param="ocr.pages", code="invalid_pages") from error
-        if len(chosen) > self.max_pages:
-            raise BadRequest(
-                f"{len(chosen)} pages in one request; the limit is {self.max_pages} (--max-pages); choose some with "
-                f'"ocr": {{"pages": "1-{self.max_pages}"}}',
-                param="ocr.pages",
-                code="too_many_pages",
-            )
-        return chosen
+RETRY_SECONDS = 0.5  # seconds until a page that the engine's full queue refused is submitted again
+FIRST_TRIES = 8  # pages to try before the document counts as unreadable
 
 
 @dataclass
 class DocumentPage:
-    """One page of a document, before, while and after it is read."""
+    """One page of a document, from its drawing to its end."""
 
     number: int  # from 1
-    size: tuple[int, int] = (0, 0)  # width, height in pixels as the model saw it; 0 when it could not be drawn
+    size: tuple[int, int] = (0, 0)  # width, height in pixels as read; 0 when the page could not be drawn
     generation: Generation | None = None
     pieces: list[str] = field(default_factory=list)
     logprobs: list[tuple[TokenLogprob, ...]] = field(default_factory=list)  # of each piece
     finished: Finished | None = None
-    error: str | None = None  # what the client is told
-    warnings: tuple[str, ...] = ()  # of its drawing
+    error: str | None = None  # error message for the client
+    warnings: tuple[str, ...] = ()  # from drawing the page
     truncated: bool = False
-    rotated: float = 0  # degrees clockwise by which it was turned
-    start: int = 0  # of its text in the whole answer, characters
+    rotated: float = 0  # degrees clockwise by which the page was turned
+    start: int = 0  # begin of the page's text in the whole answer, characters
     end: int = 0
-    sent: int = 0  # pieces that have been passed on
-    pixels: Held | None = None  # what a page that is read by its parts takes of the house until it is over
+    sent: int = 0  # number of pieces passed on
+    pixels: Held | None = None  # pixels of a page that is read by its parts, held until its end
 
     @property
     def text(self) -> str:
@@ -163,7 +77,7 @@ class DocumentPage:
         return self.finished is not None or self.error is not None
 
     def poll(self, timeout: float) -> None:
-        """Take what the page's generation has to say."""
+        """Take the new events of the page's generation."""
         if self.done or self.generation is None:
             return
         for event in events_so_far(self.generation, timeout):
@@ -179,17 +93,17 @@ class DocumentPage:
                     self.error = "the model failed on this page"
 
     def let_go(self) -> None:
-        """Of its pixels. Idempotent."""
+        """Give the page's pixels back. Idempotent."""
         if self.pixels is not None:
             self.pixels.release()
 
 
 class DocumentGeneration:
-    """All chosen pages as one ``runtime.requests.Generation``. For one consumer thread; ``cancel`` may be another's.
+    """All chosen pages as one ``runtime.requests.Generation``. For one consumer thread; any may ``cancel``.
 
-    admission : where the pixels of a page are taken from, between its drawing and its way into the engine.
+    admission : gives the pixels of a page, from its drawing until the engine has the request.
     is_gone : whether the client has hung up, which ends the drawing of a page.
-    on_page : called with each page when it is over.
+    on_page : called with each page when the page has ended.
     """
 
     def __init__(
@@ -197,12 +111,12 @@ class DocumentGeneration:
         reading: ReadingOptions, admission: Admission, is_gone: Stop = never,
         on_page: Callable[[DocumentPage], None] = lambda page: None, client: str = "",
     ) -> None:  # fmt: skip
-        """Begin with the first page that can be read.
+        """Begin to read the first page that can be read.
 
         Raises
         ------
         InvalidInput
-            when there is none among the first few: what is wrong with the first.
+            when none of the first few can be read: the first one's error.
         QueueFull, EngineClosed
             see ``TextModel.submit``.
         """
@@ -211,21 +125,21 @@ class DocumentGeneration:
         self._admission, self._is_gone, self._client = admission, is_gone, client
         self._started = time.monotonic()
         self._todo = deque(indices)
-        self.pages: list[DocumentPage] = []  # begun, in order
-        self._current = 0  # the page whose text is passed on
-        self._length = 0  # characters passed on
+        self.pages: list[DocumentPage] = []  # pages that have begun, in order
+        self._current = 0  # index of the page whose text is passed on
+        self._length = 0  # number of characters passed on
         self._events: deque[TextDelta | Finished] = deque()
         self._over = self._cancelled = self._late = False
-        self._not_before = 0.0  # when a full queue is tried again
+        self._not_before = 0.0  # when to try the full queue again
         self._drawn: Drawn | None = None  # the next page, when the queue was full
-        self._pixels: Held | None = None  # what that page takes of the house
+        self._pixels: Held | None = None  # pixels held by that page
         first: InvalidInput | None = None
         for _ in range(min(FIRST_TRIES, len(indices))):
             try:
                 self._begin_page()
                 return
             except Stopped:
-                return  # the time is up, or nobody waits
+                return  # the time is up, or the client is gone
             except InvalidInput as error:
                 first = first or error
         raise first or InvalidInput("no page of the document was chosen")
@@ -259,7 +173,7 @@ class DocumentGeneration:
                 generation.cancel()
 
     def report(self, boxes: bool) -> dict[str, Any]:
-        """What the ``ocr`` field of the answer says about the pages."""
+        """Fields of the answer's ``ocr`` field about the pages."""
         fields: dict[str, Any] = {"pages": [_describe(page) for page in self.pages]}
         if self._todo:  # the time was up
             fields["pages_not_read"] = [index + 1 for index in self._todo]
@@ -282,9 +196,10 @@ class DocumentGeneration:
         return fields
 
     def _fill(self) -> bool:
-        """Begin one more page when there is a place for it: as many as are decoded together, and one to follow.
+        """Begin the next page, unless more pages are in flight than the engine decodes together.
 
-        While anybody waits for the engine, the document has one page at work: it takes its turn like a single image.
+        While other requests wait for the engine, the document has one page in flight, and takes its turn like a single
+        image.
         """
         self._late = self._late or self._seconds_left() <= 0
         running = sum(not page.done for page in self.pages[self._current :])
@@ -300,11 +215,11 @@ class DocumentGeneration:
         except Stopped:
             return False
         except InvalidInput:
-            pass  # the page says so itself
+            pass  # the page has the error
         return True
 
     def _begin_page(self) -> None:
-        """Draw the next page and hand it to the engine. A page that cannot be read is recorded, and raises."""
+        """Draw the next page and submit it to the engine. A page that cannot be read is recorded, and raises."""
         page = DocumentPage(self._todo[0] + 1)
         settings = self._settings
         try:
@@ -323,22 +238,22 @@ class DocumentGeneration:
             self._take(page)
             raise
         self._take(page)
-        if self._cancelled:  # meanwhile, by another thread that did not see this page
+        if self._cancelled:  # cancelled meanwhile, by a thread that did not see this page
             page.generation.cancel()
 
     def _draw(self, index: int) -> Drawn:
-        """Draw a page, with the pixels that it takes; they are given back when the page has been taken.
+        """Draw a page, and hold its pixels until ``_take``.
 
         Raises
         ------
         Unavailable
             when other requests hold the pixels.
         Stopped
-            when nobody wants the page any more: ``_late`` or ``_cancelled`` is set.
+            when the page is not wanted any more: ``_late`` or ``_cancelled`` is set.
         """
         try:
             width, height = self._document.size(index, self._is_over)
-            patience = 0.0 if self.pages else PATIENCE  # while pages are read, their text is passed on meanwhile
+            patience = 0.0 if self.pages else PATIENCE  # without waiting while pages in flight have text to pass on
             self._pixels = self._admission.take("pixels", width * height, wait=patience, is_gone=self._is_over)
             return self._document.draw(index, self._is_over)
         except BaseException as error:
@@ -353,26 +268,26 @@ class DocumentGeneration:
         return self._cancelled or self._seconds_left() <= 0 or self._is_gone()
 
     def _seconds_left(self) -> float:
-        """Until the deadline."""
+        """Seconds until the deadline."""
         if self._settings.deadline_s is None:
             return float("inf")
         return self._settings.deadline_s - (time.monotonic() - self._started)
 
     def _let_go(self) -> None:
-        """Of a page that was drawn."""
+        """Drop the drawn page, and give its pixels back."""
         self._drawn = None
         if self._pixels is not None:
             self._pixels.release()
             self._pixels = None
 
     def close(self) -> None:
-        """Give back what pages hold that were drawn. Idempotent."""
+        """Give back the pixels of drawn pages. Idempotent."""
         self._let_go()
         for page in self.pages:
             page.let_go()
 
     def _take(self, page: DocumentPage) -> None:
-        """The next page has begun, or failed to."""
+        """Note that the next page has begun or failed."""
         if page.generation is not None and is_document(self._prompt):
             page.pixels, self._pixels = self._pixels, None
         self._let_go()
@@ -380,7 +295,7 @@ class DocumentGeneration:
         self.pages.append(page)
 
     def _pass_on(self) -> None:
-        """Move the current page's text to the events; go on with the next one when it is over."""
+        """Move the current page's text to the events; when the page has ended, go on with the next."""
         while self._current < len(self.pages):
             page = self.pages[self._current]
             for piece, logprobs in zip(page.pieces[page.sent :], page.logprobs[page.sent :], strict=True):
@@ -408,7 +323,7 @@ class DocumentGeneration:
     def _wait(self, seconds: float) -> None:
         if self._current < len(self.pages):
             self.pages[self._current].poll(seconds)
-        else:  # nothing is running: the queue was full
+        else:  # nothing is in flight: the queue was full
             time.sleep(seconds)
 
     def _finished(self) -> Finished:
@@ -423,49 +338,6 @@ class DocumentGeneration:
         return Finished(REASONS[detail], detail, usage, timings, confidence=confidence_of(ends))
 
 
-def describe_boxes(
-    model: TextModel, text: str, size: tuple[int, int], page: int, blocks: Sequence[Block] = (), rotated: float = 0
-) -> list[dict[str, Any]]:
-    """The places of a page, as the API says them: of its blocks, where they have labels, else those in its text.
-
-    size : of the page as it was read, turned by ``rotated``. What is told is where things are on the page as it came.
-    """
-    places = turned_boxes(places_of(blocks, model.boxes(text, *size)), size, back(rotated))
-    boxes: list[dict[str, Any]] = [{"label": one.label, "text": one.text, "box": list(one.box)} for one in places]
-    if len(boxes) == len(blocks) and all(block.label for block in blocks):
-        boxes = [
-            {**box, **_known(block, order)} for order, (box, block) in enumerate(zip(boxes, blocks, strict=True), 1)
-        ]
-    return [{**box, "page": page} for box in boxes]
-
-
-def _known(block: Block, order: int) -> dict[str, Any]:
-    """What is told of a block beside its place. order : in its page, from 1."""
-    sure = {} if block.confidence is None else {"confidence": block.confidence}
-    return {"label": block.label, "kind": block.kind, "order": order, **sure}
-
-
-def describe_blocks(
-    blocks: Sequence[Block], page: int, size: tuple[int, int], rotated: float = 0
-) -> list[dict[str, Any]]:
-    """The blocks of a page, as results have them. size, rotated : see ``describe_boxes``."""
-    return [{**describe_block(block), "page": page} for block in turned_blocks(blocks, size, back(rotated))]
-
-
-def describe_size(page: int, size: tuple[int, int], rotated: float) -> dict[str, Any]:
-    """A page's number, its size as it came, and by how much it was turned, if it was. See ``describe_boxes``."""
-    width, height = turned_size(size, rotated)
-    return {"page": page, "width": width, "height": height, **described_turn(rotated)}
-
-
-def describe_flaws(blocks: Sequence[Block], page: int) -> list[dict[str, Any]]:
-    """Blocks of a page that are not whole: which, and why."""
-    return [
-        {"page": page, "block": order, "detail": blocks[order - 1].detail, "warning": warning}
-        for order, warning in flaws_of(blocks).items()
-    ]
-
-
 def _describe(page: DocumentPage) -> dict[str, Any]:
     described: dict[str, Any] = {
         **describe_size(page.number, page.size, page.rotated), "start": page.start, "end": page.end,
@@ -478,8 +350,3 @@ def _describe(page: DocumentPage) -> dict[str, Any]:
     if page.error is not None:
         described["error"] = page.error
     return described | describe_warnings(page.warnings, page.truncated)
-
-
-def describe_warnings(warnings: Sequence[str], truncated: bool) -> dict[str, Any]:
-    """What the API says of a page that was drawn and may not be whole; nothing of one that is."""
-    return {**({"warnings": list(warnings)} if warnings else {}), **({"truncated": True} if truncated else {})}

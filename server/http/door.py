@@ -1,8 +1,8 @@
-"""What is decided about a connection and a request before a byte of its body is kept.
+"""Decides about connections and requests before a byte of a body is kept.
 
-waitress reads requests whole before the application sees them. Its parser and its channel are extended here: who has no
-key, announces too much or sends too slowly is refused at the headers; an address has a limit of connections; when there
-are too many connections, those that have brought nothing for the longest time make room for the next one.
+waitress reads whole requests before the application sees them. Its parser and channel are extended here: a client
+without a key, with too large a body or too slow a connection is refused at the headers; an address has a limit of
+connections; when there are too many connections, the one that has been idle longest makes room for the next.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ from . import logs
 from .admission import Admission, Held
 from .auth import OPEN_PATHS, ApiKeys
 
-HEADER_SECONDS = 15.0  # for all headers of a request
-GRACE_SECONDS = 10.0  # before the rate of a body counts
+HEADER_SECONDS = 15.0  # seconds for all headers of a request
+GRACE_SECONDS = 10.0  # seconds before the rate of a body counts
 LEAST_RATE = 10_000  # bytes of a body each second, on average
-STALL_SECONDS = 60.0  # without a byte taken, after which whoever does not read an answer is hung up on
-LINGER_SECONDS = 3.0  # for a client to stop sending after a refusal: closing at once would take the answer from it
-MORE_FOR_HEALTH = 8  # connections beyond a limit while everybody below the limit is at work
-SMALL_BODY = 65_536  # bytes that everybody may send
-_STEP = 1 << 20  # bytes of bodies are taken from the house in portions of
+STALL_SECONDS = 60.0  # seconds after which the connection of a client that reads nothing of its answer is closed
+LINGER_SECONDS = 3.0  # seconds for a client to stop sending after a refusal: closing at once could lose the answer
+MORE_FOR_HEALTH = 8  # connections beyond the limit while all others are busy
+SMALL_BODY = 65_536  # bytes of a body that need no place in admission
+_STEP = 1 << 20  # bytes of a body that are taken from admission at once
 
 
 class Door:
-    """Who may come in. Its methods run on the thread of the socket loop."""
+    """Decides which connections and requests come in. Its methods run on the thread of the socket loop."""
 
     def __init__(
         self, keys: ApiKeys, admission: Admission, *, max_body: int, max_connections: int, max_per_address: int,
         origins: Sequence[str] = (),
     ) -> None:  # fmt: skip
-        """max_body : bytes. max_per_address : connections; 0 for as many as there are. origins : of web pages."""
+        """max_body : bytes. max_per_address : connections; 0: no limit. origins : of web pages that may ask."""
         self._keys, self._admission = keys, admission
         self._max_body, self._max_connections, self._max_per_address = max_body, max_connections, max_per_address
         self._origins = origins
@@ -52,7 +52,7 @@ class Door:
         self._of_address: Counter[str] = Counter()
 
     def channel(self, server: Any, sock: socket.socket, addr: Any, adj: Any, map: Any = None) -> Channel | None:
-        """waitress' ``channel_class``: take a new connection in, or close it when its address has too many at work."""
+        """waitress' ``channel_class``: take a new connection in, or close it if its address has too many."""
         address = _address(addr)
         mine = self._of_address[address]
         fits = not self._max_per_address or self._has_room(mine, self._max_per_address, address)
@@ -62,26 +62,26 @@ class Door:
         return Channel(self, server, sock, addr, adj, map=map)
 
     def came(self, channel: Channel) -> None:
-        """A connection is open."""
+        """Count a connection that opened."""
         self._channels.add(channel)
         self._of_address[channel.address] += 1
 
     def left(self, channel: Channel) -> None:
-        """A connection is closed."""
+        """Count a connection that closed."""
         if channel in self._channels:
             self._channels.remove(channel)
             self._of_address[channel.address] -= 1
-            self._of_address += Counter()  # without those that have none left
+            self._of_address += Counter()  # forget addresses without a connection
 
     def look(self) -> None:
-        """Deal with who is too slow. Called about once a second."""
+        """Refuse or close connections that are too slow. Called about once a second."""
         for channel in list(self._channels):
             channel.look()
 
     def problem(self, request: Parser) -> ApiError | None:
-        """Why a request is not taken, from its headers alone."""
+        """Why a request is refused, judged by its headers alone; None: it is not."""
         if not request.has_body:
-            return None  # the application says the same without cost
+            return None  # the application refuses the rest at no cost
         if not self._keys.knows(request.headers.get("AUTHORIZATION", ""), request.headers.get("X_API_KEY", "")):
             small = not request.chunked and request.content_length <= SMALL_BODY
             if (request.path.rstrip("/") or "/") not in OPEN_PATHS and request.command != "OPTIONS":
@@ -95,7 +95,7 @@ class Door:
         return None
 
     def take(self) -> Held:
-        """Room for a portion of a body. Raises as ``Admission.take``."""
+        """Take room for a portion of a body. Raises as ``Admission.take``."""
         return self._admission.take("bodies", _STEP)
 
     def cross_origin(self, request: Parser) -> dict[str, str]:
@@ -106,8 +106,9 @@ class Door:
         return {"Access-Control-Allow-Origin": "*" if "*" in self._origins else origin}
 
     def _has_room(self, count: int, limit: int, address: str | None = None) -> bool:
-        """Whether one more may come in. At the limit, room is made: the connection that has brought no whole request
-        for the longest time is hung up on. Where all are at work a few more may come, and ask for the health.
+        """Whether one more connection may come in, if need be in place of the one that has been idle longest.
+
+        Where all are busy, a few more may come in, to ask for /health.
         """
         if count < limit:
             return True
@@ -120,7 +121,7 @@ class Door:
 
 
 class Refusal:
-    """An error of waitress' parser that is one of ours."""
+    """One of our errors as an error of waitress' parser."""
 
     def __init__(self, error: ApiError) -> None:
         self.error = error
@@ -129,10 +130,10 @@ class Refusal:
 
 
 class Parser(HTTPRequestParser):  # type: ignore[misc]  # waitress has no types, and so have the classes below
-    """One request, from its first byte on."""
+    """Parses one request."""
 
-    error: Any = None  # waitress', as Refusal is; None while there is none
-    body_rcv: Any = None  # what keeps the body
+    error: Any = None  # waitress' error, a ``Refusal`` included; None: no error
+    body_rcv: Any = None  # keeps the body
 
     def __init__(self, door: Door, channel: Channel, adj: Any) -> None:
         super().__init__(adj)
@@ -142,13 +143,13 @@ class Parser(HTTPRequestParser):  # type: ignore[misc]  # waitress has no types,
 
     @property
     def has_body(self) -> bool:
-        """Whether one is announced."""
+        """Whether the headers announce a body."""
         return bool(self.chunked) or self.content_length > 0
 
     def parse_header(self, header_plus: bytes) -> None:
         try:
             super().parse_header(header_plus)
-        except ValueError as error:  # urllib's, about an address that is none
+        except ValueError as error:  # urllib's, for an invalid address
             raise ParsingError("the request line is malformed") from error
         if (problem := self._door.problem(self)) is not None:
             self.refuse(problem)
@@ -162,19 +163,19 @@ class Parser(HTTPRequestParser):  # type: ignore[misc]  # waitress has no types,
             self.refuse(error)
         if self.error is not None:
             self._channel.refused = True
-            return len(data)  # what follows is no request
+            return len(data)  # the bytes that follow are no request
         return consumed
 
     def refuse(self, error: ApiError) -> None:
-        """Answer with this, whatever else is sent."""
+        """Answer with an error, whatever else the client sends."""
         self.error = Refusal(error)
         self.completed = True
         self.expect_continue = False
-        self.content_length = 0  # else waitress would say it in its own words
+        self.content_length = 0  # else waitress would answer in its own form
         self.release()
 
     def release(self) -> None:
-        """Let go of the body. Idempotent."""
+        """Drop the body and its share of admission. Idempotent."""
         if self.body_rcv is not None:
             self.body_rcv.getbuf().close()
         held, self._held = self._held, []
@@ -185,7 +186,7 @@ class Parser(HTTPRequestParser):  # type: ignore[misc]  # waitress has no types,
         self.release()
 
     def look(self) -> None:
-        """Refuse a request that comes too slowly."""
+        """Refuse a request that arrives too slowly."""
         passed = time.monotonic() - self.since
         if not self.headers_finished:
             if passed > HEADER_SECONDS:
@@ -197,7 +198,7 @@ class Parser(HTTPRequestParser):  # type: ignore[misc]  # waitress has no types,
 
 
 class _ErrorTask(ErrorTask):  # type: ignore[misc]
-    """Errors that are found before the application sees the request, in OpenAI's shape."""
+    """Answers errors that were found before the application in OpenAI's form."""
 
     def execute(self) -> None:
         problem = self.request.error
@@ -226,16 +227,16 @@ class Channel(HTTPChannel):  # type: ignore[misc]
 
     def __init__(self, door: Door, server: Any, sock: socket.socket, addr: Any, adj: Any, map: Any = None) -> None:
         self.door, self.address = door, _address(addr)
-        self.refused = False  # nothing more is taken from this client
-        self.since = time.monotonic()  # its last whole request
-        self._lingers_until: float | None = None  # the answer is out, and what still comes is thrown away
+        self.refused = False  # no more requests are taken from this client
+        self.since = time.monotonic()  # time of its last whole request
+        self._lingers_until: float | None = None  # the answer is out, and further bytes are dropped
         super().__init__(server, sock, addr, adj, map=map)
         self.parser_class = functools.partial(Parser, door, self)
         door.came(self)
 
     @property
     def is_idle(self) -> bool:
-        """Whether nothing is done for this client: it may be sending a request, or have none."""
+        """Whether the server does nothing for this client, which may be sending a request or none."""
         return not self.requests and not self.total_outbufs_len
 
     def readable(self) -> bool:
@@ -269,7 +270,7 @@ class Channel(HTTPChannel):  # type: ignore[misc]
     def _linger(self) -> None:
         try:
             self.socket.shutdown(socket.SHUT_WR)
-        except OSError:  # it has gone already
+        except OSError:  # the client has gone already
             self.handle_close()
         else:
             self._lingers_until = time.monotonic() + LINGER_SECONDS
@@ -277,13 +278,13 @@ class Channel(HTTPChannel):  # type: ignore[misc]
     def handle_close(self) -> None:
         super().handle_close()
         with self.requests_lock:
-            if self.request is not None:  # half a request, which nobody else closes
+            if self.request is not None:  # half a request, which only we can close
                 self.request.close()
                 self.request = None
         self.door.left(self)
 
     def look(self) -> None:
-        """Refuse or hang up where it is too slow."""
+        """Refuse or close a connection that is too slow."""
         if self._lingers_until is not None:
             if time.monotonic() > self._lingers_until:
                 self.handle_close()
@@ -303,7 +304,7 @@ class Channel(HTTPChannel):  # type: ignore[misc]
 
 
 class Dispatcher(ThreadedTaskDispatcher):  # type: ignore[misc]
-    """Threads for requests, and one of its own for the health routes: it is free whatever the others do."""
+    """Threads for requests, and one for the health routes alone, which is always free."""
 
     def __init__(self, threads: int) -> None:
         super().__init__()
@@ -324,15 +325,15 @@ class Dispatcher(ThreadedTaskDispatcher):  # type: ignore[misc]
 
 
 def raise_file_limit(wanted: int) -> int:
-    """Let this process have more open files, as far as the system allows; returns how many it may have."""
+    """Raise the limit of open files as far as the system allows. Returns the new limit."""
     try:
         import resource
-    except ImportError:  # Windows, whose sockets are no files
+    except ImportError:  # Windows: sockets are no files
         return wanted
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
     if soft != resource.RLIM_INFINITY and soft < most:
-        with contextlib.suppress(OSError, ValueError):  # macOS allows less than it says
+        with contextlib.suppress(OSError, ValueError):  # macOS allows less than its hard limit
             resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
             return most
         return soft

@@ -1,4 +1,4 @@
-"""What the endpoints that read documents share: an exchange, from a body to an answer, plain or streamed."""
+"""Shared by the endpoints that read documents: an exchange, from a body to an answer, plain or streamed."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from .running import RunningRequest
 
 log = logging.getLogger(__name__)
 
-READERS = 4  # bodies that are parsed at once: each can be 50 MB, twice while it is read
+READERS = 4  # bodies parsed at once: each can be 50 MB, and is in memory twice while parsed
 
 
 class Exchange:
-    """One POST. What it takes of the house is given back when its ``with`` block ends, or when its stream does."""
+    """One POST. All that it holds is given back when its ``with`` block ends, or its stream."""
 
     def __init__(
         self, endpoint: Endpoint, req: falcon.Request, resp: falcon.Response, record: RequestRecord, content: str,
@@ -44,14 +44,14 @@ class Exchange:
         Raises
         ------
         ApiError, InvalidInput
-            for what is no JSON, too large, or asks for something that is not supported.
+            for a body that is no JSON, is too large, or asks for something unsupported.
         """
         body = self._endpoint.read(self._req, form)
         self.record.stream, self.record.asked = bool(body.stream), body.model or ""
         return body
 
     def start(self, asked: Asked) -> RunningRequest:
-        """Begin what was asked for; it ends with the exchange. Raises as ``RequestsInFlight.start``."""
+        """Begin the request, which ends with the exchange. Raises as ``RequestsInFlight.start``."""
         try:
             return self._held.enter_context(self._endpoint.in_flight.start(asked, self.record, self._is_gone))
         except ContextExceeded as error:
@@ -60,7 +60,7 @@ class Exchange:
     def stream(self, running: RunningRequest, chunks: Iterator[bytes], failure: Callable[[ApiError], bytes]) -> None:
         """Answer with server-sent events, after the ``with`` block has ended.
 
-        failure : the event that ends a stream which has begun and cannot go on.
+        failure : makes the event that ends a stream after an error.
         """
         self._resp.content_type = "text/event-stream; charset=utf-8"
         self._resp.set_headers(sse.HEADERS)
@@ -77,7 +77,7 @@ class Endpoint:
 
     @contextmanager
     def exchange(self, req: falcon.Request, resp: falcon.Response, path: str, content: str) -> Iterator[Exchange]:
-        """Take a place for a request, and write down how it ended.
+        """Take a place for a request, and log how the request ended.
 
         content : the body's field that has the conversation or the document.
 
@@ -88,7 +88,7 @@ class Endpoint:
         """
         record = RequestRecord(uuid.uuid4().hex, path, self._metrics, address=req.remote_addr)
         record.client = str(req.context.get("client") or req.remote_addr)
-        req.context["recorded"] = True  # this line is the request's
+        req.context["recorded"] = True  # this log line is the request's
         resp.set_header("X-Request-Id", record.id)
         try:
             with ExitStack() as held:
@@ -100,13 +100,13 @@ class Endpoint:
             raise
 
     def read(self, req: falcon.Request, form: type[schema.Body]) -> schema.Body:
-        """See ``Exchange.body``. A few at a time."""
+        """See ``Exchange.body``. Parses a few bodies at a time."""
         with self._reading:
             return schema.parse(read_json(req, self._max_body_bytes), form)
 
 
 def _guarded(running: RunningRequest, chunks: Iterator[bytes], failure: Callable[[ApiError], bytes]) -> Iterator[bytes]:
-    """The chunks; a failure after the headers becomes a last event, for it can be no status any more."""
+    """The chunks; an error after the headers becomes a last event, as the status is already sent."""
     try:
         yield from chunks
     except ClientGone:
@@ -127,12 +127,12 @@ def read_json(req: falcon.Request, limit: int) -> bytes:
     Raises
     ------
     ApiError
-        when it is none, is larger than ``limit`` bytes, or says that it is no JSON.
+        when the body is no JSON, is larger than ``limit`` bytes, or has another content type.
     """
     size = req.content_length or 0
     if size > limit:
         raise TooLarge(f"the body has {size} bytes; the limit is {limit >> 20} MiB (--max-body-mb)")
-    # Asking for JSON also keeps web pages of other origins out: without leave they send plain types, or none.
+    # Requiring JSON's type also keeps web pages of other origins out, which may only send plain types unasked.
     media_type = (req.content_type or "").partition(";")[0].strip().lower()
     if media_type != "application/json" and not media_type.endswith("+json"):
         raise ApiError(
@@ -146,7 +146,7 @@ def read_json(req: falcon.Request, limit: int) -> bytes:
 
 
 def _unpacked(raw: bytes, encoding: str, limit: int) -> bytes:
-    """The body without its compression, which can make a small body very large: never more than ``limit`` bytes."""
+    """The decompressed body, at most ``limit`` bytes: a small body may decompress to a very large one."""
     if encoding in ("", "identity"):
         return raw
     if encoding not in ("gzip", "x-gzip", "deflate"):

@@ -1,4 +1,4 @@
-"""How Falcon answers every error of the application: in OpenAI's shape, see ``server.api_errors``."""
+"""Lets Falcon answer every error of the application in OpenAI's form, see ``server.api_errors``."""
 
 from __future__ import annotations
 
@@ -58,5 +58,5 @@ def _handle(req: falcon.Request, resp: falcon.Response, error: Exception, params
 
 
 def _handle_gone(req: falcon.Request, resp: falcon.Response, error: Exception, params: dict[str, Any]) -> None:
-    # 499: nobody reads it, but the log and the metrics do.
+    # 499: the client is gone, but the log and the metrics count it.
     raise _Answer(ApiError(499, "the client closed the connection", code="client_closed_request"))

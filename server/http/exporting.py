@@ -1,8 +1,8 @@
-"""Exports of models that are asked for and not there yet: made by one process at a time, beside the serving models.
+"""Exports models on demand, one process at a time, while loaded models serve.
 
-A request never waits for an export inside the pool, so the loaded models go on serving; only a finished folder is
-loaded. Who asked is told how far the export is, or waits for it (``--export-wait``). What failed is remembered for a
-while, so that a hub that refuses is not asked again for every request.
+A request never waits for an export inside the pool, so loaded models go on serving; only a finished folder is loaded. A
+client is told how far the export is, or waits (``--export-wait``). A failure is remembered for a while, so that a hub
+that refuses is not asked anew for every request.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from server.reasons import without_paths
 
 log = logging.getLogger(__name__)
 
-POLL_SECONDS = 0.2  # how often a waiting request looks whether its client is still there
-RETRY_SECONDS = 15.0  # what a client is told to wait before it asks again
-PATIENCE_SECONDS = 4 * RETRY_SECONDS  # for which a client that was told so counts as one that waits
-REMEMBER_SECONDS = 120.0  # for which a failure is repeated to whoever asks, instead of tried again
+POLL_SECONDS = 0.2  # seconds between two looks whether a waiting request's client is still there
+RETRY_SECONDS = 15.0  # seconds that a client is told to wait before it asks again
+PATIENCE_SECONDS = 4 * RETRY_SECONDS  # seconds for which such a client counts as waiting
+REMEMBER_SECONDS = 120.0  # seconds for which a failure is repeated instead of a new try
 
 
 @dataclass(eq=False)
 class _Export:
     key: ModelKey
     since: float = field(default_factory=time.monotonic)
-    process: ExportProcess | None = None  # None: it waits for its turn
-    waiting: int = 0  # requests
-    wanted_until: float = 0.0  # by clients that were told to ask again; infinity for the server itself
+    process: ExportProcess | None = None  # None: the export waits for its turn
+    waiting: int = 0  # number of waiting requests
+    wanted_until: float = 0.0  # until when clients that were told to ask again count; infinity for the server itself
     over: bool = False
     error: ModelUnavailable | None = None
 
@@ -44,18 +44,18 @@ class _Export:
 class _Failure:
     error: ModelUnavailable
     until: float
-    stamp: int | None  # of the manifest that could not be opened: another one is worth a try
+    stamp: int | None  # of a manifest that could not be opened: another manifest is worth a try
 
 
 class Exports:
-    """Knows what is being exported and what has failed."""
+    """Knows the exports in flight, in the queue, and failed."""
 
     def __init__(self, source: ModelSource, *, on_demand: bool = True, wait: float = 0.0, most_waiting: int = 16):
-        """wait : seconds that a request waits for an export. most_waiting : requests that may; others are told."""
+        """wait : seconds that a request waits for an export. most_waiting : requests that may wait at once."""
         self._source, self._on_demand = source, on_demand
         self._wait, self._most_waiting = wait, most_waiting
-        self._changed = threading.Condition()  # guards all below
-        self._queue: list[_Export] = []  # the first one runs
+        self._changed = threading.Condition()  # guards all fields below
+        self._queue: list[_Export] = []  # the first export runs
         self._working = False  # whether a thread works through the queue
         self._failures: dict[Path, _Failure] = {}
         self._closed = False
@@ -68,18 +68,18 @@ class Exports:
         *,
         keep: bool = False,
     ) -> None:
-        """Return when the model is exported and looks whole; start its export where it is not there.
+        """Return when the model's export is whole; start the export where it is missing.
 
-        timeout : seconds that the request has at all. keep : for the server itself, which waits to the end.
+        timeout : seconds that the request has left. keep : for the server itself, which waits to the end.
 
         Raises
         ------
         ClientGone
-            when ``is_gone`` turned true. An export that nobody else waits for is ended.
+            when ``is_gone`` turned true. An export for which no other request waits is ended.
         Unavailable
-            when the export goes on; the message says how far it is.
+            when the export goes on; the message has its progress.
         ModelUnavailable
-            when it has failed, now or a while ago, or must not be started.
+            when the export has failed, now or a while ago, or must not be started.
         """
         self._repeat_failure(key)
         if self._source.is_exported(key):
@@ -102,7 +102,7 @@ class Exports:
             raise export.error
 
     def load(self, key: ModelKey) -> TextModel:
-        """Open the model for the pool; a failure that would come again is remembered.
+        """Open the model for the pool; a permanent failure is remembered.
 
         Raises
         ------
@@ -116,12 +116,12 @@ class Exports:
             raise
 
     def running(self) -> str | None:
-        """What is being exported now and how far it is; None when nothing is."""
+        """The export in flight and its progress; None when there is none."""
         with self._changed:
             return self._describe(self._queue[0]) if self._queue else None
 
     def close(self) -> None:
-        """End what runs, and wait for its end. What it wrote so far is not published."""
+        """Interrupt the export in flight, and wait for its end. Nothing of it is published."""
         with self._changed:
             self._closed = True
             for export in list(self._queue):
@@ -129,7 +129,7 @@ class Exports:
             self._changed.wait_for(lambda: not self._working, END_SECONDS + 1.0)
 
     def _check(self, key: ModelKey) -> None:
-        """A folder that cannot be opened is found out before a loaded model makes room for it."""
+        """Check the folder before a loaded model has to make room."""
         try:
             self._source.check(key)
         except ModelUnavailable as error:
@@ -154,7 +154,7 @@ class Exports:
                 raise ModelUnavailable(f"{failure.error} (it is tried again in {left:.0f} s)", permanent=True)
             del self._failures[key.folder]
 
-    # All below run with the lock held, but for _run.
+    # The following methods run with the lock held, except ``_run``.
 
     def _find_or_start(self, key: ModelKey) -> _Export:
         for export in self._queue:
@@ -221,7 +221,7 @@ class Exports:
         return f"model {export.key} is being exported, for {seconds:.0f} s so far: {progress}"
 
     def _run(self) -> None:
-        """Work through the queue, on a thread that lives as long as there is something in it."""
+        """Work through the queue, on a thread that ends with the queue."""
         while True:
             error: ModelUnavailable | None = None
             with self._changed:
@@ -239,7 +239,7 @@ class Exports:
                     self._source.export(export.key, export.process)
             except ModelUnavailable as problem:
                 error = problem
-            except Exception as problem:  # the process cannot be started: no memory, no more processes
+            except Exception as problem:  # the process cannot be started: out of memory or processes
                 log.exception("exporting model %s failed", export.key)
                 error = ModelUnavailable(f"exporting model {export.key} failed: {type(problem).__name__}: {problem}")
             if error is not None and export.error is None:
@@ -253,12 +253,12 @@ class Exports:
 
 
 def refuse_switch(wanted: ModelKey, served: ModelKey) -> None:
-    """Let only the server's own model through, where its operator wants no other.
+    """Refuse models other than the server's own, where the operator wants no switching.
 
     Raises
     ------
     ApiError
-        with status 404 for another one.
+        with status 404 for another model.
     """
     if wanted != served:
         raise ApiError(

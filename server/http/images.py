@@ -1,6 +1,6 @@
 """Images of a request: from data: URLs and addresses to decoded pictures, within limits that hold before decoding.
 
-Their files are looked at and decoded by worker processes, as documents are.
+Worker processes read and decode the files, as with documents.
 """
 
 from __future__ import annotations
@@ -32,29 +32,29 @@ _DATA_URL = re.compile(r"data:(?P<mime>[\w.+-]+/[\w.+*-]+)?(?P<params>(?:;[\w.+=
 
 
 class Pictures:
-    """The images of one request: their files and sizes. Their pixels are there inside ``decoded`` only."""
+    """The images of one request: files and sizes. Pixels are in memory inside ``decoded`` only."""
 
     def __init__(self, admission: Admission) -> None:
         self.files: list[Document] = []
-        self.sizes: list[tuple[int, int]] = []  # width, height in pixels, as they come
-        self.rotated: list[float] = []  # degrees clockwise by which those were turned that were decoded
-        self.warnings: list[str] = []  # of those that were decoded
-        self.truncated = False  # one of them lacked a part of its file
+        self.sizes: list[tuple[int, int]] = []  # width, height in pixels of the unturned images
+        self.rotated: list[float] = []  # degrees clockwise by which decoded images were turned
+        self.warnings: list[str] = []  # warnings about decoded images
+        self.truncated = False  # a decoded image's file was cut off
         self._admission = admission
 
     @property
     def pixels(self) -> int:
-        """Of all of them."""
+        """Pixels of all images together."""
         return sum(width * height for width, height in self.sizes)
 
     @contextlib.contextmanager
     def decoded(self, stop: Stop) -> Iterator[list[Image.Image]]:
-        """The images, in order: upright, in RGB. Others' pixels are waited for where there is no room.
+        """The images in order, upright and in RGB. Waits for other requests' pixels where there is no room.
 
         Raises
         ------
         BadRequest, TooLarge
-            for a file that turns out to be damaged, or to hold more than its header said.
+            for a file that is damaged, or holds more than its header says.
         Unavailable
             when other requests hold too many pixels.
         ClientGone, Stopped
@@ -73,7 +73,7 @@ class Pictures:
             yield images
 
     def close(self) -> None:
-        """Let go of the files. Idempotent."""
+        """Close the files. Idempotent."""
         for file in self.files:
             file.close()
         self.files = []
@@ -86,19 +86,19 @@ class ImageReader:
     fetcher: Fetcher
     workers: Workers
     max_images: int = 10
-    max_bytes: int = 20 << 20  # of one encoded image
-    max_pixels: int = 50_000_000  # of one image; of all images of a request twice that
+    max_bytes: int = 20 << 20  # bytes of one encoded image
+    max_pixels: int = 50_000_000  # pixels of one image; all images of a request may have twice as many
     admission: Admission = field(default_factory=Admission)
 
     def open(
         self, urls: Sequence[str], stop: Stop = never, transparency: Transparency = "white", orient: Orient = "off"
     ) -> Pictures:
-        """Fetch all images, in order, and look at their headers.
+        """Fetch all images, in order, and read their headers.
 
         Raises
         ------
         BadRequest
-            for too many images, and an address, an encoding or a format that cannot be read.
+            for too many images, and for an address, an encoding or a format that cannot be read.
         TooLarge
             for too many bytes or pixels.
         Stopped
@@ -151,7 +151,7 @@ class ImageReader:
 
 @contextlib.contextmanager
 def _explained() -> Iterator[None]:
-    """What the worker says about an image, as the API says it."""
+    """A worker's error about an image, as an error of the API."""
     try:
         yield
     except TooManyPixels as error:
@@ -166,7 +166,7 @@ def decode_data_url(url: str, max_bytes: int, what: str = "image", param: str = 
     Raises
     ------
     BadRequest
-        when it is none.
+        when the text is no such URL.
     TooLarge
         when the content has more than ``max_bytes``.
     """
@@ -179,7 +179,7 @@ def decode_data_url(url: str, max_bytes: int, what: str = "image", param: str = 
     if (len(url) - head.end()) * 3 // 4 > max_bytes + 3:
         article = "an" if what == "image" else "a"
         raise TooLarge(f"{article} {what} is larger than {max_bytes >> 20} MiB", param=param, code=f"{what}_too_large")
-    # Some clients break lines, leave the padding out or use the URL alphabet.
+    # Some clients break lines, omit the padding or use the URL-safe alphabet.
     text = re.sub(r"\s+", "", url[head.end() :]).translate(str.maketrans("-_", "+/")).rstrip("=")
     try:
         return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)

@@ -1,6 +1,6 @@
-"""The requests in flight: each is taken in, checked, given its model, and known until it has ended.
+"""The requests in flight: each gets a place, is checked, gets its model, and is tracked until its end.
 
-Called by the endpoints, which only differ in how they read a body and write an answer.
+Called by the endpoints, which differ only in how they read bodies and write answers.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from .admission import Admission, Held
 from .asked import Asked
 from .ceilings import Ceilings
 from .contents import DocumentContent, Notice, PicturesContent
-from .documents import DocumentReader
+from .document_reader import DocumentReader
 from .exporting import Exports, refuse_switch
 from .images import ImageReader
 from .joint_pages import JointPages
@@ -38,12 +38,12 @@ from .pool import ModelPool
 from .questions import Questions, check_task
 from .running import RunningRequest
 
-IDLE_SECONDS = 0.5  # without requests, after which freed memory goes back to the system
-END_SECONDS = 10.0  # for cancelled requests to send their last event
+IDLE_SECONDS = 0.5  # seconds without requests, after which freed memory goes back to the system
+END_SECONDS = 10.0  # seconds for cancelled requests to send their last event
 
 
 class RequestsInFlight:
-    """Starts requests and knows those that run."""
+    """Starts requests and tracks those in flight."""
 
     def __init__(
         self,
@@ -60,16 +60,16 @@ class RequestsInFlight:
         self._source, self._exports, self._pool = source, exports, pool
         self._images, self._documents, self._admission = images, documents, admission
         self._questions, self._ceilings = Questions(options), Ceilings.of(options)
-        self._changed = threading.Condition()  # guards all below
+        self._changed = threading.Condition()  # guards all fields below
         self._running: set[RunningRequest] = set()
-        self._places: list[Held] = []  # one for each request that is here, waiting ones included
-        self._untidy = False  # somebody has been here since memory was given back
+        self._places: list[Held] = []  # one for each request in flight, waiting ones included
+        self._untidy = False  # there was a request since memory was last given back
         self._draining = False
         self._expired = False
 
     @contextmanager
     def place(self) -> Iterator[None]:
-        """A place in the house, to be taken before anything costly is done for a request.
+        """A place for a request, taken before any costly work.
 
         Raises
         ------
@@ -80,7 +80,7 @@ class RequestsInFlight:
             if self._draining:
                 raise _shutting_down()
             self._places.append(self._admission.take("places"))
-            self._untidy = True  # also where no answer comes of it: its pictures may have been decoded
+            self._untidy = True  # also after an error: pictures may have been decoded
         try:
             yield
         finally:
@@ -97,11 +97,10 @@ class RequestsInFlight:
             self._changed.notify_all()
 
     def start(self, asked: Asked, record: RequestRecord, is_gone: Callable[[], bool]) -> RunningRequest:
-        """Check the request, wait for the model, hand it to the engine. Its place must have been taken.
+        """Check the request, wait for its model, submit to the engine. The request must have its place.
 
         Raises
-        ------
-        ClientGone, ApiError, and what ``api_errors.translate`` knows.
+        ------ ClientGone, ApiError, and the errors that ``api_errors.translate`` knows.
         """
         try:
             return self._start(asked, record, is_gone)
@@ -165,7 +164,7 @@ class RequestsInFlight:
             self._running.discard(running)
 
     def _settings(self, entry: ModelEntry, asked: Asked, images: int = 1, prompt: str = "") -> InferenceSettings:
-        """Of a request with so many images that are read together."""
+        """Settings of a request with ``images`` images that are read together."""
         defaults = {**defaults_of(entry.family, images), **page_defaults(entry, prompt)}
         inference = {**asked.floor, **defaults, **self._config.inference}
         settings = precedence.resolve(inference, entry.defaults, self._options.inference_flags, asked.settings)
@@ -180,10 +179,10 @@ class RequestsInFlight:
         joint: bool,
         seen_pixels: int | None,
     ) -> PicturesContent | DocumentContent | JointPages:
-        """Fetch the images and look at them, or open the document, before a model is waited for.
+        """Fetch the images and read their headers, or open the document, before waiting for a model.
 
-        joint : whether the pages of a document are read together, and the answer to several images is parted by them.
-        seen_pixels : of a document's page, by the model.
+        joint : whether the pages of a document are read together, and the answer to several images is split by page.
+        seen_pixels : pixels of a document's page that the model sees.
         """
         prompt, reading = asked.prompt, asked.reading
         if not prompt.files:
@@ -232,12 +231,12 @@ class RequestsInFlight:
         return key
 
     def _is_here(self, key: ModelKey) -> bool:
-        """Whether the model can be loaded as it stands.
+        """Whether the model is exported.
 
         Raises
         ------
         ModelUnavailable
-            when its export is damaged.
+            when the export is damaged.
         """
         if key in self._pool.loaded_keys():
             return True
@@ -247,7 +246,7 @@ class RequestsInFlight:
         return True
 
     def drain(self, timeout: float) -> bool:
-        """Refuse new requests, wait for those in the house, end the rest early; True when none had to be."""
+        """Refuse new requests, wait for those in flight, end the rest early. True when none was ended early."""
         with self._changed:
             self._draining = True
             self._changed.wait_for(lambda: not self._places or self._expired, timeout)
@@ -259,7 +258,7 @@ class RequestsInFlight:
         return finished
 
     def expire(self) -> None:
-        """End all requests in the house early, each with a clean last event."""
+        """End all requests in flight early, each with a clean last event."""
         with self._changed:
             self._draining = self._expired = True
             running = list(self._running)
@@ -269,25 +268,25 @@ class RequestsInFlight:
 
     @property
     def draining(self) -> bool:
-        """Whether the server takes no new work any more."""
+        """Whether the server refuses new work."""
         return self._draining
 
     @property
     def present(self) -> int:
-        """Generation requests in the house: reading images, waiting for a model, queued or running."""
+        """Generation requests in flight: reading images, waiting for a model, queued or running."""
         with self._changed:
             return len(self._places)
 
     def _tidy(self) -> None:
-        """Return what a busy time left behind, images and activations, once nobody waits for it."""
+        """Give freed memory (images, activations) back to the system once the server is idle."""
         if not self.present:
             give_memory_back()
         else:
-            self._untidy = True  # the last of those who are here now asks again
+            self._untidy = True  # the last request in flight calls this again
 
 
 def _without_waited(settings: InferenceSettings, waited: float) -> InferenceSettings:
-    """The deadline counts from the request's arrival, not from the model's readiness."""
+    """Shorten the deadline by the time waited: it counts from the request's arrival, not from the model's readiness."""
     if settings.deadline_s is None:
         return settings
     return replace(settings, deadline_s=max(0.0, settings.deadline_s - waited))

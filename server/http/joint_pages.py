@@ -1,7 +1,7 @@
-"""Pages that a model reads together: all of them in one request to the engine, one answer for all.
+"""Pages that a model reads together: one request to the engine, one answer for all.
 
-For tasks that a family says are joint. The pages are those of a document, or the images of a message; the answer's are
-parted by the mark that the model writes between them.
+For a family's joint tasks. The pages are a document's, or the images of a message; the answer is split at the mark that
+the model writes between pages.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from runtime.documents import Document, DrawnPages, Stop
 from runtime.requests import Finished, Generation, Request, TextDelta, TextModel
 
 from .admission import PATIENCE, Admission, Held
-from .documents import describe_blocks, describe_boxes, describe_size, describe_warnings
+from .page_fields import describe_blocks, describe_boxes, describe_size, describe_warnings
 from .schema import ReadingOptions
 
 
 class JointPages:
-    """The chosen pages of a document, as the content of one request; see ``generate``."""
+    """The chosen pages of a document, as the content of one request; see ``contents.Content``."""
 
     def __init__(
         self, document: Document, indices: Sequence[int], reading: ReadingOptions, client: str, admission: Admission,
@@ -38,18 +38,18 @@ class JointPages:
         self._pages = DrawnPages(document, indices, stop, room)
 
     def __len__(self) -> int:
-        """Pages that are read."""
+        """Number of pages that are read."""
         return len(self._pages)
 
     def begin(self, model: TextModel, prompt: str, settings: InferenceSettings) -> Generation:
-        """Hand all pages to the engine; the pixels of each are held until it has been cut.
+        """Submit all pages to the engine; each page's pixels are held until the page has been prepared.
 
         Pages that cannot be drawn are left out.
 
         Raises
         ------
         InvalidInput
-            when none can be drawn, and for more pages than the model takes with its answer.
+            when no page can be drawn, and for more pages than fit into the model's context with the answer.
         QueueFull, EngineClosed, Unavailable, Stopped
             see ``TextModel.submit`` and ``Admission.take``.
         """
@@ -74,11 +74,11 @@ class JointPages:
         return found
 
     def draw(self, number: int) -> Image.Image:
-        """A page once more, by its number from 1."""
+        """The picture of a page, drawn again, by its number from 1."""
         return self._document.page(number - 1, self._stop)
 
     def close(self) -> None:
-        """Close the document. Idempotent as that is."""
+        """Close the document. Idempotent."""
         self._document.close()
 
 
@@ -86,10 +86,10 @@ def describe_pages(
     model: TextModel, pieces: Sequence[TextDelta], finished: Finished, numbers: Sequence[int],
     sizes: Sequence[tuple[int, int]], boxes: bool, rotated: Sequence[float],
 ) -> dict[str, Any]:  # fmt: skip
-    """What the ``ocr`` field says of pages that were read together: where each one's text stands, and how it ended.
+    """Entries of the ``ocr`` field for pages that were read together: where each page's text is, and how it ended.
 
-    numbers, sizes, rotated : of the pages, from 1, in pixels as they were read, and how they were turned.
-    boxes : whether the places on each page are told, too.
+    numbers, sizes, rotated : of the pages: numbers from 1, sizes in pixels as read, and turns in degrees.
+    boxes : whether to add the boxes on each page.
     """
     text = "".join(piece.text for piece in pieces)
     parts = page_parts([(piece.text, piece.token_count) for piece in pieces], len(numbers))

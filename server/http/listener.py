@@ -1,4 +1,4 @@
-"""The listening socket, the signals, and an end that lets running requests finish."""
+"""The listening socket, signals, and a shutdown that lets requests in flight finish."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from .door import Dispatcher, Door, raise_file_limit
 
 log = logging.getLogger(__name__)
 
-SPARE_THREADS = 8  # beyond those that generation requests can hold: refusals, broken requests, lists of models
-MORE_CONNECTIONS = 1000  # beyond the requests that are taken: idle ones, and those that are just being refused
-OTHER_FILES = 256  # that the process has open beside connections and the bodies of requests
-LOOK_SECONDS = 1.0  # how often the door looks for who is too slow
-FLUSH_SECONDS = 5.0  # for the last bytes of finished answers to reach their clients
-_LOOP_SECONDS = 0.2  # longest sleep of the socket loop
+SPARE_THREADS = 8  # threads beyond those of generation requests: refusals, broken requests, lists of models
+MORE_CONNECTIONS = 1000  # connections beyond the requests that are taken: idle ones, and those being refused
+OTHER_FILES = 256  # files that the process has open beside connections and bodies of requests
+LOOK_SECONDS = 1.0  # seconds between two looks for slow connections
+FLUSH_SECONDS = 5.0  # seconds for the last bytes of finished answers to reach their clients
+_LOOP_SECONDS = 0.2  # seconds; longest sleep of the socket loop
 
 
 class HttpServer:
@@ -51,11 +51,11 @@ class HttpServer:
             port=options.port,
             _dispatcher=Dispatcher(options.capacity + SPARE_THREADS),
             ident="ocr-onnx",
-            channel_request_lookahead=1,  # with 0 a client that hangs up is not noticed while its request computes
-            connection_limit=2 * connections,  # the door has its own, which lets the next one in
-            asyncore_use_poll=True,  # select() knows no sockets beyond number 1023
+            channel_request_lookahead=1,  # with 0, a client that hangs up during its request would not be noticed
+            connection_limit=2 * connections,  # the door has its own limit, which makes room for the next connection
+            asyncore_use_poll=True,  # select() takes no file numbers above 1023
             backlog=1024,
-            max_request_body_size=(options.max_body_mb << 20) + 1,  # of those without a Content-Length
+            max_request_body_size=(options.max_body_mb << 20) + 1,  # for bodies without a Content-Length
             clear_untrusted_proxy_headers=True,
         )
         listeners = [one for one in self._sockets.values() if hasattr(one, "channel_class")]
@@ -66,7 +66,7 @@ class HttpServer:
         self._signals = 0
 
     def run(self) -> None:
-        """Serve until SIGTERM or SIGINT, drain, return. Must run in the main thread."""
+        """Serve until SIGTERM or SIGINT, then drain and return. Must run in the main thread."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
         for host, port in self.addresses:
@@ -84,13 +84,13 @@ class HttpServer:
         log.info("stopped")
 
     def stop(self) -> None:
-        """End as after a signal. May be called from any thread, any number of times; returns at once."""
+        """Stop as after a signal. May be called from any thread, any number of times; returns at once."""
         self._on_signal(signal.SIGTERM, None)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._signals += 1
         if self._signals == 1:
-            # The handler interrupts the socket loop: it must not wait for anything itself.
+            # The handler interrupts the socket loop, and must not wait for anything.
             threading.Thread(target=self._drain, name="drain", daemon=True).start()
         else:
             threading.Thread(target=self._application.in_flight.expire, name="expire", daemon=True).start()

@@ -1,6 +1,6 @@
-"""Log lines as text or JSON: one for each generation request and each refused one; on the level debug, for all.
+"""Log lines as text or JSON: one for each generation request and each refused request; at level debug, for all.
 
-Neither the prompt nor the recognised text is ever part of it: they are the user's document.
+Prompts and recognised text are the user's, and are never logged.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from .metrics import Metrics, decode_rate
 
 log = logging.getLogger("server.request")
 
-MAX_NAME = 100  # characters of a client's word in a line
+MAX_NAME = 100  # most characters of a client's text in a line
 _PLAIN = re.compile(r"[\w.,:/+@()\[\]-]+")
-OWN_LOGGERS = ("server", "runtime", "models")  # what --log-level is about: others tell of the user's files on debug
+OWN_LOGGERS = ("server", "runtime", "models")  # packages that --log-level is for: others log users' files at debug
 
 
 class JsonFormatter(logging.Formatter):
@@ -55,35 +55,35 @@ def configure(form: str, level: str = "info") -> None:
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     for name in OWN_LOGGERS:
         logging.getLogger(name).setLevel(level.upper())
-    logging.captureWarnings(True)  # Pillow's about odd files: as log lines too
-    # Waiting for a thread and clients that hang up are normal here; the request's own line says so.
+    logging.captureWarnings(True)  # Pillow's warnings about odd files, as log lines
+    # Waiting for a thread, and clients that hang up, are normal, and in the request's own line.
     logging.getLogger("waitress.queue").setLevel(logging.ERROR)
     logging.getLogger("waitress").setLevel(logging.WARNING)
 
 
 @dataclass
 class RequestRecord:
-    """What is known of one generation request; ``finish`` writes it down once."""
+    """Facts about one generation request; ``finish`` logs them once."""
 
     id: str
     endpoint: str
     metrics: Metrics
-    model: str = ""  # the client's word for it, once it is known to be a model
-    asked: str = ""  # the client's word for it, whatever it is
+    model: str = ""  # the model's id, once it is known to be one
+    asked: str = ""  # the client's text for the model, even if unknown
     address: str = ""  # the client's
-    client: str = ""  # whose share of the model it takes: its key's or, where nobody needs one, its address's
+    client: str = ""  # whose share of the model the request takes: the key's or, without keys, the address's
     stream: bool = False
     image_sizes: list[tuple[int, int]] = field(default_factory=list)  # width, height
-    pages: int | None = None  # of a document, those that were asked for
+    pages: int | None = None  # pages asked for of a document
     pages_done: int = 0
     started: float = field(default_factory=time.monotonic)
     created: int = field(default_factory=lambda: int(time.time()))  # seconds since 1970, for the answer
-    event_numbers: Iterator[int] = field(default_factory=count)  # of the events that are streamed
+    event_numbers: Iterator[int] = field(default_factory=count)  # form of streamed events
     result: Finished | None = None
     done: bool = False
 
     def finish(self, outcome: str, *, status: int | None = None, reason: str | None = None) -> None:
-        """Log and count the request. Only the first call does anything. ``status``, ``reason``: of a refusal."""
+        """Log and count the request; only the first call does anything. ``status``, ``reason``: of a refusal."""
         if self.done:
             return
         self.done = True
@@ -120,10 +120,10 @@ class RequestRecord:
 
 
 class RequestLog:
-    """Falcon middleware: a line for each request that has none of its own, at info for a refused one, else at debug."""
+    """Falcon middleware: a line for each request without one, at info for a refused request, else at debug."""
 
     def process_response(self, req: falcon.Request, resp: falcon.Response, resource: object, succeeded: bool) -> None:
-        """Write it. ``errors`` has left the reason of a refusal in the request's context."""
+        """Write the line. ``error_answers`` leaves the reason of a refusal in the request's context."""
         if req.context.get("recorded"):
             return
         reason = req.context.get("reason")
@@ -139,7 +139,7 @@ class RequestLog:
 
 
 def refused(status: int, reason: str, address: str) -> None:
-    """The line of a request that was no HTTP, or too much of it, for the application to see."""
+    """Log a request that was refused before the application saw it."""
     _write(logging.INFO, {"status": status, "reason": reason, "address": address})
 
 
@@ -149,6 +149,6 @@ def _write(level: int, fields: dict[str, Any]) -> None:
 
 
 def _quoted(value: object) -> str:
-    """Texts that could be taken for something else, or for another line, as JSON writes them."""
+    """Text as JSON where it could be taken for another field or line."""
     text = str(value)
     return text if _PLAIN.fullmatch(text) else json.dumps(text, ensure_ascii=False)

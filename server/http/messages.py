@@ -1,7 +1,7 @@
 """From a conversation to one prompt: the pictures in front, then the words of the latest user message.
 
-Models are trained on a picture followed by its prompt, so the order of the parts says nothing, and what clients add
-(system messages, history, wrappers) is none of it.
+Models are trained on a picture followed by its prompt, so the order of parts is ignored, and so are clients' additions
+(system messages, history, wrappers).
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from models.model_errors import InvalidInput
 from .schema import Content, ContentPart, FilePart, ImagePart, ImageUrl, Message, ResponseItem, TextPart
 from .wrappers import unwrapped
 
-# For the person at the screen, who need not know what a request is.
+# For the person at the screen, in plain words.
 NO_IMAGE = "There is no picture in this conversation yet. Attach a picture or a PDF, and I will read what is on it."
 
-MAX_TEXT = 1_000_000  # characters: far more than any model takes, and read into tokens within a second
+MAX_TEXT = 1_000_000  # characters: far more than any model takes, and tokenized within a second
 
-# What some clients send as an image: a data: URL of a PDF, by its type or by its first bytes.
+# A data: URL of a PDF, by its type or first bytes, which some clients send as an image.
 _PDF = re.compile(r"\s*data:(?:application/(?:x-)?pdf\b|[^,]{0,100};base64,\s*JVBERi0)", re.IGNORECASE)
-_BASE64 = re.compile(r"\s*[A-Za-z0-9+/_-]{64}[A-Za-z0-9+/_\s-]*={0,2}\s*")  # no path or name is so long
+_BASE64 = re.compile(r"\s*[A-Za-z0-9+/_-]{64}[A-Za-z0-9+/_\s-]*={0,2}\s*")  # characters; no path or name is so long
 
 _SYSTEM_ROLES = frozenset({"system", "developer"})
 
@@ -33,28 +33,28 @@ Turn = tuple[str, Content]  # role and content
 
 @dataclass
 class Prompt:
-    """What one request asks for."""
+    """Images and words of one request."""
 
-    texts: list[str] = field(default_factory=list)  # of the latest user message
-    system: list[str] = field(default_factory=list)  # of system and developer messages
+    texts: list[str] = field(default_factory=list)  # texts of the latest user message
+    system: list[str] = field(default_factory=list)  # text of system and developer messages
     image_urls: list[str] = field(default_factory=list)
     files: list[str] = field(default_factory=list)  # data: URLs of documents
 
     @property
     def images(self) -> int:
-        """Images and documents, each of which takes one slot."""
+        """Number of images and documents, each of which takes one slot."""
         return len(self.image_urls) + len(self.files)
 
     def words(self, tags: Iterable[str] = (), *, system: bool = False) -> str:
-        """The client's own text without what was wrapped around it; empty when there are images only.
+        """The client's own text without wrappers; empty when there are images only.
 
-        tags : of blocks to drop beside the known ones. system : system messages come before it.
+        tags : names of further blocks to drop. system : put system messages in front.
         """
         texts = [unwrapped(text, tags) for text in self.texts]
         return "\n".join(text for text in [*(self.system if system else ()), *texts] if text.strip())
 
     def let_go(self) -> None:
-        """Forget images and documents: once they are decoded, their base64 is of no more use and can be large."""
+        """Forget images and documents: their base64 can be large, and is of no use once decoded."""
         self.image_urls.clear()
         self.files.clear()
 
@@ -87,7 +87,7 @@ def from_responses(items: str | Sequence[ResponseItem], instructions: str | None
 
 
 def _turn(item: ResponseItem) -> Turn:
-    """What a tool gave stands in an item of its own; calls and reasoning are the model's."""
+    """The turn of an item: a tool's output is an item of its own; calls and reasoning are the model's."""
     if item.role and item.type in (None, "message"):
         return item.role, item.content
     if item.type is not None and item.type.endswith("_call_output"):
@@ -96,7 +96,7 @@ def _turn(item: ResponseItem) -> Turn:
 
 
 def _collapse(turns: Sequence[Turn], name: str) -> Prompt:
-    """The latest user messages, those that follow each other as one; the newest pictures, theirs or before them."""
+    """The latest user messages in a row as one, with their pictures, else with the newest ones before them."""
     asked = [turn for turn in turns if turn[0] not in _SYSTEM_ROLES]
     runs = [[content for _, content in run] for role, run in groupby(asked, itemgetter(0)) if role == "user"]
     if not runs:
@@ -136,7 +136,7 @@ def _add_pictures(prompt: Prompt, parts: Iterable[ContentPart]) -> None:
 
 
 def _data_url(given: str) -> str:
-    """Bare base64, as some clients send it, in the form that it should have."""
+    """Bare base64, which some clients send, as a data: URL."""
     return f"data:application/octet-stream;base64,{given.strip()}" if _BASE64.fullmatch(given) else given
 
 

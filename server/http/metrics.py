@@ -18,7 +18,7 @@ _RATES = (1, 2, 5, 10, 20, 30, 50, 75, 100, 150, 200, 300, 500)
 
 
 class Metrics:
-    """What is counted. One instance for each application."""
+    """The server's metrics. One instance for each application."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -44,21 +44,21 @@ class Metrics:
         self.memory.set_function(lambda: resident_mb() * 1e6)
 
     def watch(self, name: str, help_text: str, value: Callable[[], float]) -> None:
-        """A gauge that is read when it is asked for."""
+        """Add a gauge that is read on demand."""
         Gauge(name, help_text, registry=self.registry).set_function(value)
 
     def watch_kinds(self, name: str, help_text: str, label: str, values: Callable[[], dict[str, float]]) -> None:
-        """A gauge with a row for each kind, read when it is asked for."""
+        """Add a gauge with a row for each kind, read on demand."""
         gauge = Gauge(name, help_text, [label], registry=self.registry)
         for kind in values():
             gauge.labels(kind).set_function(lambda kind=kind: values()[kind])  # type: ignore[misc]  # lambda's default
 
     def watch_engines(self, loads: Callable[[], Iterable[tuple[str, EngineLoad]]]) -> None:
-        """Gauges of each engine, read when they are asked for. loads : of each, with its model's id."""
+        """Add gauges of each engine, read on demand. loads : returns each engine's load with its model's id."""
         self.registry.register(_Engines(loads))
 
     def finished(self, model: str, outcome: str, finished: Finished | None) -> None:
-        """Count one generation request that is over. ``model`` is "" when it was refused before it was known."""
+        """Count one finished generation request. ``model`` is "" for one refused before its model was known."""
         self.requests.labels(model, outcome).inc()
         if finished is None:
             return
@@ -73,12 +73,12 @@ class Metrics:
             self.decode_rate.labels(model).observe(rate)
 
     def text(self) -> bytes:
-        """All of it in Prometheus' text format."""
+        """All metrics in Prometheus' text format."""
         return generate_latest(self.registry)
 
 
 class _Engines(Collector):
-    """Engines come and go with their models, so that their gauges are made anew each time."""
+    """Makes the gauges of engines anew each time, as engines come and go with their models."""
 
     def __init__(self, loads: Callable[[], Iterable[tuple[str, EngineLoad]]]) -> None:
         self._loads = loads
@@ -101,6 +101,6 @@ class _Engines(Collector):
 
 
 def decode_rate(finished: Finished) -> float | None:
-    """Decode tokens per second: the first token belongs to the prefill."""
+    """Decoded tokens per second; the first token belongs to the prefill."""
     steps = finished.usage.completion_tokens - 1
     return steps / finished.timings.decode if steps > 0 and finished.timings.decode > 0 else None

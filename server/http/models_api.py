@@ -26,7 +26,7 @@ class _ModelResource:
         try:
             key = self._source.key(entry)
             exported, loaded = self._source.is_exported(key), key in self._pool.loaded_keys()
-        except ConfigError:  # one of its files is missing, which asking for it will say
+        except ConfigError:  # a file is missing, which a request for the model will report
             exported = loaded = False
         return {
             "id": model_id,
@@ -44,14 +44,14 @@ class _ModelResource:
 
 
 class Models(_ModelResource):
-    """The models that can be asked for."""
+    """Lists the models that can be asked for."""
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         resp.media = {"object": "list", "data": [self._describe(model_id) for model_id in self._source.model_ids()]}
 
 
 class Model(_ModelResource):
-    """One model."""
+    """Describes one model."""
 
     def on_get(self, req: falcon.Request, resp: falcon.Response, model_id: str) -> None:
         req.context["model"] = model_id[:MAX_NAME]  # for the log

@@ -304,7 +304,7 @@ def _path(name: str) -> dict[str, Any]:
 
 
 def _layout_parsing() -> dict[str, Any]:
-    """PaddleX's own form, errors too."""
+    """PaddleX's own form, for errors too."""
     described = _json("layoutParsing", "LayoutParsingRequest", "LayoutParsingAnswer", *_ERRORS)
     error = {"application/json": {"schema": {"$ref": "#/components/schemas/LayoutParsingError"}}}
     for status, response in described["responses"].items():

@@ -187,7 +187,7 @@ class ModelPool(Generic[K]):
             return sum(loaded.model.queue_depth for loaded in self._loaded.values())
 
     def loads(self) -> list[tuple[K, EngineLoad]]:
-        """What each engine of the loaded models has to do."""
+        """The load of each engine of the loaded models."""
         with self._changed:
             return [(key, load) for key, loaded in self._loaded.items() for load in loaded.model.loads]
 

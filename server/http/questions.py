@@ -1,4 +1,4 @@
-"""What a request asks of its model: the task that it names, or the client's own words where the model knows them."""
+"""What a request asks its model: a named task, or the client's own words where the model understands them."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ log = logging.getLogger(__name__)
 
 
 class Questions:
-    """Under one server's options."""
+    """Makes questions by one server's options."""
 
     def __init__(self, options: ServerOptions) -> None:
         self._tags, self._with_system = options.prompt_wrappers, options.system_messages == "prompt"
-        self._has_said = False  # that a system message was ignored
+        self._has_said = False  # the log has said that system messages are ignored
 
     def of(self, prompt: Prompt, reading: ReadingOptions, entry: ModelEntry) -> Question:
-        """The question; images alone are read as the model's default task.
+        """The question of a request; images alone are read as the model's default task.
 
         Raises
         ------
         BadRequest
-            for words that the task does not take, or that it misses.
+            for words that the task does not take, or missing ones.
         """
         if prompt.system and not self._with_system and not self._has_said:
             self._has_said = True
@@ -57,12 +57,12 @@ def _structured(entry: ModelEntry, reading: ReadingOptions, words: str, prompt: 
 
 
 def check_task(reading: ReadingOptions, entry: ModelEntry) -> None:
-    """Refuse a task that the model was not trained on.
+    """Refuse tasks that the model was not trained on.
 
     Raises
     ------
     BadRequest
-        listing those that it has.
+        listing the model's tasks.
     """
     tasks = tasks_for(entry)
     if reading.task == DOCUMENT and not has_detector(entry):

@@ -25,7 +25,7 @@ _BUDGET = "max_output_tokens"
 
 
 class Responses:
-    """OpenAI's responses. Nothing is stored: a response cannot be fetched again or continued by its id."""
+    """OpenAI's responses. Responses are not stored, and cannot be fetched or continued by id."""
 
     path = "/v1/responses"
 
@@ -36,7 +36,7 @@ class Responses:
         with self._endpoint.exchange(req, resp, self.path, "input") as exchange:
             body = exchange.body(ResponsesRequest)
             prompt = from_responses(body.input, body.instructions)
-            body = body.model_copy(update={"input": []})  # the rest of it lives as long as the answer
+            body = body.model_copy(update={"input": []})  # the body lives as long as the answer
             running = exchange.start(Asked(prompt, body.model, settings_of(body), reading_of(body)))
             if body.stream:
                 exchange.stream(running, _chunks(body, running), partial(_failure, body, running.record))
@@ -86,7 +86,7 @@ def _event(record: RequestRecord, name: str, **fields: Any) -> bytes:
 
 
 def _response(body: ResponsesBody, record: RequestRecord) -> dict[str, Any]:
-    """The response object as it stands before the first token."""
+    """The response object before the first token."""
     return {
         "id": f"resp_{record.id}",
         "object": "response",

@@ -1,4 +1,4 @@
-"""One request that the engine works on: its events, its answer, and its end."""
+"""One request in flight: its events, its answer, and its end."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ from .contents import Content
 from .logs import RequestRecord
 from .pool import Lease
 
-POLL_SECONDS = 0.1  # how often a silent generation is asked whether its client is still there
-PING_SECONDS = 5.0  # silence after which a stream gets a comment
+POLL_SECONDS = 0.1  # seconds of silence between two looks whether the client is still there
+PING_SECONDS = 5.0  # seconds of silence after which a stream gets a comment
 
 
 class RunningRequest:
-    """Iterate its events or collect its answer. A context manager, at whose end all that it holds is given back."""
+    """Iterate over its events or collect its answer. A context manager that gives back at its end all that it holds."""
 
     def __init__(
         self, generation: Generation, record: RequestRecord, is_gone: Callable[[], bool], held: ExitStack,
         *, content: Content | None = None, lease: Lease[ModelKey] | None = None,
         notes: Mapping[str, Any] = MappingProxyType({}), progress: bool = False,
     ) -> None:  # fmt: skip
-        """held : what is given back at its end. content, lease : what is read, by which model; None for an answer that
-        no model gives. notes : what the answer's ``ocr`` field says of the request.
+        """held : closed at the end.
 
-        progress : its stages are events too, for a stream that was asked for them.
+        content, lease : what is read, by which model; None for an answer without a model.
+        notes : what the answer's ``ocr`` field has besides. progress : yield the request's stages as events, too.
         """
         self.record = record
         self._generation, self._is_gone, self._held = generation, is_gone, held
         self._content, self._lease, self._notes = content, lease, notes
         self._progress = progress
         self._pieces: list[TextDelta] = []
-        self.logprobs: list[TokenLogprob] = []  # of the answer so far, where they were asked for
+        self.logprobs: list[TokenLogprob] = []  # log-probabilities of the answer so far, where asked for
         self._closed = False
 
     @property
@@ -52,7 +52,7 @@ class RunningRequest:
         return "".join(piece.text for piece in self._pieces)
 
     def report(self) -> dict[str, Any]:
-        """Notes, and boxes and pages where the request asked for them. Call it after the last event."""
+        """Notes, and boxes and pages where the request asked for them. Called after the last event."""
         if self._content is None or self._lease is None:
             return dict(self._notes)
         assert self.record.result is not None
@@ -118,11 +118,11 @@ class RunningRequest:
         raise AssertionError("a generation ended without its last event")
 
     def cancel(self) -> None:
-        """Ask for an early end; the last event still comes."""
+        """End the request early; the last event still comes."""
         self._generation.cancel()
 
     def close(self, outcome: str | None = None) -> None:
-        """Stop what still runs, give back what is held, write the record. Idempotent, in any state."""
+        """Cancel the generation, give back what is held, write the record. Idempotent, in any state."""
         if self._closed:
             return
         self._closed = True

@@ -1,7 +1,7 @@
-"""What clients may send: the request bodies as pydantic models, from which /openapi.json is made too.
+"""The request bodies of clients as pydantic models, from which /openapi.json is made, too.
 
-Fields that OpenAI's clients send and that mean nothing here (``user``, ``tools`` ...) are accepted and ignored; those
-that ask for what cannot be had are refused (see ``unsupported``).
+Fields of OpenAI's clients without a meaning here (``user``, ``tools`` ...) are accepted and ignored; those that ask for
+something impossible are refused (see ``unsupported``).
 """
 
 from __future__ import annotations
@@ -95,11 +95,11 @@ class OtherPart(_Lenient):
 ContentPart = TextPart | ImagePart | FilePart | OtherPart
 
 
-MAX_PARTS = 1000  # of one message
+MAX_PARTS = 1000  # parts of one message
 MAX_MESSAGES = 10_000
-MAX_VALUES = 1_000_000  # brackets and commas of a body; the base64 of an image has none
+MAX_VALUES = 1_000_000  # brackets and commas of a body; base64 has none
 
-# Bounded, since every alternative of a union reports what is wrong with every item.
+# Bounded, since every alternative of a union reports errors for every item.
 Content = str | Annotated[list[ContentPart], Field(max_length=MAX_PARTS)] | None
 
 
@@ -161,15 +161,15 @@ class ReadingOptions:
     pages: str | None = None
     progress: bool = False
     password: str | None = field(default=None, repr=False)
-    alternatives: int | None = None  # told of each token with its log-probability; None: neither is told
-    structure: Structure | None = None  # what the answer follows
-    rules: Mapping[str, Any] = field(default_factory=dict)  # changes of how a page is read by its parts
-    page: PageRules | None = None  # what has become of them; None: the model's
-    dpi: int | None = None  # of a document's pages; None: the usual, within what the model can make use of
+    alternatives: int | None = None  # alternatives told with each token's log-probability; None: neither
+    structure: Structure | None = None  # the schema that the answer follows
+    rules: Mapping[str, Any] = field(default_factory=dict)  # changes of the layout rules
+    page: PageRules | None = None  # the resulting layout rules; None: the model's
+    dpi: int | None = None  # dots per inch of a document's pages; None: the default, and no more than the model sees
 
     @property
     def schema(self) -> str | None:
-        """JSON text of what the answer follows."""
+        """JSON text of the schema that the answer follows."""
         return None if self.structure is None else self.structure.schema
 
 
@@ -192,7 +192,7 @@ class VllmArguments(BaseModel):
     whitelist_token_ids: list[int] | None = None
 
 
-LOGPROBS = "message.output_text.logprobs"  # in ``include`` of a Responses request
+LOGPROBS = "message.output_text.logprobs"  # value in ``include`` of a Responses request
 
 
 class _Body(_Lenient):
@@ -210,12 +210,12 @@ class _Body(_Lenient):
     structured_outputs: dict[str, JsonValue] | None = Field(default=None, description="json: a JSON schema")
 
     def alternatives(self) -> int | None:
-        """How many alternatives are told of each token; None where log-probabilities are not asked for.
+        """Number of alternatives to tell for each token; None without log-probabilities.
 
         Raises
         ------
         BadRequest
-            for alternatives without them.
+            for alternatives without log-probabilities.
         """
         return None
 
@@ -245,7 +245,7 @@ class ResponsesBody(_Body):
     input: str | Annotated[list[ResponseItem], Field(max_length=MAX_MESSAGES)]
     instructions: str | None = None
     metadata: dict[str, JsonValue] | None = None
-    max_output_tokens: int | None = None  # these three are settings, which the answer repeats
+    max_output_tokens: int | None = None  # three settings that the answer repeats
     temperature: float | None = None
     top_p: float | None = None
     include: list[str] | None = Field(default=None, description=f"{LOGPROBS}, for log-probabilities of the tokens")
@@ -261,14 +261,14 @@ ResponsesRequest = create_model("ResponsesRequest", __base__=ResponsesBody, __do
 
 
 class Checked(Protocol):
-    """A pydantic model, as far as it is needed to make one of a document."""
+    """The part of a pydantic model that parsing needs."""
 
     @classmethod
     def model_validate(cls, obj: Any) -> Self: ...
 
 
 class Form(Checked, Protocol):
-    """What every body says that asks for a document to be read. ``model``: an id; None is the endpoint's own."""
+    """What every body has that asks for a document to be read. ``model``: an id; None: the endpoint's own."""
 
     @property
     def model(self) -> str | None: ...
@@ -286,7 +286,7 @@ def settings_of(body: BaseModel) -> dict[str, Any]:
     Raises
     ------
     InvalidSetting
-        for a value out of its range, and for two spellings of one setting that disagree.
+        for a value out of its range, and for two spellings of a setting that disagree.
     """
     values = {name: getattr(body, name) for name in setting_fields()}
     if (arguments := getattr(body, "vllm_xargs", None)) is not None:
@@ -297,12 +297,12 @@ def settings_of(body: BaseModel) -> dict[str, Any]:
 
 
 def reading_of(body: _Body) -> ReadingOptions:
-    """What the body says of tasks, boxes and pages.
+    """The body's options of tasks, boxes and pages.
 
     Raises
     ------
     BadRequest
-        for two tasks that disagree, and for a schema that is none.
+        for two tasks that disagree, and for an invalid schema.
     """
     options = body.ocr or OcrOptions()
     if body.task is not None and options.task is not None and body.task != options.task:
@@ -319,9 +319,9 @@ def parse(raw: bytes, model: type[Parsed]) -> Parsed:
     Raises
     ------
     BadRequest
-        naming the first field that is wrong, and what was expected.
+        naming the first wrong field, and what was expected.
     TooLarge
-        for a body of so many small values that they would fill the memory.
+        for a body whose many small values would fill the memory.
     """
     if sum(raw.count(sign) for sign in (b"{", b"[", b",")) > MAX_VALUES:
         raise TooLarge(f"the body has more than {MAX_VALUES:,} JSON values; send fewer or shorter messages")
@@ -339,7 +339,7 @@ def parse(raw: bytes, model: type[Parsed]) -> Parsed:
 
 def _explain(error: ValidationError) -> BadRequest:
     problems = error.errors(include_url=False, include_input=False, include_context=False)
-    # In a union every alternative reports; the one that got deepest into the document is what the client meant.
+    # Every alternative of a union reports errors; the deepest one is of the alternative that the client meant.
     problem = max(problems, key=lambda one: len(_location(one["loc"])))
     where = ".".join(map(str, _location(problem["loc"])))
     message = "is required" if problem["type"] == "missing" else problem["msg"]
@@ -351,7 +351,7 @@ _TYPE_NAMES = frozenset({"str", "int", "float", "bool", "dict", "list"})
 
 
 def _location(location: tuple[str | int, ...]) -> tuple[str | int, ...]:
-    """Without the names of types that pydantic inserts for the alternatives of a union."""
+    """A place in the body, without the names that pydantic inserts for alternatives of a union."""
     return tuple(
         part
         for part in location

@@ -8,7 +8,7 @@ from typing import Any
 
 PING = b": ping\n\n"
 DONE = b"data: [DONE]\n\n"
-HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # the second stops nginx from buffering
+HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # the second header stops nginx from buffering
 
 
 def event(data: dict[str, Any], name: str | None = None) -> bytes:

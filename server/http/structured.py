@@ -12,14 +12,14 @@ from server.api_errors import BadRequest
 
 @dataclass(frozen=True)
 class Structure:
-    """schema : JSON text. field : of the body, which asked for it."""
+    """schema : JSON text. field : of the body, which holds the schema."""
 
     schema: str
     field: str
 
 
 class Body(Protocol):
-    """A checked body; a field that its API does not have is None."""
+    """A checked body; fields that its API lacks are None."""
 
     response_format: dict[str, Any] | None
     text: dict[str, Any] | None
@@ -28,12 +28,12 @@ class Body(Protocol):
 
 
 def structure_of(body: Body) -> Structure | None:
-    """What the answer is to follow; None: nothing.
+    """The schema that the answer must follow; None: no schema.
 
     Raises
     ------
     BadRequest
-        for a schema that is missing or no schema, and for two that are asked for at once.
+        for a missing or invalid schema, and for two schemas at once.
     """
     asked = [
         ("response_format", _wanted(body.response_format, "response_format")),
@@ -54,7 +54,7 @@ def structure_of(body: Body) -> Structure | None:
 
 
 def _wanted(format: Any, field: str) -> Any:
-    """The schema of a format: OpenAI's chat has it one level deeper than Responses."""
+    """The schema of a format: Chat Completions nests it one level deeper than Responses."""
     kind = format.get("type") if isinstance(format, dict) else None
     if kind == "json_object":
         return ANY_OBJECT

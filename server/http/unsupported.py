@@ -1,7 +1,7 @@
-"""Fields of OpenAI's API (and of vLLM's) that change what an answer is, and that this server cannot do: refused.
+"""Refuses fields of OpenAI's API (and vLLM's) that would change the answer and that this server does not support.
 
-An answer that looks as if they had been followed would be worse. Fields that change nothing here (``tools`` with
-``auto``, ``metadata``, ``user``, ``store`` ...) are accepted.
+To ignore them silently would be worse. Fields that do not change the answer (``tools`` with ``auto``, ``metadata``,
+``user``, ``store`` ...) are accepted.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ def _free_choice(value: Any) -> bool:
     """Whether the model may answer with text."""
     if not isinstance(value, dict):
         return value in (None, "auto", "none")
-    allowed = value.get("allowed_tools", value)  # in Chat Completions one level deeper than in Responses
+    allowed = value.get("allowed_tools", value)  # nested one level deeper in Chat Completions than in Responses
     return isinstance(allowed, dict) and (allowed.get("mode") or allowed.get("type")) in ("auto", "none")
 
 
 def _few(value: Any) -> bool:
-    """Whether it is a number of alternatives that can be told; what is no number is the schema's to refuse."""
+    """Whether so many alternatives can be told; other types are refused by the schema."""
     return not isinstance(value, int) or 0 <= value <= MOST_ALTERNATIVES
 
 
@@ -50,7 +50,7 @@ _SCHEMAS = "answers follow a JSON schema (response_format), and nothing else"
 _NOTHING_KEPT = "nothing is kept between requests; send the conversation itself"
 _BY_TEXT = "answers are not steered by it; leave it out"
 
-# Field -> whether a value asks for nothing, and what to say of one that does.
+# Field -> whether a value is harmless, and the message for other values.
 _FIELDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "response_format": (_known_format, _FORMATS),
     "text.format": (_known_format, _FORMATS),
@@ -76,12 +76,12 @@ _FIELDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def refuse(body: Mapping[str, Any]) -> None:
-    """Look through a body.
+    """Check a body.
 
     Raises
     ------
     BadRequest
-        naming the first field that asks for what cannot be had, with what to do instead.
+        naming the first unsupported field, and what to do instead.
     """
     for name, (asks_nothing, remedy) in _FIELDS.items():
         value: Any = body

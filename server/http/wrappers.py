@@ -1,7 +1,7 @@
-"""What clients put around the words that a person typed: blocks that are no part of the prompt, dropped by a table.
+"""Drops blocks that clients put around the words that a person typed, by a table.
 
-Open WebUI puts a list of the attached files in front, and a passage of instructions with what its own search has found.
-A model that reads pictures was trained on neither.
+Open WebUI adds a list of the attached files, and instructions with the results of its own search. A model that reads
+pictures was trained on neither.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def tag(name: str) -> Wrapper:
     return Wrapper(re.compile(rf"<{re.escape(name)}(?=[\s>])"), f"</{name}>")
 
 
-# The second is Open WebUI's template for what it has retrieved; people change its words, so its parts stand here too.
+# The second is Open WebUI's template for search results; people change its words, so its parts are listed, too.
 WRAPPERS: tuple[Wrapper, ...] = (
     tag("attached_files"),
     Wrapper(
@@ -33,7 +33,7 @@ WRAPPERS: tuple[Wrapper, ...] = (
     tag("context"),
     tag("source"),
 )
-_QUERY = re.compile(r"</?user_query>")  # an older template had the person's own words between these
+_QUERY = re.compile(r"</?user_query>")  # an older template has the person's own words between these
 
 
 def unwrapped(text: str, tags: Iterable[str] = ()) -> str:
@@ -44,7 +44,7 @@ def unwrapped(text: str, tags: Iterable[str] = ()) -> str:
 
 
 def _without(text: str, wrapper: Wrapper) -> str:
-    """In one pass: the text is a stranger's, and may hold very many beginnings."""
+    """Remove blocks in one pass, in linear time: a client's text may hold very many beginnings."""
     kept: list[str] = []
     at = 0
     while (begin := wrapper.begin.search(text, at)) and (end := text.find(wrapper.end, begin.end())) >= 0:

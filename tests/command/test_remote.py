@@ -19,6 +19,7 @@ import httpx
 import pytest
 
 from server.command import remote
+from server.command.server_address import ServerAddress
 from tests.command.conftest import ROOT, Program, command, environment, page_of
 from tests.pdfs import scanned_pdf
 from tests.server.conftest import ServerProcess
@@ -413,15 +414,11 @@ def test_a_proxy_of_the_environment_is_used(ocr: Program, proxy: FaultyProxy, tm
 def test_a_proxy_of_the_environment_is_told_who_asks_for_a_tunnel(monkeypatch: Any) -> None:
     monkeypatch.setenv("https_proxy", "http://me:p%40ss@proxy:3128")
     monkeypatch.setenv("no_proxy", "")
-    reader = remote.RemoteReader(
-        "https://gpu", "m", task=None, prompt=None, settings={}, api_key=None, retries=0, timeout=1.0,
-        stop=threading.Event(), jobs=1,
-    )  # fmt: skip
-    connection, _, headers = reader.connection("/v1/models")
+    connection, _, headers = ServerAddress.of("https://gpu", "").connection("/v1/models", 1.0)
     assert connection._tunnel_headers["Proxy-Authorization"] == (  # type: ignore[attr-defined]
         "Basic " + base64.b64encode(b"me:p@ss").decode()
     )
-    assert headers == {}  # the server at the tunnel's end must not see it
+    assert headers == {"User-Agent": "ocr-onnx"}  # the server at the tunnel's end must not see the login
 
 
 def test_ctrl_c_on_the_last_try_is_no_failure_of_the_page(ocr: Program, proxy: FaultyProxy, tmp_path: Path) -> None:

@@ -253,8 +253,8 @@ def test_slots_are_planned_from_what_is_free_beside_the_weights(random_model_fol
     def noting(kind: type) -> Callable[..., object]:
         return lambda *arguments, **named: loaded.append(made := kind(*arguments, **named)) or made
 
-    monkeypatch.setattr("runtime.model.Decoder", noting(Decoder))
-    monkeypatch.setattr("runtime.model.VisionTower", noting(VisionTower))
+    monkeypatch.setattr("runtime.loading.Decoder", noting(Decoder))
+    monkeypatch.setattr("runtime.loading.VisionTower", noting(VisionTower))
     for context, slots in ((None, 5), (sizes.max_length // 8, 8)):
         loaded.clear()
         with Model.open(random_model_folder, device="cpu", max_context=context) as model:

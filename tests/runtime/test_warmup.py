@@ -12,7 +12,8 @@ from runtime import model as model_module
 from runtime import planning
 from runtime.decoder import PREFILL_CHUNK, Decoder
 from runtime.failing import explained
-from runtime.model import Model, default_slots
+from runtime.model import Model
+from runtime.planning import default_slots
 from runtime.providers import Device
 from runtime.vision import VisionTower
 from runtime.warmup import default_warm_up, token_buckets, warm_up

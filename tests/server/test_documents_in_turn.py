@@ -15,7 +15,7 @@ from models.settings import InferenceSettings
 from runtime.library.source import ModelKey
 from runtime.requests import Request
 from runtime.runtime_errors import QueueFull
-from server.http import documents
+from server.http import document_reader
 from server.http.documents import PAGE_BREAK
 from tests.pdfs import text_pdf
 from tests.server.conftest import MakeService, chat
@@ -178,7 +178,7 @@ def test_a_page_that_waits_for_the_queue_is_drawn_once(
 ) -> None:
     monkeypatch.setattr("server.http.documents.RETRY_SECONDS", 0.02)
     drawn: list[int] = []
-    opened = documents.open_document
+    opened = document_reader.open_document
 
     def watched(*arguments: Any, **options: Any) -> Any:
         document = opened(*arguments, **options)
@@ -186,7 +186,7 @@ def test_a_page_that_waits_for_the_queue_is_drawn_once(
         document.draw = lambda index, stop: drawn.append(index) or draw(index, stop)  # type: ignore[method-assign,func-returns-value]
         return document
 
-    monkeypatch.setattr(documents, "open_document", watched)
+    monkeypatch.setattr(document_reader, "open_document", watched)
 
     def script(request: Request) -> Iterable[Step]:
         if number_of(request) == 1:

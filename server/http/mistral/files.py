@@ -1,7 +1,7 @@
-"""/v1/files: documents that a client uploads before it asks for their text. They live in memory, for an hour.
+"""/v1/files: documents that a client uploads for OCR, kept in memory for an hour.
 
-A file belongs to the API key that brought it. A signed URL, which Mistral's clients ask for between upload and OCR,
-opens it without a key; given to /v1/ocr, such a URL is never fetched but looked up.
+A file belongs to the API key that uploaded it. A signed URL, which Mistral's clients request between upload and OCR,
+opens the file without a key; in a request to /v1/ocr such a URL is looked up and never fetched.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from server.api_errors import ApiError, BadRequest, TooLarge, Unavailable
 from ..auth import owner_of
 
 KEEP_SECONDS = 3600.0
-UPLOADS = 4  # bodies that are taken in at once
+UPLOADS = 4  # uploads read at once
 MAX_FILES = 1000
 _MAX_WORD = 200  # characters of a file name or a purpose
 
@@ -44,7 +44,7 @@ class StoredFile:
         return self.created + KEEP_SECONDS
 
     def describe(self) -> dict[str, Any]:
-        """As Mistral's and OpenAI's clients read it."""
+        """The file's description, in Mistral's and OpenAI's form."""
         return {
             "id": self.id,
             "object": "file",
@@ -62,7 +62,7 @@ class StoredFile:
 
 
 class FileStore:
-    """The uploads, within a number of bytes."""
+    """The uploads, within a limit of bytes."""
 
     def __init__(self, max_bytes: int, clock: Callable[[], float] = time.time) -> None:
         self._max_bytes, self._clock = max_bytes, clock
@@ -76,7 +76,7 @@ class FileStore:
         Raises
         ------
         Unavailable
-            when the others take all the room.
+            when other files take all the room.
         """
         file = StoredFile(f"file-{secrets.token_hex(16)}", owner, name, purpose, content, self._clock())
         with self._lock:
@@ -91,7 +91,7 @@ class FileStore:
         return file
 
     def get(self, file_id: str, owner: str) -> StoredFile:
-        """A file of this owner.
+        """A file of an owner.
 
         Raises
         ------
@@ -109,7 +109,7 @@ class FileStore:
         return file
 
     def of(self, owner: str) -> list[StoredFile]:
-        """All files of this owner, the latest first."""
+        """All files of an owner, the latest first."""
         with self._lock:
             self._forget_old()
             return sorted(
@@ -129,7 +129,7 @@ class FileStore:
             self._files.pop(file_id, None)
 
     def sign(self, file: StoredFile, seconds: float) -> dict[str, str]:
-        """The query of a signed URL."""
+        """The query string of a signed URL."""
         expires = str(int(min(file.expires, self._clock() + seconds)))
         return {"expires": expires, "signature": self._signature(file.id, expires)}
 
@@ -162,7 +162,7 @@ class FileStore:
 
 
 class Files:
-    """Upload and list."""
+    """Uploads and lists files."""
 
     def __init__(self, store: FileStore, max_bytes: int) -> None:
         self._store, self._max_bytes = store, max_bytes
@@ -204,7 +204,7 @@ class Files:
 
 
 class File:
-    """One file: what is known of it, and its end."""
+    """One file: its description and its deletion."""
 
     def __init__(self, store: FileStore) -> None:
         self._store = store
@@ -218,7 +218,7 @@ class File:
 
 
 class FileContent:
-    """The bytes, for the owner or by a signed URL."""
+    """A file's bytes, for the owner or by a signed URL."""
 
     def __init__(self, store: FileStore) -> None:
         self._store = store
@@ -226,13 +226,13 @@ class FileContent:
     def on_get(self, req: falcon.Request, resp: falcon.Response, file_id: str) -> None:
         file = self._store.signed(req.path, req.query_string) or self._store.get(file_id, owner_of(req))
         resp.content_type = "application/octet-stream"
-        # Whatever was uploaded is no page of this server for a browser to show.
+        # A browser must not show an upload as a page of this server.
         resp.set_headers({"Content-Disposition": "attachment", "X-Content-Type-Options": "nosniff"})
         resp.data = file.content
 
 
 class SignedUrl:
-    """An address of the file that works without a key, for some hours or until the file goes."""
+    """An address that opens the file without a key, for some hours or until the file is gone."""
 
     def __init__(self, store: FileStore) -> None:
         self._store = store

@@ -1,7 +1,7 @@
-"""Finished OCR jobs as files in the cache folder: they outlive the server, within limits of age and size.
+"""Finished OCR jobs as files in the cache folder, which outlive the server, within limits of age and size.
 
-Two files a job: what is said of it, and its result, which can be large and is read only when it is asked for. They hold
-users' documents, so nobody else on the machine may read them.
+Two files a job: its description, and its result, which can be large and is read on demand. The files hold users'
+documents, so other users of the machine may not read them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class JobFiles:
     """The folder of finished jobs."""
 
     def __init__(self, folder: Path, max_bytes: int, max_age: float, clock: Callable[[], float] = time.time) -> None:
-        """max_age : seconds since a job's end, after which it is forgotten."""
+        """max_age : seconds since a job's end, after which the job is deleted."""
         self._folder, self._max_bytes, self._max_age, self._clock = folder, max_bytes, max_age, clock
         self._lock = threading.Lock()
 
@@ -36,14 +36,14 @@ class JobFiles:
         Raises
         ------
         OSError
-            when that cannot be done, or nothing can be written there.
+            when the folder cannot be made or written.
         """
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not os.access(self._folder, os.W_OK | os.X_OK):
             raise PermissionError(f"{self._folder} cannot be written")
 
     def save(self, job: dict[str, Any], result: dict[str, Any] | None) -> None:
-        """Keep a job that has ended, and make room for it.
+        """Write a job that has ended, and make room for its files.
 
         Raises
         ------
@@ -54,11 +54,11 @@ class JobFiles:
             self.prepare()
             if result is not None:
                 self._write(f"{job['id']}{_RESULT}", result)
-            self._write(f"{job['id']}.json", job)  # last: a job that is there is whole
+            self._write(f"{job['id']}.json", job)  # last: a job with a description is whole
             self._make_room(keep=job["id"])
 
     def load(self, job_id: str) -> dict[str, Any] | None:
-        """What is known of a job that has ended, None where there is none."""
+        """The description of a job that has ended; None where there is none."""
         if not JOB_ID.fullmatch(job_id):
             return None
         with self._lock:
@@ -66,17 +66,17 @@ class JobFiles:
             return self._read(self._folder / f"{job_id}.json")
 
     def result(self, job_id: str) -> dict[str, Any] | None:
-        """Its result."""
+        """The job's result."""
         return self._read(self._folder / f"{job_id}{_RESULT}") if JOB_ID.fullmatch(job_id) else None
 
     def all(self) -> list[dict[str, Any]]:
-        """All jobs that have ended, in no order."""
+        """All jobs that have ended, unordered."""
         with self._lock:
             self._forget_old()
             return [job for path in self._jobs() if (job := self._read(path)) is not None]
 
     def delete(self, job_id: str) -> None:
-        """Forget a job."""
+        """Delete a job's files."""
         if JOB_ID.fullmatch(job_id):
             with self._lock:
                 self._remove(job_id)
@@ -90,7 +90,7 @@ class JobFiles:
                 self._remove(path.stem)
 
     def _make_room(self, keep: str) -> None:
-        """Forget the oldest until the rest fits; the one that has just ended stays, however large."""
+        """Delete the oldest jobs until the rest fits; the job that has just ended stays, however large."""
         self._forget_old()
         oldest = sorted((path.stem for path in self._jobs()), key=lambda name: _modified(self._folder / f"{name}.json"))
         sizes = {

@@ -1,7 +1,7 @@
-"""/v1/ocr/jobs: long documents without a connection that is held open for minutes, which proxies cut.
+"""/v1/ocr/jobs: long documents without a connection that stays open for minutes and that proxies would cut.
 
-A job is what a request to /v1/ocr asks for. It is answered with an id at once, read in its turn by one of a few
-threads, and kept for a while when it is over (``job_files``). It belongs to the API key that brought it.
+A job is a request to /v1/ocr that is answered with an id at once, read in its turn by one of a few threads, and kept
+for a while afterwards (``job_files``). A job belongs to the API key that submitted it.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from .schema import OcrBody, OcrRequest
 
 log = logging.getLogger(__name__)
 
-WORKERS = 2  # jobs that are read at once: a short one does not wait for a book
-RETRY_SECONDS = 2.0  # until a job that found the house full, or its model being exported, is tried again
-POLL_SECONDS = 5  # what clients are told to wait before they ask again
+WORKERS = 2  # jobs read at once, so that a short one does not wait for a book
+RETRY_SECONDS = 2.0  # seconds until a job is tried again when the server is full, or its model is being exported
+POLL_SECONDS = 5  # seconds that clients are told to wait before they ask again
 
 _SHUT_DOWN = Unavailable("the server was shut down before the job had ended; submit it again", code="shutting_down")
 
@@ -53,7 +53,7 @@ class OcrJob:
     cancelled: threading.Event = field(default_factory=threading.Event)
 
     def describe(self, status: str = "", error: ApiError | None = None) -> dict[str, Any]:
-        """What a client is told. ``status``: of its end; until then it waits or runs."""
+        """The job's description for clients. ``status``: of an ended job; by default queued or running."""
         return {
             "id": self.id,
             "object": "ocr.job",
@@ -70,12 +70,12 @@ class OcrJob:
 
 
 class OcrJobs:
-    """Runs jobs, and knows them until they are forgotten."""
+    """Runs jobs, and knows them until they are deleted."""
 
     def __init__(
         self, in_flight: RequestsInFlight, reader: OcrReader, metrics: Metrics, files: JobFiles, max_jobs: int
     ) -> None:  # fmt: skip
-        """max_jobs : that wait or run."""
+        """max_jobs : jobs that wait or run at once."""
         self._in_flight, self._reader, self._metrics = in_flight, reader, metrics
         self._files, self._max_jobs = files, max_jobs
         self._lock = threading.Lock()  # guards the jobs
@@ -85,12 +85,12 @@ class OcrJobs:
         self._closing = False
 
     def submit(self, body: OcrBody, owner: str, address: str, client: str) -> dict[str, Any]:
-        """Take a request in. ``client``: whose share of the model it takes.
+        """Take a job. ``client``: whose share of the model the job takes.
 
         Raises
         ------
         ApiError, InvalidInput
-            for one that cannot be carried out, or when there are too many.
+            for a request that cannot be carried out, or too many jobs.
         """
         if self._in_flight.draining:
             raise Unavailable("the server is shutting down", code="shutting_down")
@@ -116,7 +116,7 @@ class OcrJobs:
         return job.describe()
 
     def find(self, job_id: str, owner: str) -> dict[str, Any]:
-        """What is known of a job, with the result of one that has succeeded.
+        """A job's description, with the result of one that has succeeded.
 
         Raises
         ------
@@ -142,7 +142,7 @@ class OcrJobs:
         return sorted((job for job in jobs.values() if job["owner"] == owner), key=lambda job: -job["created_at"])
 
     def cancel(self, job_id: str, owner: str) -> dict[str, Any]:
-        """End a job early; of one that has ended, nothing changes."""
+        """End a job early; does nothing for a job that has ended."""
         found = self.find(job_id, owner)
         with self._lock:
             job = self._jobs.get(job_id)
@@ -151,14 +151,14 @@ class OcrJobs:
         return found
 
     def delete(self, job_id: str, owner: str) -> None:
-        """End a job and forget it."""
+        """End a job and delete its files."""
         self.cancel(job_id, owner)
         with self._lock:
             self._jobs.pop(job_id, None)
             self._files.delete(job_id)
 
     def close(self) -> None:
-        """Let the threads write down how their jobs ended, after the requests in flight have been ended."""
+        """Let the threads write down how their jobs ended. Called after requests in flight have been ended."""
         self._closing = True
         for _ in self._threads:
             self._queue.put(None)
@@ -172,7 +172,7 @@ class OcrJobs:
                 retry_after=30,
             )  # fmt: skip
 
-    # All below run on the jobs' threads.
+    # The following methods run on the jobs' threads.
 
     def _work(self) -> None:
         while (job := self._queue.get()) is not None:
@@ -199,7 +199,7 @@ class OcrJobs:
             status = "failed"
             job.record.finish("error", status=problem.status_code, reason=problem.message)
         with self._lock:
-            if job.id in self._jobs:  # nobody has deleted it
+            if job.id in self._jobs:  # the job was not deleted
                 self._files.save(job.describe(status, problem), result)
                 del self._jobs[job.id]
 
@@ -212,9 +212,9 @@ class OcrJobs:
             return self._reader.answer(job.order, running, text, finished)
 
     def _start(self, job: OcrJob, held: ExitStack) -> RunningRequest:
-        """Begin as soon as there is a place and a model. held : what the job has until its end."""
+        """Begin a job as soon as there is a place and a model. held : places and leases until the job's end."""
         prompt = job.order.asked.prompt
-        files = list(prompt.files)  # starting takes them out of the prompt
+        files = list(prompt.files)  # starting removes the documents from the prompt
         while True:
             if job.cancelled.is_set():
                 raise ClientGone
@@ -243,7 +243,7 @@ class Jobs:
 
     def __init__(self, jobs: OcrJobs, max_body_bytes: int) -> None:
         self._jobs, self._max_body_bytes = jobs, max_body_bytes
-        self._reading = threading.Semaphore(2)  # bodies that are parsed at once
+        self._reading = threading.Semaphore(2)  # bodies parsed at once
 
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
         with self._reading:
@@ -260,7 +260,7 @@ class Jobs:
 
 
 class JobById:
-    """One job: its state and result, and its end."""
+    """One job: its state and result, and its deletion."""
 
     def __init__(self, jobs: OcrJobs) -> None:
         self._jobs = jobs
@@ -277,7 +277,7 @@ class JobById:
 
 
 class JobCancel:
-    """An early end."""
+    """Ends a job early."""
 
     def __init__(self, jobs: OcrJobs) -> None:
         self._jobs = jobs

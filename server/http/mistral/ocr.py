@@ -1,6 +1,6 @@
-"""POST /v1/ocr: a document in, its pages out, as Mistral's clients speak of them.
+"""POST /v1/ocr: a document in, its pages out, in Mistral's form.
 
-The document goes the way of a ``file`` part of a chat message. What is Mistral's own is on either side of that way.
+The document is read like a ``file`` part of a chat message; only request and answer have Mistral's form.
 """
 
 from __future__ import annotations
@@ -32,35 +32,35 @@ from .files import FileStore
 from .pages import PageWriter
 from .schema import OcrBody, OcrRequest, check_supported, page_numbers
 
-MISTRALS_OWN = re.compile(r"mistral-ocr(-[\w.-]+)?")  # what clients have built in
-# A page is read to its end: Mistral's form has no field for a budget.
+MISTRALS_OWN = re.compile(r"mistral-ocr(-[\w.-]+)?")  # the name that clients have built in
+# Pages are read to their end: Mistral's form has no field for a budget.
 BUDGET = {"max_new_tokens": 8192}
 
 
 @dataclass(frozen=True)
 class Order:
-    """A checked request: what is asked for, and what the answer is written from."""
+    """A checked request, and what its answer is written from."""
 
     asked: Asked
     body: OcrBody
-    size: int  # bytes of the document
+    size: int  # size of the document in bytes
 
 
 class OcrReader:
-    """Turns bodies into orders, and what was read into answers; /v1/ocr and /v1/ocr/jobs share it."""
+    """Turns bodies into orders, and read documents into answers; shared by /v1/ocr and /v1/ocr/jobs."""
 
     def __init__(self, files: FileStore, fetcher: Fetcher, max_bytes: int, model: str) -> None:
-        """model : what Mistral's own model names mean here."""
+        """model : the model that Mistral's own names mean here."""
         self._files, self._fetcher = files, fetcher
         self._max_bytes, self._model = max_bytes, model
 
     def order(self, body: OcrBody, owner: str) -> Order:
-        """Check a request and bring its document here.
+        """Check a request and fetch its document.
 
         Raises
         ------
         ApiError, InvalidInput
-            for what is not supported, is not there, or is too large.
+            for unsupported fields, and a document that is missing or too large.
         """
         check_supported(body)
         reading = schema.ReadingOptions(task=body.task, boxes=True, pages=page_numbers(body.pages))
@@ -68,14 +68,14 @@ class OcrReader:
         content = self._content(name, place.strip(), owner)
         url = f"data:application/octet-stream;base64,{base64.b64encode(content).decode()}"
         model = self._model if body.model is None or MISTRALS_OWN.fullmatch(body.model) else body.model
-        light = body.model_copy(update={"document": None})  # the rest of it lives as long as the answer
-        # Mistral's form has no word for a page that was turned.
+        light = body.model_copy(update={"document": None})  # the body lives as long as the answer
+        # Mistral's form has no field for a page's turn.
         settings = {**schema.settings_of(light), "orient": "off"}
         asked = Asked(Prompt(files=[url]), model, settings, reading, floor=BUDGET)
         return Order(asked, light, len(content))
 
     def answer(self, order: Order, running: RunningRequest, text: str, finished: Finished) -> dict[str, Any]:
-        """The whole answer, of a request that has ended and is not closed yet."""
+        """The whole answer to a request that has ended and is not closed yet."""
         report = running.report()
         report.pop("blocks", None)
         writer = PageWriter(order.body, running.draw)
@@ -123,7 +123,7 @@ class Ocr:
 
 @contextlib.contextmanager
 def in_mistrals_words() -> Iterator[None]:
-    """Errors of the block in the words of Mistral's form."""
+    """Name Mistral's fields in the block's errors."""
     try:
         yield
     except ApiError as error:
@@ -131,7 +131,7 @@ def in_mistrals_words() -> Iterator[None]:
 
 
 def _translated(error: ApiError) -> ApiError:
-    """The same error for a client that has sent a ``document`` with ``pages`` from 0."""
+    """The error in Mistral's terms: field ``document``, and ``pages`` from 0."""
     message, param = error.message, error.param
     if param == "ocr.pages":
         param = "pages"

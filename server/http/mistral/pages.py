@@ -1,4 +1,4 @@
-"""From this server's answer for a document to Mistral's pages: Markdown with figures and tables by their ids."""
+"""Turns this server's answer for a document into Mistral's pages: Markdown that names figures and tables by id."""
 
 from __future__ import annotations
 
@@ -20,42 +20,43 @@ from server.writers.figures import JPEG_QUALITY, cut_out
 
 from .schema import OcrBody
 
-# What Mistral calls the kinds of blocks; any other label of ours is text.
+# Mistral's names of kinds of blocks; all other kinds are text.
 _BLOCKS = {
     "title": "title", "sub_title": "title", "table": "table", "image": "image", "equation": "equation",
     "formula": "equation", "list": "list", "header": "header", "footer": "footer", "code": "code",
     "image_caption": "caption", "table_caption": "caption", "caption": "caption", "reference": "references",
 }  # fmt: skip
 
-Draw = Callable[[int], Image.Image]  # number of a page, from 1 -> the page as it was read
+Draw = Callable[[int], Image.Image]  # number of a page, from 1 -> the page's picture as read
 
 
 @dataclass
 class PageWriter:
-    """Writes the pages of one document, in order: ids count through all of it."""
+    """Writes the pages of one document in order, with ids counted through the document."""
 
     body: OcrBody
     draw: Draw
-    figures: int = 0  # so far
+    figures: int = 0  # ids given so far
     tables: int = 0
     _page: Image.Image | None = field(default=None, init=False)
 
     def page(self, described: Mapping[str, Any], text: str, boxes: list[Box]) -> dict[str, Any]:
         """One page.
 
-        described : the page's entry in ``ocr.pages``. text : its part of the answer, with its places. boxes : of it.
+        described : the page's entry in ``ocr.pages``. text : the page's part of the answer, with places. boxes : the
+        page's boxes.
         """
         size = {"dpi": DEFAULT_DPI, "height": described["height"], "width": described["width"]}
         page: dict[str, Any] = {"index": described["page"] - 1, "markdown": "", "images": [], "dimensions": size}
         if "error" in described:
-            # Mistral's form has no field for it. Text here would be taken for the page's own.
+            # Mistral's form has no field for errors, and a message would be taken for the page's text.
             return {**page, "error": described["error"]}
         self._page = None
         figures = figures_of(boxes, text)
         links = [self._figure(page, box, described["page"]) for box in figures]
         places = {box.box: link for box, link in zip(figures, links, strict=True)}
         markdown = to_markdown(with_pictures(text, places), links.__getitem__)
-        for link in links:  # as Mistral writes them; of a figure that is not wanted nothing is left
+        for link in links:  # links in Mistral's form; unwanted figures leave nothing
             shown = f"![{link}]({link})\n\n" if link else ""
             markdown = re.sub(rf"!\[\]\({re.escape(link)}\)\n*", shown, markdown, count=1)
         if self.body.table_format is not None:
@@ -67,7 +68,7 @@ class PageWriter:
         return page
 
     def _figure(self, page: dict[str, Any], box: Box, number: int) -> str:
-        """Add a figure; its id, which is empty for one that the client does not want."""
+        """Add a figure. Returns its id; empty for a figure that the client does not want."""
         x0, y0, x1, y1 = box.box
         limit, smallest = self.body.image_limit, self.body.image_min_size or 0
         if (limit is not None and self.figures >= limit) or min(x1 - x0, y1 - y0) < smallest:
@@ -83,7 +84,7 @@ class PageWriter:
         try:
             self._page = self._page or self.draw(number)
         except InvalidInput:
-            return None  # it could be drawn before; the text and the corners are worth having
+            return None  # drawn before, and not now: text and corners are worth having
         out = io.BytesIO()
         cut_out(self._page, box).save(out, "JPEG", quality=JPEG_QUALITY)
         return f"data:image/jpeg;base64,{base64.b64encode(out.getvalue()).decode()}"

@@ -1,4 +1,4 @@
-"""What a client may send to /v1/ocr: Mistral's fields, and the settings that this server's other endpoints know."""
+"""The body of /v1/ocr: Mistral's fields, and the settings of this server's other endpoints."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class Document(BaseModel):
     file_id: str | None = Field(default=None, description="id of a file that was uploaded to /v1/files")
 
     def place(self) -> tuple[str, str]:
-        """The name of the field that is there, and what it holds.
+        """Name and value of the one field that is set.
 
         Raises
         ------
         BadRequest
-            when there is none or several.
+            when none is set, or several are.
         """
         image = self.image_url.url if isinstance(self.image_url, ImageUrl) else self.image_url
         fields = {"document_url": self.document_url, "image_url": image, "file": self.file, "file_id": self.file_id}
@@ -68,7 +68,7 @@ class OcrBody(BaseModel):
     include_blocks: bool | None = Field(default=None, description="add the places that the answer names")
     task: str | None = Field(default=None, max_length=100, description="instead of the model's default task")
 
-    # They ask for what no model here does; null and false are what clients send that do not mean them.
+    # Requests for what no model here does; clients that do not want them send null or false.
     extract_header: bool | None = None
     extract_footer: bool | None = None
     bbox_annotation_format: Any = None
@@ -89,7 +89,7 @@ OcrRequest = create_model(
 
 
 def check_supported(body: OcrBody) -> None:
-    """Refuse what would be ignored.
+    """Refuse fields that would be ignored.
 
     Raises
     ------
@@ -102,7 +102,7 @@ def check_supported(body: OcrBody) -> None:
 
 
 def page_numbers(pages: str | list[int] | None) -> str | None:
-    """Mistral's page list, counted from 0, as this project writes it, counted from 1.
+    """Mistral's page list, counted from 0, as page ranges counted from 1.
 
     Raises
     ------

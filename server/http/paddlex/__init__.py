@@ -1,1 +1,1 @@
-"""PaddleX's serving form of a document's layout, for the clients of PaddleOCR-VL."""
+"""PaddleX's serving API of PaddleOCR-VL, for its clients."""

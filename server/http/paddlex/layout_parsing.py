@@ -37,7 +37,7 @@ from ..schema import ReadingOptions
 from .pages import PageWriter
 from .schema import LayoutParsingRequest
 
-# A block is read to its end, as far as its task says no more.
+# Blocks are read to their end, unless their task has its own budget.
 BUDGET = {"max_new_tokens": 8192}
 
 
@@ -47,7 +47,7 @@ class LayoutParsing:
     path = "/layout-parsing"
 
     def __init__(self, endpoint: Endpoint, source: ModelSource, fetcher: Fetcher, max_bytes: int, model: str) -> None:
-        """model : of requests that name none."""
+        """model : the model of requests that name none."""
         self._endpoint = endpoint
         self._source, self._fetcher, self._max_bytes, self._model = source, fetcher, max_bytes, model
 
@@ -57,7 +57,7 @@ class LayoutParsing:
                 body = exchange.body(LayoutParsingRequest)
                 body.check()
                 asked, rules = self._asked(body)
-                body.file = ""  # the rest of it lives as long as the answer
+                body.file = ""  # the body lives as long as the answer
                 running = exchange.start(asked)
                 resp.media = _answer(body, rules, running, *running.collect())
         except Exception as error:
@@ -70,7 +70,7 @@ class LayoutParsing:
             req.context["reason"] = known.message
 
     def _asked(self, body: LayoutParsingRequest) -> tuple[Asked, PageRules | None]:
-        """The request in this server's terms, and the rules of its pages; None where they are read whole."""
+        """The request in this server's terms, and its layout rules; None where pages are read whole."""
         entry = self._source.entry(body.model or self._model)
         task = _task(body, entry)
         rules = rules_of(entry).change(body.rules()) if task == DOCUMENT else None
@@ -85,7 +85,7 @@ class LayoutParsing:
         Raises
         ------
         ApiError
-            for what is no base64, is too large, or cannot be fetched.
+            for invalid base64, and a document that is too large or cannot be fetched.
         """
         if file[:8].lower().startswith(("http://", "https://")):
             return self._fetcher.fetch(file, time.monotonic() + self._fetcher.timeout)
@@ -128,7 +128,7 @@ def _answer(
 
 
 def _task(body: LayoutParsingRequest, entry: ModelEntry) -> str | None:
-    """The task that the request means; None is the model's default."""
+    """The task that the request means; None: the model's default."""
     if body.useLayoutDetection:
         return DOCUMENT
     if body.useLayoutDetection is None and body.promptLabel is None:
@@ -141,7 +141,7 @@ def _page(
     request: LayoutParsingRequest, rules: PageRules, page: Mapping[str, Any], blocks: Sequence[Block],
     running: RunningRequest, count: int,
 ) -> dict[str, Any]:  # fmt: skip
-    """One of ``layoutParsingResults``."""
+    """One entry of ``layoutParsingResults``."""
     size = page["width"], page["height"]
     writer = PageWriter(blocks, size, rules, partial(running.draw, page["page"]))
     return {

@@ -1,4 +1,4 @@
-"""From a page's blocks to what PaddleX's clients read: Markdown with its pictures, and the blocks as JSON."""
+"""Turns a page's blocks into PaddleX's form: Markdown with pictures, and the blocks as JSON."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from models.layout.page import SEPARATOR, to_markdown
 from models.layout.page_rules import PageRules
 from server.writers.figures import as_jpeg, cut_out, overlay
 
-# Blocks that stand beside the order of reading.
+# Blocks outside of the reading order.
 _WITHOUT_ORDER = frozenset({
     "figure_title", "vision_footnote", "image", "chart", "table", "header", "header_image", "footer", "footer_image",
     "footnote", "aside_text",
@@ -26,7 +26,7 @@ _CELL = "style='text-align: center; word-wrap: break-word;'"
 
 
 class PageWriter:
-    """Writes one page. draw : makes its picture, once more."""
+    """Writes one page. draw : draws the page's picture again."""
 
     def __init__(
         self, blocks: Sequence[Block], size: tuple[int, int], rules: PageRules, draw: Callable[[], Image.Image]
@@ -34,7 +34,7 @@ class PageWriter:
         self._blocks, self._size, self._rules, self._draw = blocks, size, rules, draw
 
     def markdown(self, *, pretty: bool) -> dict[str, Any]:
-        """``markdown`` of a page: its text, and its pictures as base64 by the paths that the text has."""
+        """``markdown`` of a page: the text, and the pictures as base64 by the paths in the text."""
         pictures: dict[str, Block] = {}
 
         def link(block: Block) -> str:
@@ -56,7 +56,7 @@ class PageWriter:
         return _base64(overlay(self._draw(), [_place(block) for block in self._blocks], numbered=True))
 
     def parsed(self, *, formatted: bool) -> list[dict[str, Any]]:
-        """``parsing_res_list`` of a page. formatted : contents are as they stand in the Markdown."""
+        """``parsing_res_list`` of a page. formatted : contents are as in the Markdown."""
         order, parsed = 0, []
         for number, block in enumerate(self._blocks):
             ordered = block.label not in _WITHOUT_ORDER and block.label not in self._rules.hidden
@@ -72,7 +72,7 @@ class PageWriter:
         return parsed
 
     def found(self) -> list[dict[str, Any]]:
-        """``boxes`` of ``layout_det_res``: what the detector found."""
+        """``boxes`` of ``layout_det_res``: the detector's regions."""
         return [
             {
                 "cls_id": LABELS.index(block.label) if block.label in LABELS else -1, "label": block.label,

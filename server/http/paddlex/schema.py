@@ -1,4 +1,4 @@
-"""What a client may send to /layout-parsing: the fields of PaddleX's PaddleOCR-VL service."""
+"""The body of /layout-parsing: the fields of PaddleX's PaddleOCR-VL service."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from models.layout.page_rules import PageRules
 from server.api_errors import BadRequest
 
-# Its flags that this server cannot carry out, and what they may say.
+# PaddleX's flags that this server cannot carry out, and their allowed values.
 _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "useDocOrientationClassify": (False,),
     "useDocUnwarping": (False,),
@@ -21,7 +21,7 @@ _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "relevelTitles": (False,),
     "vlmExtraArgs": ({},),
 }
-# Its spelling of settings -> this server's.
+# PaddleX's names of settings -> this server's.
 _SETTINGS: Mapping[str, str] = {
     "repetitionPenalty": "repetition_penalty", "temperature": "temperature", "topP": "top_p",
     "minPixels": "min_pixels", "maxPixels": "max_pixels", "maxNewTokens": "max_new_tokens",
@@ -67,7 +67,7 @@ class LayoutParsingRequest(BaseModel):
 
     @property
     def stream(self) -> bool:
-        """Answers come whole."""
+        """False: answers are not streamed."""
         return False
 
     def check(self) -> None:
@@ -76,7 +76,7 @@ class LayoutParsingRequest(BaseModel):
         Raises
         ------
         BadRequest
-            naming the flag and what it may be.
+            naming the flag and its allowed values.
         """
         for name, allowed in _UNSUPPORTED.items():
             value = getattr(self, name)
@@ -93,12 +93,12 @@ class LayoutParsingRequest(BaseModel):
         return {name: value for name, value in given.items() if value is not None}
 
     def rules(self) -> dict[str, Any]:
-        """The rules of page reading that the request changes.
+        """The layout rules that the request changes.
 
         Raises
         ------
         BadRequest
-            for thresholds that are one for each label.
+            for thresholds by label.
         """
         also = {"chart": self.useChartRecognition, "seal": self.useSealRecognition, "image": self.useOcrForImageBlock}
         changed: dict[str, Any] = {}

@@ -1,7 +1,7 @@
-"""The page at ``/``: drop a document, watch it being read.
+"""The page at ``/``: drop a document, and watch its text grow.
 
-Files of ours for the browser, and what a library does better on the server: documents as page images, Markdown as
-clean HTML, formulas as MathML, Word files. Texts are read through the same ``/v1`` API that everybody uses.
+Serves the page's files, and does on the server what a library does better there: page images of documents, clean HTML
+of Markdown, MathML of formulas, Word files. Text is read through the public ``/v1`` API.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ..in_flight import RequestsInFlight
 
 __all__ = ["install", "missing"]
 
-NEEDED = FORMATS["docx"].needs  # of the extra web
+NEEDED = FORMATS["docx"].needs  # packages of the extra web
 _INSTALL = "pip install 'ocr-onnx[web]'"
 
 
@@ -31,9 +31,9 @@ def install(
     add: Callable[[str, Any], None], config: Config, options: ServerOptions, source: ModelSource,
     in_flight: RequestsInFlight, workers: Workers, admission: Admission,
 ) -> None:  # fmt: skip
-    """Add the page and what it asks for; without the extra ``web``, a page that says how to get it.
+    """Add the routes of the page; without the extra ``web``, a page that says how to install it.
 
-    add : takes a path and the resource that answers there.
+    add : takes a path and its resource.
     """
     if missing():
         add("/", Explanation())

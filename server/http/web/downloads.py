@@ -1,6 +1,6 @@
-"""A document's pages as one file: HTML, Word or a zip with the figures sent along, and what ``read`` writes.
+"""A document's pages as one file: HTML, Word or a zip with figures, and all formats of ``read``.
 
-The last are made by ``writers``, as on the command line.
+The formats of ``read`` are made by ``server.writers``, as on the command line.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from server.writers.material import Original
 
 @dataclass(frozen=True)
 class ReadPage:
-    """One page: what was read, how its clean HTML is made, its figures as PNG or JPEG."""
+    """One page: the result, a function that makes its clean HTML, and its figures as PNG or JPEG."""
 
     result: PageResult
     make_html: Callable[[], str]
@@ -29,15 +29,15 @@ class ReadPage:
 
     @property
     def text(self) -> str:
-        """As the model wrote it."""
+        """The model's own text."""
         return self.result.text
 
 
 @dataclass(frozen=True)
 class Sent:
-    """See ``writers.material.Material``: of a document of which its reader has sent the pages as pictures.
+    """See ``writers.material.Material``: of a document whose pages the browser sent as pictures.
 
-    draw : number of a page, from 1 -> its picture; raises InvalidInput where it has none, or one that is damaged.
+    draw : number of a page, from 1 -> its picture; raises InvalidInput for a missing or damaged one.
     """
 
     draw: Callable[[int], Image.Image]
@@ -55,7 +55,7 @@ def _html(name: str, pages: Sequence[ReadPage], sent: Sent) -> bytes:
 
 
 def _docx(name: str, pages: Sequence[ReadPage], sent: Sent) -> bytes:
-    from server.writers.word import WordFile  # with libraries whose memory a server without downloads does not need
+    from server.writers.word import WordFile  # imports libraries whose memory a server without downloads does not need
 
     file = WordFile()
     for page in pages:
@@ -66,7 +66,7 @@ def _docx(name: str, pages: Sequence[ReadPage], sent: Sent) -> bytes:
 
 
 def _zip(name: str, pages: Sequence[ReadPage], sent: Sent) -> bytes:
-    """``NAME.md`` with links to ``images/``, where its figures are."""
+    """``NAME.md`` with links to its figures in ``images/``."""
     stem = re.sub(r"[^\w.-]+", "-", name).strip("-.") or "document"
     stream = io.BytesIO()
     texts = []
@@ -75,7 +75,7 @@ def _zip(name: str, pages: Sequence[ReadPage], sent: Sent) -> bytes:
             paths = [f"images/{stem}-p{number}-{n}.{page_file.ending_of(one)}" for n, one in enumerate(page.figures)]
             for path, content in zip(paths, page.figures, strict=True):
                 archive.writestr(path, content)
-            # Figures that did not come along leave no link.
+            # Figures that were not sent leave no link.
             texts.append(
                 to_markdown(
                     with_pictures(page.text, dict(zip(pictures_in(page.text), paths, strict=False))),
@@ -116,7 +116,7 @@ _MEDIA_TYPES = {
     "pdf-a": "application/pdf",
 }
 
-# Name -> (how it is made, media type).
+# Name -> (function that makes the file, media type).
 FORMATS: dict[str, tuple[Callable[[str, Sequence[ReadPage], Sent], bytes], str]] = {
     "html": (_html, "text/html; charset=utf-8"),
     "docx": (_docx, "application/vnd.openxmlformats-officedocument.wordprocessingml.document"),

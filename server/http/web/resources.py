@@ -1,4 +1,4 @@
-"""What the page at ``/`` asks of the server beside the ``/v1`` API. Nothing of a document outlives its answer.
+"""What the page at ``/`` needs beside the ``/v1`` API. Nothing of a document is kept after the answer.
 
 ``GET /`` and ``/web/NAME`` are the page's own files. ``GET /web/config``: models, limits, and the settings of a request
 with their defaults. ``POST /web/pages``: a document's pages as pictures. ``POST /web/render``: a page's text as clean
@@ -56,8 +56,8 @@ FILES = {
     "icon.svg": "image/svg+xml",
 }
 
-# Scripts, styles and requests of this origin only, nothing inline: text that a model wrote can run nothing even if it
-# came through the cleaning.
+# Scripts, styles and requests of this origin only, nothing inline: a model's text cannot run even if it gets through
+# the cleaning.
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' blob: data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -71,12 +71,12 @@ _SAFE = {
 }
 _AT_ONCE = 8  # pages drawn for one request of the browser
 _RENDER_MB = 4
-_DOWNLOAD_MB = 100  # of a document's texts and figures together
-_SHOWN_KINDS = ("integer", "number", "boolean")  # of settings: lists are for programs
+_DOWNLOAD_MB = 100  # bytes of a document's texts and figures together
+_SHOWN_KINDS = ("integer", "number", "boolean")  # types of settings to show: lists are for programs
 
 
 class PageFile:
-    """``/`` and ``/web/NAME``: the page's own files, open to everybody: whoever has no key yet types it there."""
+    """``/`` and ``/web/NAME``: the page's own files, open to everybody, since the key is typed there."""
 
     def on_get(self, req: falcon.Request, resp: falcon.Response, name: str = "index.html") -> None:
         if name != "index.html" and name not in FILES:
@@ -93,7 +93,7 @@ class PageFile:
 
 
 class WebConfig:
-    """``GET /web/config``: what the page must know before it asks for anything."""
+    """``GET /web/config``: what the page must know first."""
 
     def __init__(self, config: Config, options: ServerOptions, source: ModelSource) -> None:
         self._config, self._options, self._source = config, options, source
@@ -130,7 +130,7 @@ class WebPages:
     """``POST /web/pages``: a document's pages as pictures, drawn one after the other, a JSON object a line.
 
     The body is the file itself, as ``application/octet-stream``: a type that pages of other origins may not send
-    without leave. Query: ``pages`` (such as ``1-5,9``), ``skip`` of these.
+    unasked. Query: ``pages`` (such as ``1-5,9``), ``skip`` of these.
     """
 
     def __init__(
@@ -176,7 +176,7 @@ class WebPages:
             raise BadRequest(str(error), param="pages", code="invalid_pages") from error
 
     def _drawn(self, document: Document, indices: list[int], skip: int, is_gone: Stop) -> Iterator[bytes]:
-        """A line with the page count and the chosen numbers, then one a page: its picture, or why there is none."""
+        """A line with the page count and the chosen numbers, then one for each page: its picture, or an error."""
         yield _line({"count": document.page_count, "chosen": [index + 1 for index in indices]})
         for index in indices[skip : skip + _AT_ONCE]:
             try:
@@ -187,7 +187,7 @@ class WebPages:
                 return
 
     def _picture(self, document: Document, index: int, is_gone: Stop) -> str:
-        """A page as a data: URL, without loss: the model is shown the very same pixels."""
+        """A page as a lossless data: URL: the model gets the same pixels."""
         width, height = document.size(index, is_gone)
         with self._admission.take("pixels", width * height, wait=PATIENCE, is_gone=is_gone):
             stream = io.BytesIO()
@@ -208,7 +208,7 @@ _Place = Annotated[tuple[_Pixel, _Pixel, _Pixel, _Pixel], Field(strict=False)]  
 
 
 class BoxText(_Strict):
-    """A box of the answer: what it is called, what the answer says after it, and where it is."""
+    """A box of the answer: label, text and place."""
 
     label: str
     text: str
@@ -216,7 +216,7 @@ class BoxText(_Strict):
 
 
 class BlockText(BaseModel):
-    """A block of the answer, as ``ocr.blocks`` describes it; what it says beside this is passed over."""
+    """A block of the answer, as in ``ocr.blocks``; other fields are ignored."""
 
     model_config = ConfigDict(strict=True)
 
@@ -231,7 +231,8 @@ class BlockText(BaseModel):
 class PageText(_Strict):
     """One page's text as the model wrote it, its places, and what of its picture the format needs (base64).
 
-    figures : those cut out of it, JPEG or PNG. picture : the page, for PDF. page : its number, by default its place.
+    figures : cut out of the page, JPEG or PNG. picture : the whole page, for PDF. page : its number, by default its
+    index from 1.
     width, height : of the page as it was read.
     """
 
@@ -249,7 +250,7 @@ class PageText(_Strict):
         return render.page_html(self.text, [(box.label, box.text) for box in self.boxes])
 
     def result(self, number: int) -> PageResult:
-        """As writers take it. number : of the page, where it does not say."""
+        """The result for writers. number : of the page, where ``page`` is None."""
         boxes = tuple(Box(box.label, box.text, box.box) for box in self.boxes if box.box is not None)
         blocks = [Block(**dict(block)) for block in self.blocks]
         return PageResult(
@@ -311,7 +312,7 @@ class WebDownload:
         resp.data = content
 
     def _drawn(self, picture: str | None, page: int, is_gone: Stop) -> Image.Image:
-        """A page's picture, decoded where strangers' pictures are."""
+        """A page's picture, decoded by worker processes like all pictures of clients."""
         if picture is None:
             raise InvalidInput(f"page {page} comes without its picture, which this format is made of")
         most = self._options.max_image_megapixels * 1_000_000
@@ -339,7 +340,7 @@ def _file(name: str) -> tuple[bytes, str]:
 
 
 def _settings_of(family: str) -> list[precedence.Setting]:
-    """What the page lets people set for a model of ``family``."""
+    """Settings of a model of ``family`` that the page shows."""
     own = FAMILIES[family].rules
     names = set() if own is None else set(own.settings.model_fields)
     return [
