@@ -16,6 +16,7 @@ import logging
 import pickle
 import queue
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ log = logging.getLogger(__name__)
 
 BLOCK_BYTES = 16 << 20  # of drawn pages that go from machine to machine together
 _AHEAD = 4  # batches of answers that wait for the head
+_END_SECONDS = 20.0  # that a dataset has to end in, once nobody wants its answers
 
 
 @dataclass(frozen=True)
@@ -182,27 +184,42 @@ class ClusterRun:
         thread = threading.Thread(target=self._fetch, args=(rows, how, arrived), name="ray-data", daemon=True)
         thread.start()
         engines = Attendance(PageActor.__name__)
-        while not self._stop.is_set():
-            self._progress.show()
-            try:
-                found = arrived.get(timeout=POLL_SECONDS)
-            except queue.Empty:
-                if engines.is_over():
-                    dismiss()
-                    if engines.met:
-                        return  # what is left comes in the next round
-                    raise CommandFailed(self._nobody()) from None
-                continue
-            engines.answered()
-            if found is None:
-                thread.join()
-                return
-            if isinstance(found, Exception):
-                raise CommandFailed(f"Ray ended the run: {found}; go on with --resume") from found
-            answer = pickle.loads(found)
-            if isinstance(answer, str):
-                raise CommandFailed(f"no page can be read {answer}")
-            yield answer
+        try:
+            while not self._stop.is_set():
+                self._progress.show()
+                try:
+                    found = arrived.get(timeout=POLL_SECONDS)
+                except queue.Empty:
+                    if engines.is_over():
+                        if engines.met:
+                            return  # what is left comes in the next round
+                        raise CommandFailed(self._nobody()) from None
+                    continue
+                engines.answered()
+                if found is None:
+                    return
+                if isinstance(found, Exception):
+                    raise CommandFailed(f"Ray ended the run: {found}; go on with --resume") from found
+                answer = pickle.loads(found)
+                if isinstance(answer, str):
+                    raise CommandFailed(f"no page can be read {answer}")
+                yield answer
+        finally:
+            self._end(thread, arrived)
+
+    @staticmethod
+    def _end(thread: threading.Thread, arrived: queue.Queue[bytes | Exception | None]) -> None:
+        """End the thread of a round, whatever the dataset still does: a thread that outlives its round would go on with
+        actors, and with a cluster, that are another's by then."""
+        thread.join(POLL_SECONDS)  # after its last word it ends by itself
+        if thread.is_alive():
+            dismiss()
+        patience = time.monotonic() + _END_SECONDS
+        while thread.is_alive() and time.monotonic() < patience:
+            with contextlib.suppress(queue.Empty):
+                arrived.get(timeout=POLL_SECONDS)  # room for what the thread still has to say
+        if thread.is_alive():
+            log.warning("Ray's dataset has not ended %g seconds after it was dismissed", _END_SECONDS)
 
     def _nobody(self) -> str:
         minutes, pool = attendance.LONELY_SECONDS / 60, self._pool

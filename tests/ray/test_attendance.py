@@ -163,3 +163,15 @@ def test_when_no_engine_comes_back_for_a_round_the_run_ends_and_the_pages_are_le
         run.read_all([plan])
     assert sorted(sink.pages) == [(1, "done"), (2, "done")]
     assert plan.left == 2
+
+
+def test_a_run_that_ends_early_leaves_no_thread_that_still_has_answers_to_tell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rounds, sink = Rounds([1, 2, 3, 4, 5, 6, 7, 8, 9]), Kept()  # more than wait for the head
+    run = run_of(rounds, sink, monkeypatch)
+    answers = run.answers([], batch.ALONE)
+    assert next(answers).result.page == 1
+    answers.close()  # type: ignore[attr-defined]
+    assert rounds.dismissed.is_set()
+    assert not [thread for thread in threading.enumerate() if thread.name == "ray-data"]

@@ -67,6 +67,7 @@ def test_a_model_that_cannot_be_loaded_ends_the_run_with_its_reason(three_nodes:
     with pytest.raises(CommandFailed, match=r"on [0-9.]+: there is no such model"):
         read_with(StubReader(cannot_start="there is no such model"), plans, tmp_path / "out", actors=1)
     assert plans[0].left == 3
+    assert not [thread for thread in threading.enumerate() if thread.name == "ray-data"]
 
 
 @pytest.mark.cluster
