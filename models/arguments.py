@@ -1,5 +1,4 @@
-"""What the command lines of all programs have in common: a parser whose errors come first and name the nearest right
-word, and the flags for config.toml."""
+"""For the command lines of all programs: a parser whose errors name the nearest word, and flags for config.toml."""
 
 from __future__ import annotations
 
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse's, except that an error is one line in front of the usage, with the nearest right word."""
+    """argparse's parser, but an error is one line in front of the usage and names the nearest right word."""
 
     def error(self, message: str) -> NoReturn:
         title, _, words = message.partition("unrecognized arguments: ")
@@ -25,7 +24,7 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message}\n\n{self.format_usage()}")
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
-        # The only place where argparse lets a subclass say which choices there are (Python 3.11 to 3.14).
+        # The only method in which a subclass of argparse's parser can name the choices (Python 3.11 to 3.14).
         if action.choices is not None and value not in action.choices:
             known = [str(choice) for choice in action.choices]
             message = f"{value!r} is not one of {', '.join(known)}{did_you_mean(str(value), known)}"
@@ -51,6 +50,6 @@ def add_config_flags(parser: argparse.ArgumentParser | argparse._ArgumentGroup) 
 
 def read_config(given: Mapping[str, Any]) -> Config:
     """The configuration that the parsed flags name; see ``models.config.load_config``."""
-    from .config import load_config  # brings NumPy along, and help is to come at once
+    from .config import load_config  # imports NumPy, and help must come at once
 
     return load_config(given.get("config"), create=given.get("init_config", False))

@@ -1,7 +1,7 @@
-"""What a model is asked about its images: the prompt of a task, the words of a person, or what takes their place.
+"""The question to a model about its images: a task's prompt, a person's words, or the default in their place.
 
-Called by the server, the command line and the Python API. Some models know the prompts that they were trained on and no
-others: what else they are asked, they read worse than with no question at all.
+Called by the server, the command line and the Python API. Some models know only the prompts that they were trained on,
+and read worse with any other prompt than with the default.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .registry import default_task, element_tasks, reads_jointly
 
 @dataclass(frozen=True)
 class Question:
-    """prompt : with a slot for each image. ignored : the person's words are not in it. note : what could be better."""
+    """prompt : with a slot for each image. ignored : the prompt lacks the user's words. note : advice for the user."""
 
     prompt: str
     ignored: bool = False
@@ -29,7 +29,7 @@ class Question:
 
 
 def question(entry: ModelEntry, task: str | None, words: str, images: int) -> Question:
-    """What the model is asked: the task, else the words, else (and where it does not know the words) its default task.
+    """The model's question: the task, else the words that the model knows, else its default task.
 
     Raises
     ------
@@ -53,7 +53,7 @@ def _by_default(entry: ModelEntry, images: int) -> str:
 
 
 def _misses_detector(entry: ModelEntry, images: int) -> str | None:
-    """What to say of a page that is read whole, because the detector that its model has is not here."""
+    """The note for a page that is read whole because the model's detector is missing."""
     if images > 1 or has_detector(entry) or entry.layout is None or entry.task not in (None, DOCUMENT):
         return None
     return f"the page was read whole, without its layout: {without_detector(entry)}"
@@ -66,12 +66,12 @@ def tasks_for(entry: ModelEntry) -> Mapping[str, str]:
 
 
 def check_document(entry: ModelEntry, images: int = 1) -> None:
-    """Look whether a model can read a page by its parts.
+    """Check that a model can read a page by its parts.
 
     Raises
     ------
     InvalidInput
-        saying what to do: there is no detector, or more than a page.
+        naming the remedy: there is no detector, or more than one page.
     """
     if not has_detector(entry):
         raise InvalidInput(without_detector(entry))
@@ -80,12 +80,12 @@ def check_document(entry: ModelEntry, images: int = 1) -> None:
 
 
 def joint_tasks(entry: ModelEntry) -> list[str]:
-    """Those of a model's tasks that read all pages of a document in one answer."""
+    """The model's tasks that read all pages of a document in one answer."""
     return [task for task, prompt in tasks_for(entry).items() if reads_jointly(entry.family, prompt)]
 
 
 def takes_any_prompt(entry: ModelEntry) -> bool:
-    """Whether the model follows what a person asks in words of their own."""
+    """Whether the model follows a person's own words."""
     family = FAMILIES.get(entry.family)
     return entry.tasks is None and (family is None or family.known_prompts is None)
 
@@ -99,17 +99,17 @@ def knows(entry: ModelEntry, words: str) -> bool:
 
 
 def is_asked(prompt: str, words: str) -> bool:
-    """Whether words are a task's prompt, with some text in its slot."""
+    """Whether words are a task's prompt, with any text in the prompt's text slot."""
     return bool(re.fullmatch(".+".join(map(re.escape, _bare(prompt).split(TEXT_SLOT))), _bare(words), re.DOTALL))
 
 
 def with_slots(text: str, images: int) -> str:
-    """The prompt of a text: a slot for each image in front, unless the text has exactly as many itself."""
+    """The prompt of a text: a slot for each image in front, unless the text has exactly as many slots."""
     if text.count(IMAGE_SLOT) == images:
         return text
     return "\n".join([*[IMAGE_SLOT] * images, text.replace(IMAGE_SLOT, QUOTED_SLOT)])
 
 
 def _bare(prompt: str) -> str:
-    """Without images and blanks around."""
+    """A prompt without image slots and surrounding blanks."""
     return prompt.replace(IMAGE_SLOT, "").strip()

@@ -1,6 +1,6 @@
-"""Blocks: what a page consists of, in reading order, whoever found out about it (a model's answer or the layout step).
+"""Blocks: the parts of a page in reading order, from a model's answer or from the layout step.
 
-One vocabulary of kinds for all of them, so that whatever writes a page down need not know who read it.
+All sources share one vocabulary of kinds, so that writers need not know who read the page.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Kind = Literal[
 ]  # fmt: skip
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
-# What models call things -> their kind. Labels come in lower case, with blanks and hyphens as underscores.
+# Models' labels -> kinds. Labels are in lower case, with blanks and hyphens as underscores.
 _KINDS: dict[str, Kind] = {
     **{kind: kind for kind in KINDS},
     "image": "figure", "picture": "figure", "header_image": "figure", "footer_image": "figure",
@@ -38,10 +38,10 @@ class Block:
     """One block of a page.
 
     text : Markdown of the block alone; of a table HTML or Markdown, of a formula LaTeX without delimiters, of a figure
-    empty or its caption. box : x0, y0, x1, y1 in pixels of the page as it was read; None: nobody knows. label : what
-    the model called it. confidence : of the reading, 0 to 1. level : of a title, from 1 on; 0: nobody knows.
-    detail : how its reading ended (``runtime.requests.FinishDetail``), where it is not whole. error : why it could not
-    be read. score : how sure a layout detector is of the block, 0 to 1.
+    empty or its caption. box : x0, y0, x1, y1 in pixels of the page as it was read; None: unknown. label : the model's
+    name for the block. confidence : of the reading, 0 to 1. level : of a title, from 1 on; 0: unknown.
+    detail : how the reading ended (``runtime.requests.FinishDetail``), where the block is not whole. error : why the
+    block could not be read. score : a layout detector's confidence in the block, 0 to 1.
     """
 
     kind: Kind
@@ -56,12 +56,12 @@ class Block:
 
 
 def kind_of(label: str) -> Kind:
-    """The kind of what a model calls ``label``; ``other`` where the label says nothing of one."""
+    """The kind of a model's label; ``other`` for an unknown label."""
     return _KINDS.get(label.strip().lower().replace(" ", "_").replace("-", "_"), "other")
 
 
 def blocks_of(boxes: Iterable[Box]) -> tuple[Block, ...]:
-    """Blocks for the places that an answer names. Where none has a text, their labels are the words that were read."""
+    """Blocks for the boxes that an answer names. Where no box has a text, the labels are the words that were read."""
     boxes = list(boxes)
     labels_are_text = not any(box.text for box in boxes)
     return tuple(
@@ -73,7 +73,7 @@ def blocks_of(boxes: Iterable[Box]) -> tuple[Block, ...]:
 
 
 def boxes_of(blocks: Iterable[Block]) -> tuple[Box, ...]:
-    """The places of blocks, as they are told where an answer holds no places of its own."""
+    """Boxes of blocks, for an answer whose text names no boxes."""
     return tuple(
         Box(FIGURE_LABEL if block.kind == "figure" else block.label or block.kind, block.text, block.box)
         for block in blocks
@@ -82,13 +82,13 @@ def boxes_of(blocks: Iterable[Block]) -> tuple[Box, ...]:
 
 
 def places_of(blocks: Sequence[Block], found: Iterable[Box]) -> tuple[Box, ...]:
-    """The places of a page: its blocks', where each has a label; else what was ``found`` in its text, if any."""
+    """The boxes of a page: of its blocks, where each has a label; else those ``found`` in its text."""
     labelled = bool(blocks) and all(block.label for block in blocks)
     return boxes_of(blocks) if labelled else tuple(found) or boxes_of(blocks)
 
 
 def scaled(blocks: Iterable[Block], seen: tuple[int, int], page: tuple[int, int]) -> tuple[Block, ...]:
-    """The blocks with boxes in pixels of the page, from such in pixels of the picture of it that a model saw.
+    """The blocks with boxes in pixels of the page, from boxes in pixels of the picture that the model saw.
 
     seen, page : (width, height).
     """
@@ -99,14 +99,14 @@ def scaled(blocks: Iterable[Block], seen: tuple[int, int], page: tuple[int, int]
 
 
 def seen_per_pixel(seen: tuple[int, int], page: tuple[int, int]) -> tuple[float, float]:
-    """Pixels across and down of the picture that a model saw, for each one of the page."""
+    """Pixels of the picture that a model saw for each pixel of the page, across and down."""
     return seen[0] / page[0], seen[1] / page[1]
 
 
 def on_page(
     box: tuple[float, float, float, float], scale: tuple[float, float], page: tuple[float, float] = (math.inf, math.inf)
 ) -> tuple[int, int, int, int]:
-    """A box of the picture that a model saw, in whole pixels of the page; what is off the page is moved to its edge."""
+    """A box of the picture that a model saw, in whole pixels of the page; corners off the page move to its edge."""
     left, top, right, bottom = (
         int(min(max(value / part, 0), side)) for value, part, side in zip(box, scale * 2, page * 2, strict=True)
     )
@@ -114,13 +114,13 @@ def on_page(
 
 
 def figures_of(boxes: Iterable[Box], text: str) -> list[Box]:
-    """The boxes that a page's text shows as pictures, in their order: those that it says so of, else by their label."""
+    """The boxes that a page's text shows as pictures, in order: those of the text's picture comments, else by label."""
     shown = set(pictures_in(text))
     return [box for box in boxes if (box.box in shown if shown else box.label == FIGURE_LABEL)]
 
 
 def flaws_of(blocks: Iterable[Block]) -> dict[int, str]:
-    """What is wrong with blocks that are not whole, a sentence each, by their number from 1."""
+    """A sentence about each block that is not whole, by the block's number from 1."""
     return {order: _flaw(block, order) for order, block in enumerate(blocks, 1) if block.detail or block.error}
 
 

@@ -1,6 +1,6 @@
-"""The models this version knows by name: where each comes from, which family reads it, and its own defaults.
+"""The models that this version knows by name: source, family and defaults of each.
 
-Read by the configuration (which lays config.toml's entries over it), the exporter and the server. The entries stand in
+Read by the configuration (which lays config.toml's entries over these), the exporter and the server. The entries are in
 the families' registrations.
 """
 
@@ -15,7 +15,7 @@ from .registration import ModelEntry
 
 DTYPES = ("f32", "f16", "bf16", "q8", "q4")
 
-# Families that can be exported and served. A name may be known before its family is.
+# Families that can be exported and served; others are known by name only.
 SUPPORTED_FAMILIES = frozenset(family.id for family in FAMILIES.values() if family.supported)
 
 # Parameters below which a model is served in float32 on a CPU.
@@ -32,8 +32,8 @@ CATALOG: Mapping[str, ModelEntry] = MappingProxyType(
 def normalise_family(spelling: str, model_id: str | None = None) -> str | None:
     """The family that ``spelling`` names in any accepted way, or None when there is no such family.
 
-    model_id : what it is said of; deepseek-ocr.rs writes one kind for both generations of DeepSeek-OCR, and the id of a
-    catalogue entry says which is meant.
+    model_id : the model that has this kind; deepseek-ocr.rs writes one kind for both generations of DeepSeek-OCR, and
+    the model's id says which is meant.
     """
     kind = spelling.strip().lower().replace("_", "-")
     named = [family.id for family in FAMILIES.values() if kind in (family.id, *family.kinds)]
@@ -44,7 +44,7 @@ def normalise_family(spelling: str, model_id: str | None = None) -> str | None:
 
 
 def family_spellings() -> list[str]:
-    """What ``kind`` may say, for error messages."""
+    """The values of ``kind``, for error messages."""
     return sorted({spelling for family in FAMILIES.values() for spelling in (family.id, *family.kinds)})
 
 
@@ -57,7 +57,7 @@ def split_variant(model_id: str) -> tuple[str, str] | None:
 
 
 def require_supported(entry: ModelEntry) -> None:
-    """Check that the entry can be exported and served. Called when it is used, not when it is listed.
+    """Check that the entry can be exported and served. Called on use, not for listings.
 
     Raises
     ------
@@ -72,12 +72,12 @@ def require_supported(entry: ModelEntry) -> None:
 
 
 def require_computed(dtype: str, device: str) -> None:
-    """Check that a device computes in a dtype, before anything is exported for it.
+    """Check that a device computes in a dtype, before an export for it.
 
     Raises
     ------
     ConfigError
-        saying what to take instead.
+        naming the dtypes to take instead.
     """
     if dtype == "bf16" and device != "cuda":
         better = "q8" if device == "cpu" else "f16"
@@ -90,7 +90,7 @@ def require_computed(dtype: str, device: str) -> None:
 def default_dtype(device: str, parameters: int | None = None) -> str:
     """The dtype that is exported and served when neither flag nor entry nor config.toml names one.
 
-    device : the resolved name. parameters : of the model; None, where nobody knows, counts as large.
+    device : the resolved name. parameters : of the model; None (unknown) counts as large.
 
     GPUs compute in float16. On a CPU every token reads all its weights from memory, so a large model is kept in 8 bits;
     a small one fits into the caches, and stays exact.

@@ -1,7 +1,7 @@
-"""Prompts that are written by the checkpoint's own chat template, for families whose checkpoints have one.
+"""Prompts by the checkpoint's own chat template, for families whose checkpoints have one.
 
-The revisions of a model differ in theirs, so none of it stands here. A template is a program that came with the
-weights: it runs in Jinja's sandbox, which gives it the conversation and nothing else.
+Templates differ between revisions of a model, so no template is copied here. A template is a program that came with the
+weights: it runs in Jinja's sandbox, with access to the conversation only.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from .model_errors import InvalidInput, ManifestError
 
 
 class PromptRules(BaseModel):
-    """The checkpoint's template and the names that it may use, as the manifest keeps them."""
+    """The checkpoint's template and the names that the template may use, as kept in the manifest."""
 
     model_config = ConfigDict(frozen=True)
 
     chat_template: str
     placeholder: str  # text of the token that stands for one image feature
-    special_tokens: Mapping[str, str] = {}  # cls_token, eos_token, ...: names in templates
+    special_tokens: Mapping[str, str] = {}  # cls_token, eos_token, ...: names that templates use
     control_tokens: tuple[str, ...] = ()  # texts that the tokenizer would read as control tokens
 
 
@@ -32,14 +32,14 @@ def chat_prompt(
     prompt: str, image_tokens: Sequence[int], rules: PromptRules, image_token: int, encode: Encode, *,
     exact: bool = False,
 ) -> list[int]:  # fmt: skip
-    """Token ids of one user message with its images; a prompt without a slot gets them in front.
+    """Token ids of one user message with its images; in a prompt without a slot, images come first.
 
-    exact : the blanks around its text belong to it.
+    exact : keep the blanks around the text.
 
     Raises
     ------
     InvalidInput
-        when the prompt's slots are not as many as its images, or its text holds a placeholder or a control token.
+        when slots and images differ in number, or the text holds a placeholder or a control token.
     ManifestError
         when the template fails, or has no place for the images.
     """
@@ -64,7 +64,7 @@ def chat_prompt(
 
 
 def rendered(text: str, images: int, rules: PromptRules) -> str:
-    """One user message with so many images in front of its text, as the template writes it.
+    """The template's text of one user message with ``images`` images in front.
 
     Raises
     ------
@@ -82,7 +82,7 @@ def rendered(text: str, images: int, rules: PromptRules) -> str:
 
 
 def _expanded(rendered: str, image_tokens: Sequence[int], placeholder: str) -> str:
-    """Each placeholder repeated as often as its image has features."""
+    """Repeat each placeholder as often as its image has features."""
     first, *others = rendered.split(placeholder)
     if len(others) != len(image_tokens):
         raise ManifestError(
@@ -99,7 +99,7 @@ def compiled(chat_template: str) -> Template:
     Raises
     ------
     ManifestError
-        when it is no template.
+        when the text is no valid template.
     """
     # transformers' options, for which templates are written.
     environment = ImmutableSandboxedEnvironment(

@@ -1,4 +1,4 @@
-"""How large a checkpoint on this machine is, from the headers of its files: the default dtype depends on it."""
+"""The size of a checkpoint on this machine, from the headers of its files; the default dtype depends on the size."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ _LONGEST_HEADER = 100 << 20  # bytes: the safetensors library's limit
 def parameter_count(source: str, weights: Path | None = None) -> int | None:
     """Parameters of a checkpoint folder, or of the safetensors that ``weights`` (a file or a folder) names instead.
 
-    None where this machine cannot tell: the source is a hub id, has no weights yet, or has a file that is no
-    safetensors file (which the exporter explains when it comes to it).
+    None where unknown: the source is a hub id, has no weights yet, or has an invalid safetensors file (which the
+    exporter will explain).
     """
     place = (weights or Path(source)).expanduser()
-    # As the exporter reads them: a single file wins over shards beside it, and an adapter is no part of the model.
+    # As in the exporter, a single file wins over shards beside it, and an adapter is no part of the model.
     single = next((one for one in (place, place / "model.safetensors") if one.is_file()), None)
     others = (one for one in sorted(place.glob("*.safetensors")) if not one.name.startswith("adapter_"))
     files = [single] if single else list(others)
@@ -29,7 +29,7 @@ def parameter_count(source: str, weights: Path | None = None) -> int | None:
 
 
 def _parameters(file: Path) -> int:
-    """A safetensors file begins with the length of its header, 8 bytes, and the header, a JSON object of tensors."""
+    """A safetensors file begins with 8 bytes, the length of the header, and the header, a JSON object of tensors."""
     with file.open("rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
         if length > _LONGEST_HEADER:

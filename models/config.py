@@ -1,7 +1,7 @@
 """config.toml: read, checked, laid over the catalogue; written with commented defaults where it is missing.
 
-The exporter and the server both read it. The file is deepseek-ocr.rs's too: what only that program understands is
-skipped and named once in the log. An existing file is never rewritten.
+Exporter and server read the same file. deepseek-ocr.rs shares it: keys that only that program knows are skipped and
+named once in the log. An existing file is never rewritten.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ _CARDS = re.compile(r"cuda:(\d+|all)")
 
 
 def is_device(name: str) -> bool:
-    """Whether a name is one of a device: those above, one of several GPUs (``cuda:1``), or all (``cuda:all``)."""
+    """Whether a name is a device's: one of those above, one of several GPUs (``cuda:1``), or all (``cuda:all``)."""
     return name in DEVICES or _CARDS.fullmatch(name) is not None
 
 
 # deepseek-ocr.rs's names of quantised snapshots.
 _SNAPSHOT_DTYPES = {"q4_k": "q4", "q6_k": "q8", "q8_0": "q8"}
-# deepseek-ocr.rs writes these too; here prompts have no template to choose and the cache is always used.
+# deepseek-ocr.rs writes these, too; here templates are not chosen, and the cache is always used.
 _IGNORED_INFERENCE = frozenset({"template", "use_cache"})
 
 
@@ -60,7 +60,7 @@ class Config:
 
     path: Path
     active: str = DEFAULT_ACTIVE
-    cache: Path | None = None  # where downloads and exports go, see ``cache_dir``
+    cache: Path | None = None  # folder of downloads and exports, see ``cache_dir``
     entries: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # id -> fields of ModelEntry that it sets
     inference: Mapping[str, Any] = field(default_factory=dict)  # inference settings by field name
     device: str | None = None
@@ -69,7 +69,7 @@ class Config:
 
     @property
     def cache_dir(self) -> Path:
-        """Root of downloads and exports: the environment's word, else this file's, else the platform's place."""
+        """Root of downloads and exports: the environment's, else this file's, else the platform's."""
         return paths.cache_dir(self.cache)
 
     def export_dir(self, entry: ModelEntry, dtype: str) -> Path:
@@ -115,7 +115,7 @@ class Config:
         return catalog.default_dtype(device, parameter_count(entry.source, entry.weights))
 
     def is_variant(self, model_id: str) -> bool:
-        """Whether the id means "that other model, in this dtype"."""
+        """Whether the id means another model in a certain dtype."""
         variant = catalog.split_variant(model_id)
         if model_id in CATALOG or variant is None or (variant[0] not in CATALOG and variant[0] not in self.entries):
             return False
@@ -136,8 +136,10 @@ class Config:
 
 
 def load_config(path: Path | None = None, *, create: bool = False) -> Config:
-    """Read ``path``. None means the file in the platform's place, which is written with commented defaults first when
-    it is not there; ``create`` does that for a path that was named, too.
+    """Read a config.toml.
+
+    path : None for the platform's own file, which is first written with commented defaults when it is missing.
+    create : do so for any path.
 
     Raises
     ------
@@ -163,7 +165,7 @@ def load_config(path: Path | None = None, *, create: bool = False) -> Config:
 
 
 def _write_new(path: Path, text: str) -> None:
-    """Publish a new file whole; when another process was faster, or nothing can be written here, go on without."""
+    """Publish a new file whole; do nothing when another process was faster, or the folder cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
@@ -180,7 +182,8 @@ def _write_new(path: Path, text: str) -> None:
 
 
 def _publish(temporary: Path, path: Path) -> None:
-    # A hard link appears whole and fails when the name is taken. Where there are none, both writers hold the same text.
+    # A hard link appears whole, and fails when the name is taken. On systems without links, both writers have the same
+    # text.
     try:
         os.link(temporary, path)
     except FileExistsError:
@@ -192,7 +195,7 @@ def _publish(temporary: Path, path: Path) -> None:
 
 
 class _Reader:
-    """Checks one document. Holds the file's name for messages and the list of what was skipped."""
+    """Checks one document. Holds the file's name for messages, and the list of skipped keys."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -277,7 +280,7 @@ class _Reader:
         return entry
 
     def _page_rules(self, where: str, table: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Rules that an entry changes; which they are over, its family says."""
+        """Layout rules that an entry changes in its family's."""
         try:
             PLAIN.change(table)
         except InvalidInput as error:

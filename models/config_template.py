@@ -24,11 +24,11 @@ class ServerKey:
     accepts: Callable[[Any], bool]
     expected: str
     help: str
-    flag: str | None = None  # the flag's name where that is not the key's; a setting of requests has the key's
+    flag: str | None = None  # the flag's name where it differs from the key's, which is that of a request's setting
 
     @property
     def flag_name(self) -> str:
-        """As the parsed flags have it."""
+        """The flag's name among parsed flags."""
         return self.flag or self.name
 
     @property
@@ -240,10 +240,10 @@ _HEAD = """\
 
 
 def render() -> str:
-    """The file's text: valid TOML as it stands, and after removing any ``# `` in front of a key."""
+    """The file's text: valid TOML, also after removing any ``# `` in front of a key."""
     lines = [_HEAD.format(active=_toml(DEFAULT_ACTIVE))]
     for setting in SETTINGS:
-        if setting.default is None:  # which TOML cannot say
+        if setting.default is None:  # TOML has no null
             text = f"{setting.help}; default: {setting.default_text or 'none'}"
             lines.append(_line(setting.name, setting.example, text))
         else:

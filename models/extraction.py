@@ -1,7 +1,7 @@
-"""Structured extraction: a JSON schema that an answer follows, and the template that its model is asked with.
+"""Structured extraction: a JSON schema that an answer follows, and the template in the prompt.
 
-Some models were trained to fill a JSON template whose values are empty; their family names that task. A schema says
-the same and more: the template is made from it, and the answer is held to it token by token (``runtime.grammar``).
+Some models were trained to fill a JSON template with empty values; their family names that task. The template is made
+from the schema, and the answer is held to the schema token by token (``runtime.grammar``).
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from .families import FAMILIES
 from .model_errors import InvalidInput
 from .registration import ModelEntry
 
-MOST_CHARACTERS = 65_536  # of a schema
-MOST_FIELDS = 2_000  # of a template
+MOST_CHARACTERS = 65_536  # characters of a schema
+MOST_FIELDS = 2_000  # fields of a template
 ANY_OBJECT = '{"type": "object"}'
 
 
 def schema_text(schema: Any) -> str:
-    """A schema as JSON text, however it came: as text or as what JSON text stands for.
+    """A schema as JSON text, from text or from parsed JSON.
 
     Raises
     ------
     InvalidInput
-        for what is no JSON object, and for one of more than ``MOST_CHARACTERS``.
+        for anything but a JSON object, and for one of more than ``MOST_CHARACTERS``.
     """
     if isinstance(schema, (str, bytes)):
         try:
@@ -42,22 +42,22 @@ def schema_text(schema: Any) -> str:
 
 
 def extraction_task(entry: ModelEntry) -> str | None:
-    """The task by which a model is asked for fields; None where it cannot be."""
+    """The task by which a model is asked for fields; None for a model without one."""
     family = FAMILIES.get(entry.family)
     task = None if family is None else family.extraction
     return task if task in tasks_for(entry) else None
 
 
 def extraction(entry: ModelEntry, task: str | None, words: str, schema: str, images: int) -> Question:
-    """What a model is asked whose answer is to follow a schema: its own prompt for that, with the schema's template.
+    """The question for an answer that follows a schema: the model's own prompt for that, with the schema's template.
 
-    The client's words are asked instead where they are that prompt, and are the template where the task is named.
+    The client's words take the prompt's place where they are such a prompt, and the template's where the task is named.
 
     Raises
     ------
     InvalidInput
-        for a model that cannot be asked for fields, for another task, and for a schema of which no template can be made
-        where the client sends none.
+        for a model that cannot be asked for fields, for another task, and where neither the client nor the schema gives
+        a template.
     """
     own, words = extraction_task(entry), words.strip()
     if own is None:
@@ -88,7 +88,7 @@ def template(schema: str) -> str:
 
 
 class _Template:
-    """Empty values of one schema."""
+    """Makes the empty values of one schema."""
 
     def __init__(self, root: Mapping[str, Any]) -> None:
         self._root = root
@@ -98,7 +98,7 @@ class _Template:
         return self._empty(self._root, ("#",))
 
     def _empty(self, schema: Any, within: tuple[str, ...]) -> Any:
-        """within : references that are being followed; one that leads back to itself ends there."""
+        """within : references being followed; a cycle ends with an empty text."""
         self._fields += 1
         if self._fields > MOST_FIELDS:
             raise InvalidInput(f"the schema describes more than {MOST_FIELDS:,} fields; ask for fewer")
@@ -116,7 +116,7 @@ class _Template:
         return [self._empty(schema["items"], within)] if "items" in schema else ""
 
     def _referred(self, reference: str) -> Any:
-        """What a reference within the schema stands for; None where there is nothing."""
+        """The target of a reference within the schema; None where there is none."""
         found: Any = self._root
         for part in reference.removeprefix("#").split("/")[1:]:
             found = found.get(part.replace("~1", "/").replace("~0", "~")) if isinstance(found, Mapping) else None

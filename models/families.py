@@ -1,4 +1,4 @@
-"""All families that there are: this package's, those known by name only, and those that other packages bring."""
+"""All families: this package's, those known by name only, and those of other packages."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ _KNOWN_BY_NAME = (
 
 
 def _others() -> list[Registration]:
-    """What other packages register. One that cannot be used is named in the log and left out."""
+    """Registrations of other packages. One that cannot be used is named in the log and left out."""
     found = []
     for point in entry_points(group=ENTRY_POINTS):
         where = f"family {point.name!r} of {point.dist.name if point.dist else 'an unknown package'}"
         try:
             loaded = point.load()
-        except Exception as error:  # another package's code can raise whatever Python can
+        except Exception as error:  # another package's code can raise anything
             log.warning("%s cannot be loaded: %s: %s", where, type(error).__name__, error)
             continue
         if not isinstance(loaded, Registration):
@@ -50,12 +50,12 @@ def _others() -> list[Registration]:
 
 
 def whole(own: Iterable[Registration]) -> Iterable[Registration]:
-    """The same families, none of which lacks what every command reads of it.
+    """The families, checked for the members that every command reads.
 
     Raises
     ------
     TypeError
-        that names the family, its class and what to write there.
+        naming the family, its class and the missing members.
     """
     for family in own:
         if family.rules is not None and (missing := missing_members(family.rules, FamilyClass)):
@@ -67,7 +67,7 @@ def whole(own: Iterable[Registration]) -> Iterable[Registration]:
 
 
 def gathered(own: Iterable[Registration], others: Iterable[Registration]) -> Mapping[str, Registration]:
-    """All by their id. Another package's replaces a family that is known by name only, and nothing else."""
+    """All families by id. Another package's family may only replace one that is known by name only."""
     families = {family.id: family for family in own}
     for family in others:
         taken = {model.id: known for known in families.values() for model in known.models if known.id != family.id}
@@ -86,12 +86,12 @@ FAMILIES: Mapping[str, Registration] = gathered(whole(_OWN), _others())
 
 
 def by_architecture(name: str) -> Registration | None:
-    """The family whose checkpoints say ``name`` under ``architectures``."""
+    """The family whose checkpoints name this architecture in config.json."""
     return next((family for family in FAMILIES.values() if name in family.architectures), None)
 
 
 def unknown_architecture(name: str) -> str:
-    """What to say of a name that no family has: which ones there are, and the nearest."""
+    """The message about an unknown architecture: all known ones, and the nearest."""
     listed = ", ".join(f"{family.id} ({', '.join(family.architectures)})" for family in FAMILIES.values())
     families = {_stem(architecture): family for family in FAMILIES.values() for architecture in family.architectures}
     (near, *_) = difflib.get_close_matches(_stem(name), families, n=1, cutoff=0)
@@ -99,5 +99,5 @@ def unknown_architecture(name: str) -> str:
 
 
 def _stem(architecture: str) -> str:
-    """What tells one architecture from another: its name without what it is for."""
+    """An architecture's name without its purpose, such as ForCausalLM."""
     return architecture.lower().removesuffix("forconditionalgeneration").removesuffix("forcausallm")

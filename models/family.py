@@ -1,7 +1,7 @@
-"""What every model family provides, so that runtime and server never ask which family they have.
+"""The interface of every model family, so that runtime and server never ask which family they have.
 
-A family turns images into vision passes and features, and prompts into token ids. It holds no weights and runs no
-graph: arrays in, arrays out.
+A family turns images into vision passes and features, and prompts into token ids. Arrays in, arrays out: families hold
+no weights and run no graphs.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ Encode = Callable[[str], list[int]]  # text -> token ids, without special tokens
 
 IMAGE_SLOT = "<image>"
 QUOTE_MARK = "\ufdd0"  # stands for nothing in Unicode
-QUOTED_SLOT = f"<image{QUOTE_MARK}>"  # the same letters as text: the runtime encodes what is before and after the mark
-TEXT_SLOT = "{text}"  # in the prompt of a task that is about words of the client's own
+QUOTED_SLOT = f"<image{QUOTE_MARK}>"  # the slot quoted as text: the runtime encodes the texts before and after the mark
+TEXT_SLOT = "{text}"  # slot for the client's own words in a task's prompt
 
 
 def taken(feeds: Feeds, inputs: Iterable[str]) -> dict[str, np.ndarray]:
-    """Those of a pass's feeds that a graph takes: graphs for different devices are fed different things."""
+    """The feeds of a pass that a graph takes: graphs for different devices have different inputs."""
     return {name: feeds[name] for name in inputs}
 
 
 def kept(feeds: Feeds) -> Feeds:
-    """Arrays that come with every view of a size, made once: read-only, so that a device may keep copies of them."""
+    """Mark arrays that come with every view of a size as read-only, so that a device may keep copies."""
     for array in feeds.values():
         array.flags.writeable = False
     return feeds
@@ -44,12 +44,12 @@ def kept(feeds: Feeds) -> Feeds:
 class PreparedImage:
     """One image, cut and scaled, ready for the vision graph.
 
-    passes : make what each run of the vision graph is fed, in order; called when its turn comes.
+    passes : functions that make the inputs of each run of the vision graph, in order; called when the run's turn comes.
     assemble : the outputs of those runs, in the same order -> features [token_count, hidden], as the decoder sees them.
       It puts rows in order and changes none of them; where they are on a GPU it is given their numbers, [..., 1] each.
     grid : (rows, columns) of the features, for a family whose positions follow them.
-    seen : (width, height) of the picture that the answer's places are pixels of; None: places are parts of the page.
-    prompt : the request's, with what it says of this image's size written in; None: it says nothing of that.
+    seen : (width, height) of the picture in whose pixels the answer gives boxes; None: boxes are relative to the page.
+    prompt : the request's prompt with this image's size filled in; None: the prompt has no size.
     """
 
     passes: Sequence[Callable[[], Feeds]]
@@ -62,10 +62,10 @@ class PreparedImage:
 
 @dataclass(frozen=True)
 class Positions:
-    """Where the tokens of a prompt stand, as rotary embeddings count.
+    """Positions of a prompt's tokens for rotary embeddings.
 
-    axes : [axes, tokens] int64; a family without axes of its own has one. next : of the first generated token, from
-    which the answer counts on, in every axis alike.
+    axes : [axes, tokens] int64; one axis by default. next : position of the first generated token, in every axis; the
+    answer counts on from there.
     """
 
     axes: np.ndarray
@@ -78,16 +78,16 @@ def counted(tokens: int) -> Positions:
 
 
 class OutputFilter(Protocol):
-    """Turns what a model writes into what people want to read, piece by piece.
+    """Turns a model's raw text into the text for people, piece by piece.
 
-    All that ``push`` and ``finish`` return, joined, depends on the whole text only, not on where it was cut.
+    The joined results of ``push`` and ``finish`` depend on the whole text only, not on where the text was cut.
     """
 
     def push(self, text: str) -> str:
-        """Take the next piece; returns what is certain now, perhaps nothing."""
+        """Take the next piece; returns the text that is certain now, perhaps empty."""
 
     def finish(self) -> str:
-        """The text is over; returns what was held back."""
+        """End the text; returns what was held back."""
 
 
 class Verbatim:
@@ -103,24 +103,24 @@ class Verbatim:
 class Family(Protocol):
     """The rules of one model family, bound to one exported model's image settings and tokens.
 
-    What needs no exported model (tasks, defaults, output, boxes) stands on the class.
+    Members that need no exported model (tasks, defaults, output, boxes) are on the class.
     """
 
     # Name of a task -> its prompt, with one IMAGE_SLOT for all images and TEXT_SLOT where it takes words.
     tasks: Mapping[str, str]
     default_task: str
-    defaults: Mapping[str, Any]  # inference settings where nobody sets any: config.toml and all sources above it win
-    defaults_for_several: ClassVar[Mapping[str, Any]]  # over those, for a request with several images
-    joint_tasks: ClassVar[frozenset[str]]  # those that read all pages of a document in one generation
-    settings: ClassVar[type[FamilySettings]]  # what a request can set beside every model's settings
+    defaults: Mapping[str, Any]  # the weakest inference settings: config.toml and all stronger sources win
+    defaults_for_several: ClassVar[Mapping[str, Any]]  # laid over ``defaults`` for a request with several images
+    joint_tasks: ClassVar[frozenset[str]]  # tasks that read all pages of a document in one generation
+    settings: ClassVar[type[FamilySettings]]  # settings of this family beside those of every model
 
     def prepare_image(
         self, image: Image.Image, settings: Mapping[str, Any], prompt: str = "", images: int = 1
     ) -> PreparedImage:
         """Orient, cut and scale one image.
 
-        settings : families' settings by name; the family takes its own. prompt, images : of the request that the image
-        belongs to, for a family that cuts by them.
+        settings : families' settings by name; the family takes its own. prompt, images : the request's prompt and
+        number of images, for a family whose cutting depends on them.
 
         Raises
         ------
@@ -129,16 +129,15 @@ class Family(Protocol):
         """
 
     def seen_pixels(self, settings: Mapping[str, Any], prompt: str = "") -> int:
-        """Most pixels of an image that the tower is fed: one that has more is reduced to these.
+        """Most pixels of an image that the tower sees: larger images are reduced.
 
         settings, prompt : as those of ``prepare_image``. Raises InvalidInput when a setting cannot be taken.
         """
 
     def smallest_image(self, settings: Mapping[str, Any] | None = None) -> PreparedImage:
-        """The least that the vision tower takes, for a look at its graph.
+        """The smallest image that the vision tower takes, for a test of its graph.
 
-        settings : what else the image must show: the smallest one that is cut in every way that these ask for, to find
-        out whether images can be.
+        settings : for a test of these settings: then the smallest image that is cut in every way that they ask for.
 
         Raises
         ------
@@ -147,7 +146,7 @@ class Family(Protocol):
         """
 
     def prompt_ids(self, prompt: str, image_tokens: Sequence[int], encode: Encode) -> list[int]:
-        """Token ids of the whole prompt, each image slot expanded to as many placeholders as the image has features.
+        """Token ids of the whole prompt, with each image slot expanded to one placeholder for each feature.
 
         Raises
         ------
@@ -156,10 +155,10 @@ class Family(Protocol):
         """
 
     def positions(self, prompt_ids: Sequence[int], images: Sequence[PreparedImage]) -> Positions:
-        """Where each token of the prompt stands, none further than its index, and where the answer goes on."""
+        """Positions of the prompt's tokens, none above its index, and of the answer's first token."""
 
     def window(self, settings: Mapping[str, Any]) -> int | None:
-        """How many tokens of its answer a token of it sees, itself among them, beside the prompt; None: all."""
+        """Tokens of the answer that each of them attends to, itself included, beside the prompt; None: all."""
 
     @staticmethod
     def output(
@@ -167,19 +166,20 @@ class Family(Protocol):
     ) -> OutputFilter:
         """A fresh filter for the answer to ``prompt``.
 
-        settings : families' settings by name. scale : pixels across and down of the picture that the answer's places
-        are in, for each one of the page.
+        settings : families' settings by name. scale : pixels of the picture in which the answer gives boxes for each
+        pixel of the page, across and down.
         """
 
     @staticmethod
     def boxes(text: str, width: int, height: int) -> list[Box]:
-        """The places that an answer names on a page of ``width`` x ``height`` pixels, where its presented text does."""
+        """The boxes that a presented answer names on a page of ``width`` x ``height`` pixels."""
 
     @staticmethod
     def blocks(text: str, width: int, height: int) -> tuple[Block, ...]:
-        """The blocks that an answer (as the model wrote it) names, in reading order; none where it says no places.
+        """The blocks that the model's raw answer names, in reading order; none for an answer without boxes.
 
-        width, height : of the page, or of what the model saw of it (``PreparedImage.seen``); boxes are pixels of that.
+        width, height : of the page, or of the picture that the model saw (``PreparedImage.seen``); boxes are in its
+        pixels.
         """
 
 
@@ -191,7 +191,7 @@ def task_prompt(tasks: Mapping[str, str], task: str, text: str = "", images: int
     Raises
     ------
     InvalidInput
-        for a task that the model does not have, and for words that are missing or that nobody asked for.
+        for a task that the model does not have, and for words that are missing or not taken.
     """
     if task not in tasks:
         raise InvalidInput(f"task {task[:60]!r} is unknown to this model; its tasks are {', '.join(tasks)}")

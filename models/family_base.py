@@ -1,7 +1,7 @@
-"""What a family does that says nothing else: its exporter's tokens, one settled way of counting, plain answers.
+"""Defaults of a family: the exporter's tokens, positions counted token by token, unchanged answers.
 
-``models.family`` says what a family provides; a family derives from here, or from ``models.page_family`` where its
-tower takes a whole page in one pass, and writes down only what is its own.
+``models.family`` is the interface; a family derives from here, or from ``models.page_family`` where its tower takes a
+whole page in one pass, and overrides only what differs.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class FamilyBase:
         self.tokens = manifest.tokens
 
     def positions(self, prompt_ids: Sequence[int], images: Sequence[PreparedImage]) -> Positions:
-        """Token after token: features of images count as words do."""
+        """Positions counted token by token; image features count like words."""
         return counted(len(prompt_ids))
 
     def window(self, settings: Mapping[str, Any]) -> int | None:
@@ -38,15 +38,15 @@ class FamilyBase:
     def output(
         prompt: str, settings: Mapping[str, Any] = MappingProxyType({}), scale: tuple[float, float] = (1.0, 1.0)
     ) -> OutputFilter:
-        """The text as the model writes it."""
+        """No filter: the model's own text."""
         return Verbatim()
 
     @staticmethod
     def boxes(text: str, width: int, height: int) -> list[Box]:
-        """None: answers say nothing of places, or say them as blocks."""
+        """None: answers name no boxes, or only in ``blocks``."""
         return []
 
     @classmethod
     def blocks(cls, text: str, width: int, height: int) -> tuple[Block, ...]:
-        """Those of ``boxes``."""
+        """Blocks of ``boxes``."""
         return blocks_of(cls.boxes(text, width, height))

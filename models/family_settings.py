@@ -1,8 +1,8 @@
-"""What a family lets people set beside the settings that all models have: how it cuts its images, what it attends to.
+"""Settings that a family adds to those of all models: how images are cut, what is attended to.
 
-A family declares a frozen model of these; the names, types, ranges and help texts in it become flags, config.toml keys
-and request fields (see ``models.precedence``). What a request sets travels by name in ``InferenceSettings.family``, and
-each family takes its own from there, so that none has to know another's.
+A family declares a frozen model; its names, types, ranges and help texts become flags, config.toml keys and request
+fields (see ``models.precedence``). A request's values travel by name in ``InferenceSettings.family``, from which each
+family takes its own.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ class FamilySettings(BaseModel):
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Self:
-        """The family's own among what a request sets.
+        """The family's own settings among a request's.
 
         Raises
         ------
         InvalidInput
-            naming the setting, its value and what it must be.
+            naming the setting, its value and the allowed ones.
         """
         try:
             return cls(**{name: value for name, value in given.items() if name in cls.model_fields})

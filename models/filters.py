@@ -1,6 +1,6 @@
-"""Output filters that any family may use: several in a row, formulas between dollars, no blanks around the text.
+"""Output filters for any family: a chain of filters, formulas between dollars, no blanks around the text.
 
-Every filter works on a stream: what it returns does not depend on how the text was cut.
+Every filter works on a stream: its result does not depend on where the text was cut.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class FormulaDelimiters:
 
 @dataclass
 class Strip:
-    """Takes the blanks around the text away that the other filters have put there."""
+    """Removes the blanks around the text that other filters leave."""
 
     _held: str = ""  # blanks at the end
     _started: bool = False

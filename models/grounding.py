@@ -1,10 +1,10 @@
-"""Grounding output: where on the page the model says a piece of the answer stands.
+"""Grounding output: boxes on the page that an answer names for its pieces.
 
-DeepSeek-OCR writes ``<|ref|>label<|/ref|><|det|>[[x0, y0, x1, y1], ...]<|/det|>`` before what it read there, with
-coordinates from 0 to 999 on the page as it was sent. Asked to OCR or to locate, it writes references only, and their
-labels are the words that stand there. Unlimited-OCR's own prompts give ``<|det|>label [x0, y0, x1, y1]<|/det|>``, and
-``<PAGE>`` between pages. The text is parsed, never evaluated, in one pass whatever it
-holds; what is not well formed is left alone. Families call this for their ``boxes``, the command line for its Markdown.
+DeepSeek-OCR writes ``<|ref|>label<|/ref|><|det|>[[x0, y0, x1, y1], ...]<|/det|>`` before the text of a place, with
+coordinates from 0 to 999 on the page as sent. Asked to OCR or to locate, the model writes references only, whose labels
+are the words read. Unlimited-OCR's own prompts give ``<|det|>label [x0, y0, x1, y1]<|/det|>``, and ``<PAGE>`` between
+pages. The text is parsed in one pass, in linear time, and never evaluated; malformed references are left alone.
+Families call this for their ``boxes``, the command line for its Markdown.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ _SCALE = 999  # coordinate of the right and the lower edge
 _TAG = re.compile(r"(<\|/?(?:ref|det)\|>)")
 _INNERMOST_LIST = re.compile(r"\[([^\[\]]*)\]")
 _NUMBER = re.compile(r"\s*[+-]?[0-9]+(?:\.[0-9]*)?\s*")
-_LABELLED = re.compile(r"\s*([^\s\[\]][^\[\]]*?)\s*(\[[^\[\]]*\])\s*")  # between det tags, where the label is inside
+_LABELLED = re.compile(r"\s*([^\s\[\]][^\[\]]*?)\s*(\[[^\[\]]*\])\s*")  # text between det tags that holds a label
 LOCATION = re.compile(r"<\|LOC_([0-9]{1,4})\|>")  # see models.locations
-# With the picture's place on its page.
+# A comment with the picture's box on its page.
 PICTURE = re.compile(r"<!-- image (?:\[([0-9]+), ([0-9]+), ([0-9]+), ([0-9]+)\] )?-->")
 PAGE_BREAK = "<PAGE>"
 _LEFT_OUT = "\ufdd1"  # stands for nothing in Unicode
@@ -32,10 +32,10 @@ Corners = tuple[float, float, float, float]
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """One place on the page."""
+    """One box on the page."""
 
-    label: str  # what the model calls it: title, text, table, image ..., or the words that were asked for
-    text: str  # the answer's words behind the place, up to the next one; empty for a bare reference
+    label: str  # the model's label: title, text, table, image ..., or the words that were asked for
+    text: str  # the answer's text behind the reference, up to the next one; empty for a bare reference
     box: tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels of the page; x0 <= x1 <= width, y0 <= y1 <= height
 
 
@@ -43,15 +43,15 @@ class Box:
 class _Reference:
     label: str
     corners: tuple[Corners, ...]  # 0 to 999, upper left before lower right
-    start: int  # of its tags in the text
+    start: int  # span of the tags in the text
     end: int
 
 
 def parse_boxes(text: str, width: int, height: int) -> list[Box]:
-    """The places that an answer names, in its order, on a page of ``width`` x ``height`` pixels.
+    """The boxes that an answer names, in order, on a page of ``width`` x ``height`` pixels.
 
-    A reference with several places gives several boxes with the same label and text. Coordinates off the page are moved
-    to its edge, swapped corners put in order; pixel = coordinate * side / 999, rounded down.
+    A reference with several boxes gives as many, with the same label and text. Coordinates off the page are moved to
+    its edge, swapped corners are put in order; pixel = coordinate * side / 999, rounded down.
     """
     references = list(_references(text))
     ends = [*(reference.start for reference in references[1:]), *([len(text)] if references else [])]
@@ -69,11 +69,11 @@ def parse_boxes(text: str, width: int, height: int) -> list[Box]:
 def to_markdown(text: str, figure_link: Callable[[int], str] | None = None) -> str:
     """The answer without its references, a figure's replaced by a link to its picture.
 
-    A line that held nothing but references goes with them; otherwise three line ends would stand between paragraphs.
-    Of an answer that is nothing but references the labels are kept, one on a line: they are what was read.
+    A line of references alone is removed, too; else there would be three line ends between paragraphs. Of an answer
+    that has only references, the labels are kept, one a line: they are the words read.
 
-    figure_link : number of the figure -> where its picture is, such as ``images/0.jpg``. Figures are numbered from 0 as
-    the boxes labelled ``FIGURE_LABEL`` come in ``parse_boxes``. None: there are no pictures, figures are left out.
+    figure_link : number of the figure -> path of its picture, such as ``images/0.jpg``. Figures are numbered from 0 in
+    the order of boxes labelled ``FIGURE_LABEL`` in ``parse_boxes``. None: figures are left out.
     """
     pieces: list[str] = []
     done = figures = 0
@@ -101,22 +101,22 @@ def to_markdown(text: str, figure_link: Callable[[int], str] | None = None) -> s
 
 
 def picture_place(box: tuple[int, int, int, int]) -> str:
-    """A picture in Markdown that does not have it: a comment that says where it is on the page."""
+    """A picture in Markdown without a link: a comment with its box on the page."""
     return f"<!-- image {list(box)} -->"
 
 
 def has_places(text: str) -> bool:
-    """Whether an answer names places between its words, so that it is no Markdown yet."""
+    """Whether an answer names boxes between its words, and is not Markdown yet."""
     return "<|det|>" in text or LOCATION.search(text) is not None
 
 
 def pictures_in(text: str) -> list[tuple[int, int, int, int]]:
-    """Where the pictures are that a text has comments for, in its order."""
+    """Boxes of the pictures that a text has comments for, in order."""
     return [_place(found) for found in PICTURE.finditer(text) if found[1]]
 
 
 def with_pictures(text: str, links: Mapping[tuple[int, int, int, int], str]) -> str:
-    """A text with links to its pictures instead of the comments; those without a link are left out."""
+    """A text with links to its pictures in place of the comments; pictures without a link are left out."""
 
     def shown(found: re.Match[str]) -> str:
         link = links.get(_place(found)) if found[1] else None
@@ -130,7 +130,7 @@ def _place(found: re.Match[str]) -> tuple[int, int, int, int]:
 
 
 def _is_nothing_but(references: Sequence[_Reference], text: str) -> bool:
-    """Whether an answer has no text beside its references. (The last one may have been cut off.)"""
+    """Whether an answer consists of references only. (The last one may have been cut off.)"""
     done = 0
     for reference in references:
         if text[done : reference.start].strip():
@@ -143,7 +143,7 @@ def _is_nothing_but(references: Sequence[_Reference], text: str) -> bool:
 def _references(text: str) -> Iterator[_Reference]:
     """Every whole ref and det pair, and every det with a label of its own.
 
-    The pieces between tags are looked at once, so the time is linear.
+    Each piece between tags is scanned once, in linear time.
     """
     pieces = _TAG.split(text)  # plain, tag, plain, tag, ... plain
     starts = [0]
@@ -164,7 +164,7 @@ def _references(text: str) -> Iterator[_Reference]:
 
 
 def _corners(places: str) -> tuple[Corners, ...]:
-    """The lists of four numbers among ``places``; others are passed over."""
+    """The lists of four numbers among ``places``; others are skipped."""
     found = []
     for inner in _INNERMOST_LIST.findall(places):
         values = inner.split(",")

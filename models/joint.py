@@ -1,6 +1,6 @@
-"""An answer to several pages at once, and the pages in it, which the model parts by ``PAGE_BREAK``.
+"""An answer to several pages, which the model separates by ``PAGE_BREAK``.
 
-Called by the server and the command line for tasks that a family says are joint.
+Called by the server and the command line for a family's joint tasks.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from .grounding import PAGE_BREAK
 
 @dataclass(frozen=True)
 class PagePart:
-    """What an answer says of one page."""
+    """The part of an answer about one page."""
 
-    start: int  # of its text in the whole answer, characters
+    start: int  # begin of its text in the whole answer, characters
     end: int
-    tokens: int  # of the answer that began in the page or in the mark behind the page
+    tokens: int  # tokens that begin in the page or in the mark behind the page
 
 
 def joint_prompt(prompt: str, pages: int) -> str:
@@ -28,9 +28,9 @@ def joint_prompt(prompt: str, pages: int) -> str:
 
 
 def page_parts(pieces: Sequence[tuple[str, int]], pages: int) -> list[PagePart]:
-    """The pages that an answer reaches, ``pages`` at the most: a mark behind the last one is text of that.
+    """The pages that an answer reaches, at most ``pages``: further marks are text of the last page.
 
-    pieces : of the answer, each with the number of its tokens.
+    pieces : of the answer, each with its number of tokens.
     """
     text = "".join(piece for piece, _ in pieces)
     starts, ends = [0], []
@@ -45,5 +45,5 @@ def page_parts(pieces: Sequence[tuple[str, int]], pages: int) -> list[PagePart]:
 
 
 def not_reached(detail: str) -> str:
-    """What is said of a page that the answer has no text for; ``detail``: how the answer ended."""
+    """The message for a page that the answer does not reach; ``detail``: how the answer ended."""
     return f"the answer to all pages together ended before this one ({detail})"

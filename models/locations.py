@@ -1,4 +1,4 @@
-"""Places as PaddleOCR-VL writes them when it spots text: eight ``<|LOC_n|>`` behind each line, the corners of a quad.
+"""PaddleOCR-VL's boxes when it spots text: eight ``<|LOC_n|>`` behind each line, the corners of a quad.
 
 n is a thousandth of the page's width (first of each pair) or height. Families call this for their ``boxes``;
 ``models.grounding`` takes them out of Markdown.
@@ -16,9 +16,9 @@ LABEL = "text"
 
 
 def parse_locations(text: str, width: int, height: int) -> list[Box]:
-    """The lines that an answer places on a page of ``width`` x ``height`` pixels, each in the box around its quad.
+    """The lines that an answer locates on a page of ``width`` x ``height`` pixels, each with the box around its quad.
 
-    Corners off the page are moved to its edge. Fewer or more than eight numbers are no quad, and are passed over.
+    Corners off the page are moved to its edge. Fewer or more than eight numbers are no quad, and are skipped.
     """
     boxes = []
     done = 0

@@ -1,4 +1,4 @@
-"""manifest.json: all that the runtime needs to know about an exported folder, and nothing it has to guess.
+"""manifest.json: all that the runtime needs to know about an exported folder.
 
 The exporter writes it last, so a folder with a manifest is a whole one.
 """
@@ -16,18 +16,18 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from .model_errors import ManifestError
 
 FILE_NAME = "manifest.json"
-FORMAT = 2  # raised when the runtime can no longer read older folders
+FORMAT = 2  # incremented when the runtime can no longer read older folders
 
-# Raised when graphs are declared otherwise because older ones are wrong somewhere (see ``Manifest.outdated_on``).
-# 2: QMoE says that its weights are not packed; without that CUDA reads them as noise.
+# Incremented when graphs are declared anew because older ones are wrong somewhere (see ``Manifest.outdated_on``). 2:
+# QMoE says that its weights are not packed; without that, CUDA reads them as noise.
 GRAPH_VERSION = 2
 
 Provider = Literal["cpu", "cuda"]
-Checked = Literal["run", "structure only, not run"]  # by the exporter, where this machine has the provider
+Checked = Literal["run", "structure only, not run"]  # checked by the exporter, where the machine had the provider
 
 
 class Part(BaseModel):
-    """A part of a manifest: fixed, and with no field that this version does not know."""
+    """A part of a manifest: frozen, and without unknown fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -37,7 +37,7 @@ class SourceFile(Part):
 
     size: int  # bytes
     modified_ns: int
-    sha256: str | None = None  # of small files
+    sha256: str | None = None  # hash, of small files only
 
 
 class SourceInfo(Part):
@@ -46,8 +46,8 @@ class SourceInfo(Part):
     origin: Literal["directory", "huggingface", "modelscope"]
     name: str
     revision: str | None = None
-    fingerprint: str  # of the files that were read: another one after any change in any file
-    files: Mapping[str, SourceFile] = {}  # those files by their absolute paths; see models.source_files
+    fingerprint: str  # changes with any change in a file that was read
+    files: Mapping[str, SourceFile] = {}  # the files that were read, by absolute path; see models.source_files
 
 
 class FileInfo(Part):
@@ -58,9 +58,9 @@ class FileInfo(Part):
 
 
 class Graph(Part):
-    """One part of the model: a graph per provider (they share the data file) and the type it computes in.
+    """One part of the model: a graph for each provider (on a shared data file), and the types in which graphs compute.
 
-    A provider that is not named has no graph that it could run. CoreML uses the ``cpu`` one.
+    A provider that is not named has no graph. CoreML uses that of ``cpu``.
     """
 
     files: Mapping[Provider, str]
@@ -68,14 +68,14 @@ class Graph(Part):
 
 
 class RotaryInfo(Part):
-    """How positions become angles, where the decoder takes these from the host (see ``models.rotary``)."""
+    """How positions become angles, where the decoder gets its angles from the host (see ``models.rotary``)."""
 
     theta: float
     sections: tuple[int, ...]  # pairs of channels that each axis of the positions turns, in this order
 
 
 class DecoderInfo(Part):
-    """Sizes that the runtime needs for the KV cache and the logits."""
+    """Sizes of the KV cache and the logits."""
 
     layers: int
     hidden_size: int
@@ -83,12 +83,12 @@ class DecoderInfo(Part):
     head_dim: int
     vocabulary: int
     max_length: int  # prompt and answer together, tokens
-    rotary: RotaryInfo | None = None  # None: the graph counts tokens and turns keys and queries itself
-    window: int | None = None  # a token of an answer sees the prompt and this many of the answer, itself among them
+    rotary: RotaryInfo | None = None  # None: the graph counts tokens and computes angles itself
+    window: int | None = None  # answer tokens that each of them attends to, itself included; None: all
 
 
 class TokenIds(Part):
-    """Ids with a meaning of their own."""
+    """Ids of special tokens."""
 
     bos: int
     eos: tuple[int, ...]
@@ -116,7 +116,7 @@ class FolderManifest(Part):
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """Read a folder's manifest and check that its files are there with their sizes (hashes: see ``verify``).
+        """Read a folder's manifest, and check its files' sizes (hashes: see ``verify``).
 
         Raises
         ------
@@ -135,17 +135,17 @@ class FolderManifest(Part):
 
     @classmethod
     def peek(cls, folder: Path) -> Self:
-        """Read a folder's manifest alone.
+        """Read a folder's manifest without checking files.
 
         Raises
         ------
         ManifestError
-            when it is missing, damaged, of another format, or of another kind of folder.
+            when the manifest is missing, damaged, of another format, or of another kind of folder.
         """
         path = folder / FILE_NAME
         text = _text(path)
         try:
-            said = _Format.model_validate_json(text)  # first: another format may differ in everything else
+            said = _Format.model_validate_json(text)  # first: other formats may differ in everything else
             if said.kind != cls.KIND:
                 raise ManifestError(f"{path} is of a {said.kind}, and a {cls.KIND} is wanted here; name another folder")
             if said.format != cls.FORMAT:
@@ -178,9 +178,9 @@ class FolderManifest(Part):
 
 
 class Manifest(FolderManifest):
-    """What an exported folder of a model holds."""
+    """The manifest of a model's exported folder."""
 
-    graph_version: int = 1  # of the graphs' declaration; folders from before there was one do not say
+    graph_version: int = 1  # version of the graphs' declaration; missing in old folders
     family: str
     vision: Graph
     embed: Graph
@@ -198,21 +198,21 @@ class Manifest(FolderManifest):
 
     @property
     def providers(self) -> list[Provider]:
-        """Those that the folder has graphs for."""
+        """The providers that the folder has graphs for."""
         return sorted(self.decoder.files)
 
     def with_context(self, most: int | None) -> Self:
-        """The same with at most so many tokens of prompt and answer together, where somebody says a number."""
+        """The manifest with at most ``tokens`` tokens of prompt and answer together; None: unchanged."""
         length = self.max_length if most is None else min(most, self.max_length)
         return self.model_copy(update={"sizes": self.sizes.model_copy(update={"max_length": length})})
 
     def outdated_on(self, provider: Provider) -> bool:
-        """Whether these graphs give wrong results there: they must be exported again before they run."""
+        """Whether these graphs give wrong results on the provider, and must be exported again."""
         return provider == "cuda" and self.dtype in ("q8", "q4") and self.graph_version < 2
 
 
 def kind_of(folder: Path) -> str:
-    """What a folder's manifest says that it is of, "model" or another kind.
+    """The kind of folder that a manifest is of: "model" or another.
 
     Raises
     ------
@@ -236,12 +236,12 @@ def _text(path: Path) -> bytes:
 
 
 def lock_file(folder: Path) -> Path:
-    """Held by the export that works on a folder."""
+    """The lock file that an export of a folder holds."""
     return folder.parent / f".{folder.name}.lock"
 
 
 def retired_folder(folder: Path) -> Path:
-    """Where an old export stands for the moment in which a new one takes its place."""
+    """Where an old export is for the moment in which a new one takes its place."""
     return folder.parent / f".{folder.name}.retired"
 
 
@@ -254,6 +254,6 @@ def restore_retired(folder: Path) -> None:
                 if retired.exists() and not folder.exists():
                     retired.rename(folder)
         except Timeout:
-            continue  # an exporter is alive, and about to bring one of the two
+            continue  # an exporter is alive, and about to put one of the two in place
         except OSError:
             return  # a read-only place: the caller finds the folder missing

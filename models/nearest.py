@@ -1,11 +1,11 @@
-"""The nearest right word, for messages about a word that is none."""
+"""The nearest known word, for messages about an unknown word."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
 
-# What people write for a word that is spelt quite otherwise here.
+# Common words for names that are spelt quite differently here.
 _MEANT: Mapping[str, str] = {
     "gpu": "cuda", "nvidia": "cuda", "mps": "coreml", "apple": "coreml",
     "half": "f16", "float": "f32", "int8": "q8", "8bit": "q8", "int4": "q4", "4bit": "q4",

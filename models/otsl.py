@@ -1,7 +1,7 @@
 """Tables as HTML, from OTSL: one token before each cell, ``<nl>`` after each row.
 
 ``<fcel>`` begins a cell with text, ``<ecel>`` an empty one; ``<lcel>`` continues the cell on its left, ``<ucel>`` the
-one above, ``<xcel>`` both. These tokens occur nowhere else, so a table is one whatever the prompt was.
+one above, ``<xcel>`` both. These tokens occur nowhere else, so that tables are recognised whatever the prompt was.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ class Cell:
 
 @dataclass
 class OtslTables:
-    """Writes OTSL as HTML, row by row: a row is certain when the one after it continues none of its cells."""
+    """Writes OTSL as HTML, row by row: a row is final when the next row continues none of its cells."""
 
-    _held: str = ""  # what may be the beginning of a token
-    _gap: str = ""  # blanks after a row: nothing between two rows, text after the last
-    _rows: list[list[Cell]] = field(default_factory=list)  # whole, not written yet
-    _row: list[Cell] = field(default_factory=list)  # the one that is being read
+    _held: str = ""  # text that may be the beginning of a token
+    _gap: str = ""  # blanks after a row: dropped between two rows, text after the last
+    _rows: list[list[Cell]] = field(default_factory=list)  # complete rows, not written yet
+    _row: list[Cell] = field(default_factory=list)  # the row being read
     _open: bool = False  # <table> is written, </table> is not
 
     def push(self, text: str) -> str:
@@ -52,7 +52,7 @@ class OtslTables:
         for piece in _OTSL.split(text):
             if piece == _END_OF_ROW:
                 in_table = self._row or self._rows or self._open
-                pieces.append(self._end_row() if in_table else "\n")  # words on its two sides stay two
+                pieces.append(self._end_row() if in_table else "\n")  # keeps words on both sides apart
             elif piece in OTSL_TOKENS:
                 self._gap = ""
                 self._row.append(Cell(piece))
@@ -78,7 +78,7 @@ class OtslTables:
         return written
 
     def _close(self) -> str:
-        """The rest of the table and its end, when there is one."""
+        """End the open table, if there is one."""
         written = self._write()
         if self._open:
             self._open = False
@@ -86,7 +86,7 @@ class OtslTables:
         return written
 
     def _write(self) -> str:
-        """The rows that are held."""
+        """Write the complete rows."""
         rows, self._rows = self._rows, []
         if not rows:
             return ""
@@ -96,7 +96,7 @@ class OtslTables:
 
 
 def _html_rows(rows: Sequence[Sequence[Cell]]) -> str:
-    """Rows that continue no cell from outside. A continuation of nothing becomes an empty cell."""
+    """HTML of rows that continue no cell from above. A continuation of nothing becomes an empty cell."""
     covered: set[tuple[int, int]] = set()
     lines = []
     for r, row in enumerate(rows):
@@ -119,7 +119,7 @@ def _span(rows: Sequence[Sequence[Cell]], r: int, c: int, covered: set[tuple[int
         return (
             j < len(rows[i])
             and rows[i][j].kind in ((_LEFT, _CROSS) if i == r else (_UP, _CROSS) if j == c else (_LEFT, _UP, _CROSS))
-            and not rows[i][j].text.strip()  # rather a cell of its own than a lost text
+            and not rows[i][j].text.strip()  # rather an extra cell than lost text
             and (i, j) not in covered
         )
 

@@ -1,7 +1,7 @@
 """The rules of families whose tower takes a page of any proportions in one pass: see ``models.patches``.
 
-A family says how it resizes an image, and what of prompts, positions and answers is its own. The least that it writes
-down: ``tasks``, ``default_task``, ``settings``, ``rules_class``, ``resized`` and ``seen_pixels``.
+A family must define ``tasks``, ``default_task``, ``settings``, ``rules_class``, ``resized`` and ``seen_pixels``; it
+overrides prompts, positions and answers where they differ.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .pixels import noise
 
 
 class PageFamily(FamilyBase, ABC, Generic[Rules]):
-    """Base of such a family, see ``models.family.Family``. ``rules_class`` reads the manifest's image settings."""
+    """Base of such families, see ``models.family.Family``. ``rules_class`` parses the manifest's image settings."""
 
     rules_class: ClassVar[type[Any]]
 
@@ -33,7 +33,7 @@ class PageFamily(FamilyBase, ABC, Generic[Rules]):
 
     @abstractmethod
     def resized(self, image: Image.Image, settings: Mapping[str, Any]) -> np.ndarray:
-        """The upright image in the size that the tower sees, [height, width, 3] uint8.
+        """The upright image, resized for the tower, [height, width, 3] uint8.
 
         Raises
         ------
@@ -52,7 +52,7 @@ class PageFamily(FamilyBase, ABC, Generic[Rules]):
         return one_page(self.resized(image, settings), self.rules)
 
     def smallest_image(self, settings: Mapping[str, Any] | None = None) -> PreparedImage:
-        """A single block of patches; every image is cut the same way, so settings need no larger one."""
+        """A single block of patches, whatever the settings: every image is cut the same way."""
         smallest = {"min_pixels": self.rules.factor**2}
         return self.prepare_image(noise(self.rules.factor), smallest if settings is None else settings)
 

@@ -1,7 +1,7 @@
-"""Pages as patches: what families whose tower takes one page of any proportions, in one pass, have in common.
+"""Pages as patches, for families whose tower takes one page of any proportions in one pass.
 
-Sizes (``smart_resize`` of the Qwen2-VL line's published code), pixel values, and what the vision graphs need of a page
-beside these: each patch's angles, and which patches become one feature (see ``export.rms_vision``).
+Sizes (``smart_resize`` of the Qwen2-VL line's published code), pixel values, and the vision graphs' other inputs: each
+patch's angles, and the patches of each feature (see ``export.rms_vision``).
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from models.pixels import upright_rgb
 log = logging.getLogger(__name__)
 
 LARGEST_ASPECT_RATIO = 200  # published code
-LEAST_PIXELS = 784  # that may be set: a block of 28 pixels a side, which is an image token of all these models
+LEAST_PIXELS = 784  # least limit: a block of 28 pixels a side, which is one image token in all these models
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 class PatchRules(BaseModel):
-    """A model's own image settings, from its checkpoint; the manifest keeps them."""
+    """A model's own image settings, from its checkpoint; kept in the manifest."""
 
     model_config = ConfigDict(frozen=True)
 
     patch_size: int  # pixels
     merge_size: int  # patches a side that one image token covers
-    head_dim: int  # of the vision tower's attention
-    rope_theta: float = 10_000.0  # of its rotary positions
-    alternating: bool = False  # columns turn by the frequencies between those of the rows (Pixtral), not by the same
+    head_dim: int  # channels of a head of the vision tower's attention
+    rope_theta: float = 10_000.0  # base of its rotary positions
+    alternating: bool = False  # columns have the frequencies between those of rows (Pixtral); else the same
     rescale_factor: float = 1 / 255
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
@@ -49,7 +49,7 @@ class PatchRules(BaseModel):
 
 
 class LimitedRules(PatchRules):
-    """Of a model that bounds a resized image's pixels."""
+    """Settings of a model that limits a resized image's pixels."""
 
     min_pixels: int
     max_pixels: int
@@ -60,14 +60,14 @@ Limited = TypeVar("Limited", bound=LimitedRules)
 
 
 class PixelLimits(Protocol):
-    """What families let people set of it; each declares both with its ranges."""
+    """Limits that requests can set; each family declares both fields with its own ranges."""
 
     min_pixels: int | None
     max_pixels: int | None
 
 
 def min_pixels_field(most: int, example: int) -> Any:
-    """``min_pixels`` of a family's settings, as pydantic takes it. most : that may be set. example : its default."""
+    """``min_pixels`` of a family's settings, as pydantic takes it. most : largest value. example : the default."""
     text = "smaller images are enlarged to this many pixels"
     return Field(None, ge=LEAST_PIXELS, le=most, description=text, examples=[example])
 
@@ -79,14 +79,14 @@ def max_pixels_field(most: int, example: int) -> Any:
 
 
 def limited(rules: Limited, settings: PixelLimits, most: int | None = None) -> Limited:
-    """The rules with the limits that are set; where only one is, the other gives way to it.
+    """The rules with the request's limits; where only one is set, the other gives way.
 
-    most : of pixels where nobody sets a limit, for a model whose own is more than a CPU bears.
+    most : default limit of pixels, for a model whose own is too large for a CPU.
 
     Raises
     ------
     InvalidInput
-        when both are set and leave nothing between them.
+        when both are set and contradict each other.
     """
     low, high = settings.min_pixels, settings.max_pixels
     if low is not None and high is not None and low > high:
@@ -100,7 +100,7 @@ def limited(rules: Limited, settings: PixelLimits, most: int | None = None) -> L
 
 
 def say_limit(model_id: str, most: int, rules: LimitedRules) -> None:
-    """Tell the log that pictures are reduced further than the publisher reduces them, where nobody sets a limit."""
+    """Log that by default pictures are reduced further than by the publisher."""
     if most < rules.max_pixels:
         log.info(
             "%s reads pictures at %.1f megapixels at most, which a CPU bears; published are %.1f: max_pixels = %d",
@@ -137,7 +137,7 @@ def whole_blocks(width: int, height: int, rules: LimitedRules, given: tuple[int,
 def resize(image: Image.Image, rules: Rules, sized: Callable[[int, int, Rules], tuple[int, int]]) -> np.ndarray:
     """Orient the image by its EXIF data, convert it to RGB and resize it: [height, width, 3] uint8.
 
-    sized : width and height of the upright image, with the rules -> those that it gets.
+    sized : (width, height of the upright image, rules) -> the new width and height.
 
     Bytes, not floats: a request that waits in the queue holds a quarter of the memory.
 
@@ -162,7 +162,7 @@ def normalise(pixels: np.ndarray, rules: PatchRules) -> np.ndarray:
 
 
 def patch_rotary(rows: int, columns: int, rules: PatchRules) -> tuple[np.ndarray, np.ndarray]:
-    """cos and sin for each patch, [rows * columns, head_dim / 2]: one half turns by its row, the other by its column.
+    """cos and sin for each patch, [rows * columns, head_dim / 2]: one half by the patch's row, the other by its column.
 
     Computed in float32 step by step like the published code, so that both round alike.
     """
@@ -175,9 +175,9 @@ def patch_rotary(rows: int, columns: int, rules: PatchRules) -> tuple[np.ndarray
 
 
 def patch_blocks(rows: int, columns: int, merge: int) -> np.ndarray:
-    """Which patches, counted row by row, become one feature, feature after feature: [tokens * merge²] int64.
+    """The patches of each feature, counted row by row, feature after feature: [tokens * merge²] int64.
 
-    The rows and columns that fill no block are in none.
+    Rows and columns that do not fill a block are left out.
     """
     whole = np.arange(rows * columns).reshape(rows, columns)[: rows // merge * merge, : columns // merge * merge]
     blocks = whole.reshape(rows // merge, merge, columns // merge, merge).transpose(0, 2, 1, 3)
@@ -186,7 +186,7 @@ def patch_blocks(rows: int, columns: int, merge: int) -> np.ndarray:
 
 @lru_cache(maxsize=2)  # the tables of the largest page have 30 MB
 def page_inputs(rows: int, columns: int, rules: PatchRules) -> Feeds:
-    """What the vision graph needs beside the pixels, for a page of so many patches."""
+    """Inputs of the vision graph beside the pixels, for a page of ``rows`` x ``columns`` patches."""
     cos, sin = patch_rotary(rows, columns, rules)
     return kept({"rotary_cos": cos, "rotary_sin": sin, "blocks": patch_blocks(rows, columns, rules.merge_size)})
 
@@ -196,7 +196,7 @@ def one_page(
 ) -> PreparedImage:
     """One vision pass for the whole of a resized image, [height, width, 3] uint8.
 
-    beside : rows and columns of patches, with the rules -> what the vision graph needs beside the pixels.
+    beside : (rows, columns of patches, rules) -> the vision graph's other inputs.
     """
     patches = (pixels.shape[0] // rules.patch_size, pixels.shape[1] // rules.patch_size)
     rows, columns = (side // rules.merge_size for side in patches)
@@ -210,8 +210,8 @@ def one_page(
 def token_positions(prompt_ids: Sequence[int], image_token: int, images: Sequence[PreparedImage]) -> Positions:
     """Time, row and column of each token of a prompt.
 
-    A text token has the same number in all three. An image that begins at position p stays at time p, and its features
-    spread over rows and columns from p on; the text after it goes on behind the largest of those numbers.
+    A text token has the same position in all three axes. An image that begins at position p stays at time p, and its
+    features spread over rows and columns from p on; the text behind continues after the largest of these positions.
     """
     pieces, position, start = [], 0, 0
     is_image = np.asarray(prompt_ids) == image_token

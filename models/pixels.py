@@ -1,4 +1,4 @@
-"""What every family and the documents need of a picture before anything else: upright, opaque and in RGB.
+"""Pictures made upright, opaque and RGB, for every family and for documents.
 
 Pillow does the work, as in the published code of the models.
 """
@@ -18,55 +18,55 @@ from .tones import eight_bits
 Transparency = Literal["white", "black", "drop"]
 
 Turn = Image.Transpose
-# By EXIF orientation: what makes the picture upright.
+# Transposition that makes a picture upright, by EXIF orientation.
 _TURNS = {
     2: Turn.FLIP_LEFT_RIGHT, 3: Turn.ROTATE_180, 4: Turn.FLIP_TOP_BOTTOM, 5: Turn.TRANSPOSE, 6: Turn.ROTATE_270,
     7: Turn.TRANSVERSE, 8: Turn.ROTATE_90,
 }  # fmt: skip
-_LYING = (5, 6, 7, 8)  # orientations that exchange the sides
+_LYING = (5, 6, 7, 8)  # orientations that swap width and height
 
 
 def upright_rgb(image: Image.Image, transparency: Transparency = "white") -> Image.Image:
-    """The picture turned as its EXIF data says, in RGB. An image that is so already comes back as a copy."""
+    """The picture turned by its EXIF data, in RGB; always a copy."""
     return turned_upright(to_rgb(image, transparency), image)
 
 
 def turned_upright(pixels: Image.Image, told: Image.Image) -> Image.Image:
-    """``pixels`` turned as the EXIF data of ``told``, the picture that they come from, say."""
+    """``pixels`` turned by the EXIF data of ``told``, the picture that they come from."""
     turn = _TURNS.get(orientation(told))
     upright = pixels if turn is None else pixels.transpose(turn)
-    upright.info = {}  # the orientation stands there in several places, and must not be followed twice
+    upright.info = {}  # the orientation is stored in several places, and must not be applied twice
     return upright
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
-    """Width and height of the picture turned as its EXIF data says."""
+    """Width and height of the picture, turned by its EXIF data."""
     width, height = image.size
-    lying = orientation(image) in _LYING and image.format != "TIFF"  # whose size is the upright picture's already
+    lying = orientation(image) in _LYING and image.format != "TIFF"  # HEIF: the size is the upright picture's already
     return (height, width) if lying else (width, height)
 
 
 def orientation(image: Image.Image) -> int:
-    """EXIF orientation, 1 to 8; 1 for a picture that does not say, or whose metadata are damaged."""
+    """EXIF orientation, 1 to 8; 1 for a picture without one, or with damaged metadata."""
     try:
         found = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # Pillow raises whatever it runs into (SyntaxError, struct.error ...); the pixels are still good
+    except Exception:  # Pillow raises all kinds of errors (SyntaxError, struct.error ...); the pixels are still good
         return 1
     return found if found in _TURNS else 1
 
 
 def to_rgb(image: Image.Image, transparency: Transparency = "white") -> Image.Image:
-    """Convert as the published code does, but for greys of many bits, which Pillow would clip, and transparency.
+    """Convert to RGB like the published code, except greys of many bits, which Pillow would clip, and transparency.
 
-    transparency : what is laid under it. ``drop`` is the published code's: colours as they are stored where nobody sees
-    them, most often black, so that dark text on a transparent ground is black on black.
+    transparency : the background. ``drop`` is the published code's way: the stored colours of transparent pixels, most
+    often black, so that dark text on a transparent background is black on black.
     """
     if image.mode.startswith("I") or image.mode == "F":
         eight = eight_bits(image)
         if isinstance(clear := image.info.get("transparency"), int) and transparency != "drop":
             eight[np.asarray(image) == clear] = 255 if transparency == "white" else 0
         return Image.fromarray(eight).convert("RGB")
-    if image.mode == "La":  # Pillow knows no way from here to colours
+    if image.mode == "La":  # Pillow cannot convert these modes to RGB
         image = image.convert("LA")
     if image.mode == "LAB":
         return ImageCms.applyTransform(image, _from_lab()) or image
@@ -92,7 +92,7 @@ def _more_formats() -> tuple[str, ...]:
 
 
 def _first_heif(file: IO[bytes], name: str | bytes) -> ImageFile.ImageFile:
-    """Pillow's plugin for HEIF, which takes this function's place: most processes never need its libraries' memory."""
+    """Load Pillow's plugin for HEIF on the first file, since most processes never need its memory."""
     import_module("pillow_heif").register_heif_opener()
     factory, accept = Image.OPEN["HEIF"]
     start = file.read(16)
@@ -102,9 +102,9 @@ def _first_heif(file: IO[bytes], name: str | bytes) -> ImageFile.ImageFile:
     return factory(file, name)
 
 
-MORE_FORMATS = _more_formats()  # Pillow's names of those that it reads where somebody has installed what it takes
+MORE_FORMATS = _more_formats()  # Pillow's names of formats that need an installed plugin
 
 
 def noise(side: int) -> Image.Image:
-    """A square picture of noise, always the same, which no step of a preparation makes trivial."""
+    """A square picture of fixed noise, which no step of a preparation makes trivial."""
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8))

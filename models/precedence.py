@@ -1,8 +1,7 @@
-"""Who may set which inference setting, under which name, and who wins: one table.
+"""One table of inference settings: which source may set which, under which name, and which source wins.
 
 request body > flags > the model entry's defaults > config.toml > the family's defaults > built-in. The configuration
-reads types and names from here to check files, the server's command line makes its flags from it, the request schemas
-their fields.
+checks files by these types and names; the command line makes flags from the table, and the request schemas make fields.
 """
 
 from __future__ import annotations
@@ -19,19 +18,19 @@ Kind = Literal["integer", "number", "boolean", "strings", "integers", "word"]
 
 @dataclass(frozen=True)
 class Setting:
-    """One inference setting as the sources see it: a field of InferenceSettings, or of some families' own settings."""
+    """One inference setting: a field of InferenceSettings, or of some families' own settings."""
 
-    name: str  # of the field, and in config.toml
+    name: str  # name of the field, and in config.toml
     kind: Kind
     help: str
-    flag: str | None = None  # on the command line; None: not there
+    flag: str | None = None  # flag on the command line; None: no flag
     body: tuple[str, ...] = ()  # spellings in a request; () means the field's own name
-    nested: str | None = None  # one more spelling, within another field: that.this
+    nested: str | None = None  # one more spelling, nested in another field: outer.inner
     off: tuple[Any, ...] = ()  # other programs' spellings of None ("no limit")
-    unset: tuple[Any, ...] = ()  # other programs' spellings of a value that was left out
-    default_text: str | None = None  # how help texts say a None default
+    unset: tuple[Any, ...] = ()  # other programs' spellings of an omitted value
+    default_text: str | None = None  # a None default in help texts
     default: Any = None  # built-in
-    example: Any = None  # of a value, where the default is None
+    example: Any = None  # example of a value, where the default is None
 
     @property
     def spellings(self) -> tuple[str, ...]:
@@ -40,7 +39,7 @@ class Setting:
 
 
 def _of_family(name: str) -> Setting:
-    """A setting of families' own, as the first of them describes it."""
+    """A setting of some families, described by the first of them."""
     declared = FAMILY_SETTINGS[name][0].model_fields[name]
     kinds: dict[Any, Kind] = {int: "integer", float: "number", bool: "boolean"}
     types = [one for one in get_args(declared.annotation) or (declared.annotation,) if one in kinds]
@@ -150,7 +149,7 @@ def check_value(setting: Setting, value: Any) -> Any:
     Raises
     ------
     InvalidInput
-        when the type is another; the message says what was expected, without the setting's name.
+        for another type; the message says what was expected, without the setting's name.
     """
     integer = isinstance(value, int) and not isinstance(value, bool)
     converted: Any = None
@@ -211,7 +210,7 @@ def from_body(body: Mapping[str, Any]) -> dict[str, Any]:
 def resolve(
     config: Mapping[str, Any], entry: Mapping[str, Any], flags: Mapping[str, Any], body: Mapping[str, Any]
 ) -> InferenceSettings:
-    """Lay the four sources over the built-in defaults, the strongest last. All are keyed by field name.
+    """Lay the four sources, the strongest last, over the built-in defaults. All are keyed by field name.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""What ONNX Runtime must be told about the processor, for the runtime and for the exporter's measurements alike."""
+"""ONNX Runtime's options that depend on the processor, for the runtime and the exporter's measurements."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def adds_bytes_exactly() -> bool:
     """Whether 8-bit products keep their sums in 32 bits.
 
     x86 processors without VNNI (before Ice Lake and Zen 4) add two products in 16 bits, which overflow; ONNX Runtime
-    then has to be told to take the slower exact way. Only Linux says in a file what its processor has.
+    must then be told to take the slower exact way. Only Linux has a file with the processor's flags.
     """
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return True

@@ -1,9 +1,8 @@
-"""What a family says of itself, once: its catalogue entries, its spellings, its rules, its exporter, its reference.
+"""A family's registration: catalogue entries, spellings, rules, exporter and reference.
 
-Catalogue, registry, exporter, benchmark and parity read a ``Registration`` and nothing else of a family. Those of this
-package are listed in ``models.families``; another package brings one through the entry-point group
-``ocr_onnx.families``. Exporter and reference are dotted names (``package.module:Class``): this package may not import
-what they need.
+Catalogue, registry, exporter, benchmark and parity know families by their ``Registration`` only. This package's are
+listed in ``models.families``; other packages add theirs through the entry-point group ``ocr_onnx.families``. Exporter
+and reference are dotted names (``package.module:Class``), since this package must not import their requirements.
 """
 
 from __future__ import annotations
@@ -35,12 +34,10 @@ class ModelEntry:
     weights: Path | None = None
     adapter: Path | None = None  # folder of a LoRA adapter that the export merges
     defaults: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))  # inference settings
-    task: str | None = (
-        None  # what an image without a prompt is read for; None: the first of tasks, the family's default
-    )
-    tasks: tuple[str, ...] | None = None  # all that the model was trained on; None: what its family follows
-    layout: str | None = None  # the detector that takes pages apart: its id, or a folder; None: there is no such step
-    page: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))  # rules of that, over its family's
+    task: str | None = None  # task of an image without a prompt; None: the first of tasks, else the family's default
+    tasks: tuple[str, ...] | None = None  # tasks that the model was trained on; None: its family's
+    layout: str | None = None  # the layout detector: its id, or a folder; None: no layout step
+    page: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))  # changed layout rules
     detector: Path | None = field(default=None, compare=False)  # folder of the detector, which may not be exported yet
     description: str = ""
 
@@ -59,7 +56,7 @@ class FamilyClass(Protocol):
 
 
 def missing_members(found: object, contract: type) -> list[str]:
-    """What a class lacks of the members that a protocol asks for, and of those that its own bases leave to it."""
+    """Members of a protocol, and abstract ones of its own bases, that a class lacks."""
     bases = inspect.getmro(found) if isinstance(found, type) else ()
     abstract: frozenset[str] = getattr(found, "__abstractmethods__", frozenset())
     left = [name for base in bases for name, kind in inspect.get_annotations(base).items() if "ClassVar" in str(kind)]
@@ -75,12 +72,13 @@ class Registration:
     models : its catalogue entries, the published model first: an entry of config.toml without a source is that one.
     kinds : spellings of ``kind`` in config.toml beside the id, in lower case with hyphens. Two generations may share
     one: it means the family that is registered first, but for an entry whose id names the other.
-    architectures : what config.json of its checkpoints says there.
-    known_prompts : beside those of its tasks, where its models know no others; None: they follow any prompt.
-    prompts : texts with the ids that the published tokenizer gives them: a rewritten one is told by them.
-    page : how pages are read by their parts; None: by the plain rules. elements : which task reads what, see
-    ``models.layout.page_rules``; None: those of the same name, and the default task for text.
-    extraction : the task that takes a JSON template as its text and fills it; None: its models do not.
+    architectures : ``architectures`` in config.json of its checkpoints.
+    known_prompts : prompts beside those of its tasks, for models that know no others; None: its models follow any
+    prompt.
+    prompts : texts with the ids that the published tokenizer gives them, to recognise a rewritten tokenizer.
+    page : layout rules; None: the plain ones. elements : the task for each element, see ``models.layout.page_rules``;
+    None: tasks of the elements' names, and the default task for text.
+    extraction : the task that fills a JSON template in its text; None: there is none.
     rules : None for a family that is known by name only.
     exporter : class with the members of ``export.family.FamilyExport``.
     reference : class with the members of ``tools.reference_family.ReferenceFamily``; None: nothing to compare with.
@@ -101,5 +99,5 @@ class Registration:
 
     @property
     def supported(self) -> bool:
-        """Whether this version can export and serve it."""
+        """Whether this version can export and serve the family."""
         return self.rules is not None and self.exporter is not None

@@ -1,4 +1,4 @@
-"""The rules of a family by the name that the manifest gives, and what can be said of them without a model."""
+"""Families' rules by the name in the manifest, and facts about families that need no model."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ def family_of(manifest: Manifest) -> Family:
 
 
 def tasks_of(family: str) -> Mapping[str, str]:
-    """Tasks of a family with their prompts; none for a family that this version knows by name only."""
+    """Tasks of a family with their prompts; none for a family known by name only."""
     rules = _rules(family)
     return MappingProxyType({}) if rules is None else rules.tasks
 
 
 def defaults_of(family: str, images: int = 1) -> Mapping[str, Any]:
-    """Inference settings that a family is at its best with, below those of config.toml; none for an unknown one.
+    """A family's default inference settings, weaker than config.toml's; none for an unknown family.
 
-    images : of the request.
+    images : number of images of the request.
     """
     rules = _rules(family)
     if rules is None:
@@ -55,7 +55,7 @@ def reads_jointly(family: str, prompt: str) -> bool:
 
 
 def may_be_joint(task: str | None, prompt: str | None) -> bool:
-    """Whether some family is asked to read all pages together, where nobody knows whose model it is."""
+    """Whether any family has this as a joint prompt, for a model of unknown family."""
     rules = [family.rules for family in FAMILIES.values() if family.rules is not None]
     return any(task in one.joint_tasks for one in rules) or any(
         reads_jointly(family, prompt or "") for family in FAMILIES if task is None
@@ -63,7 +63,7 @@ def may_be_joint(task: str | None, prompt: str | None) -> bool:
 
 
 def usual(family: str, setting: str) -> Any:
-    """What the published models of a family take where nobody sets one of its own settings; None for no such one."""
+    """The published models' value of a family's own setting by default; None for an unknown setting."""
     rules = _rules(family)
     declared = None if rules is None else rules.settings.model_fields.get(setting)
     return None if declared is None else (declared.examples or [None])[0]
@@ -76,7 +76,7 @@ def element_tasks(entry: ModelEntry) -> Mapping[str, str]:
 
 
 def default_element(entry: ModelEntry) -> str:
-    """The task of an image that is read as it is: the entry's own, else its first, else its family's.
+    """The task of an image that is read whole: the entry's own, else its first, else its family's.
 
     The family must be one of those that this version supports.
     """
@@ -92,7 +92,7 @@ def default_element(entry: ModelEntry) -> str:
 def default_task(entry: ModelEntry, images: int = 1) -> str:
     """The task of an image that comes without a prompt: the entry's own, else ``document`` where there is a detector.
 
-    images : several are never pages to be taken apart.
+    images : number of images; several are never read by parts.
     """
     if has_detector(entry) and images == 1 and entry.task in (None, DOCUMENT):
         return DOCUMENT

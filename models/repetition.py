@@ -1,8 +1,7 @@
-"""Endless repetition at the end of an answer, which some models fall into: taken off while the text streams by, or out
-of a text that is whole.
+"""Removes the endless repetition at an answer's end that some models fall into, from a stream or a whole text.
 
-PaddleX's rule looks at texts from a certain length on, tables from a greater one. ``without_repetition`` is that rule;
-``RepeatCut`` finds the same in a stream, where what has been sent cannot be taken back.
+PaddleX's rule applies to texts from a certain length on, for tables a greater one. ``without_repetition`` is that rule;
+``RepeatCut`` applies the rule to a stream, where sent text cannot be taken back.
 """
 
 from __future__ import annotations
@@ -15,19 +14,19 @@ import numpy as np
 
 from .otsl import OTSL_TOKENS
 
-LEAST_TEXT = 50  # characters of a text in which repetition is looked for
-LEAST_TABLE = 5000  # and of one with a table, where empty cells repeat themselves rightly
+LEAST_TEXT = 50  # least characters of a text in which repetition is looked for
+LEAST_TABLE = 5000  # the same for a text with a table, whose empty cells repeat rightly
 
 MOST_HELD = 100_000  # characters of a repetition that are kept in case that other text follows
 
-_SHORTEST_UNIT, _REPEATS = 8, 5  # of a line whose end repeats itself
-_LEAST_LINE = 100  # characters of such a line
+_SHORTEST_UNIT, _REPEATS = 8, 5  # least repetitions at the end of a line
+_LEAST_LINE = 100  # least characters of the repeated unit
 _SHARE = 0.5  # of the line, which the repetition is more than
 _UNITS = 10  # repetitions of a short unit that are the whole text
 _LINES, _LINES_SHARE = 10, 0.8  # the same line so often, and so much of all lines
 _MANY, _MUCH = 50, 500  # repetitions and characters at the end that are too many behind any text
 
-_BROKEN = "\ufffd"  # what is left of a character in whose middle an answer was cut off
+_BROKEN = "\ufffd"  # the replacement of a character that was cut in two
 _BLOCK = 16  # characters between two looks for a repetition
 _KEPT = 2 * _BLOCK  # characters of a repetition that stay at least: no run can be longer between two looks
 _TOKENS = re.compile("|".join(map(re.escape, OTSL_TOKENS)))
@@ -35,7 +34,7 @@ _LONGEST_TOKEN = max(map(len, OTSL_TOKENS))
 
 
 def without_repetition(text: str, least: int = LEAST_TEXT) -> str:
-    """A whole answer without the repetition that it fell into, as PaddleX takes it out; shorter ones as they are.
+    """A whole answer without its endless repetition, by PaddleX's rule; short answers are unchanged.
 
     Of one line, the end that repeats itself goes with all its repetitions; of a line or of lines that are nothing but
     one unit, that is left. A character that was cut in two at the end does not hide a repetition.
@@ -56,7 +55,7 @@ def without_repetition(text: str, least: int = LEAST_TEXT) -> str:
 
 
 def _repeated_end(line: str) -> int | None:
-    """Where the repetition begins that makes up most of a line; None where there is none."""
+    """Where a repetition begins that makes up most of a line; None for no such repetition."""
     for size in range(len(line) // _REPEATS, _SHORTEST_UNIT - 1, -1):
         if line[-1] != line[-1 - size] or line[-size * _REPEATS : -size] != line[-size * (_REPEATS - 1) :]:
             continue
@@ -68,7 +67,7 @@ def _repeated_end(line: str) -> int | None:
 
 
 class RepeatCut:
-    """Takes endless repetition off the end of a text that streams by.
+    """Removes endless repetition from the end of a streamed text.
 
     A run is the end of a text as far as it equals what stands one unit earlier, together with that unit: whatever part
     of a unit it ends with belongs to it. Of a run that is endless two units stay, or one and ``_KEPT`` characters. Runs
@@ -97,7 +96,7 @@ class RepeatCut:
         self._earlier = longest + self._numbers - 1 - self._periods  # where the characters a period earlier stand
         self._tail = ""  # the end of the text, long enough to find the two above anew
         self._watching = False
-        self._pending = ""  # what is no whole block yet, while every character is looked at
+        self._pending = ""  # characters of an incomplete block, while every character is checked
         self._broken = ""  # characters cut in two at the end
         self._held: list[str] = []  # characters since a run went beyond its limit
         self._lost = 0  # characters before these that are not coming back
@@ -124,7 +123,7 @@ class RepeatCut:
         return written + "".join(rest)
 
     def _surplus(self) -> int:
-        """How much of the end is to go: of the longest of the runs that are endless."""
+        """Number of characters to cut from the end: of the longest endless run."""
         whole, runs = self._text, self._runs + self._periods
         if whole.length < (self._least_in_tables if whole.has_token else self._least):
             return 0
@@ -161,7 +160,7 @@ class RepeatCut:
         self._runs = (backwards[newest] != backwards[self._periods[:, None] + newest]).argmax(axis=1)
 
     def _watch(self, text: str) -> str:
-        """What is written of a block of characters; the rest of them is held, and what was held may come."""
+        """Write what is certain of a block of characters, and hold the rest back; earlier held text may come, too."""
         codes = np.concatenate([self._recent, _codes(text)])
         numbers = self._numbers[: len(text)]
         differs = codes[len(self._recent) :, None] != codes[self._earlier[: len(text)]]
@@ -180,7 +179,7 @@ class RepeatCut:
         return "".join(written)
 
     def _lose(self, beyond: np.ndarray) -> None:
-        """Drop the whole repetitions of the run that has most of them. beyond : of each run over its limit."""
+        """Drop the whole repetitions of the run with the most. beyond : characters of each run beyond its limit."""
         surplus = int((beyond - beyond % self._periods).max()) - self._lost
         if surplus > 0:
             del self._held[-surplus:]
@@ -189,7 +188,7 @@ class RepeatCut:
 
 @dataclass
 class _TextSoFar:
-    """What is to be known of all of a text."""
+    """Facts about the whole text so far."""
 
     length: int = 0
     lines: int = 1  # 1 or more than 1, blanks around the text aside

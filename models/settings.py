@@ -1,7 +1,7 @@
-"""How one request wants its image cut and its text decoded: the options dataclass that every layer passes on.
+"""Options of one request, for cutting images and decoding text; every layer passes them on.
 
-The server builds it from defaults, config.toml, flags and the request body; the Python API from keyword arguments. The
-runtime reads the fields, a family its own settings among ``family`` (see ``models.family_settings``).
+The server builds them from defaults, config.toml, flags and the request body; the Python API from keyword arguments.
+The runtime reads the fields, a family its own settings among ``family`` (see ``models.family_settings``).
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from .model_errors import InvalidInput
 from .pixels import Transparency
 from .turned import Orient
 
-# Stop strings are looked for after every token, by the thread that decodes for everybody.
+# Bounded: stop strings are looked for after every token, on the thread that decodes all requests.
 MAX_STOPS = 16
 MAX_STOP_LENGTH = 200  # characters
-LEAST_CONTEXT = 64  # tokens that a page with its answer needs
+LEAST_CONTEXT = 64  # tokens for a page with its answer
 
 
 @dataclass(frozen=True, slots=True)
 class InferenceSettings:
     """Options of one request. ``None`` means the model's own value (its manifest), or "off" where so noted."""
 
-    # What is laid under a picture that is transparent in places; "drop" takes the colours that are stored there.
+    # Background of transparent pictures; "drop" takes the stored colours of transparent pixels.
     transparency: Transparency = "white"
 
-    # Whether pages whose text lies on its side or head are turned before they are read. Whoever opens or draws them for
-    # a request does so; ``TextModel.submit`` takes images as they are.
+    # "auto": turn pages whose text lies on its side or head. The code that opens or draws pages does so;
+    # ``TextModel.submit`` takes images unturned.
     orient: Orient = "off"
 
     # Length of the answer.
@@ -48,7 +48,7 @@ class InferenceSettings:
     # Repetition.
     repetition_penalty: float = 1.0
     no_repeat_ngram_size: int = 20  # 0 switches the filter off
-    no_repeat_ngram_window: int | None = None  # look back this many tokens only; None: prompt and answer
+    no_repeat_ngram_window: int | None = None  # tokens to look back; None: prompt and answer
     no_repeat_ngram_whitelist: tuple[int, ...] = ()  # token ids that the filter never forbids
     stop_on_loop: bool = True  # end an answer whose tail repeats itself
 
@@ -87,7 +87,7 @@ class InferenceSettings:
         return self.do_sample and self.temperature > 0
 
     def value(self, name: str) -> Any:
-        """What is set under a name of ``SETTING_NAMES``; None for a family's that nobody set."""
+        """The value of a name of ``SETTING_NAMES``; None for a family's setting that is not set."""
         return getattr(self, name) if name in _FIELDS else self.family.get(name)
 
     def override(self, values: Mapping[str, Any]) -> Self:
@@ -96,7 +96,7 @@ class InferenceSettings:
         Raises
         ------
         InvalidInput
-            for a name that is no setting, or a value out of range.
+            for an unknown name, or a value out of range.
         """
         unknown = sorted(values.keys() - SETTING_NAMES)
         if unknown:
@@ -107,7 +107,7 @@ class InferenceSettings:
 
 
 def _checked(values: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of families' settings, each of which some family takes. One that is None is not set."""
+    """A copy of families' settings without those that are None. Raises InvalidInput for a name of no family."""
     for name, value in values.items():
         refusals = []
         for settings in FAMILY_SETTINGS.get(name, ()):

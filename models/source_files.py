@@ -1,8 +1,7 @@
-"""Whether an export is still what its source would give: what the exporter writes down of the files that it read, and
-the comparison when a model is loaded.
+"""Whether an export's source has changed: the exporter records the files that it read, and loading compares them.
 
-Content is hashed for small files only: reading gigabytes at every start would cost more than it tells. A large file of
-another time counts as another file, so one that was copied without its time is named needlessly, and never the reverse.
+Only small files are hashed: reading gigabytes at every start would cost too much. A large file with another time counts
+as changed, so that a file copied without its time is reported needlessly, but no change is missed.
 """
 
 from __future__ import annotations
@@ -21,14 +20,14 @@ _SINGLE = "model.safetensors"  # wins over an index and its shards, even where t
 
 
 def describe_files(files: Iterable[Path]) -> dict[str, SourceFile]:
-    """Size, time and, of a small file, hash of each, by its absolute path."""
+    """Size, time and, of small files, hash of each file, by absolute path."""
     return {str(file.absolute()): _describe(file) for file in dict.fromkeys(files)}
 
 
 def difference(source: SourceInfo, entry: ModelEntry) -> str | None:
-    """How the source that an entry names differs from the one that an export was made of.
+    """How the source that an entry names differs from the source of an export.
 
-    None where it is the same, or where nothing of it is on this machine to compare with.
+    None where both are the same, or the source is not on this machine.
     """
     if entry.config and entry.tokenizer and entry.weights:
         return None  # every file is named, and the export's folder changes with them
@@ -50,9 +49,9 @@ def difference(source: SourceInfo, entry: ModelEntry) -> str | None:
 
 
 def _changed(source: SourceInfo, folder: Path) -> str | None:
-    """The first file of the folder that is not what the exporter read."""
+    """The first file of the folder that differs from what the exporter read."""
     made_from = Path(source.name)
-    if not source.files:  # an export of an older version, which says no more than the folder
+    if not source.files:  # an older version's export, which names only the folder
         return None if made_from.name == folder.name else f"it was exported from {made_from}; its entry says {folder}"
     read = {path.relative_to(made_from): of for path, of in _within(source.files, made_from)}
     for name, was in read.items():
@@ -91,7 +90,7 @@ def _describe(file: Path) -> SourceFile:
 
 
 def _commit(entry: ModelEntry) -> str | None:
-    """The commit that an entry of a hub means here: a pinned one, or that of its branch in the hub's cache."""
+    """The commit that a hub entry means: the pinned one, or its branch's in the hub's cache."""
     if entry.revision is not None and re.fullmatch(r"[0-9a-f]{40}", entry.revision):
         return entry.revision
     home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface"))

@@ -1,7 +1,7 @@
 """Pages that are turned to stand upright and straight, and places on them.
 
-A turn is in degrees clockwise: quarters of a circle, and beside them the few degrees by which a page lay askew: 92.5 is
-a quarter and 2.5 degrees. Quarters change a page's size; the rest turns it about its middle and leaves its size alone.
+A turn is in degrees clockwise: quarters of a circle plus the few degrees by which a page was askew (92.5 is a quarter
+and 2.5 degrees). Quarters swap a page's sides; the rest turns the page about its middle and keeps its size.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ Number = TypeVar("Number", int, float)
 
 # Pillow counts counterclockwise.
 _TURNS = {90: Image.Transpose.ROTATE_270, 180: Image.Transpose.ROTATE_180, 270: Image.Transpose.ROTATE_90}
-_DECIMALS = 2  # of what a page is straightened by
+_DECIMALS = 2  # decimals of the degrees by which a page is straightened
 
 
 def turned(image: Image.Image, degrees: float) -> Image.Image:
-    """The picture turned clockwise; itself where there is nothing to turn. What comes in at corners is paper."""
+    """The picture turned clockwise; the same picture for 0 degrees. Corners are filled with the paper's colour."""
     quarters, askew = quarters_and_rest(degrees)
     if quarters:
         image = image.transpose(_TURNS[quarters])
@@ -37,7 +37,7 @@ def turned(image: Image.Image, degrees: float) -> Image.Image:
 
 
 def quarters_and_rest(degrees: float) -> tuple[int, float]:
-    """A turn as 0, 90, 180 or 270 degrees, and what is left of it, between -45 and 45."""
+    """A turn as 0, 90, 180 or 270 degrees, and the rest, between -45 and 45."""
     quarters = round(degrees / 90) * 90
     return quarters % 360, round(degrees - quarters, _DECIMALS)
 
@@ -50,10 +50,10 @@ def turned_size(size: tuple[Number, Number], degrees: float) -> tuple[Number, Nu
 def turned_box(
     box: tuple[Number, Number, Number, Number], size: tuple[Number, Number], degrees: float
 ) -> tuple[Number, Number, Number, Number]:
-    """Where a box (x0, y0, x1, y1) of a page of ``size`` is when the page is turned clockwise.
+    """The box (x0, y0, x1, y1) of a page of ``size`` after the page is turned clockwise.
 
-    By less than a quarter its middle moves, and what is in it stays as wide and as high: the box of a line that lies
-    askew cuts its corners, instead of holding half of its neighbours.
+    The rest of a turn moves the box's middle and keeps its size: the box of a line that lies askew cuts the line's
+    corners, instead of holding half of its neighbours.
     """
     quarters, askew = quarters_and_rest(degrees)
     there = _by_quarters(box, size, quarters)
@@ -77,7 +77,7 @@ def _by_quarters(
 def _straightened(
     box: tuple[Number, Number, Number, Number], size: tuple[Number, Number], degrees: float
 ) -> tuple[Number, Number, Number, Number]:
-    """What leaves the page is cut off. Places move by whole pixels."""
+    """Turn a box by the rest of a turn. Parts off the page are cut off; boxes move by whole pixels."""
     (x0, y0, x1, y1), (width, height) = box, size
     x, y = (x0 + x1 - width) / 2, (y0 + y1 - height) / 2  # the box's middle, seen from the page's
     there = moved(x, y, degrees)
@@ -89,7 +89,7 @@ def _straightened(
 
 
 def moved(x: Any, y: Any, degrees: float) -> tuple[Any, Any]:
-    """Points turned clockwise about the origin: numbers or arrays of any one shape. y counts downwards."""
+    """Points turned clockwise about the origin: numbers, or arrays of one shape. y counts downwards."""
     cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     return x * cosine - y * sine, x * sine + y * cosine
 
@@ -103,23 +103,23 @@ def _paper(image: Image.Image) -> Any:
 
 
 def described_turn(degrees: float) -> dict[str, Any]:
-    """A turn as results say it: ``rotated`` by quarters, ``straightened`` by the rest; zeros are left out."""
+    """A turn in the form of results: ``rotated`` by quarters, ``straightened`` by the rest; zeros are left out."""
     quarters, askew = quarters_and_rest(degrees)
     return ({"rotated": quarters} if quarters else {}) | ({"straightened": askew} if askew else {})
 
 
 def turn_of(entry: Mapping[str, Any]) -> float:
-    """Read what ``described_turn`` made. Raises ValueError, TypeError for anything else."""
+    """The turn from the form of ``described_turn``. Raises ValueError, TypeError for any other form."""
     return int(entry.get("rotated", 0)) + float(entry.get("straightened", 0))
 
 
 def turned_boxes(boxes: Iterable[Box], size: tuple[int, int], degrees: float) -> tuple[Box, ...]:
-    """As ``turned_box``, of all."""
+    """``turned_box`` of all boxes."""
     return tuple(Box(box.label, box.text, turned_box(box.box, size, degrees)) for box in boxes)
 
 
 def turned_blocks(blocks: Iterable[Block], size: tuple[int, int], degrees: float) -> tuple[Block, ...]:
-    """As ``turned_box``, of all that have a box."""
+    """``turned_box`` of all blocks that have a box."""
     return tuple(
         block if block.box is None else replace(block, box=turned_box(block.box, size, degrees)) for block in blocks
     )

@@ -1,1 +1,1 @@
-"""The DeepSeek-OCR family: how it wants images cut and prompts written, and how its features are laid out."""
+"""The DeepSeek-OCR family: cutting of images, prompts, and the order of features."""

@@ -33,8 +33,8 @@ from .images import (
 from .output import DEFAULT_TASK, TASKS
 from .positions import view_inputs
 
-# The size is the authors' and built in; window and whitelist (<td>, </td>) are those of their serving recipe: over the
-# whole page the guard forbids what tables and statements rightly repeat.
+# The n-gram size is the authors'; window and whitelist (<td>, </td>) are from their serving recipe: a guard over the
+# whole page would forbid what tables and statements rightly repeat.
 DEFAULTS: Mapping[str, Any] = MappingProxyType(
     {"no_repeat_ngram_window": 90, "no_repeat_ngram_whitelist": (128821, 128822)}
 )
@@ -43,7 +43,7 @@ Rules = TypeVar("Rules", bound=ViewRules)
 
 
 class DeepseekPrompts(FamilyBase):
-    """What the generations share of ``models.family.Family``: prompts, positions, answers, and views one by one."""
+    """The part of ``models.family.Family`` that all generations share: prompts, positions, answers, passes."""
 
     tasks = TASKS
     default_task = DEFAULT_TASK
@@ -54,7 +54,7 @@ class DeepseekPrompts(FamilyBase):
         self.most_tokens = manifest.max_length
 
     def prompt_ids(self, prompt: str, image_tokens: Sequence[int], encode: Encode) -> list[int]:
-        """The ``plain`` template: no roles, BOS in front, the text around each slot encoded by itself."""
+        """The ``plain`` template: no roles, BOS in front, each text between slots encoded by itself."""
         texts = prompt.strip().split(IMAGE_SLOT)
         slots = len(texts) - 1
         if slots != len(image_tokens):
@@ -77,15 +77,15 @@ class DeepseekPrompts(FamilyBase):
 def passes_of(views: Views, feeds: Callable[[np.ndarray], Feeds]) -> list[Callable[[], Feeds]]:
     """One vision pass for each tile, then one for the global view.
 
-    One by one, not as a batch: a view fills the machine by itself, and between two views the engine can decode other
-    requests and notice a cancellation.
+    Views are not batched: one view fills the machine, and between views the engine can decode other requests and notice
+    a cancellation.
     """
     singles = [] if views.tiles is None else [views.tiles[i : i + 1] for i in range(len(views.tiles))]
     return [partial(feeds, view) for view in (*singles, views.whole)]
 
 
 class DeepseekFamily(DeepseekPrompts, ABC, Generic[Rules]):
-    """What the generations share of images, too; each says how it cuts them and lays out what the tower gives."""
+    """Adds what generations with tiles share of images; each generation cuts images and orders features itself."""
 
     rules_class: type[Rules]
 
@@ -99,20 +99,20 @@ class DeepseekFamily(DeepseekPrompts, ABC, Generic[Rules]):
 
     @abstractmethod
     def token_count(self, views: Views) -> int:
-        """Features of an image that was cut so."""
+        """Number of features of an image that was cut so."""
 
     @abstractmethod
     def assemble(self, views: Views, outputs: Sequence[Feeds]) -> np.ndarray:
-        """The outputs of its passes as features, [tokens, hidden]."""
+        """The features of an image, [tokens, hidden], from the outputs of its passes."""
 
     @abstractmethod
     def view_inputs(self, side: int) -> Feeds:
-        """What the vision graph needs beside the pixels, for views of so many pixels a side."""
+        """Inputs of the vision graph beside the pixels, for views of ``side`` pixels."""
 
     def prepare_image(
         self, image: Image.Image, settings: Mapping[str, Any], prompt: str = "", images: int = 1
     ) -> PreparedImage:
-        """Tiles and the global view, in the passes of ``passes_of``."""
+        """Tiles and the global view as passes, see ``passes_of``."""
         return self.prepared(self.cut(image, settings))
 
     def prepared(self, views: Views) -> PreparedImage:
@@ -120,7 +120,7 @@ class DeepseekFamily(DeepseekPrompts, ABC, Generic[Rules]):
         return PreparedImage(passes_of(views, self.feeds), self.token_count(views), partial(self.assemble, views))
 
     def feeds(self, view: np.ndarray) -> Feeds:
-        """What the vision graph is fed for views [n, side, side, 3]."""
+        """Inputs of the vision graph for views [n, side, side, 3]."""
         return {"pixel_values": normalise(view, self.rules), **self.view_inputs(view.shape[1])}
 
 
@@ -134,7 +134,7 @@ class DeepseekOcr(DeepseekFamily[ImageRules]):
         return make_views(image, ImageSettings.of(settings), self.rules, self.most_tokens)
 
     def seen_pixels(self, settings: Mapping[str, Any], prompt: str = "") -> int:
-        """All tiles', or the global view's."""
+        """Pixels of all tiles, or of the global view."""
         return seen_pixels(ImageSettings.of(settings), self.rules)
 
     def token_count(self, views: Views) -> int:
@@ -161,5 +161,5 @@ class DeepseekOcr(DeepseekFamily[ImageRules]):
             side = cell * max(1, 32 // cell)  # 32 is the least that may be set
             return self.prepare_image(noise(side), {"crop_mode": False, "image_size": side})
         largest = self.rules.largest_side
-        side = min(ImageSettings.of(settings).image_size or largest, largest) + 1  # is cut, but into few
+        side = min(ImageSettings.of(settings).image_size or largest, largest) + 1  # cut, but into few tiles
         return self.prepare_image(noise(side), settings)

@@ -36,14 +36,14 @@ class ImageSettings(FamilySettings):
 
 
 class ViewRules(BaseModel):
-    """What every generation says of its views, as the manifest keeps that."""
+    """Settings of views that every generation has, as kept in the manifest."""
 
     model_config = ConfigDict(frozen=True)
 
     patch_size: int  # pixels
     downsample: int  # patches a side that one vision token covers
     grid: int  # side of SAM's position table, patches
-    window: int = 14  # side of an attention window of SAM, patches; older exports, not made for CUDA, name none
+    window: int = 14  # side of an attention window of SAM, patches; None in older exports, which were not made for CUDA
     base_size: int  # side of the global view, pixels
     image_size: int  # side of a tile
     max_tiles: int
@@ -65,13 +65,13 @@ class ImageRules(ViewRules):
 
     @property
     def largest_side(self) -> int:
-        """Largest view the model was made for: 1280 at the published sizes (the "Large" mode), and in proportion."""
+        """Largest view the model was made for: 1280 at published sizes (the "Large" mode), else in proportion."""
         return self.grid * self.patch_size * 5 // 4
 
 
 @dataclass(frozen=True)
 class Views:
-    """One image as the vision tower takes it.
+    """One image, cut for the vision tower.
 
     whole : [1, base, base, 3] uint8, the global view.
     tiles : [columns * rows, size, size, 3] uint8, row by row; None when the image was not cut.
@@ -88,12 +88,12 @@ class Views:
 def make_views(image: Image.Image, settings: ImageSettings, rules: ImageRules, most_tokens: int | None = None) -> Views:
     """Orient the image by its EXIF data, convert it to RGB, and cut and scale it as the settings say.
 
-    most_tokens : what the model takes, prompt and answer together.
+    most_tokens : the model's context: prompt and answer together.
 
     Raises
     ------
     InvalidInput
-        for an empty image, a view size that the model cannot take, or more tiles than it takes: before they are made.
+        for an empty image, a view size that the model cannot take, or too many tiles; raised before tiles are made.
     """
     size = _checked_side("image_size", settings.image_size or rules.image_size, rules)
     image = upright(image)
@@ -110,7 +110,7 @@ def make_views(image: Image.Image, settings: ImageSettings, rules: ImageRules, m
 
 
 def seen_pixels(settings: ImageSettings, rules: ImageRules) -> int:
-    """Most pixels that views are made of; see ``models.family.Family``."""
+    """Most pixels that go into views; see ``models.family.Family``."""
     size = settings.image_size or rules.image_size
     if not settings.crop_mode:
         return size**2
@@ -134,7 +134,7 @@ def crop(
 ) -> Views:
     """Crop mode: the global view and, of an image that is larger than a tile, tiles.
 
-    image : upright. check : is asked about the grid before its tiles are made.
+    image : upright. check : called with the grid before its tiles are made.
     """
     whole = _stack([padded(image, base, rules)])
     if image.width <= size and image.height <= size:
@@ -153,7 +153,7 @@ def crop(
 
 
 def refuse_if_too_long(tokens: int, grid: tuple[int, int], size: int, most_tokens: int | None) -> None:
-    """Raises ContextExceeded for tiles that leave no place for an answer; most_tokens: None for no limit."""
+    """Raises ContextExceeded for tiles that leave no room for an answer. most_tokens : None: no limit."""
     if most_tokens is not None and tokens >= most_tokens:
         columns, rows = grid
         raise ContextExceeded(
@@ -190,7 +190,7 @@ def token_count(views: Views, rules: ImageRules) -> int:
 
 
 def _tokens(base: int, size: int, grid: tuple[int, int], rules: ImageRules) -> int:
-    """A newline ends each row of tiles' and of global features, a separator ends all. Grid (1, 1): without tiles."""
+    """A newline ends each row of tile features and of global features, a separator ends all. Grid (1, 1): no tiles."""
     q = rules.tokens_per_side(base)
     total = (q + 1) * q + 1
     if grid != (1, 1):
@@ -230,7 +230,7 @@ def _with_newlines(grid: np.ndarray, newline: np.ndarray) -> np.ndarray:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """The image turned as its EXIF data says, in RGB; raises InvalidInput for an empty one."""
+    """The image turned by its EXIF data, in RGB. Raises InvalidInput for an empty image."""
     if 0 in image.size:
         raise InvalidInput(f"the image has size {image.size[0]} x {image.size[1]}; it needs at least one pixel")
     return upright_rgb(image)

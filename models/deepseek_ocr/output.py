@@ -1,4 +1,4 @@
-"""What DeepSeek-OCR is asked and how its answers are read."""
+"""DeepSeek-OCR's prompts; its answers need no filter."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ _CUBIC = -0.5  # Keys' parameter; PyTorch uses -0.5 with antialiasing (as Pillow
 
 @lru_cache(maxsize=8)
 def view_inputs(side: int, rules: ImageRules) -> Feeds:
-    """What the vision graph needs beside the pixels, for views of ``side`` pixels (see export.deepseek_vision)."""
+    """Inputs of the vision graph beside the pixels, for views of ``side`` pixels (see export.deepseek_vision)."""
     return kept(
         {
             **sam_inputs(side // rules.patch_size, rules.grid, rules.window),
@@ -31,7 +31,7 @@ def view_inputs(side: int, rules: ImageRules) -> Feeds:
 
 
 def sam_inputs(side: int, grid: int, window: int) -> Feeds:
-    """What SAM needs of a view of ``side`` patches (see export.sam_vision, and export.sam_cuda for windows and shapes).
+    """SAM's inputs for a view of ``side`` patches (see export.sam_vision, and export.sam_cuda for windows and shapes).
 
     grid : side of its position table. window : side of a window.
     """
@@ -49,7 +49,7 @@ def sam_inputs(side: int, grid: int, window: int) -> Feeds:
 
 
 def window_inputs(side: int, window: int) -> Feeds:
-    """Which patch stands at which place of the windows that cover ``side`` x ``side`` patches, row by row."""
+    """The patch at each place of the windows that cover ``side`` x ``side`` patches, row by row."""
     count = -(-side // window)
     patch = np.full((count * window, count * window), -1)
     patch[:side, :side] = np.arange(side * side).reshape(side, side)

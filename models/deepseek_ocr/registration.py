@@ -11,7 +11,7 @@ from .family import DeepseekOcr
 
 _TINY_OCR = Path(__file__).parents[1] / "tiny_ocr"  # packaged beside this folder
 
-# By the published tokenizer.json, which DeepSeek-OCR-2 shares.
+# Ids by the published tokenizer.json, which DeepSeek-OCR-2 shares.
 PROMPTS = MappingProxyType(
     {
         "\nFree OCR.": (201, 21431, 126041, 16),

@@ -1,4 +1,4 @@
-"""The rules of DeepSeek-OCR-2, bound to one exported model: DeepSeek-OCR's but for how images are cut and laid out."""
+"""The rules of DeepSeek-OCR-2, bound to one exported model: DeepSeek-OCR's with other views and features."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class DeepseekOcr2(DeepseekFamily[ImageRules]):
         return make_views(image, ImageSettings.of(settings), self.rules, self.most_tokens)
 
     def seen_pixels(self, settings: Mapping[str, Any], prompt: str = "") -> int:
-        """All tiles', or the global view's."""
+        """Pixels of all tiles, or of the global view."""
         tiles = ImageSettings.of(settings).max_tiles or self.rules.max_tiles
         return max(self.rules.base_size**2, tiles * self.rules.image_size**2)
 

@@ -1,7 +1,7 @@
 """DeepSeek-OCR-2's image preparation: as DeepSeek-OCR's crop mode, with larger and fewer tiles and fixed views.
 
 A transcription of the published code (deepseek-ai/DeepSeek-OCR-2). Views have two sizes, one for each set of queries;
-there is no other, and none is ever interpolated.
+queries are never interpolated.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from models.deepseek_ocr.positions import sam_inputs
 from models.family import Feeds, kept
 from models.family_settings import FamilySettings
 
-# What a token must not see. Added to products in float16, too, where nothing lower is a number.
+# Added to the products of tokens that must not see each other: the lowest number of float16.
 _HIDDEN = -65504.0
 
 
 class ImageSettings(FamilySettings):
-    """Settings of images. There is crop mode only: the model's sources publish three other modes that differ."""
+    """Settings of images. Only crop mode: the model's sources publish three other modes that contradict each other."""
 
     max_tiles: int | None = Field(None, ge=1, le=64, description="most tiles of one image", examples=[6])
 
 
 class ImageRules(ViewRules):
-    """The model's own image settings, from its checkpoint; the manifest keeps them."""
+    """The model's own image settings, from its checkpoint; kept in the manifest."""
 
     max_tiles: int = 6  # of 768 pixels, with a global view of 1024
 
     def queries(self, side: int) -> tuple[int, int]:
-        """(first row, rows) of a view's set in the table that has the tiles' queries before the global view's."""
+        """(first row, rows) of a view's queries in the table, which has the tiles' queries before the global view's."""
         tile = self.tokens_per_side(self.image_size) ** 2
         return (0, tile) if side == self.image_size else (tile, self.tokens_per_side(self.base_size) ** 2)
 
@@ -41,12 +41,12 @@ class ImageRules(ViewRules):
 def make_views(image: Image.Image, settings: ImageSettings, rules: ImageRules, most_tokens: int | None = None) -> Views:
     """Orient the image by its EXIF data, convert it to RGB, and cut it as crop mode does.
 
-    most_tokens : what the model takes, prompt and answer together.
+    most_tokens : the model's context: prompt and answer together.
 
     Raises
     ------
     InvalidInput
-        for an empty image, or more tiles than the model takes: before they are made.
+        for an empty image, or too many tiles; raised before tiles are made.
     """
 
     def check(grid: tuple[int, int]) -> None:
@@ -57,9 +57,9 @@ def make_views(image: Image.Image, settings: ImageSettings, rules: ImageRules, m
 
 
 def token_count(grid: tuple[int, int], rules: ImageRules) -> int:
-    """Features of one image: those of each view, and a separator behind all; no row of them ends in a newline.
+    """Number of features of one image: those of each view and one separator, without newlines.
 
-    grid : (columns, rows) of its tiles, (1, 1) without.
+    grid : (columns, rows) of tiles, (1, 1) without tiles.
     """
     tiles = 0 if grid == (1, 1) else grid[0] * grid[1]
     return tiles * rules.queries(rules.image_size)[1] + rules.queries(rules.base_size)[1] + 1
@@ -76,7 +76,7 @@ def lay_out(whole: np.ndarray, tiles: list[np.ndarray], separator: np.ndarray) -
 
 @lru_cache(maxsize=4)
 def view_inputs(side: int, rules: ImageRules) -> Feeds:
-    """What the vision graph needs beside the pixels, for views of ``side`` pixels (see export.query_vision)."""
+    """Inputs of the vision graph beside the pixels, for views of ``side`` pixels (see export.query_vision)."""
     start, count = rules.queries(side)
     return kept(
         {

@@ -1,7 +1,7 @@
-"""dots.ocr's layout as it is written: a JSON list of cells, read while it grows and whatever has become of it.
+"""Reads dots.ocr's layout, a JSON list of cells, while it grows, and repairs what can be repaired.
 
-Answers are cut off, repeat themselves, leave a bracket or a backslash out. A cell is one JSON object; those that are
-whole are kept, in their order, and what was not as it should be is remembered (``Cells.salvaged``).
+Answers break off, repeat themselves, or omit a bracket or a backslash. A cell is one JSON object; whole cells are kept
+in order, and ``Cells.salvaged`` says that something was not well formed.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-MOST_CELLS = 10_000  # of one page; a page has hundreds
-_DEEPEST = 3  # objects inside a cell, none of which is one
+MOST_CELLS = 10_000  # cells of one page; a page has hundreds
+_DEEPEST = 3  # depth of objects inside a cell
 
 _OUTSIDE = re.compile(r'["{}\[\]]')
 _INSIDE = re.compile(r'["\\{]')
 _BEGINS = re.compile(r'\{\s*"bbox"')
 _MAY_BEGIN = re.compile(r'\{\s*(?:"(?:b(?:b(?:ox?)?)?)?)?\Z')
-# What follows the quote that ends a string; any other quote is one of the text's, with its backslash left out.
+# Follows the quote that ends a string; any other quote belongs to the text, and lacks its backslash.
 _AFTER_KEY = re.compile(r"\s*:")
 _AFTER_VALUE = re.compile(r'\s*(?:[}\]]|,\s*["\d\[{-])')
 _MAY_FOLLOW = re.compile(r"\s*,?\s*\Z")
@@ -42,7 +42,7 @@ Corners = tuple[float, float, float, float]
 class Cell:
     """One part of a page.
 
-    box : left, top, right, bottom in pixels of the picture that the model saw; None: it does not say.
+    box : left, top, right, bottom in pixels of the picture that the model saw; None: the cell has no box.
     """
 
     category: str
@@ -56,7 +56,7 @@ class _Open:
 
     bracket: str
     start: int
-    height: int = 0  # objects inside, none of which is a cell
+    height: int = 0  # objects inside, which are no cells
     holds_cells: bool = False
 
 
@@ -64,26 +64,26 @@ class _Open:
 class Cells:
     """Finds the cells of a growing answer."""
 
-    salvaged: bool = False  # something was broken, cut off or left out
+    salvaged: bool = False  # something was malformed, cut off or left out
     found: int = 0
-    _text: str = ""  # from the first open object on
-    _at: int = 0  # what is before was looked at
+    _text: str = ""  # the answer from the first open object on
+    _at: int = 0  # index up to which the text was scanned
     _open: list[_Open] = field(default_factory=list)
-    _string: bool = False  # inside one
-    _key: bool = False  # which is the name of a value
-    _stray: list[int] = field(default_factory=list)  # quotes of a text without a backslash
+    _string: bool = False  # inside a string
+    _key: bool = False  # the string is the name of a value
+    _stray: list[int] = field(default_factory=list)  # unescaped quotes of a text
     _seen: set[Cell] = field(default_factory=set)
     _done: bool = False
 
     def push(self, text: str) -> list[Cell]:
-        """The cells that the next piece completes."""
+        """Take the next piece; returns the cells that it completes."""
         self._text += text
         cells = self._scan()
         self._forget()
         return cells
 
     def finish(self) -> list[Cell]:
-        """The answer is over; the cells that only its end completes."""
+        """End the answer; returns the cells that only the end completes."""
         self._done = True
         cells = self._scan()
         self.salvaged = self.salvaged or bool(self._open) or self._string
@@ -105,7 +105,7 @@ class Cells:
         return cells
 
     def _inside(self, at: int, sign: str, cells: list[Cell]) -> bool:
-        """A sign within a string; false where what comes next decides."""
+        """Scan a character within a string; false where the next piece decides."""
         if sign == "\\":
             if at + 1 == len(self._text) and not self._done:
                 return False
@@ -133,7 +133,7 @@ class Cells:
         return True
 
     def _outside(self, at: int, sign: str, cells: list[Cell]) -> bool:
-        """A sign between strings."""
+        """Scan a character between strings."""
         self._at = at + 1
         if sign == '"':
             self._string = True
@@ -164,14 +164,14 @@ class Cells:
         return bool(self._open) and self._open[-1].bracket == "{"
 
     def _before(self, at: int) -> str:
-        """The sign before a place, blanks aside."""
+        """The last character before a place that is no blank."""
         at -= 1
         while at >= 0 and self._text[at].isspace():
             at -= 1
         return self._text[at] if at >= 0 else ""
 
     def _close(self, end: int, cells: list[Cell]) -> None:
-        """An object ends."""
+        """Close an object."""
         while self._open and self._open[-1].bracket == "[":  # of a box without its end
             self._open.pop()
             self.salvaged = True
@@ -183,11 +183,11 @@ class Cells:
         self._take(closed, self.parsed(self._text[closed.start : end], closed.start) if readable else [], cells)
 
     def _take(self, closed: _Open, read: list[Cell], cells: list[Cell]) -> None:
-        """Add what an object said to the cells, and tell those around it."""
+        """Add an object's cells, and note the object in those around it."""
         self.salvaged = self.salvaged or (bool(self.found and read) and not self._open)  # objects without a list
         for cell in read:
             if cell in self._seen:
-                self.salvaged = True  # a loop
+                self.salvaged = True  # the same cell again: a loop
                 continue
             self._seen.add(cell)
             cells.append(cell)
@@ -199,7 +199,7 @@ class Cells:
                 break
 
     def parsed(self, text: str, start: int) -> list[Cell]:
-        """What an object says: mostly one cell, several where the brackets between them are missing."""
+        """The cells of an object: mostly one, several where the brackets between cells are missing."""
         strays = [at - start for at in self._stray if at >= start]
         self._stray = []
         for at in reversed(strays):
@@ -216,7 +216,7 @@ class Cells:
         return _by_fields(text)
 
     def _forget(self) -> None:
-        """What is before the first open object is needed no more."""
+        """Drop the text before the first open object."""
         keep = next((one.start for one in self._open if one.bracket == "{"), self._at)
         self._text, self._at = self._text[keep:], self._at - keep
         for one in self._open:
@@ -225,7 +225,7 @@ class Cells:
 
 
 def _pairs(text: str) -> list[tuple[str, Any]] | None:
-    """Names and values of an object, those that stand there twice too; None for what is no JSON."""
+    """Names and values of an object, repeated names included; None for invalid JSON."""
     try:
         found = json.loads(text, strict=False, object_pairs_hook=_Pairs)
     except (ValueError, RecursionError):
@@ -234,11 +234,11 @@ def _pairs(text: str) -> list[tuple[str, Any]] | None:
 
 
 class _Pairs(list[tuple[str, Any]]):
-    """Of one JSON object."""
+    """Pairs of one JSON object."""
 
 
 def _groups(pairs: list[tuple[str, Any]]) -> list[dict[str, Any]]:
-    """One for each box; of other names that stand there twice, the first."""
+    """One group of values for each box; of other repeated names, the first value."""
     groups: list[dict[str, Any]] = [{}]
     for name, value in pairs:
         if name == "bbox" and name in groups[-1]:
@@ -248,7 +248,7 @@ def _groups(pairs: list[tuple[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _cell(values: dict[str, Any]) -> Cell | None:
-    """None for an object that names neither a place nor what it is and says."""
+    """The cell of values; None without a box, a category and a text."""
     box, category, text = _corners(values.get("bbox")), values.get("category"), values.get("text")
     words = _latex_of_controls(text) if isinstance(text, str) else ""
     if box is None and not (isinstance(category, str) and words):
@@ -257,7 +257,7 @@ def _cell(values: dict[str, Any]) -> Cell | None:
 
 
 def _corners(value: Any) -> Corners | None:
-    """Four finite numbers, upper left before lower right."""
+    """Four finite numbers, upper left before lower right; None for other values."""
     try:
         left, top, right, bottom = (float(one) for one in value)
     except (TypeError, ValueError, OverflowError):
@@ -268,7 +268,7 @@ def _corners(value: Any) -> Corners | None:
 
 
 def _by_fields(text: str) -> list[Cell]:
-    """The cell of an object that is no JSON, by the names of its values."""
+    """The cell of an object that is invalid JSON, by the names of its values."""
     numbers, category, words = _BOX.search(text), _CATEGORY.search(text), _TEXT.search(text)
     if numbers is None or category is None:
         return []
@@ -286,7 +286,7 @@ def _unescaped(escape: re.Match[str]) -> str:
 
 
 def _with_backslashes(text: str) -> str:
-    """JSON whose texts have LaTeX with single backslashes, with double ones."""
+    """Double the single backslashes of LaTeX in JSON's texts."""
     return _ESCAPES.sub(_doubled(text), text)
 
 
@@ -300,5 +300,5 @@ def _doubled(text: str) -> Callable[[re.Match[str]], str]:
 
 
 def _latex_of_controls(text: str) -> str:
-    r"""``\frac`` and ``\beta`` whose backslash was read as part of a form feed or a backspace, which no page has."""
+    r"""Restore ``\frac`` and ``\beta``, read as a form feed or a backspace, which no page has."""
     return text.replace("\f", "\\f").replace("\b", "\\b")

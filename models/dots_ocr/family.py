@@ -46,17 +46,17 @@ class DotsOcr(PageFamily[ImageRules]):
     def prepare_image(
         self, image: Image.Image, settings: Mapping[str, Any], prompt: str = "", images: int = 1
     ) -> PreparedImage:
-        """One vision pass for the whole image; the answer's places are pixels of what that sees."""
+        """One vision pass for the whole image; the answer's boxes are in pixels of the resized image."""
         page = super().prepare_image(image, settings)
         seen = (page.grid[1] * self.rules.factor, page.grid[0] * self.rules.factor)
         return replace(page, seen=seen, prompt=sized_prompt(prompt, upright_size(image), seen))
 
     def seen_pixels(self, settings: Mapping[str, Any], prompt: str = "") -> int:
-        """Of the resized image."""
+        """Pixels of the resized image."""
         return limited(self.rules, Settings.of(settings), MAX_PIXELS).max_pixels
 
     def prompt_ids(self, prompt: str, image_tokens: Sequence[int], encode: Encode) -> list[int]:
-        """As the authors serve the model; their own prompts to the letter."""
+        """Token ids in the authors' serving form; their own prompts to the letter."""
         return prompt_ids(prompt, image_tokens, self.prompt_rules, self.tokens.image, encode)
 
     @staticmethod

@@ -10,7 +10,7 @@ from models.family_settings import FamilySettings
 from models.patches import LimitedRules, max_pixels_field, min_pixels_field, whole_blocks
 
 PUBLISHED_MAX_PIXELS = 11_289_600
-# Where nobody sets a limit: a page of A4 at 145 dots per inch. The published limit takes a CPU hours.
+# The default limit: a page of A4 at 145 dots per inch. The published limit takes a CPU hours.
 MAX_PIXELS = 2_007_040
 
 
@@ -22,7 +22,7 @@ class ImageSettings(FamilySettings):
 
 
 class ImageRules(LimitedRules):
-    """The model's own image settings, from its checkpoint; the manifest keeps them."""
+    """The model's own image settings, from its checkpoint; kept in the manifest."""
 
     min_pixels: int = 3_136
     max_pixels: int = PUBLISHED_MAX_PIXELS

@@ -1,4 +1,4 @@
-"""dots.ocr's answers as Markdown while they come, and as blocks.
+"""dots.ocr's answers: streamed as Markdown, and as blocks.
 
 Asked for the layout, the model writes JSON (see ``cells``): the Markdown has the JSON's cells in their order, as the
 authors' own script joins them. Any other answer is given out unchanged.
@@ -38,7 +38,7 @@ _HEADING = re.compile(r"\s*(#{1,6})\s+(.*)", re.DOTALL)
 
 
 class OutputSettings(FamilySettings):
-    """What a request can set for its answer."""
+    """Settings of answers."""
 
     page_headers: bool = Field(
         True, description="the text has the page's headers and footers, where a model tells them"
@@ -57,7 +57,7 @@ class LayoutText:
     page_headers: bool = True
     scale: tuple[float, float] = (1.0, 1.0)
     _cells: Cells = field(default_factory=Cells)
-    _held: str = ""  # the answer so far, until it is known for no layout or has a cell
+    _held: str = ""  # the answer so far, until it proves to be no layout or has a cell
     _is_layout: bool | None = None
     _written: int = 0
 
@@ -90,7 +90,7 @@ class LayoutText:
         return written
 
     def _decide(self) -> bool | None:
-        """Whether the answer is a layout, by how it begins; None: not known yet."""
+        """Whether the answer is a layout, judged by its beginning; None: unknown so far."""
         if not self.asked and not _JSON.match(self._held) and not _MAY_BE_JSON.match(self._held):
             return False
         if '"bbox"' in self._held[:_FIRST_BOX]:
@@ -118,7 +118,7 @@ class LayoutText:
 def output_filter(
     prompt: str, settings: Mapping[str, Any] = MappingProxyType({}), scale: tuple[float, float] = (1.0, 1.0)
 ) -> OutputFilter:
-    """See ``models.family.Family.output``. Who asks for the places alone gets the JSON."""
+    """See ``models.family.Family.output``. Asked for places alone, the answer stays JSON."""
     text = words(prompt)
     if text == words(TASKS["layout-only"]):
         return Verbatim()
@@ -127,7 +127,7 @@ def output_filter(
 
 
 def layout_blocks(text: str, width: int, height: int) -> tuple[Block, ...]:
-    """The cells of an answer as the model wrote it; none where it is no layout.
+    """The blocks of the model's own answer; none where it is no layout.
 
     width, height : of the picture that the model saw.
     """
@@ -152,7 +152,7 @@ def _block(cell: Cell, size: tuple[int, int]) -> Block:
 
 
 def displayed(text: str) -> str:
-    """A formula as Markdown shows it on lines of its own; one that has dollars of its own inside is left as it is."""
+    """A formula as Markdown on lines of its own; a formula with dollars inside is left unchanged."""
     inner = undelimited(text)
     return inner if "$" in inner or not inner or re.search(r"\\\[.*\\\]", inner, re.DOTALL) else f"$$\n{inner}\n$$"
 

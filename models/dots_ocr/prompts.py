@@ -1,4 +1,4 @@
-"""What dots.ocr and dots.mocr are asked, in the authors' words: the wording matters, down to a line end."""
+"""The authors' prompts of dots.ocr and dots.mocr: the wording matters, down to a line end."""
 
 from __future__ import annotations
 
@@ -56,34 +56,34 @@ TASKS: Mapping[str, str] = MappingProxyType(
         "text": f"{IMAGE_SLOT}Extract the text content from this image.",
         "layout-only": IMAGE_SLOT + _LAYOUT_ONLY,
         "region": f"{IMAGE_SLOT}{_REGION}{TEXT_SLOT}",
-        # of dots.mocr
+        # tasks of dots.mocr
         "svg": f'{IMAGE_SLOT}Please generate the SVG code based on the image.viewBox="0 0 {{width}} {{height}}"',
         "web": f"{IMAGE_SLOT}Parsing the layout info of this webpage image with format json:\n",
         "scene": f"{IMAGE_SLOT}Detect and recognize the text in the image.",
     }
 )
 DEFAULT_TASK = "layout"
-OF_DOTS_OCR = ("layout", "text", "layout-only", "region")  # what the first model was trained on
+OF_DOTS_OCR = ("layout", "text", "layout-only", "region")  # tasks that the first model was trained on
 
 _EXACT = {prompt.replace(IMAGE_SLOT, "").strip(): prompt.replace(IMAGE_SLOT, "") for prompt in TASKS.values()}
 _FOUR_NUMBERS = re.compile(r"\[?" + r"\s*,\s*".join([r"\s*(-?[0-9]+(?:\.[0-9]+)?)\s*"] * 4) + r"\]?")
 
 
 def words(prompt: str) -> str:
-    """A prompt without images and blanks around."""
+    """A prompt without image slots and surrounding blanks."""
     return prompt.replace(IMAGE_SLOT, "").strip()
 
 
 def sized_prompt(prompt: str, page: tuple[int, int], seen: tuple[int, int]) -> str | None:
-    """The prompt with what it says of the page's size: a region's box, and the size of an SVG drawing.
+    """The prompt with sizes filled in: a region's box, or the size of an SVG drawing.
 
-    page, seen : (width, height) of the page and of the picture that the model sees of it. None: it says nothing
-    of that.
+    page, seen : (width, height) of the page, and of the picture that the model sees. Returns None for a prompt without
+    sizes.
 
     Raises
     ------
     InvalidInput
-        for a region that is no box on the page.
+        for a region that is not a box on the page.
     """
     text = words(prompt)
     if text.startswith(_REGION.strip()):
@@ -106,7 +106,7 @@ def prompt_ids(
 
 
 def _region(box: str, page: tuple[int, int], seen: tuple[int, int]) -> str:
-    """A box of the page as the authors' code writes it, in pixels of the picture that the model sees."""
+    """A box of the page in the authors' form, in pixels of the picture that the model sees."""
     found = _FOUR_NUMBERS.fullmatch(box.strip())
     corners = [float(value) for value in found.groups()] if found else []
     if not corners or not (0 <= corners[0] < corners[2] <= page[0] and 0 <= corners[1] < corners[3] <= page[1]):

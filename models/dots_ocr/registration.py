@@ -12,7 +12,7 @@ from .prompts import OF_DOTS_OCR
 _FAMILY = "dots-ocr"
 _LICENCE = "MIT with an acceptable-use rider and a notice to carry"
 
-# By the tokens that the published files name.
+# Ids of tokens that the published files name.
 PROMPTS = MappingProxyType(
     {
         "<|endoftext|>": (151643,), "<|imgpad|>": (151665,), "<|img|>": (151666,), "<|endofimg|>": (151667,),

@@ -36,11 +36,11 @@ class GlmOcr(PageFamily[ImageRules]):
         return resize(image, limited(self.rules, ImageSettings.of(settings), MAX_PIXELS), resized_size)
 
     def seen_pixels(self, settings: Mapping[str, Any], prompt: str = "") -> int:
-        """Of the resized image."""
+        """Pixels of the resized image."""
         return limited(self.rules, ImageSettings.of(settings), MAX_PIXELS).max_pixels
 
     def prompt_ids(self, prompt: str, image_tokens: Sequence[int], encode: Encode) -> list[int]:
-        """As every page family's; a template for fields has to be one."""
+        """See ``PageFamily``; checks that a prompt for fields has a JSON template."""
         check_template(prompt)
         return super().prompt_ids(prompt, image_tokens, encode)
 

@@ -1,7 +1,7 @@
 """GLM-OCR's image preparation: one resize to whole blocks of patches, within the checkpoint's limits.
 
-A transcription of transformers' ``Glm46VImageProcessor``. It counts a still picture as two frames, so the published
-limits bound twice the pixels; here they are halved, once, and all numbers are pixels of the picture.
+A transcription of transformers' ``Glm46VImageProcessor``, which counts a still picture as two frames, so that the
+published limits bound twice the pixels. Here limits are halved once, and all numbers are pixels of the picture.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from models.family_settings import FamilySettings
 from models.patches import LimitedRules, max_pixels_field, min_pixels_field, whole_blocks
 
 PUBLISHED_MAX_PIXELS = 4_816_896
-# Where nobody sets a limit: a page of A4 at 145 dots per inch. The published limit takes a CPU six times as long.
+# The default limit: a page of A4 at 145 dots per inch. The published limit takes a CPU six times as long.
 MAX_PIXELS = 2_007_040
 
 
@@ -22,7 +22,7 @@ class ImageSettings(FamilySettings):
 
 
 class ImageRules(LimitedRules):
-    """The model's own image settings, from its checkpoint; the manifest keeps them."""
+    """The model's own image settings, from its checkpoint; kept in the manifest."""
 
     min_pixels: int = 6_272
     max_pixels: int = PUBLISHED_MAX_PIXELS

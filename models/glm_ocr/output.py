@@ -1,4 +1,4 @@
-"""What GLM-OCR is asked, and what is made of its answers: the clean-up of the authors' own package (glmocr 0.1.5)."""
+"""GLM-OCR's prompts, and the clean-up of its answers by the authors' own package (glmocr 0.1.5)."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ TASKS: Mapping[str, str] = MappingProxyType(
     }
 )
 DEFAULT_TASK = "text"
-KNOWN_PROMPTS = ("Figure Recognition:",)  # which Ollama lists
+KNOWN_PROMPTS = ("Figure Recognition:",)  # listed by Ollama
 
 # The loops that users report repeat a few words or lines (zai-org/GLM-OCR 220, ollama 16892), and the guard ends them.
 # Neither an n-gram rule nor the package's penalty of 1.1 is taken: both write wrong digits into tables and identifiers.
 DEFAULTS: Mapping[str, Any] = MappingProxyType({"no_repeat_ngram_size": 0})
 
-_LEAST_REPEATED = 2048  # characters of a text in which the package looks for repetition
-_LONGEST_RUN = 3  # of leaders
+_LEAST_REPEATED = 2048  # characters from which on the package looks for repetition
+_LONGEST_RUN = 3  # length of runs of leaders
 _INLINE = re.compile(r"(?<![\\$])\$(?!\$)[ \t]+([^$\n]*?[\\^_{}=<>+][^$\n]*?)[ \t]+\$(?![\d$])")
 _FENCE = re.compile(r"[ \t]*```[ \t]*\w*[ \t]*\n?")
 _MAY_BE_FENCE = re.compile(r"[ \t]*(?:`{0,2}|```[ \t]*\w*[ \t]*)\Z")
@@ -39,7 +39,7 @@ _DELIMITERS = (("$$", "$$"), ("\\[", "\\]"), ("\\(", "\\)"), ("$", "$"))
 
 
 def check_template(prompt: str) -> None:
-    """Refuse what cannot be extracted by.
+    """Refuse a prompt for fields without a template.
 
     Raises
     ------
@@ -122,7 +122,7 @@ class Unfenced:
     """Removes the first and last line of a code block around a formula, a table or JSON."""
 
     _held: str = ""  # the beginning of a line
-    _begun: bool = False  # some of the line has been given out
+    _begun: bool = False  # a part of the line has been given out
 
     def push(self, text: str) -> str:
         *lines, rest = (self._held + text).split("\n")

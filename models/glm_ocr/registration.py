@@ -10,7 +10,7 @@ from models.registration import ModelEntry, Registration
 from .family import GlmOcr
 from .output import KNOWN_PROMPTS
 
-# By the published tokenizer.json.
+# Ids by the published tokenizer.json.
 _PROMPTS = MappingProxyType(
     {
         "\n": (10,),

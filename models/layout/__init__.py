@@ -1,1 +1,1 @@
-"""Where the parts of a page stand: what a layout detector finds, and the rules that tidy it."""
+"""Parts of a page: a layout detector's regions, and the rules that tidy them."""

@@ -12,18 +12,18 @@ from .regions import Region
 from .rules import DetectionRules
 
 _PICTURES = frozenset({"image", "table", "seal", "chart"})
-_LEAST_SIDE = 6  # pixels of a block that is worth reading
-# Share of the page from which on an image is the page itself.
+_LEAST_SIDE = 6  # least pixels of a block that is worth reading
+# Share of the page from which on an image counts as the page itself.
 _PAGE_SIZED_LANDSCAPE, _PAGE_SIZED_PORTRAIT = 0.82, 0.93
 
 
 def regions(found: Detections, rules: DetectionRules, width: int, height: int) -> list[Region]:
-    """What the rules leave, in reading order, within a page of ``width`` x ``height`` pixels."""
+    """The regions that the rules keep, in reading order, within a page of ``width`` x ``height`` pixels."""
     if rules.whole_pixels:
         found = found.with_boxes(np.rint(found.boxes))
     found = found.with_boxes(found.boxes.astype(np.float64))
     found = above_threshold(found, rules)
-    found = found.take(_shown(found.boxes, width, height))  # or one that shows nothing could take another's place
+    found = found.take(_shown(found.boxes, width, height))  # first: else an empty box could displace another
     found = without_duplicates(found, rules)
     if not rules.page_sized_images:
         found = without_page_sized_images(found, width, height)
@@ -35,13 +35,13 @@ def regions(found: Detections, rules: DetectionRules, width: int, height: int) -
 
 
 def above_threshold(found: Detections, rules: DetectionRules) -> Detections:
-    """Those whose score is enough for their label."""
+    """Detections whose score is enough for their label."""
     least = np.array([rules.thresholds.get(label, rules.threshold) for label in LABELS])[found.labels]
     return found.take(found.scores >= least if rules.keep_at_threshold else found.scores > least)
 
 
 def without_duplicates(found: Detections, rules: DetectionRules) -> Detections:
-    """Non-maximum suppression, the surest first: a box that covers much the same as a surer one goes."""
+    """Non-maximum suppression: a box that covers much the same as one with a higher score is removed."""
     same = np.inf if rules.same_label_iou is None else rules.same_label_iou
     other = np.inf if rules.other_label_iou is None else rules.other_label_iou
     overlap = _iou(found.boxes)
@@ -56,7 +56,7 @@ def without_duplicates(found: Detections, rules: DetectionRules) -> Detections:
 
 
 def without_page_sized_images(found: Detections, width: int, height: int) -> Detections:
-    """Without images that cover nearly the whole page, where there is anything else."""
+    """Without images that cover nearly the whole page, unless there are no other boxes."""
     if len(found) < 2:
         return found
     left, top, right, bottom = np.clip(found.boxes, 0, [width, height, width, height]).T
@@ -68,8 +68,8 @@ def without_page_sized_images(found: Detections, width: int, height: int) -> Det
 def without_nested(found: Detections, rules: DetectionRules) -> Detections:
     """Without boxes inside a box of a ``large`` label, and without those around a box of a ``small`` one.
 
-    A box around a ``small`` one stays if it is of that label itself and inside another. With ``keep_one``, what went
-    for the sake of boxes that went too comes back, the largest first.
+    A box around a ``small`` one stays if it has that label, too, and is inside another. With ``keep_one``, boxes that
+    were removed for boxes that are themselves removed come back, the largest first.
     """
     inside = _inside(found.boxes, rules.inside) & ~_of(found, rules.never_inside)[:, None]
     together = inside | inside.T
@@ -95,7 +95,7 @@ def unclipped(boxes: np.ndarray, ratios: tuple[float, float]) -> np.ndarray:
 
 
 def without_overlaps(placed: Sequence[Region]) -> list[Region]:
-    """PaddleX's ``filter_overlap_boxes``: which blocks of a page are read, where several show much the same."""
+    """PaddleX's ``filter_overlap_boxes``: the blocks to read where several show much the same."""
     kept = [one for one in placed if one.label != "reference"]
     dropped: set[int] = set()
     for i, one in enumerate(kept):
@@ -109,14 +109,14 @@ def without_overlaps(placed: Sequence[Region]) -> list[Region]:
 
 
 def in_sequence(placed: Sequence[Region]) -> list[Region]:
-    """The same regions, counted 0, 1, 2, ... in their order."""
+    """The same regions, with their order counted 0, 1, 2, ..."""
     return [
         Region(one.label, one.box, one.score, place, one.polygon) for place, one in enumerate(placed)
     ]  # fmt: skip
 
 
 def _needless(i: int, one: Region, j: int, other: Region) -> set[int]:
-    """Which of two blocks need not be read beside the other."""
+    """The block of two that need not be read beside the other."""
     smaller = min(_area(one), _area(other))
     overlap = _intersection(one, other) / smaller if smaller else 0.0
     labels = {one.label, other.label}
@@ -125,14 +125,14 @@ def _needless(i: int, one: Region, j: int, other: Region) -> set[int]:
         return formulas if overlap > 0.5 else set()
     if overlap <= 0.7:
         return set()
-    # A picture is no copy of the text in it. A table is one of the text in it.
+    # A picture does not replace the text inside; a table does.
     if labels & _PICTURES and len(labels) > 1 and ("table" not in labels or labels <= _PICTURES):
         return set()
     return {j} if _area(one) >= _area(other) else {i}
 
 
 def _placed(found: Detections, width: int, height: int) -> list[Region]:
-    """Regions in whole pixels of the page; what does not show there is none, and what shows the same is one."""
+    """Regions in whole pixels of the page, without empty and equal ones."""
     boxes = _whole_pixels(found.boxes, width, height)
     placed: dict[tuple[str, tuple[float, ...]], Region] = {}
     for label, score, (left, top, right, bottom) in zip(found.labels, found.scores, boxes.tolist(), strict=True):
@@ -148,13 +148,13 @@ def _whole_pixels(boxes: np.ndarray, width: int, height: int) -> np.ndarray:
 
 
 def _shown(boxes: np.ndarray, width: int, height: int) -> np.ndarray:
-    """[n] which have at least one whole pixel on the page."""
+    """[n] whether boxes have at least one whole pixel on the page."""
     left, top, right, bottom = _whole_pixels(boxes, width, height).T
     return np.asarray((left < right) & (top < bottom))
 
 
 def _of(found: Detections, labels: Collection[str]) -> np.ndarray:
-    """[n] which are of these labels."""
+    """[n] whether boxes have one of these labels."""
     return np.isin(found.labels, [LABELS.index(label) for label in labels])
 
 
@@ -166,7 +166,7 @@ def _iou(boxes: np.ndarray) -> np.ndarray:
 
 
 def _inside(boxes: np.ndarray, share: float) -> np.ndarray:
-    """[n, n] whether so much of box i lies in box j; no box lies in itself, nor does an empty one lie anywhere."""
+    """[n, n] whether ``share`` of box i lies in box j; false for i = j and for an empty box i."""
     area = _areas(boxes)
     part = np.divide(
         _intersections(boxes, 0), area[:, None], out=np.zeros((len(area), len(area))), where=area[:, None] > 0
@@ -176,7 +176,7 @@ def _inside(boxes: np.ndarray, share: float) -> np.ndarray:
 
 
 def _intersections(boxes: np.ndarray, edge: int) -> np.ndarray:
-    """[n, n] areas that boxes share; edge : pixels that a side is longer than the difference of its ends."""
+    """[n, n] areas that boxes share; edge : pixels to add to the difference of a side's ends."""
     least = np.maximum(boxes[:, None, :2], boxes[None, :, :2])
     most = np.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
     return np.asarray(np.prod(np.maximum(0, most - least + edge), axis=2))
@@ -188,7 +188,7 @@ def _areas(boxes: np.ndarray) -> np.ndarray:
 
 
 def _larger(found: Detections) -> np.ndarray:
-    """[n, n] whether box i is larger than box j; of two of one size the one that comes first."""
+    """[n, n] whether box i is larger than box j; of equal boxes the first counts as larger."""
     area = _areas(found.boxes)
     place = np.empty(len(area), np.int64)
     place[np.argsort(-area, kind="stable")] = np.arange(len(area))

@@ -1,4 +1,4 @@
-"""What a detector's graph gives -> detections: scores, labels, corners, and the place of each in the reading order."""
+"""From a detector's outputs to detections: scores, labels, corners, and ranks in the reading order."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Detections:
-    """Boxes with their labels, before any rule or after some.
+    """Boxes with labels, before or between rules.
 
     labels : [n] ids. scores : [n] 0..1. boxes : [n, 4] left, top, right, bottom in pixels. ranks : [n], smaller is read
     earlier.
@@ -25,21 +25,21 @@ class Detections:
         return len(self.labels)
 
     def take(self, which: np.ndarray) -> Detections:
-        """Those that an array of indices or of truth values names, in its order."""
+        """The detections at indices, or where a mask is true, in order."""
         return Detections(self.labels[which], self.scores[which], self.boxes[which], self.ranks[which])
 
     def with_boxes(self, boxes: np.ndarray) -> Detections:
-        """The same in other places."""
+        """The same detections with other boxes."""
         return Detections(self.labels, self.scores, boxes, self.ranks)
 
 
 def decode(outputs: Mapping[str, np.ndarray], width: int, height: int) -> Detections:
-    """As many detections as the detector has queries, the surest first.
+    """As many detections as the detector has queries, the highest score first.
 
     outputs : ``logits`` [1, q, labels], ``pred_boxes`` [1, q, 4] (centre, width, height, 0..1) and ``order_logits``
     [1, q, q]. width, height : of the page, in pixels.
 
-    A query that may be two things comes twice, as in ``post_process_object_detection`` of transformers.
+    A query with two likely labels gives two detections, as in transformers' ``post_process_object_detection``.
     """
     logits = np.asarray(outputs["logits"][0], np.float32)
     queries, count = logits.shape
@@ -56,8 +56,8 @@ def decode(outputs: Mapping[str, np.ndarray], width: int, height: int) -> Detect
 def order_ranks(logits: np.ndarray) -> np.ndarray:
     """[q, q] pairwise logits -> [q] places in the reading order.
 
-    Row i, column j, for i < j, says how much speaks for i before j; the rest of the square says nothing. Every query
-    votes on every other, and who has the fewest votes against coming first is first.
+    Row i, column j, for i < j, has the logit of i before j; the rest of the square is not used. Every query votes on
+    every other, and the query with the fewest votes against comes first.
     """
     before = np.triu(sigmoid(np.asarray(logits, np.float32)), 1)
     votes = before.sum(axis=0) + np.tril(1.0 - before.T, -1).sum(axis=0)
@@ -67,7 +67,7 @@ def order_ranks(logits: np.ndarray) -> np.ndarray:
 
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:
-    """Without overflow at any logit."""
+    """The logistic function, without overflow at any logit."""
     half = np.exp(-np.abs(logits))
     positive = 1.0 / (1.0 + half)
     return np.asarray(np.where(logits >= 0, positive, 1.0 - positive))

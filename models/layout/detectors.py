@@ -1,4 +1,4 @@
-"""The layout detectors that this version knows, by the id that their exports have and by the short names of flags."""
+"""The layout detectors that this version knows, by the ids of their exports and by the short names in flags."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from models.model_errors import ConfigError
 
 from .rules import PADDLEOCR_VL, PADDLEOCR_VL_15, DetectionRules
 
-NONE = "none"  # said where a detector could be named: no layout step
+NONE = "none"  # in place of a detector's name: no layout step
 
 
 @dataclass(frozen=True)
 class Detector:
     """One published detector.
 
-    name : the short one, as flags and config.toml spell it. source : hub id of its checkpoint in transformers' format.
-    kind : ``model_type`` of its config.json. rules : what its vendor's pipeline does with its boxes.
+    name : short name in flags and config.toml. source : hub id of the checkpoint in transformers' format.
+    kind : ``model_type`` of its config.json. rules : its vendor's rules for boxes.
     """
 
     id: str
@@ -52,7 +52,7 @@ def detector_of(spelling: str) -> Detector:
     Raises
     ------
     ConfigError
-        for a spelling that means none.
+        for an unknown name.
     """
     said = spelling.strip().lower()
     for detector in DETECTORS.values():

@@ -1,4 +1,4 @@
-"""A table that goes on on the next page, as one: its rows without the header that is repeated there."""
+"""Joins tables that continue on the next page, without the repeated header."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from models.blocks import Block
 
-_WIDTHS = 0.1  # of the wider table's width
+_WIDTHS = 0.1  # share of the wider table's width
 _MOST_HEADER_ROWS = 5
 _MAY_FOLLOW = frozenset({"footer", "vision_footnote", "number", "footnote", "footer_image", "seal"})
 _MAY_PRECEDE = frozenset({"header", "header_image", "number", "seal"})
@@ -20,13 +20,13 @@ _SPAN = re.compile(r"colspan\s*=\s*[\"']?([0-9]{1,3})", re.IGNORECASE)
 
 
 def join_tables(pages: Sequence[Sequence[Block]]) -> list[list[Block]]:
-    """The pages with tables that go on on the next one written whole where they begin.
+    """The pages, with each table that continues on the next page written whole where it begins.
 
-    The last table of a page and the first of the next are one when nothing but what belongs to the edge of a page
-    stands between them, they are equally wide, and their rows have as many columns. The second keeps its block, empty.
+    The last table of a page and the first of the next are one when only headers and footers stand between them, and
+    both have the same width and number of columns. The second table's block stays, empty.
     """
     joined = [list(page) for page in pages]
-    begin: tuple[int, int] | None = None  # the table that the next page may go on with
+    begin: tuple[int, int] | None = None  # the table that the next page may continue
     for number, page in enumerate(joined):
         first, last = _first_table(page), _last_table(page)
         if begin is not None and first is not None:
@@ -35,7 +35,7 @@ def join_tables(pages: Sequence[Sequence[Block]]) -> list[list[Block]]:
                 joined[begin[0]][begin[1]] = replace(upper, text=whole)
                 page[first] = replace(page[first], text="")
                 if last == first:
-                    continue  # the joined table may go on once more
+                    continue  # the joined table may continue once more
         begin = None if last is None else (number, last)
     return joined
 
@@ -59,7 +59,7 @@ def _last_table(page: Sequence[Block]) -> int | None:
 
 
 def _joined(upper: Block, page_before: Sequence[Block], lower: Block) -> str | None:
-    """Both tables as one; None where they are two."""
+    """Both tables as one; None for two tables."""
     above = next((block for block in reversed(page_before) if block.kind == "table"), upper)
     if above.box is None or lower.box is None or not upper.text.endswith("</table>"):
         return None
@@ -88,5 +88,5 @@ def _same(row: str, other: str) -> bool:
 
 
 def _plain(row: str) -> list[str]:
-    """Texts of the cells, whatever their width of letters and blanks."""
+    """Texts of the cells, normalised in width of letters and blanks."""
     return ["".join(unicodedata.normalize("NFKC", found[2]).split()) for found in _CELL.finditer(row)]

@@ -1,7 +1,7 @@
-"""The parts of a page that PP-DocLayoutV2 and V3 tell apart, by the id that the detector gives.
+"""Labels of the parts of a page, by the ids of PP-DocLayoutV2 and V3.
 
-The names are those of the vendor's ``inference.yml``. The published ``config.json`` merges some of them (5 and 15,
-8 and 9, 12 and 13, 22 and 23), so names are never taken from there.
+The names are from the vendor's ``inference.yml``. The published ``config.json`` merges some of them (5 and 15, 8 and 9,
+12 and 13, 22 and 23), and is never used for names.
 """
 
 from __future__ import annotations

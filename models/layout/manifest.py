@@ -1,4 +1,4 @@
-"""manifest.json of an exported layout detector: a kind of its own, beside that of the models that read."""
+"""manifest.json of an exported layout detector, of another kind than a model's."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from .rules import DetectionRules
 
 
 class ImageRules(Part):
-    """How a page becomes the graph's input: resized to exactly this, pixels 0..1 (see ``models.layout.resize``)."""
+    """Size in pixels to which a page is resized for the graph, with values 0..1 (see ``models.layout.resize``)."""
 
     height: int
     width: int
 
 
 class LayoutManifest(FolderManifest):
-    """What an exported folder of a detector holds."""
+    """The manifest of a detector's exported folder."""
 
     KIND: ClassVar[str] = "layout detector"
     FORMAT: ClassVar[int] = 1
@@ -27,15 +27,15 @@ class LayoutManifest(FolderManifest):
     kind: Literal["layout detector"] = "layout detector"
     format: int = 1
     layout: Graph
-    labels: tuple[str, ...]  # by the id that the graph gives
+    labels: tuple[str, ...]  # names by the ids of the graph
     image: ImageRules
-    rules: DetectionRules  # what its vendor does with the boxes, unless a family has rules of its own
+    rules: DetectionRules  # the vendor's rules for boxes, unless a family has rules of its own
     checked: Mapping[Provider, Checked] = {}
     report: Mapping[str, Any] = {}  # measured errors
 
     @property
     def providers(self) -> list[Provider]:
-        """Those that the folder has graphs for."""
+        """The providers that the folder has graphs for."""
         return sorted(self.layout.files)
 
 
@@ -45,5 +45,5 @@ def load_any(folder: Path) -> Manifest | LayoutManifest:
 
 
 def peek_any(folder: Path) -> Manifest | LayoutManifest:
-    """The same, of the manifest alone."""
+    """The manifest of either kind, without a check of its files."""
     return LayoutManifest.peek(folder) if kind_of(folder) == LayoutManifest.KIND else Manifest.peek(folder)

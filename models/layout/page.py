@@ -1,4 +1,4 @@
-"""A page out of its parts: their texts in reading order, with what one part owes to the next."""
+"""Puts a page together from its parts: texts in reading order, joined where one part continues another."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from .texts import block_of
 
 SEPARATOR = "\n\n"  # between two parts, and between two pages
 
-_ALIGNED = 0.01  # of the page's width: two items of one list
+_ALIGNED = 0.01  # share of the page's width, within which two items of a list begin
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What reading one part gave. text : as the family presents it. error : why the part could not be read."""
+    """The answer about one part. text : as the family presents it. error : why the part could not be read."""
 
     text: str = ""
     confidence: float | None = None
@@ -28,21 +28,21 @@ class Answer:
 
 
 class Page:
-    """Takes the parts of a page in reading order and gives its text piece by piece, none of which changes later.
+    """Takes the parts of a page in reading order and returns the page's text in pieces that never change later.
 
-    ``blocks`` has every region that came, in reading order: of a part with several the first has the text.
+    ``blocks`` has every region so far, in reading order; in a part of several regions the first has the text.
     """
 
     def __init__(self, width: int, height: int, rules: PageRules) -> None:
         self.blocks: list[Block] = []
         self._size, self._rules = (width, height), rules
-        self._open: list[int] = []  # blocks whose text the next ones may still change
-        self._has_text = False  # something has been given
-        self._number: str | None = None  # of the formula that comes next
+        self._open: list[int] = []  # blocks whose text later parts may still change
+        self._has_text = False  # some text has been returned
+        self._number: str | None = None  # number of the next formula
         self._ahead = 2 if rules.tidy_lists else 1 if rules.join_hyphens or rules.formula_numbers == "tag" else 0
 
     def add(self, part: Part, answer: Answer) -> str:
-        """The next part; returns what of the page's text is certain now, perhaps nothing."""
+        """Add the next part; returns the text that is certain now, perhaps empty."""
         first, *others = (corners(one, *self._size) for one in part.regions)
         block = block_of(part.label, answer.text, first, answer.confidence, self._rules)
         if block.kind == "formula" and self._number is not None:
@@ -71,7 +71,7 @@ class Page:
         return "".join(pieces)
 
     def _join(self) -> None:
-        """What the newest part does to those before it that are still open."""
+        """Join the newest part with open blocks that it continues."""
         newest, before = self.blocks[-1], self.blocks[self._open[-2]] if len(self._open) > 1 else None
         if newest.label == "formula_number" and self._rules.formula_numbers == "tag":
             if before is not None and before.kind == "formula" and "\\tag" not in before.text:
@@ -90,9 +90,9 @@ class Page:
 
 
 def to_markdown(block: Block, rules: PageRules, picture: Callable[[Block], str] | None = None) -> str:
-    """A block as it stands in the text of its page; empty for one that does not.
+    """A block as Markdown of its page; empty for a block that is not part of the text.
 
-    picture : how a picture is written; None: as a comment that says where it is, see ``models.grounding``.
+    picture : writes a picture; None: as a comment with its box, see ``models.grounding``.
     """
     if block.label in rules.hidden or block.label in rules.dropped or block.label == "formula_number":
         return ""
@@ -107,7 +107,7 @@ def to_markdown(block: Block, rules: PageRules, picture: Callable[[Block], str] 
 
 
 def place_of(block: Block) -> str:
-    """A picture in Markdown that cannot have it: where it is on the page, as a comment."""
+    """A picture in Markdown without a link: a comment with its box on the page."""
     assert block.box is not None
     return picture_place(block.box)
 
@@ -118,7 +118,7 @@ def _tagged(block: Block, number: str) -> Block:
 
 
 def _rejoined(before: str, after: str) -> str | None:
-    """Two texts between which a word was parted, as one; None where there is none."""
+    """Two texts as one where a word is split between them; None where none is."""
     if not before.endswith("-") or not after[:1].islower():
         return None
     head, tail = re.search(r"([^\W\d_]*)-\Z", before), re.match(r"[^\W\d_]+", after)
@@ -127,7 +127,7 @@ def _rejoined(before: str, after: str) -> str | None:
 
 
 def _between_items(first: Block, middle: Block, last: Block, width: int) -> bool:
-    """Whether a text between two items of a list is one itself: all three begin on one edge."""
+    """Whether a text between two items of a list is an item, too: all three have the same left edge."""
     if not (first.text.startswith("- ") and last.text.startswith("- ")) or middle.text.startswith("- "):
         return False
     lefts = [block.box[0] for block in (first, middle, last) if block.box is not None]

@@ -1,4 +1,4 @@
-"""How the parts of a page are read and put together: a table of rules for each vendor, every rule a switch.
+"""How the parts of a page are read and put together: each vendor's rules, every rule a switch.
 
 Families name theirs in their registration; ``[models.entries.<id>.page]`` in config.toml changes single rules. The
 labels are those of ``labels.LABELS``. Sources: PaddleX 3.7 (``inference/pipelines/paddleocr_vl``) and glmocr 0.1.5.
@@ -18,7 +18,7 @@ from models.repetition import LEAST_TABLE, LEAST_TEXT, without_repetition
 from .labels import LABELS
 from .rules import GLM_OCR, PADDLEOCR_VL_15, DetectionRules
 
-# What a part is read as. Which task of a family that is, its registration says.
+# What a part is read as; a family's registration names the task.
 ELEMENTS = ("text", "table", "formula", "chart", "seal")
 
 _TEXT = (
@@ -31,7 +31,7 @@ _BESIDE_THE_TEXT = ("aside_text", "footer", "footer_image", "footnote", "header"
 _ELEMENT_OF: Mapping[str, str] = MappingProxyType(
     {**dict.fromkeys(_TEXT, "text"), **dict.fromkeys(_FORMULAS, "formula"), "table": "table"}
 )
-# What a picture is read as, where that is asked for.
+# What a picture is read as, if at all.
 _ELEMENT_OF_PICTURE: Mapping[str, str] = MappingProxyType({"chart": "chart", "seal": "seal", "image": "text"})
 
 _BRACKETS = (("\\(", "\\)"), ("\\[", "\\]"))
@@ -39,46 +39,46 @@ _BRACKETS = (("\\(", "\\)"), ("\\[", "\\]"))
 
 @dataclass(frozen=True)
 class PageRules:
-    """The rules of one kind of page reading. All but the settings may be changed one by one."""
+    """The rules of reading pages by their parts. All but the settings may be changed one by one."""
 
     # Which parts.
-    threshold: float | None = None  # of a box's score; None: as its vendor says for each label
-    dropped: tuple[str, ...] = ("reference",)  # labels that are neither read nor told
-    hidden: tuple[str, ...] = _BESIDE_THE_TEXT  # read and told, and not in the text of the page
+    threshold: float | None = None  # least score of a box; None: the vendor's thresholds by label
+    dropped: tuple[str, ...] = ("reference",)  # labels that are dropped
+    hidden: tuple[str, ...] = _BESIDE_THE_TEXT  # labels that are blocks, but not in the page's text
     pictures: tuple[str, ...] = ("chart", "footer_image", "header_image", "image", "seal")  # not read
-    read_also: tuple[str, ...] = ()  # those of the pictures that are read all the same: chart, seal, image
-    plain_text: tuple[str, ...] = ()  # labels of any kind that are read as text
+    read_also: tuple[str, ...] = ()  # labels of pictures to read all the same: chart, seal, image
+    plain_text: tuple[str, ...] = ()  # labels that are read as text, whatever their kind
 
     # How parts are cut out.
-    drop_overlapping: bool = True  # of two parts that cover each other the smaller goes
-    margin: int = 0  # pixels around a part
-    ink_only: bool = True  # formulas are cut out without the white around the ink
-    join_text: bool = True  # text that goes on beside a picture or in the next column is read together
+    drop_overlapping: bool = True  # of two parts that cover each other, drop the smaller
+    margin: int = 0  # margin around a part, pixels
+    ink_only: bool = True  # cut formulas out without the white margin
+    join_text: bool = True  # read text that continues beside a picture or in the next column together
 
-    # How their texts are put together.
-    title_levels: bool = True  # by the numbers in front of titles; otherwise all below the document's are of level 2
-    abstract_heading: bool = True  # the word Abstract in front of one becomes a heading
+    # How the parts' texts are put together.
+    title_levels: bool = True  # levels by the titles' numbers; else 2 below the document's
+    abstract_heading: bool = True  # the word Abstract in front of an abstract becomes a heading
     double_line_ends: bool = True  # each line of a text is a paragraph
     formula_fence: str = "$$ {} $$"
     formula_numbers: Literal["hide", "tag"] = "hide"
-    tidy_lists: bool = False  # signs of lists become Markdown's
-    join_hyphens: bool = False  # a word that goes on in the next part
+    tidy_lists: bool = False  # bullets become Markdown's
+    join_hyphens: bool = False  # join a word that is split between two parts
 
-    # What is taken out of an answer before its family presents it.
-    cut_repetition: bool = True  # endless repetition, by the lengths below
+    # What is removed from an answer before its family presents it.
+    cut_repetition: bool = True  # remove endless repetition, by the lengths below
     lone_dollars: bool = False  # dollars stay beside formulas in brackets
 
-    # Where no parts are found.
-    whole_when_empty: bool = True  # a page that is not blank is read as one text
+    # For pages without parts.
+    whole_when_empty: bool = True  # read a page that is not blank as one text
 
-    # What becomes of the detector's boxes; None: as the detector says.
+    # Rules for the detector's boxes; None: the detector's own.
     detection: DetectionRules | None = None
 
-    # Of the request for one part, where nobody sets others.
+    # Default settings of the request for one part.
     settings: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
     def element(self, label: str) -> str | None:
-        """What a part is read as; None: it is not read."""
+        """What a part is read as; None: the part is not read."""
         if label in self.plain_text:
             return "text"
         if label in self.pictures:
@@ -87,14 +87,14 @@ class PageRules:
 
     @property
     def boxes(self) -> DetectionRules | None:
-        """Which of the detector's boxes stay; None: as the detector says."""
+        """The rules for the detector's boxes; None: the detector's own."""
         if self.threshold is None:
             return self.detection
         rules = self.detection or PADDLEOCR_VL_15
         return rules.model_copy(update={"threshold": self.threshold, "thresholds": {}})
 
     def cleaned(self, text: str, element: str | None) -> str:
-        """An answer as the model wrote it, without what its vendor takes out."""
+        """The model's answer without the text that its vendor removes."""
         if self.cut_repetition:
             text = without_repetition(text, LEAST_TABLE if element == "table" else LEAST_TEXT)
         if not self.lone_dollars and any(start in text and end in text for start, end in _BRACKETS):
@@ -102,7 +102,7 @@ class PageRules:
         return text
 
     def shows_picture(self, label: str) -> bool:
-        """Whether a part stands in the text as a picture. A chart that is read is a table instead."""
+        """Whether a part is a picture in the text. A chart that is read becomes a table instead."""
         return label in self.pictures and not (label == "chart" and label in self.read_also)
 
     def change(self, values: Mapping[str, Any]) -> Self:
@@ -127,7 +127,7 @@ _TYPES = get_type_hints(PageRules)
 
 
 def _expected(name: str, value: Any) -> str | None:
-    """What a rule should have been; None where the value is right."""
+    """The values that a rule takes; None where ``value`` is one."""
     kind = _TYPES[name]
     if get_origin(kind) is tuple:
         choices = _ELEMENT_OF_PICTURE if name == "read_also" else LABELS
@@ -171,7 +171,7 @@ GLM_SDK = PageRules(
     settings=MappingProxyType({"max_new_tokens": 8192}),
 )
 
-# For any other model: PaddleX's, without what only its own models are used to.
+# For other models: PaddleX's rules without those for its own models.
 PLAIN = PageRules(cut_repetition=False, lone_dollars=True, settings=MappingProxyType({"max_new_tokens": 4096}))
 
 RULES: Mapping[str, PageRules] = types.MappingProxyType({"paddlex": PADDLEX, "glm": GLM_SDK, "plain": PLAIN})

@@ -1,4 +1,4 @@
-"""From the regions of a page to what is read, one request each, and to the pictures that are cut out for that."""
+"""From the regions of a page to parts to read, one request each, and to the pictures of these parts."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ Box = tuple[float, float, float, float]
 Corners = tuple[int, int, int, int]
 Side = Literal["center", "left", "right"]
 
-_NEAR = 0.3  # of the wider text's width: a gap between two columns
-_BELOW = 0.5  # of the taller text's height: a gap between two paragraphs
-_ALIGNED = 5  # pixels between two edges that are one
-_TALLEST = 3  # times as high as wide: a stack that is not read as one
-_CONTRAST = 48  # grey levels by which ink differs from its ground
-_SPECKS = 1e-5  # of a page's pixels: what is no ink yet
+_NEAR = 0.3  # share of the wider text's width: a gap between two columns
+_BELOW = 0.5  # share of the taller text's height: a gap between two paragraphs
+_ALIGNED = 5  # pixels between two edges that count as aligned
+_TALLEST = 3  # times as high as wide: too tall a stack to be read as one
+_CONTRAST = 48  # grey levels by which ink differs from its background
+_SPECKS = 1e-5  # share of a page's pixels, up to which dark ones are no ink
 _INK = 200  # grey levels, of 0 to 255, below which there is ink
 
 
 @dataclass(frozen=True)
 class Part:
-    """What is read as one: a region, or several that one text runs through.
+    """A unit of reading: a region, or several regions with one text.
 
-    element : see ``page_rules.ELEMENTS``; None: the part is not read. sides : how each region but the first is laid
+    element : see ``page_rules.ELEMENTS``; None: the part is not read. sides : how each region but the first is aligned
     below the ones before it.
     """
 
@@ -40,7 +40,7 @@ class Part:
 
     @property
     def label(self) -> str:
-        """Of all its regions."""
+        """The label of all its regions."""
         return self.regions[0].label
 
 
@@ -54,7 +54,7 @@ def parts_of(regions: Sequence[Region], rules: PageRules) -> list[Part]:
 
 
 def picture_of(part: Part, page: Image.Image, rules: PageRules) -> Image.Image:
-    """What the model is shown of a part."""
+    """The picture of a part for the model."""
     picture = _cut(page, part.regions[0], rules)
     for region, side in zip(part.regions[1:], part.sides, strict=True):
         picture = _stacked(picture, _cut(page, region, rules), side)
@@ -76,14 +76,14 @@ def _cut(page: Image.Image, region: Region, rules: PageRules) -> Image.Image:
 
 
 def _ink(picture: Image.Image) -> Image.Image:
-    """Without the white around, unless next to nothing is left."""
+    """The picture without its white margin, unless next to nothing is left."""
     grey = ImageOps.autocontrast(picture.convert("L"))
     box = grey.point(lambda level: 255 if level < _INK else 0).getbbox()
     return picture.crop(box) if box and box[2] - box[0] > 2 and box[3] - box[1] > 2 else picture
 
 
 def _stacked(upper: Image.Image, lower: Image.Image, side: Side) -> Image.Image:
-    """One below the other, on white."""
+    """Pictures one below the other, on white."""
     width = max(upper.width, lower.width)
     stack = Image.new("RGB", (width, upper.height + lower.height), "white")
     for picture, top in ((upper, 0), (lower, upper.height)):
@@ -93,10 +93,10 @@ def _stacked(upper: Image.Image, lower: Image.Image, side: Side) -> Image.Image:
 
 
 def _joined(parts: Sequence[Part], rules: PageRules) -> list[Part]:
-    """Text that one follows the other becomes one part; a picture that stood between follows it."""
+    """Join texts that continue each other into one part; a picture between them comes after it."""
     apart = (*rules.pictures, "table")
     obstacles = [one.regions[0] for one in parts if one.label in apart]
-    groups: list[Part] = []  # of the parts that are no obstacles, in order
+    groups: list[Part] = []  # indices of the parts that are no obstacles, in order
     for part in parts:
         if part.label in apart:
             continue
@@ -112,7 +112,7 @@ def _joined(parts: Sequence[Part], rules: PageRules) -> list[Part]:
 
 
 def _follows(before: Part, part: Part, obstacles: Sequence[Region]) -> Side | None:
-    """How a text is laid below the one before it, where they are one; None where they are two."""
+    """How a text is aligned below the text that it continues; None for two texts."""
     if before.label != "text" or part.label != "text":
         return None
     upper, lower = before.regions[-1].box, part.regions[0].box
@@ -146,12 +146,12 @@ def _is_tall(part: Part) -> bool:
 
 
 def whole_page(width: int, height: int) -> Part:
-    """A page on which no parts were found, as one text."""
+    """A page without found parts, as one text."""
     return Part((Region("text", (0, 0, width, height), 0.0, 0),), "text")
 
 
 def is_blank(page: Image.Image) -> bool:
-    """Whether there is nothing on a page to read: hardly a pixel differs from its ground."""
+    """Whether a page is blank: hardly a pixel differs from the background."""
     levels = np.asarray(page.convert("L")).ravel()
     histogram = np.bincount(levels, minlength=256)
     ground = int(np.searchsorted(np.cumsum(histogram), levels.size / 2))  # the median

@@ -1,4 +1,4 @@
-"""Where the detector of a model is, and what to say where it is nowhere yet."""
+"""The place of a model's detector, and the message where there is none yet."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ def with_detector(entry: ModelEntry, cache: Path) -> ModelEntry:
     Raises
     ------
     ConfigError
-        for a name that means no detector.
+        for an unknown detector.
     """
     return replace(entry, detector=None if entry.layout in (None, NONE) else detector_folder(entry.layout, cache))
 
 
 def has_detector(entry: ModelEntry) -> bool:
-    """Whether a model has a detector that has been exported by now."""
+    """Whether a model has a detector, and the detector is exported."""
     return entry.detector is not None and (entry.detector / FILE_NAME).is_file()
 
 
 def detector_folder(layout: str, cache: Path) -> Path:
-    """Of a detector's export: a folder is itself, a name stands for one in the cache."""
+    """The folder of a detector's export: ``layout`` itself, or the folder in the cache for a name."""
     return Path(layout).expanduser() if is_folder(layout) else detector_dir(detector_of(layout), cache)
 
 
 def without_detector(entry: ModelEntry) -> str:
-    """What to say of a model that has no detector, or whose detector is not there yet."""
+    """The message about a model without a detector, or with one that is not exported yet."""
     if entry.layout in (None, NONE):
         return (
             f"model {entry.id} has no layout step, which the task document needs; config.toml gives it one: "

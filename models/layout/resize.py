@@ -1,7 +1,7 @@
-"""A page -> the detector's input, resized as the detectors were trained: OpenCV's ``INTER_CUBIC``.
+"""Resizes a page for the detector, as in training: OpenCV's ``INTER_CUBIC``.
 
-That is a kernel of four taps (a = -0.75) at any scale, without antialiasing. Pillow's BICUBIC widens the kernel when it
-makes a picture smaller, and so gives another picture: 9 grey levels off in the mean on a page of print.
+OpenCV's kernel has four taps (a = -0.75) at any scale, without antialiasing. Pillow's BICUBIC widens the kernel when it
+reduces a picture, and is 9 grey levels off in the mean on a page of print.
 """
 
 from __future__ import annotations

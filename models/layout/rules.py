@@ -1,4 +1,4 @@
-"""What the vendors' pipelines do with the boxes of a layout detector, as values: one set of rules for each pipeline.
+"""The vendors' rules for the boxes of a layout detector, one set for each pipeline.
 
 Read in PaddleX 3.7.2 (``models/layout_analysis/processors.py``, ``configs/pipelines/PaddleOCR-VL*.yaml``) and glmocr
 0.1.5 (``utils/layout_postprocess_utils.py``, ``config.yaml``).
@@ -14,26 +14,26 @@ from .labels import LABELS
 
 
 class DetectionRules(Part):
-    """Which boxes stay, and as what.
+    """Which boxes stay, and with which label.
 
     Labels are names of ``LABELS``. A share is of areas, 0..1; an IoU counts both edges of a box as inside of it.
     """
 
-    threshold: float  # of a score, for labels that ``thresholds`` does not name
+    threshold: float  # least score for labels that ``thresholds`` does not name
     thresholds: Mapping[str, float] = {}
-    keep_at_threshold: bool = False  # a score that equals its threshold is enough
+    keep_at_threshold: bool = False  # a score equal to the threshold is enough
     whole_pixels: bool = True  # corners are rounded before anything is compared
-    same_label_iou: float | None = 0.6  # from here on the weaker of two boxes of one label goes; None: both stay
-    other_label_iou: float | None = 0.98  # the same for two labels
+    same_label_iou: float | None = 0.6  # above it, remove the weaker of two boxes of a label; None: keep
+    other_label_iou: float | None = 0.98  # the same for boxes of two labels
     page_sized_images: bool = False  # images that cover nearly the whole page stay beside other boxes
     inside: float = 0.9  # share of a box that must lie in another one to count as inside
-    large: frozenset[str] = frozenset()  # labels of boxes that drop every box inside
-    small: frozenset[str] = frozenset()  # labels of boxes that drop the box around
+    large: frozenset[str] = frozenset()  # labels of boxes that remove every box inside
+    small: frozenset[str] = frozenset()  # labels of boxes that remove the box around
     never_inside: frozenset[str] = frozenset()  # labels of boxes that count as inside of nothing
-    # Of boxes that lie inside each other the largest stays. The vendors drop them all, content and all.
+    # Of boxes inside each other keep the largest. The vendors remove all, with their content.
     keep_one: bool = True
-    unclip: tuple[float, float] = (1.0, 1.0)  # width and height of a box are stretched about its centre
-    # PaddleX's last step before it reads blocks: no two that show much the same, no ``reference``, no slivers.
+    unclip: tuple[float, float] = (1.0, 1.0)  # ratios by which width and height of a box are stretched about its centre
+    # PaddleX's last step before reading: remove blocks that show much the same, ``reference``, and slivers.
     apart: bool = False
 
 

@@ -1,4 +1,4 @@
-"""What a model needs to read pages by their parts: its detector, the rules, the prompt of each element."""
+"""A model's settings for reading pages by their parts: rules, prompt of each element, request defaults."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def rules_of(entry: ModelEntry) -> PageRules:
 
 
 def prompts_of(entry: ModelEntry) -> Mapping[str, str]:
-    """By element what the model is asked about it; text is always there."""
+    """The prompt for each element; text always has one."""
     tasks = element_tasks(entry)
     elements = FAMILIES[entry.family].elements or {name: name for name in ELEMENTS}
     prompts = {element: tasks[task] for element, task in elements.items() if task in tasks}
@@ -33,5 +33,5 @@ def prompts_of(entry: ModelEntry) -> Mapping[str, str]:
 
 
 def page_defaults(entry: ModelEntry, prompt: str) -> Mapping[str, Any]:
-    """Inference settings of a page that is read by its parts, for each of them; none for any other prompt."""
+    """Inference settings for each part of a page that is read by its parts; none for any other prompt."""
     return rules_of(entry).settings if is_document(prompt) else {}

@@ -1,7 +1,7 @@
-"""The task ``document``: a page is taken apart by a layout detector, its parts are read one by one, and put together.
+"""The task ``document``: a layout detector finds a page's parts, which are read one by one and put together.
 
-The task travels like any other, as a prompt, so that everything between a person and the runtime passes it on as it
-does the rest. The runtime tells this one prompt apart; no model ever sees it.
+The task travels as a prompt, like any other, so that nothing between a person and the runtime needs to know it. The
+runtime recognises this prompt; no model ever sees it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""From what a model read in one part of a page to the Markdown of that part, by its label.
+"""From the model's answer about one part of a page to the part's Markdown, by its label.
 
 The text comes as the family presents it: tables are HTML, formulas stand between dollars.
 """
@@ -28,7 +28,7 @@ _NUMBERED = re.compile(
 def block_of(
     label: str, text: str, box: tuple[int, int, int, int], confidence: float | None, rules: PageRules
 ) -> Block:
-    """One part of a page as it is told."""
+    """The block of one part of a page."""
     kind: Kind = kind_of(label)
     level = 0
     text = text.strip()
@@ -52,7 +52,7 @@ def block_of(
 
 
 def without_fence(text: str) -> str:
-    """LaTeX without what stands around it: dollars, brackets, a fence of code."""
+    """LaTeX without delimiters around it: dollars, brackets, a code fence."""
     text = re.sub(r"\A```(?:latex|tex|math)?\n(.*?)\n?```\Z", r"\1", text.strip(), flags=re.DOTALL).strip()
     for start, end in _FENCES:
         inner = text[len(start) : len(text) - len(end)]

@@ -40,11 +40,11 @@ class LightOnOcr(PageFamily[ImageRules]):
     def prepare_image(
         self, image: Image.Image, settings: Mapping[str, Any], prompt: str = "", images: int = 1
     ) -> PreparedImage:
-        """One vision pass for the whole image; the answer's places are thousandths of that."""
+        """One vision pass for the whole image; the answer's boxes are in thousandths of the image."""
         return replace(super().prepare_image(image, settings), seen=PLACES)
 
     def seen_pixels(self, settings: Mapping[str, Any], prompt: str = "") -> int:
-        """Of the resized image."""
+        """Pixels of the resized image."""
         return min(self.rules.longest_edge**2, Settings.of(settings).max_pixels or self.rules.longest_edge**2)
 
     @staticmethod
@@ -56,5 +56,5 @@ class LightOnOcr(PageFamily[ImageRules]):
 
     @classmethod
     def blocks(cls, text: str, width: int, height: int) -> tuple[Block, ...]:
-        """Those that an answer marks."""
+        """Blocks that an answer marks."""
         return marked_blocks(text, width, height)

@@ -1,7 +1,7 @@
 """LightOnOCR's image preparation: reduced to the longest edge, then each side up to whole patches.
 
-A transcription of transformers' ``PixtralImageProcessor``. The patches of an odd last row or column take part in the
-tower's attention and are in no feature.
+A transcription of transformers' ``PixtralImageProcessor``. Patches of an odd last row or column take part in the
+tower's attention, but are in no feature.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ class ImageSettings(FamilySettings):
 
 
 class ImageRules(PatchRules):
-    """The model's own image settings, from its checkpoint; the manifest keeps them."""
+    """The model's own image settings, from its checkpoint; kept in the manifest."""
 
     longest_edge: int  # pixels
-    max_pixels: int | None = None  # that a request sets
+    max_pixels: int | None = None  # limit that a request sets
     alternating: bool = True
 
 
 def published_size(width: int, height: int, rules: ImageRules) -> tuple[int, int]:
     """(width, height) that an image is resized to: ``get_resize_output_image_size`` of the published code.
 
-    A ``max_pixels`` that is set reduces further; sides are whole patches within it.
+    A ``max_pixels`` that is set reduces further, to sides of whole patches.
     """
     patch, w, h = rules.patch_size, width, height
     if (ratio := max(h / rules.longest_edge, w / rules.longest_edge)) > 1:
@@ -43,12 +43,12 @@ def published_size(width: int, height: int, rules: ImageRules) -> tuple[int, int
 
 
 def resized_size(width: int, height: int, rules: ImageRules) -> tuple[int, int]:
-    """``published_size``, where the tower sees anything of the image.
+    """``published_size``, unless nothing of the image would be left.
 
     Raises
     ------
     InvalidInput
-        for an image of which not a single block of patches is left: the published code gives it no token.
+        for an image that leaves no block of patches: the published code gives it no token.
     """
     found = published_size(width, height, rules)
     if min(found) < rules.factor:

@@ -1,8 +1,8 @@
 r"""LightOnOCR's answers as Markdown and, where they name places, as blocks.
 
-Asked for nothing the model writes Markdown, in which some formulas have escaped dollars (``\$x\$``) and pictures are
-links to files that nobody has: ``![image](image_1.png)``, by some variants with their place behind. LightOnOCR-3, asked
-for grounding, puts ``![label](x1,y1,x2,y2)`` in front of each block. Places are thousandths of the page.
+Without an instruction the model writes Markdown, in which some formulas have escaped dollars (``\$x\$``) and pictures
+are links to missing files: ``![image](image_1.png)``, in some variants followed by their box. LightOnOCR-3, asked for
+grounding, puts ``![label](x1,y1,x2,y2)`` in front of each block. Places are thousandths of the page.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ TASKS: Mapping[str, str] = MappingProxyType({"markdown": IMAGE_SLOT, "boxes": f"
 DEFAULT_TASK = "markdown"
 PLACES = (1000, 1000)  # an answer gives places as pixels of a page of this size (``PreparedImage.seen``)
 
-# The authors advise against greedy decoding; the values are their cards'. Rows of tables repeat by nature, so no n-gram
-# is forbidden; the loop guard ends loops, which vLLM users report on every page.
+# The authors advise against greedy decoding; the values are from their model cards. Rows of tables repeat by nature, so
+# no n-gram is forbidden; the loop guard ends loops, which vLLM users report often.
 DEFAULTS: Mapping[str, Any] = MappingProxyType(
     {"do_sample": True, "temperature": 0.2, "top_p": 0.9, "no_repeat_ngram_size": 0}
 )
@@ -42,7 +42,7 @@ _PAGE_ENDS = ("header", "footer", "page_number")
 
 
 class OutputSettings(FamilySettings):
-    """What a request can set for its answer."""
+    """Settings of answers."""
 
     page_headers: bool = Field(
         True, description="the text has the page's headers and footers, where a model tells them"

@@ -31,7 +31,7 @@ class PaddleOcrVl(PageFamily[ImageRules]):
     rules_class = ImageRules
 
     def resized(self, image: Image.Image, settings: Mapping[str, Any], *, spotting: bool = False) -> np.ndarray:
-        """spotting : text is spotted in a larger picture."""
+        """spotting : enlarge the image, see ``for_spotting``."""
         own = ImageSettings.of(settings)
         rules = limited(self.rules, own)
         if spotting:
@@ -45,7 +45,7 @@ class PaddleOcrVl(PageFamily[ImageRules]):
         return one_page(self.resized(image, settings, spotting=_is_spotting(prompt)), self.rules, page_inputs)
 
     def seen_pixels(self, settings: Mapping[str, Any], prompt: str = "") -> int:
-        """Of the resized image; what text is spotted in is never small."""
+        """Pixels of the resized image; images for spotting are enlarged."""
         most = limited(self.rules, ImageSettings.of(settings)).max_pixels
         return max(most, PIXELS_TO_SPOT) if _is_spotting(prompt) else most
 
@@ -62,7 +62,7 @@ class PaddleOcrVl(PageFamily[ImageRules]):
 
     @staticmethod
     def boxes(text: str, width: int, height: int) -> list[Box]:
-        """Of the lines that it spots; asked for anything else, the model says nothing of places."""
+        """Boxes of the lines that the model spots; its other answers have no boxes."""
         return parse_locations(text, width, height)
 
 

@@ -1,7 +1,7 @@
 """PaddleOCR-VL's image preparation: one resize to whole blocks of patches, within the checkpoint's limits.
 
 A transcription of the published code (PaddlePaddle/PaddleOCR-VL, image_processing_paddleocr_vl.py). The number of image
-tokens and the pixels come from the same resize: two computations that differ by a row would tear the prompt apart.
+tokens and the pixels come from the same resize: two computations might differ by a row.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class ImageSettings(FamilySettings):
 
 
 class ImageRules(LimitedRules):
-    """The model's own image settings, from its checkpoint; the manifest keeps them."""
+    """The model's own image settings, from its checkpoint; kept in the manifest."""
 
     grid: int  # side of the position table, patches
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)

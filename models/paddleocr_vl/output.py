@@ -1,4 +1,4 @@
-"""What PaddleOCR-VL is asked, and which filters its answers go through."""
+"""PaddleOCR-VL's prompts, and the filters of its answers."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ TASKS: Mapping[str, str] = MappingProxyType(
     }
 )
 DEFAULT_TASK = "ocr"
-# Empty cells and rows of empty cells repeat by nature: n-gram blocking writes wrong cells, and the loop guard, which
-# sees tokens and not their meaning, takes a table of 20 empty columns for a loop in its ninth row. ``RepeatCut`` cuts
-# endless repetition from the answer, and max_new_tokens bounds the time of such an answer.
+# Empty cells and rows of empty cells repeat by nature: n-gram blocking writes wrong cells, and the loop guard takes a
+# table of 20 empty columns for a loop in its ninth row. ``RepeatCut`` cuts endless repetition from the answer, and
+# max_new_tokens bounds the time of such an answer.
 DEFAULTS: Mapping[str, Any] = MappingProxyType({"no_repeat_ngram_size": 0, "stop_on_loop": False})
 
 

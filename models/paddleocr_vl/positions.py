@@ -1,4 +1,4 @@
-"""What the vision graph needs of a page beside its pixels: where its patches stand."""
+"""Inputs of the vision graph beside a page's pixels: positions of the patches."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .images import ImageRules
 
 @lru_cache(maxsize=2)  # the tables of the largest page have 4 MB
 def page_inputs(rows: int, columns: int, rules: ImageRules) -> Feeds:
-    """What the vision graph needs beside the pixels, for a page of so many patches (see export.siglip_vision)."""
+    """Inputs of the vision graph beside the pixels, for ``rows`` x ``columns`` patches (see export.siglip_vision)."""
     cos, sin = patch_rotary(rows, columns, rules)
     merge = rules.merge_size
     return kept(

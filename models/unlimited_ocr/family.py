@@ -1,7 +1,7 @@
 """The rules of Unlimited-OCR, bound to one exported model.
 
 Image preparation and tokens are DeepSeek-OCR's, with more tiles. Several images of one request are pages of a document:
-each is one global view, and all stand at one place in the prompt.
+each is one global view, and all share one slot of the prompt.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _OWN_PROMPTS = tuple(prompt.removeprefix(IMAGE_SLOT) for prompt in TASKS.values(
 
 
 class Settings(ImageSettings):
-    """DeepSeek-OCR's, and how far an answer looks back."""
+    """DeepSeek-OCR's settings, and the answer's window."""
 
     max_tiles: int | None = Field(None, ge=1, le=64, description="most tiles of one image", examples=[32])
     full_attention: bool = Field(
@@ -60,13 +60,13 @@ class UnlimitedOcr(DeepseekOcr):
     def prepare_image(
         self, image: Image.Image, settings: Mapping[str, Any], prompt: str = "", images: int = 1
     ) -> PreparedImage:
-        """As DeepSeek-OCR's; one of several pages, or a page that is asked as one, is a global view alone."""
+        """See DeepSeek-OCR; one of several pages, or a page with a joint prompt, is a global view alone."""
         if images > 1 or _words(prompt) == _words(TASKS[PAGES]):
             return self.prepared(global_view(image, ImageSettings.of(settings), self.rules))
         return super().prepare_image(image, settings)
 
     def prompt_ids(self, prompt: str, image_tokens: Sequence[int], encode: Encode) -> list[int]:
-        """Pages in front of the text, one behind the other, stand at one slot."""
+        """Token ids; several pages in front of the text share one slot."""
         prompt = prompt.strip()
         front = _SLOTS_IN_FRONT.match(prompt)
         together = front is not None and front[0].count(IMAGE_SLOT) in (1, len(image_tokens))
@@ -76,7 +76,7 @@ class UnlimitedOcr(DeepseekOcr):
         return super().prompt_ids(_without_break(prompt), image_tokens, encode)
 
     def window(self, settings: Mapping[str, Any]) -> int | None:
-        """The checkpoint's own, unless full attention is asked for."""
+        """The checkpoint's window, unless full attention is asked for."""
         return None if Settings.of(settings).full_attention else self._window
 
 
@@ -85,5 +85,5 @@ def _words(prompt: str) -> str:
 
 
 def _without_break(prompt: str) -> str:
-    """The family's own prompts right behind the image, as they were trained, wherever a client put a line break."""
+    """The prompt without a client's line break between image and text, if it is one of the family's own."""
     return IMAGE_SLOT + _words(prompt) if prompt.startswith(IMAGE_SLOT) and _words(prompt) in _OWN_PROMPTS else prompt
