@@ -1,14 +1,14 @@
 """Turns a published checkpoint into a self-describing folder of ONNX graphs.
 
 Nothing else imports this package: the server starts it as a program, ``python -m export MODEL_ID``. Downloads need the
-``export`` extra; a checkpoint that is here, such as the built-in model's, needs nothing beyond the base install.
+``export`` extra; a local checkpoint, such as the built-in model's, needs only the base install.
 """
 
 from __future__ import annotations
 
 import os
 
-# As in runtime/__init__.py: ONNX Runtime reads this when it is imported.
+# As in runtime/__init__.py: ONNX Runtime reads the variable on import.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 

@@ -10,6 +10,6 @@ place = Path(next(iter((found and found.submodule_search_locations) or ["models.
 if place.parent != Path(__file__).resolve().parents[1]:
     sys.exit(f"error: {place} hides the package 'models' of ocr-onnx; run `ocr-onnx export`, or use another folder")
 
-from .cli import main  # noqa: E402 - what would hide the imported package is looked for first
+from .cli import main  # noqa: E402 - first a check for modules that would hide ours
 
 sys.exit(main())

@@ -1,7 +1,7 @@
 """The largest absolute value that each part of a graph computes, for ``--report``.
 
-float16 ends at 65,504, and what overflows there comes out as noise or as nothing. Published checkpoints are bfloat16,
-which never overflows, so a checkpoint says by its activations alone whether float16 will do.
+float16 ends at 65,504, and larger values come out as noise. Published checkpoints are bfloat16, which never overflows,
+so only activations show whether float16 suffices.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import onnxruntime as ort
 
 from .check import mapped_session
 
-WARN_OVER = 30_000  # other pages have other values: half of what float16 holds
+WARN_OVER = 30_000  # half of float16's range, as other pages have other values
 
 _PREFIX = "largest:"
 _LAYER = re.compile(r"(?:^|/)layers\.(\d+)/")
-# What computes floats; the rest moves them, or computes shapes.
+# Operators that compute floats; others move floats, or compute shapes.
 _COMPUTING = frozenset(
     {
         "MatMul", "Conv", "Gelu", "QuickGelu", "MoE", "GroupQueryAttention", "MultiHeadAttention", "LayerNormalization",
@@ -30,17 +30,17 @@ _COMPUTING = frozenset(
 
 
 class Watched:
-    """A session of a float32 graph that remembers the largest absolute values; otherwise as the graph's own."""
+    """A session of a float32 graph that also records the largest absolute values."""
 
     def __init__(self, file: Path) -> None:
-        """The graph with the outputs that tell is written beside ``file``, whose data it shares."""
+        """The graph with its additional outputs is written beside ``file``, and shares its data file."""
         watched = file.with_name(f"watched.{file.name}")
         model = ir.load(file)
         self._own = [str(output.name) for output in model.graph.outputs]
         self._extra = _tell(model.graph)
         ir.save(model, watched)
         self._session = mapped_session(watched)
-        self.largest: dict[str, float] = {}  # by layer, "other" for what is in none
+        self.largest: dict[str, float] = {}  # by layer, or "other"
 
     def get_inputs(self) -> Sequence[ort.NodeArg]:
         """See ``onnxruntime.InferenceSession``."""
@@ -62,13 +62,13 @@ class Watched:
 
 
 def _tell(graph: ir.Graph) -> dict[str, str]:
-    """Give the graph an output for each value that is computed: its name -> the layer that it is of."""
+    """Add an output for each computed value. Returns the outputs' names -> their layers."""
     found: dict[str, str] = {}
     for node in list(graph):
         if node.op_type not in _COMPUTING:
             continue
         layer = _LAYER.search(node.name or "")
-        # The last output of a norm that adds is the sum, the stream that everything is added to.
+        # The last output of a norm with a residual is the sum: the residual stream.
         for output in {0: node.outputs[0], len(node.outputs) - 1: node.outputs[-1]}.values():
             if not output.name or output.name.startswith("present"):
                 continue
@@ -84,7 +84,7 @@ def _tell(graph: ir.Graph) -> dict[str, str]:
 
 
 def warnings_of(largest: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
-    """A line for each part whose values come near the end of float16, and one with the largest of all."""
+    """A line for each part with values near the end of float16, and one with the largest value."""
     for part, by_layer in largest.items():
         worst = max(by_layer, key=lambda layer: by_layer[layer])
         yield f"{part}: largest absolute activation {by_layer[worst]:,.0f} (layer {worst})"

@@ -1,7 +1,7 @@
-"""A LoRA adapter as PEFT saves it, merged into the weights while they stream by.
+"""Merges a LoRA adapter in PEFT's format into the weights while they are streamed.
 
 W + scale * B A, where scale is lora_alpha / r (rank-stabilised: lora_alpha / sqrt(r)); see PEFT, tuners/lora/layer.py,
-get_delta_weight. Whole tensors that were trained beside it (``modules_to_save``) take the place of the model's own.
+get_delta_weight. Whole tensors in the adapter (``modules_to_save``) replace the model's.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ from .weights import as_float32
 _PREFIX = "base_model.model."
 _PAIR = re.compile(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<half>[AB])(\.default)?(\.weight)?")
 
-# Options that a merge follows, or that only say how the adapter was trained. Any other that is set is refused.
+# Options that the merge follows, or that concern training only. Other options are refused when set.
 _UNDERSTOOD = {
     "r", "lora_alpha", "lora_dropout", "rank_pattern", "alpha_pattern", "use_rslora", "bias", "init_lora_weights",
     "peft_type", "peft_version", "task_type", "inference_mode", "base_model_name_or_path", "revision", "auto_mapping",
     "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save", "megatron_core",
     "qalora_group_size", "eva_config", "ensure_weight_tying", "runtime_config",
 }  # fmt: skip
-# Ways to begin that change the model's own weights: what is added must be added to those, which nobody saved.
+# Initialisations that change the model's own weights: the adapter belongs to changed weights, which are not saved.
 _ALTERS_THE_MODEL = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
-_ROWS = 4096  # merged at once
+_ROWS = 4096  # rows merged at once
 
 
 @dataclass(frozen=True)
 class _Pair:
-    """The two factors of one tensor's change, and where they stand."""
+    """The two factors of one tensor's change, and the file that holds them."""
 
     a: str
     b: str
@@ -49,7 +49,7 @@ class _Pair:
 
 
 class Adapter:
-    """One adapter's folder. Nothing but headers and the config is read on opening."""
+    """One adapter's folder. Opening reads only headers and the config."""
 
     def __init__(self, folder: Path) -> None:
         """Open.
@@ -57,7 +57,7 @@ class Adapter:
         Raises
         ------
         ExportError
-            when the folder holds no adapter, or one that cannot be merged exactly; the message names the option.
+            when the folder has no adapter, or one that cannot be merged exactly; the message names the option.
         """
         self.folder = folder.expanduser()
         self.file = self.folder / ADAPTER_WEIGHTS
@@ -70,7 +70,7 @@ class Adapter:
         self._pairs = self._read()
 
     def attach(self, tensors: Iterable[str]) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
-        """How each tensor of the model that the adapter changes is merged.
+        """Functions that merge the adapter into the tensors that it changes.
 
         tensors : the model's own names; the adapter may spell them in another known way.
 

@@ -1,8 +1,8 @@
-"""Causal attention over the KV cache, written out in standard operators: for a type that no attention kernel takes.
+"""Causal attention over the KV cache in standard operators, for types that no attention kernel takes.
 
-It gives what GroupQueryAttention gives, on any provider, and costs more: scores over the whole capacity of the cache
-exist, and each step reads all of it. The cache is changed in place where past and present are bound to one memory, as
-there: ScatterElements copies nothing when its input and its output are the same.
+The result is GroupQueryAttention's, on any provider, at a higher cost: scores over the whole capacity of the cache are
+computed, and each step reads the whole cache. The cache is changed in place where past and present are bound to one
+memory: ScatterElements copies nothing when its input and output are the same.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from onnxscript import OpBuilder
 
 from .layers import INT64
 
-_FORBIDDEN = -1e30  # in place of a score; an infinity would make rows of which nothing is seen NaN
+_FORBIDDEN = -1e30  # masked score; with an infinity, rows that see nothing would be NaN
 
 
 def numbers_in_cache(op: OpBuilder, x: ir.Value, seqlens_k: ir.Value) -> ir.Value:
@@ -39,11 +39,11 @@ def attention(
     query, key, value = states
     slots = op.Unsqueeze(numbers, [1, 3])  # [B, 1, S, 1]
     keys, values = (_written(op, cache, new, slots, kv_heads) for cache, new in zip(past, (key, value), strict=True))
-    group = heads // kv_heads  # heads that share a head of the cache
+    group = heads // kv_heads  # query heads for each head of the cache
     query = op.Transpose(op.Reshape(query, [0, 0, kv_heads, group, -1]), perm=[0, 2, 3, 1, 4])
     capacity = op.Squeeze(op.Shape(keys, start=2, end=3))
     places = op.Range(0, capacity, 1)  # [capacity]
-    # The cache behind a row's last token was never written: any value, which times 0 may still be NaN.
+    # The cache behind a row's last token is uninitialised: a NaN there would survive a weight of 0.
     last = op.Slice(slots, [-1], [2**31 - 1], [2])  # [B, 1, 1, 1]
     written = op.LessOrEqual(op.Unsqueeze(places, [1]), last)  # [B, 1, capacity, 1]
     known_keys, known_values = (op.Where(written, cache, 0.0) for cache in (keys, values))

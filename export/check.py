@@ -1,4 +1,4 @@
-"""The last look at finished graphs before they are published: each loads, and one tiny forward pass is right."""
+"""The last check of graphs before they are published: each loads, and one tiny forward pass is right."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from .export_errors import ExportError
 from .graphs import graph_file
 from .layers import FLOAT
 
-# Relative error (2-norm) of CUDA's features and logits to the CPU's that is rounding. Noise is over 0.5; the CPU's
-# 8-bit products of quantised weights alone are up to 0.06.
+# Largest relative error (2-norm) of CUDA's features and logits against the CPU's. Noise is over 0.5; the CPU's 8-bit
+# products with quantised weights alone are up to 0.06 off.
 _LARGEST_ERRORS = {"f32": 1e-3, "f16": 0.02, "bf16": 0.05, "q8": 0.1, "q4": 0.1}
 
-# Registered for opset 18 and not for 20, where ONNX has changed them (1.31.1): they would run on the CPU, and a step
-# that leaves the GPU cannot be recorded.
+# CUDA kernels exist for opset 18, but not for 20, where ONNX changed these operators (1.31.1): they would run on the
+# CPU, and a step that leaves the GPU cannot be recorded.
 _WITHOUT_KERNEL = frozenset({"ReduceMax", "ReduceMin"})
 
 
 def best_device() -> str:
-    """The device that ``auto`` means to a server of this installation."""
+    """The device that ``auto`` means in this installation."""
     available = ort.get_available_providers()
     devices = {"cuda": "CUDAExecutionProvider", "coreml": "CoreMLExecutionProvider"}
     return next((name for name, provider in devices.items() if provider in available), "cpu")
@@ -38,8 +38,8 @@ def best_device() -> str:
 def check_graphs(folder: Path, manifest: Manifest) -> dict[Provider, Checked]:
     """Run the graphs once: the smallest view through the vision tower, its features through the decoder.
 
-    CUDA's run where CUDA is, and have to give what the CPU's give. Elsewhere only their structure is checked.
-    Sessions for the CPU map the weights from the files rather than copying them, so the check costs little memory.
+    Graphs for CUDA run where CUDA is, and must agree with the CPU's. Elsewhere only their structure is checked. CPU
+    sessions map the weights from the files and do not copy them, so the check takes little memory.
 
     Returns how each provider's graphs were checked.
 
@@ -66,7 +66,7 @@ def check_graphs(folder: Path, manifest: Manifest) -> dict[Provider, Checked]:
 
 
 def cuda_works(file: Path) -> bool:
-    """Whether a GPU is there, and not only the build for one: ONNX Runtime falls back to the CPU without an error."""
+    """Whether a GPU works, and not only a build for one is installed: ONNX Runtime falls back to the CPU silently."""
     if best_device() != "cuda":
         return False
     ort.preload_dlls()
@@ -74,7 +74,7 @@ def cuda_works(file: Path) -> bool:
 
 
 def check_structure(file: Path) -> None:
-    """What can be told of a graph for CUDA without one: ONNX Runtime accepts its types, and known traps are avoided.
+    """Check a graph for CUDA without a GPU: ONNX Runtime accepts its types, and known traps are avoided.
 
     Raises
     ------
@@ -84,14 +84,14 @@ def check_structure(file: Path) -> None:
     try:
         mapped_session(file)
     except ExportError as error:
-        # Types have been checked before a kernel is looked for, and the CPU has not all of CUDA's.
+        # Types are checked before kernels are looked up, and the CPU lacks some of CUDA's kernels.
         if not isinstance(error.__cause__, ort_state.NotImplemented):
             raise
     graph = ir.load(file).graph
     for node in graph:
         if node.op_type in _WITHOUT_KERNEL:
             raise ExportError(f"{file.name}: {node.op_type} has no kernel on CUDA and would run on the CPU")
-        # Absent means to CUDA that the weights are packed for its kernel already, and the result is noise.
+        # Without the attribute CUDA takes the weights as packed for its kernel, and the result is noise.
         prepacked = node.attributes.get("weights_prepacked")
         if node.op_type == "QMoE" and (prepacked is None or prepacked.as_int() != 0):
             raise ExportError(f"{file.name}: {node.name or node.op_type} does not say weights_prepacked=0")
@@ -162,7 +162,7 @@ def cuda_session(path: Path) -> ort.InferenceSession:
 
 
 def mapped_session(path: Path) -> ort.InferenceSession:
-    """A session for few runs in little memory: weights stay in their file and are widened one after another.
+    """A session for few runs in little memory: weights stay mapped from the file, and are widened one after another.
 
     Raises
     ------

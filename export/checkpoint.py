@@ -1,4 +1,4 @@
-"""A checkpoint folder as lazily read tensors: what is there, of which shape, and one tensor at a time in memory."""
+"""A checkpoint folder with lazily read tensors: names and shapes from headers, one tensor at a time in memory."""
 
 from __future__ import annotations
 
@@ -19,23 +19,22 @@ from .quantised import refuse_quantised
 from .weight_files import ADAPTER_WEIGHTS, weight_files
 
 _FLOAT_TYPES = {"BF16", "F16", "F32", "F64"}
-_SHOWN = 20  # of the tensors that do not fit, in an error
+_SHOWN = 20  # most tensors to list in an error
 
 
 class Checkpoint:
     """The weights of one model, single or sharded safetensors, under the names that their publisher gave them.
 
     Only headers are read on opening. ``config_file`` and ``weights`` replace the folder's own files when given (a
-    fine-tune's weights with the original configuration, say). Programs that train models save other spellings of the
-    names: the known ones are understood, see ``export.names``. ``adapter``: the folder of a LoRA adapter that is merged
-    into what is loaded.
+    fine-tune's weights with the original configuration, say). Known spellings of names by training programs are
+    understood, see ``export.names``. ``adapter``: the folder of a LoRA adapter to merge into loaded tensors.
     """
 
     def __init__(
         self, folder: Path, *, config_file: Path | None = None, weights: Path | None = None,
         adapter: Path | None = None, note: Callable[[str], None] = lambda line: None,
     ) -> None:  # fmt: skip
-        """Open; ``note`` is told of choices that the user should know of.
+        """Open; ``note`` is called with choices that the user should know.
 
         Raises
         ------
@@ -90,11 +89,11 @@ class Checkpoint:
         return array if merge is None else merge(array)
 
     def _spelt(self, name: str) -> str:
-        """The name under which the files have a tensor; the given one where they have none."""
+        """The name of a tensor in the files; the given name where there is no such tensor."""
         return next((one for one in (name, *names.spellings(name)) if one in self.tensors), name)
 
     def _attach(self, adapter: Adapter) -> None:
-        """Merge an adapter into what is loaded from now on."""
+        """Merge an adapter into tensors loaded from now on."""
         self._merges = adapter.attach(self.tensors)
         place = names.finder(self.tensors)
         for info in read_headers([adapter.file]).values():
@@ -104,7 +103,7 @@ class Checkpoint:
         self.files += adapter.files
 
     def _with_rows(self, config: Mapping[str, Any], note: Callable[[str], None]) -> Mapping[str, Any]:
-        """The config with the vocabulary that the embedding has: resizing it leaves the old number behind."""
+        """The config with the embedding's vocabulary: resizing an embedding leaves the old number in the config."""
         tables = {info.shape[0] for name, info in self.tensors.items() if name.endswith("embed_tokens.weight")}
         if len(tables) != 1:
             return config
@@ -154,7 +153,7 @@ class Checkpoint:
             elif info.dtype not in _FLOAT_TYPES:
                 problems.append(f"wrong type: {name} is {info.dtype} {where}, expected one of {sorted(_FLOAT_TYPES)}")
         if missing or problems:
-            # Of a long list both kinds: a wrong path shows in what is missing beside what is there instead.
+            # A long list shows both kinds: a wrong path shows in missing beside unexpected names.
             others = problems[: max(_SHOWN // 2, _SHOWN - len(missing))]
             shown = missing[: _SHOWN - len(others)] + others
             left = len(missing) + len(problems) - len(shown)

@@ -48,12 +48,12 @@ ModelScope's copy of the same id is tried.
 """
 
 
-# What each flag that replaces a file makes needless.
+# Files that are not needed with each flag that replaces a file.
 _REPLACED = {"config": "config.json", "tokenizer": "tokenizer.json", "weights": "*.safetensors*"}
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """All flags. One that is not given leaves no trace."""
+    """A parser of all flags. A flag that is not given is absent from the result."""
     parser = Parser(
         prog="ocr-onnx-export", description=DESCRIPTION, epilog=EXAMPLES, argument_default=argparse.SUPPRESS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -63,7 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """All flags, for this program and for ``ocr-onnx export``."""
+    """Add all flags, for this program and for ``ocr-onnx export``."""
     parser.add_argument("model_id", metavar="MODEL_ID")
     parser.add_argument("--source", metavar="DIR|HUB_ID", help="where the checkpoint is (default: the entry's own)")
     parser.add_argument("--revision", metavar="REV", help="branch, tag or commit of the hub repository")
@@ -111,7 +111,7 @@ def run(given: Mapping[str, Any]) -> int:
     """See ``main``. ``given``: the parsed flags."""
     try:
         _export(given)
-    except (ExportError, ModelError, OSError) as error:  # OSError: a full disk, a place that may not be written
+    except (ExportError, ModelError, OSError) as error:  # OSError: a full disk, a read-only folder
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -193,7 +193,7 @@ def _pipeline() -> ModuleType:
 
 
 def _refuse_flags_of_models(given: Mapping[str, Any]) -> None:
-    """Raises ExportError for a flag that says nothing of a layout detector."""
+    """Raises ExportError for a flag that has no meaning for a layout detector."""
     known = {
         "model_id",
         "source",
@@ -216,10 +216,10 @@ def _refuse_flags_of_models(given: Mapping[str, Any]) -> None:
 
 
 def _device(config: Config) -> str:
-    """What the server would run on, by config.toml."""
+    """The server's device, by config.toml."""
     if config.device != "auto":
         return config.device or "cpu"
-    from .check import best_device  # imports ONNX Runtime, which is known to be installed by now
+    from .check import best_device  # imports ONNX Runtime, which is installed by now
 
     return best_device()
 
@@ -230,7 +230,7 @@ def report(line: str) -> None:
 
 
 def _with_flags(entry: ModelEntry, given: Mapping[str, Any]) -> ModelEntry:
-    """The entry with what the command line replaces."""
+    """The entry with the command line's replacements."""
     if "source" in given:
         # Another source has other revisions: the entry's own pin does not apply to it.
         entry = replace(entry, source=given["source"], revision=None)

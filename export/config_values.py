@@ -1,7 +1,7 @@
 """Reading a checkpoint's JSON files with errors that name the key, its value and what this exporter knows.
 
-Every family's exporter takes its sizes and rules through these, so that a value which would change the arithmetic is
-never passed over.
+Every family's exporter reads sizes and rules by these functions, so that no value that changes the arithmetic is
+ignored.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from .json_files import read_json
 
 
 def check_architecture(config: Mapping[str, Any], family: Registration) -> None:
-    """Whether a config.json is one of the family's; one that names no architecture may be.
+    """Check that a config.json is the family's; one without an architecture passes.
 
     Raises
     ------
     ExportError
-        naming the family that it is of, or those that there are and the nearest.
+        naming the right family, or all families and the nearest.
     """
     names = config.get("architectures")
     if names is None or (isinstance(names, list) and any(name in family.architectures for name in names)):
@@ -40,8 +40,8 @@ def check_architecture(config: Mapping[str, Any], family: Registration) -> None:
     )
 
 
-# What fine-tunes and relatives of a decoder may ask for in any family's config, and none here computes. The values that
-# ask for nothing are listed; a family that does compute one leaves its key out of the check.
+# Features that configs of fine-tunes and relatives may ask for, and that no family computes. Harmless values are
+# listed; a family that does compute a feature leaves its key out of the check.
 _NOTHING = (None, False, 0, 0.0)
 _ONE = (None, 1, 1.0)
 _UNCOMPUTED: Mapping[str, tuple[Any, ...]] = {
@@ -61,23 +61,23 @@ _ROPES = ("rope_scaling", "rope_parameters")
 def check_decoder(
     config: Mapping[str, Any], *, rope_types: tuple[str, ...] = ("default",), computed: Collection[str] = ()
 ) -> None:
-    """Refuse what would change a decoder's arithmetic without changing a tensor: windows, norms, biases, scaling.
+    """Refuse values that change a decoder's arithmetic without changing a tensor: windows, norms, biases, scaling.
 
     Parameters
     ----------
     config
-        the decoder's values, wherever in config.json they stand.
+        the decoder's part of config.json.
     rope_types
         kinds of rotary positions that the family computes, in the old spelling or the new one.
     computed
-        keys that the family looks at by itself.
+        keys that the family checks by itself.
 
     Raises
     ------
     ExportError
         naming the key and its value.
     """
-    switched_off = config.get("use_sliding_window") is False  # Qwen's configs have a window all the same
+    switched_off = config.get("use_sliding_window") is False  # Qwen's configs name a window that is off
     for key, values in _UNCOMPUTED.items():
         off = key == "sliding_window" and switched_off
         if key not in computed and not off and config.get(key) not in values:
@@ -103,7 +103,7 @@ def check_decoder(
 def check_values(config: Mapping[str, Any], accepted: Mapping[str, tuple[Any, ...]], where: str) -> None:
     """Refuse a value that the graphs do not compute.
 
-    accepted : key -> the values that they do; the first one stands where the config is silent.
+    accepted : key -> values that the graphs compute, the default first.
 
     Raises
     ------
@@ -116,12 +116,12 @@ def check_values(config: Mapping[str, Any], accepted: Mapping[str, tuple[Any, ..
 
 
 def required(config: Mapping[str, Any], key: str) -> Any:
-    """The value of a key that has to be there.
+    """The value of a required key.
 
     Raises
     ------
     ExportError
-        when it is not.
+        when the key is missing.
     """
     if config.get(key) is None:
         raise ExportError(f"config.json has no {key}; is this a checkpoint of another family?")
@@ -155,22 +155,22 @@ def check_width(vision: Mapping[str, Any], key: str, hidden: int) -> None:
 
 
 def first(*values: Any) -> Any:
-    """The first that is not None."""
+    """The first value that is not None."""
     return next((value for value in values if value is not None), None)
 
 
 def rope_values(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What is said of rotary positions under both names; the newer one wins."""
+    """The values of rotary positions under both key names; the newer one wins."""
     return {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
 
 
 def rope_theta(config: Mapping[str, Any], default: float) -> float:
-    """The base of rotary positions, from whichever place says it."""
+    """The base of rotary positions, from any of its places."""
     return float(rope_values(config).get("rope_theta") or config.get("rope_theta", default))
 
 
 def checked_part(config: Mapping[str, Any], key: str, accepted: Mapping[str, tuple[Any, ...]]) -> Mapping[str, Any]:
-    """A part of config.json that has to be there, with values that the graphs compute; see ``check_values``.
+    """A required part of config.json, whose values are checked by ``check_values``.
 
     Raises
     ------

@@ -45,25 +45,25 @@ class DecoderSpec:
     heads: int
     kv_heads: int
     head_dim: int
-    mlp_width: int  # of the dense layers
+    mlp_width: int  # MLP width of the dense layers
     dense_layers: int  # this many first layers are dense; the others are mixtures of experts
     moe: MoeSpec | None
     vocabulary: int
-    max_length: int  # positions, prompt and answer together
+    max_length: int  # most positions, prompt and answer together
     rope_theta: float
     rms_epsilon: float
-    # Channel pairs that each axis of a position turns. None: the graph counts tokens and holds the angles.
+    # Channel pairs for each axis of a position. None: the graph counts tokens and holds the angles.
     rotary_sections: tuple[int, ...] | None = None
-    qkv_bias: bool = False  # of the three input projections of attention
+    qkv_bias: bool = False  # biases of attention's three input projections
     qk_norm: bool = False  # RMS norm of each head's queries and keys before the rotary turn
-    post_norms: bool = False  # a norm behind each branch, too, before the sum
-    rotary_pairs: bool = False  # the checkpoint's queries and keys turn in pairs (0, 1), (2, 3), ...
-    fused_gate_up: bool = False  # the checkpoint has the two as one matrix
+    post_norms: bool = False  # another norm behind each branch, before the sum
+    rotary_pairs: bool = False  # the checkpoint rotates channels in pairs (0, 1), (2, 3), ...
+    fused_gate_up: bool = False  # the checkpoint has gate and up as one matrix
     tied_head: bool = False  # the head is the embedding table
-    window: int | None = None  # a token of the answer sees the prompt and this many of the answer, itself among them
+    window: int | None = None  # answer tokens that each of them attends to, itself included
 
     def __post_init__(self) -> None:
-        """Refuse what no module here computes.
+        """Refuse rules that no module here computes.
 
         Raises
         ------
@@ -76,11 +76,11 @@ class DecoderSpec:
 
 @dataclass(frozen=True)
 class Rotary:
-    """How far the keys and queries of a step are turned.
+    """Angles by which the keys and queries of a step are rotated.
 
-    A token's angles stand in a row of a table: that of its number in the cache, or the one that is given. So a prompt
-    with positions of its own brings a table with a row for each token, and a decode step, whose positions are plain
-    again, a table by position with the number of a row; the graph is the same.
+    A token's angles are a row of a table, by the token's number in the cache or by a given row number. So a prompt with
+    its own positions brings a table with a row for each token, and a decode step a table by position with row numbers;
+    the graph is the same.
     """
 
     cos: ir.Value  # [at least total_length, head_dim / 2]
@@ -160,14 +160,14 @@ class Attention(nn.Module):
         return self.o_proj(op, attended), key, value
 
     def _split(self, op: OpBuilder, packed: ir.Value) -> list[ir.Value]:
-        """Queries and keys, normed where the model does, and values; [B, S, heads * head_dim] each."""
+        """Queries, keys (normalised where the model does) and values; [B, S, heads * head_dim] each."""
         query, key, values = op.Split(packed, self.widths, axis=-1, _outputs=3)
         if self.q_norm is not None and self.k_norm is not None:
             query, key = self.q_norm(op, query), self.k_norm(op, key)
         return [query, key, values]
 
     def _turned(self, op: OpBuilder, states: Sequence[ir.Value], rotary: Rotary) -> list[ir.Value]:
-        """The states with queries and keys turned to the rows that are given."""
+        """The states with queries and keys rotated by the given rows."""
         query, key, values = states
         query, key = (
             op.RotaryEmbedding(one, rotary.rows, rotary.cos, rotary.sin, num_heads=heads, _domain=MICROSOFT)
@@ -179,8 +179,8 @@ class Attention(nn.Module):
 class DecoderLayer(nn.Module):
     """Attention and MLP, each behind a norm that also adds the previous branch to the residual.
 
-    Where there are post norms, a branch goes through one more before it is added. The checkpoint's name of the norm in
-    front of the MLP is ``post_attention_layernorm`` all the same.
+    With post norms, each branch is normalised once more before it is added. The checkpoint still calls the norm in
+    front of the MLP ``post_attention_layernorm``.
     """
 
     def __init__(self, at: str, index: int, spec: DecoderSpec, precision: Precision) -> None:
@@ -242,7 +242,7 @@ class DecoderModel(nn.Module):
         for layer, past in zip(self.layers, pasts, strict=True):
             x, residual, key, value = layer(op, x, residual, past, step)
             presents.append((key, value))
-        # Only the last position is read: logits of a whole prompt would be 470 MB at 130,000 words.
+        # Only the last positions are scored: logits of a whole prompt would take 470 MB at 130,000 tokens.
         x, residual = (op.Slice(branch, [-scored], [2**31 - 1], [1]) for branch in (x, residual))
         return self.norm(op, x, residual)[0], presents
 
@@ -251,7 +251,7 @@ class Decoder(nn.Module):
     """The decoder with its head: embeddings in, logits of the last position out."""
 
     def __init__(self, at: str, head: str, spec: DecoderSpec, precision: Precision) -> None:
-        """``head``: its path in the checkpoint, where it is not tied."""
+        """``head``: the head's path in the checkpoint, where it is not tied."""
         super().__init__()
         self.spec, self.precision = spec, precision
         self.model = DecoderModel(at, spec, precision)
@@ -271,7 +271,7 @@ class Decoder(nn.Module):
 class Embedding(nn.Module):
     """Token ids [B, S] -> embeddings [B, S, hidden] in the type that the decoder takes.
 
-    A quantised model keeps this table in blocks as well, for its size: one row is read at a time, whatever that costs.
+    A quantised model quantises this table, too, for its size: only one row is read for each token.
     """
 
     def __init__(self, name: str, spec: DecoderSpec, precision: Precision) -> None:
@@ -298,9 +298,9 @@ class Embedding(nn.Module):
 
 
 def decoder_graph(decoder: Decoder, *, scored: int = 1) -> ir.Graph:
-    """Declare decoder.onnx: embeddings, cache, lengths (and angles, where the host knows them) -> logits, cache.
+    """Declare decoder.onnx: embeddings, cache, lengths (and angles from the host) -> logits, cache.
 
-    scored : positions at the end whose logits it gives.
+    scored : number of last positions to compute logits for.
     """
     spec, compute, border = decoder.spec, decoder.precision.compute, decoder.precision.border
     builder = new_graph("decoder")

@@ -1,4 +1,4 @@
-"""What every family's exporter has in common: the decoder's graphs and sizes, by its part of config.json."""
+"""Shared by every family's exporter: the decoder's graphs and sizes, from config.json."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .layers import Precision
 
 
 class DecoderExport(ABC):
-    """Base of an exporter, see ``export.family.FamilyExport``; a family brings its tower, tokens and prompts.
+    """Base of exporters, see ``export.family.FamilyExport``; a family adds its tower, tokens and prompts.
 
     decoder_at : the decoder's path in the checkpoint.
     """
@@ -52,14 +52,14 @@ class DecoderExport(ABC):
 
 
 def sized_decoder(config: Mapping[str, Any], *, theta: float, epsilon: float) -> DecoderSpec:
-    """A decoder of dense layers in the sizes that config.json gives; what else a family's has is set in the result.
+    """A decoder of dense layers in config.json's sizes; a family sets its other rules in the result.
 
-    config : the decoder's values, wherever in config.json they stand. theta, epsilon : where those are silent.
+    config : the decoder's part of config.json. theta, epsilon : defaults.
 
     Raises
     ------
     ExportError
-        when a key is missing or is no size.
+        when a key is missing or not a size.
     """
     hidden, heads, layers = (size(config, key) for key in ("hidden_size", "num_attention_heads", "num_hidden_layers"))
     return DecoderSpec(
@@ -79,12 +79,12 @@ def sized_decoder(config: Mapping[str, Any], *, theta: float, epsilon: float) ->
 
 
 def checked_sections(sections: tuple[int, ...], head_dim: int, where: str) -> tuple[int, ...]:
-    """The channel pairs that time, row and column turn. where : the config's part, for the message.
+    """The channel pairs of time, row and column. where : the config's part, for the message.
 
     Raises
     ------
     ExportError
-        for others than three that share all pairs of a head.
+        unless there are three that add up to all pairs of a head.
     """
     if len(sections) != 3 or sum(sections) != head_dim // 2:
         raise ExportError(f"{where}: mrope_section is {list(sections)}; expected three that sum to {head_dim // 2}")

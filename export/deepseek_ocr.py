@@ -1,4 +1,4 @@
-"""DeepSeek-OCR checkpoints as graphs: what config.json and the tensor shapes say, as specs and modules.
+"""DeepSeek-OCR checkpoints as graphs: specs and modules from config.json and tensor shapes.
 
 Sizes that the published config leaves unsaid (MLP widths, the neck, the window) are read from tensor shapes, so a model
 of other sizes needs no code.
@@ -28,10 +28,10 @@ from .layers import Precision
 from .outliers import OutlierSite, block_sites
 from .sam_vision import SamSpec
 
-# In the checkpoint, and never used: SAM's map takes the place of CLIP's own patch embeddings.
+# In the checkpoint, but not used: SAM's map replaces CLIP's own patch embeddings.
 UNUSED = ("model.vision_model.embeddings.patch_embedding.", "model.vision_model.embeddings.position_ids")
 
-# What the graphs implement; another value would change the arithmetic.
+# Values that the graphs implement; others would change the arithmetic.
 _REQUIRED: Mapping[str, tuple[Any, ...]] = {
     "use_mla": (False,),
     "topk_method": ("greedy",),
@@ -43,13 +43,13 @@ _REQUIRED: Mapping[str, tuple[Any, ...]] = {
 
 
 class NoPromptRules(BaseModel):
-    """The family writes its prompts by itself."""
+    """Empty: the family writes its prompts by itself."""
 
 
 class DeepseekExport(DecoderExport):
-    """What the generations share: decoder, tokens and the places of files. Each brings its vision tower."""
+    """Shared by the generations: decoder, tokens and places of files. Each adds its vision tower."""
 
-    computed: ClassVar[Collection[str]] = ()  # keys of the decoder's config that a family looks at by itself
+    computed: ClassVar[Collection[str]] = ()  # keys of the decoder's config that a family checks by itself
 
     def __init__(self, checkpoint: Checkpoint, processor: Mapping[str, Any]) -> None:
         config = checkpoint.config
@@ -102,7 +102,7 @@ class DeepseekOcrExport(DeepseekExport):
 
     @property
     def image_rules(self) -> ImageRules:
-        """The image settings: in proportion to the published ones, unless processor_config.json says otherwise."""
+        """The image settings: processor_config.json's, else in proportion to the published ones."""
         sam = self._vision.sam
         side = sam.grid * sam.patch
         rules: dict[str, Any] = {
@@ -153,14 +153,14 @@ def decoder_spec(config: Mapping[str, Any], computed: Collection[str] = ()) -> D
             width=width,
             shared_width=width * (config.get("n_shared_experts") or 0),
             renormalize=renormalize,
-            # The published routing applies the factor only where it does not renormalise.
+            # The published routing applies the factor only without renormalisation.
             scale=1.0 if renormalize else float(config.get("routed_scaling_factor", 1.0)),
         )
     return replace(sized, dense_layers=dense, moe=moe)
 
 
 def vision_spec(config: Mapping[str, Any], checkpoint: Checkpoint, hidden: int) -> VisionSpec:
-    """The tower's sizes: from ``vision_config``, and from tensor shapes where that is silent."""
+    """The tower's sizes: from ``vision_config``, else from tensor shapes."""
     clip = required(required(required(config, "vision_config"), "width"), "clip-l-14-224")
     return VisionSpec(
         sam=sam_spec(config, checkpoint),
@@ -204,5 +204,5 @@ def sam_spec(config: Mapping[str, Any], checkpoint: Checkpoint) -> SamSpec:
 
 
 def decoder_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The decoder's values: ``language_config`` over the top level, which may say more."""
+    """The decoder's values: ``language_config`` laid over the top level."""
     return {**config, **{key: value for key, value in config.get("language_config", {}).items() if value is not None}}

@@ -1,7 +1,7 @@
 """DeepSeek-OCR-2 checkpoints as graphs: DeepSeek-OCR's decoder and SAM, and the encoder with queries behind it.
 
-config.json names the encoder's width and nothing else of it: its layers, heads and MLP are read from tensor shapes, and
-what no shape tells (64 channels a head, the rotary base, the norms' epsilon) is what the published code says.
+config.json names only the encoder's width: layers, heads and MLP are read from tensor shapes; 64 channels a head, the
+rotary base and the norms' epsilon are the published code's.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .query_vision import QuerySpec, QueryTower, QueryTowerSpec, query_vision_gr
 
 ENCODER = "model.qwen2_model.model.model"
 _HEAD_DIM = 64
-# Of the tiles' views and of the global one, in the order of the graph's table.
+# Queries of the tiles' views and of the global view, in the order of the graph's table.
 _QUERIES = ("model.qwen2_model.query_768.weight", "model.qwen2_model.query_1024.weight")
 
 _REQUIRED_OF_PROJECTOR: Mapping[str, tuple[Any, ...]] = {"projector_type": ("linear",)}
@@ -49,7 +49,7 @@ class DeepseekOcr2Export(DeepseekExport):
 
     @property
     def vision_outliers(self) -> list[OutlierSite]:
-        """Of the encoder the inputs behind a norm and of the last matrix; several heads share a channel of values."""
+        """The encoder's inputs behind norms and of the last matrix; not values, whose channels several heads share."""
         sites, spec = sam_outliers(self._vision.sam), self._vision.encoder
         for i in range(spec.layers):
             at = f"{ENCODER}.layers.{i}"
@@ -64,7 +64,7 @@ class DeepseekOcr2Export(DeepseekExport):
 
     @property
     def image_rules(self) -> ImageRules:
-        """The views that there are queries for."""
+        """The image settings: the views that have queries."""
         sam = self._vision.sam
         tile, whole = (round(rows**0.5) * 4 * sam.patch for _, rows in self._vision.encoder.queries)
         given = {"max_tiles": "max_tiles", "mean": "image_mean", "std": "image_std"}

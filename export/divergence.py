@@ -1,9 +1,9 @@
-"""How far a quantised export is from float32, end to end, on pages that are drawn here: for ``--report``.
+"""The end-to-end difference of a quantised export from float32, on pages drawn here: for ``--report``.
 
-The published graphs run as they will be served. The float32 side is the same model declared once more, with the
-weights as the checkpoint has them and float32 arithmetic: written beside the export, run, and removed. Its weights stay
-in their file and are widened one after another; the export takes what it takes when it is served, and the two are never
-loaded together. For DeepSeek-OCR that is 4.2 GB, mapped files aside, and the disk needs room for the checkpoint again.
+The published graphs run as when served. The float32 reference is the same model declared again, with the checkpoint's
+weights and float32 arithmetic: written beside the export, run, and removed. Its weights stay mapped from the file and
+are widened one after another; export and reference are never loaded together. DeepSeek-OCR takes 4.2 GB of memory
+beside mapped files, and disk for a second copy of the checkpoint.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ _PAGES = (
     "Invoice 2024-117\nPaper, 12 boxes at 8.50\nInk, 3 bottles at 21.75\nTotal 167.25",
     "The north gate opens at\nseven in summer, and at\nhalf past eight from\nOctober to March.",
 )
-# Tokens of a page's own text that both sides are fed; the next token's distribution is compared at each, and before.
+# Tokens of a page's own text that are fed; the next token's distribution is compared before the first and after each.
 MOST_TOKENS = 63
 
-# The float32 side keeps its weights as the checkpoint does.
+# Types of the reference's weights: the checkpoint's own.
 _STORAGE = {"BF16": ir.DataType.BFLOAT16, "F16": FLOAT16}
 
 
@@ -53,7 +53,7 @@ _STORAGE = {"BF16": ir.DataType.BFLOAT16, "F16": FLOAT16}
 class MeasuredPage:
     """One page, ready for the graphs.
 
-    prompt_ids : with image slots. answer_ids : the text that stands on the page. positions : of both, [axes, tokens].
+    prompt_ids : with image slots. answer_ids : the page's own text. positions : of both, [axes, tokens].
     """
 
     image: PreparedImage
@@ -68,7 +68,7 @@ class Divergence:
     def __init__(
         self, folder: Path, manifest: Manifest, family: FamilyExport, checkpoint: Checkpoint, scratch: Path
     ) -> None:
-        """scratch : a folder that graphs may be written to; they are removed again."""
+        """scratch : a folder for temporary graphs."""
         self._folder, self._scratch = folder, scratch
         self.family, self.checkpoint = family, checkpoint
         self.manifest = manifest
@@ -76,13 +76,13 @@ class Divergence:
         self._tokenizer.no_truncation()  # as the runtime does
         self._tokenizer.no_padding()
         self.pages = [self._page(text) for text in _PAGES]
-        self.largest: dict[str, Mapping[str, float]] = {}  # absolute activations of float32's side, by part and layer
+        self.largest: dict[str, Mapping[str, float]] = {}  # the reference's largest activations, by part and layer
 
     def measure(self, *, tower: Precision | None, logits: bool) -> dict[str, dict[str, float]]:
         """The report's entries.
 
-        tower : the vision tower's precision where that is to be measured with planted outliers too; None: it is not.
-        logits : whether the decoder is measured.
+        tower : the vision tower's precision, to measure it with planted outliers, too; None: do not.
+        logits : whether to measure the decoder.
 
         ``vision_features`` has the cosine similarity to float32's features, ``logits`` what ``divergence`` returns,
         over all positions of all pages, each side with image features of its own.
@@ -123,7 +123,7 @@ class Divergence:
         prompt = task_prompt(rules.tasks, rules.default_task)
         prompt_ids = rules.prompt_ids(prompt, [image.token_count], self._encode)
         sizes = self.manifest.sizes
-        # As far as attention is full on both sides; tools.parity goes on beyond a window, beside another's modules.
+        # Only as far as attention is full; tools.parity compares windows with a library's modules.
         most = min(MOST_TOKENS, self.manifest.max_length - len(prompt_ids), sizes.window or MOST_TOKENS)
         answer_ids = self._encode(text)[:most]
         of_prompt = rules.positions(prompt_ids, [image])
@@ -137,7 +137,7 @@ class Divergence:
         return DecoderRun(session, page.positions, self.manifest.sizes.rotary)
 
     def _stepped(self, features: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """The export's, as it generates: a prefill and then step by step, through the kernels for single rows."""
+        """The export's logits as in serving: a prefill, then step by step, by the kernels for single rows."""
         inputs = self._embeddings(served_session(self._folder / graph_file("embed", "cpu")), features)
         session = served_session(self._folder / graph_file("decoder", "cpu"))
         found = []
@@ -166,7 +166,7 @@ class Divergence:
         ]
 
     def _embeddings(self, session: ort.InferenceSession, features: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """What the decoder reads for each page, prompt and answer: [tokens, hidden]."""
+        """Embeddings of each page's prompt and answer: [tokens, hidden]."""
         inputs = []
         for page, of_page in zip(self.pages, features, strict=True):
             ids = np.array([*page.prompt_ids, *page.answer_ids])
@@ -177,7 +177,7 @@ class Divergence:
 
     @contextmanager
     def reference(self, name: GraphName, load: Load) -> Iterator[Path]:
-        """One float32 graph, for as long as the block lasts; the decoder's gives the logits of MOST_TOKENS + 1 rows."""
+        """One float32 graph, within the block; the decoder's gives the logits of MOST_TOKENS + 1 positions."""
         types = {info.dtype for info in self.checkpoint.tensors.values()}
         storage = _STORAGE.get(types.pop(), FLOAT) if len(types) == 1 else FLOAT
         with self._written(name, load, Precision(storage, FLOAT)) as file:
@@ -204,7 +204,7 @@ class DecoderRun:
     def __init__(
         self, session: ort.InferenceSession | Watched, positions: np.ndarray, rotary: RotaryInfo | None
     ) -> None:
-        """positions : of all tokens that will be fed, [axes, tokens]. rotary : for graphs that are fed the angles."""
+        """positions : of all tokens that will be fed, [axes, tokens]. rotary : for graphs with angles as inputs."""
         self._session = session
         self._length, capacity = 0, positions.shape[1]
         self._angles: dict[str, np.ndarray] = {}
@@ -220,7 +220,7 @@ class DecoderRun:
         self._outputs = ["logits", *(name.replace("past_key_values", "present") for name in self._cache)]
 
     def feed(self, embeddings: np.ndarray) -> np.ndarray:
-        """embeddings [tokens, hidden] -> logits of the last of them, as many as the graph gives: [rows, vocabulary]."""
+        """embeddings [tokens, hidden] -> logits of the last positions that the graph scores: [rows, vocabulary]."""
         start, self._length = self._length, self._length + len(embeddings)
         feeds = {
             "inputs_embeds": embeddings[None],
@@ -249,20 +249,20 @@ def served_session(file: Path) -> ort.InferenceSession:
 
 
 def draw_page(text: str) -> Image.Image:
-    """Black lines on white, small enough to be read in one view of a large model and in few tiles of a small one."""
+    """Black lines on white, small enough for one view of a large model and few tiles of a small one."""
     page = Image.new("RGB", (420, 200), "white")
     ImageDraw.Draw(page).text((16, 14), text, "black", font=ImageFont.load_default(30), spacing=10)
     return page
 
 
 def cosine(ours: Sequence[np.ndarray], reference: Sequence[np.ndarray]) -> float:
-    """Of all values of all pages as one vector."""
+    """Cosine similarity of all values of all pages, as one vector."""
     a, b = (np.concatenate([one.ravel() for one in side]).astype(np.float64) for side in (ours, reference))
     return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
 
 
 def divergence(reference: np.ndarray, ours: np.ndarray) -> dict[str, float]:
-    """Of next-token distributions; both are logits [positions, vocabulary].
+    """Differences of next-token distributions; both arguments are logits [positions, vocabulary].
 
     ``mean_kl`` and ``max_kl``, Kullback-Leibler divergence from the reference to ours in nats, and ``top_1_agreement``,
     the share of positions at which both would choose the same token.
@@ -279,7 +279,7 @@ def divergence(reference: np.ndarray, ours: np.ndarray) -> dict[str, float]:
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """In double precision: [vocabulary] of any float type."""
+    """Log-softmax in double precision, of [vocabulary] in any float type."""
     shifted = logits.astype(np.float64) - float(logits.max())
     result: np.ndarray = shifted - np.log(np.exp(shifted).sum())
     return result

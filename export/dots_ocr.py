@@ -29,7 +29,7 @@ NAMES = TowerNames(
     proj="attn.proj", norm2="norm2", gate="mlp.fc1", up="mlp.fc3", down="mlp.fc2",
 )  # fmt: skip
 
-# What the graphs implement; another value would change the arithmetic. The first one stands where the config is silent.
+# Values that the graphs implement, the default first; others would change the arithmetic.
 _REQUIRED: Mapping[str, tuple[Any, ...]] = {"hidden_act": ("silu",), "attention_bias": (True,)}
 _REQUIRED_OF_VISION: Mapping[str, tuple[Any, ...]] = {
     "num_channels": (3,),
@@ -39,7 +39,7 @@ _REQUIRED_OF_VISION: Mapping[str, tuple[Any, ...]] = {
     "is_causal": (False,),
 }
 _MERGER_EPSILON = 1e-6  # published code
-# <|endoftext|> ends an answer too; only generation_config.json says so of this one.
+# <|endoftext|> ends an answer, too, as only generation_config.json says.
 _END = "<|endofassistant|>"
 
 
@@ -77,7 +77,7 @@ class DotsOcrExport(PageExport):
         Raises
         ------
         ExportError
-            when the tokenizer would read a part of that as a text.
+            when the tokenizer would read a part of the form as plain text.
         """
         tags = [f"<|{name}|>" for name in ("user", "img", "endofimg", "endofuser", "assistant")]
         if missing := [tag for tag in tags if tag not in token_id]:
@@ -128,5 +128,5 @@ def merger_spec(config: Mapping[str, Any], hidden: int) -> MergerSpec:
 
 
 def tower(spec: TowerSpec, merger: MergerSpec, precision: Precision) -> Tower:
-    """The whole of it."""
+    """The whole tower."""
     return Tower(NAMES, spec, MlpMerger(f"{VISION}.merger", merger, precision), precision)

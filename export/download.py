@@ -1,9 +1,8 @@
 """Resumable, checked downloads over HTTP: what both hubs share.
 
-huggingface_hub throws the part of a file away when a run ends before the file is whole (seen in 2.4: partial files have
-random names and are removed). A checkpoint has gigabytes, so its files come through here: an ``.incomplete`` file
-outlives the process, the next run asks for the rest with a Range header, and nothing gets its final name before its
-size and hash are what the hub said.
+huggingface_hub discards partial files when a run ends (seen in 2.4: partial files have random names and are removed).
+Checkpoints have gigabytes, so their files are downloaded here: an ``.incomplete`` file outlives the process, the next
+run requests the rest with a Range header, and a file gets its final name only when size and hash are the hub's.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from tqdm import tqdm
 
 from .export_errors import ExportError
 
-# The files of a repository that an export can use; only those in its root.
+# Files of a repository that an export can use, in its root only.
 WANTED = (
     "config.json",
     "*.safetensors",
@@ -40,20 +39,20 @@ WANTED = (
 )
 _PLAIN_NAME = re.compile(r"[\w.-]+")
 
-_ATTEMPTS = 5  # in a row without one new byte
-_RETRY_WAIT_S = 1.0  # after the first failure; doubles with each further one
+_ATTEMPTS = 5  # tries in a row without a new byte
+_RETRY_WAIT_S = 1.0  # seconds after the first failure; doubled with each further one
 _TIMEOUT = httpx2.Timeout(30.0, connect=10.0)  # seconds without any data
 
 Report = Callable[[str], None]
 
 
 class Unreachable(ExportError):
-    """A hub that does not answer, or answers that it cannot: another hub may have the files."""
+    """A hub that does not answer, or cannot serve: another hub may have the files."""
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """One file of a repository, and what its hub says of it."""
+    """One file of a repository, with the hub's size and hash."""
 
     path: str
     url: str
@@ -61,7 +60,7 @@ class RemoteFile:
     digest: str  # hex: 64 digits are the SHA-256 of the content, 40 are git's id of the blob
 
     def __post_init__(self) -> None:
-        """Refuse what could not be checked, or could leave its folder: path and digest become file names."""
+        """Refuse invalid digests, and paths that leave the folder: both become file names."""
         if self.size < 0 or not is_digest(self.digest) or not _PLAIN_NAME.fullmatch(self.path):
             raise ValueError(f"no usable entry of a file list: {self}")
 
@@ -72,12 +71,12 @@ def wanted(path: str) -> bool:
 
 
 def is_digest(text: str) -> bool:
-    """Whether this is a SHA-256 or a git id in hex."""
+    """Whether the text is a SHA-256 or a git id in hex."""
     return re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", text) is not None
 
 
 def mismatch(path: Path, size: int | None, digest: str) -> str | None:
-    """Compare a file with what its hub says of it: None when it is whole, else what was expected and found."""
+    """Compare a file with the hub's size and hash: None when it is whole, else what was expected and found."""
     found_size = path.stat().st_size
     if size is not None and found_size != size:
         return f"expected {size} bytes, found {found_size}"
@@ -93,16 +92,16 @@ def mismatch(path: Path, size: int | None, digest: str) -> str | None:
 def download(
     files: Sequence[tuple[RemoteFile, Path]], *, lock: Path, headers: Mapping[str, str], report: Report
 ) -> None:
-    """Bring every file to its place, unless it is there and whole.
+    """Download every file that is not in its place and whole.
 
-    The ``lock`` file keeps a second process that wants the same files waiting, which then finds them there.
+    A second process that wants the same files waits for the ``lock`` file, and then finds them there.
 
     Raises
     ------
     ExportError
-        for too little disk space or none that can be written, or a file that arrives damaged twice.
+        for too little disk space, a read-only folder, or a file that arrives damaged twice.
     httpx2.TransportError, httpx2.HTTPStatusError
-        when the server stays away, or refuses; what has arrived is kept for the next run.
+        when the server stays away, or refuses; received bytes are kept for the next run.
     """
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
@@ -159,7 +158,7 @@ def _bring(file: RemoteFile, target: Path, client: httpx2.Client, bar: tqdm[NoRe
 
 
 def _transfer(file: RemoteFile, partial: Path, client: httpx2.Client, bar: tqdm[NoReturn], report: Report) -> None:
-    """Append to the partial file until it has the whole size, asking again when the connection breaks."""
+    """Append to the partial file until it is complete, with a new request when the connection breaks."""
     partial.touch()
     have = partial.stat().st_size
     report(f"{file.path}: {file.size / 1e6:,.1f} MB" + (f", the first {have / 1e6:,.1f} MB are here" if have else ""))
@@ -196,14 +195,14 @@ def _append(file: RemoteFile, partial: Path, client: httpx2.Client, bar: tqdm[No
         with partial.open("ab" if resumed else "wb") as out:
             for chunk in response.iter_bytes():
                 out.write(chunk)
-                out.flush()  # what has arrived survives a kill
+                out.flush()  # received bytes survive a kill
                 bar.update(len(chunk))
-                if out.tell() > file.size:  # more than was announced, perhaps without end; its size shows it
+                if out.tell() > file.size:  # more than announced, perhaps without end; the size check fails
                     return
 
 
 def is_temporary(status: int) -> bool:
-    """Whether a server that answers so may do better later, or another one at once."""
+    """Whether a response's failure may pass, so that a later try or another server may succeed."""
     return status in (408, 429) or status >= 500
 
 

@@ -18,8 +18,8 @@ class MoeSpec:
 
     experts: int
     top_k: int
-    width: int  # of one expert
-    shared_width: int  # of the shared experts, which run as one MLP; 0: none
+    width: int  # width of one expert
+    shared_width: int  # width of the shared experts, which run as one MLP; 0: none
     renormalize: bool  # divide the chosen weights by their sum
     scale: float  # factor on the routed experts' output
 
@@ -30,9 +30,9 @@ class Experts(nn.Module):
     The gate is float32 on every provider. The kernels apply softmax over all experts to its logits and take the top k,
     and with ``normalize_routing_weights=0`` keep their weights as they are.
 
-    The CPU's MoE kernel (1.31.1) says that it may write over its input, and then reads what it wrote: as the last
-    reader of its input it gives wrong sums. So something that depends on its output has to read the input once more;
-    ``Where`` with a condition that is never true does, at the price of one pass over [tokens, hidden].
+    The CPU's MoE kernel (1.31.1) declares that it may overwrite its input, and then reads overwritten values: as the
+    last reader of its input it gives wrong sums. So a node that depends on its output must read the input again: a
+    ``Where`` with a condition that is never true, at the price of one pass over [tokens, hidden].
     """
 
     def __init__(self, at: str, hidden: int, moe: MoeSpec, precision: Precision) -> None:
@@ -54,7 +54,7 @@ class Experts(nn.Module):
         return routed if self.shared_experts is None else op.Add(routed, self.shared_experts(op, x))
 
 
-# How the kernels read the first matrix (gate and up rows interleaved) and what they compute: silu(gate) * up.
+# The kernels' layout of the first matrix (gate and up rows interleaved), and activation: silu(gate) * up.
 _SWIGLU = {"activation_type": "swiglu", "swiglu_fusion": 1, "activation_alpha": 1.0, "activation_beta": 0.0}
 
 
@@ -81,8 +81,8 @@ class FloatExperts(nn.Module):
     def _rounded(self, op: OpBuilder, logits: ir.Value) -> ir.Value:
         """The router's logits in the kernel's type.
 
-        bfloat16 has 8 bits: so the logits are moved first, which a softmax does not notice, to have the largest,
-        those of the chosen experts, near 0, where its steps are small.
+        bfloat16 has 8 bits: so the logits are first shifted, which does not change a softmax, to bring the largest (the
+        chosen experts') near 0, where bfloat16's steps are small.
         """
         compute = self.precision.compute
         if compute == BFLOAT16:
@@ -94,9 +94,9 @@ class FloatExperts(nn.Module):
 class QuantizedExperts(nn.Module):
     """QMoE with 8- or 4-bit weights.
 
-    The CPU kernel ignores ``normalize_routing_weights=0`` unless it is given the weights to use: so it gets the logits,
-    by which it chooses, and their softmax, with which it weighs. CUDA's computes both from the logits, and takes the
-    weights for packed already, its own way, unless ``weights_prepacked`` says that they are not.
+    The CPU kernel ignores ``normalize_routing_weights=0`` unless it is given routing weights: so it gets the logits, to
+    choose experts, and their softmax, to weight them. CUDA's kernel computes both from the logits, and takes expert
+    weights as packed in its own layout unless ``weights_prepacked`` is 0.
     """
 
     def __init__(self, at: str, hidden: int, moe: MoeSpec, precision: Precision) -> None:

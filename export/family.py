@@ -1,4 +1,4 @@
-"""What each family's exporter provides to the pipeline."""
+"""The interface of families' exporters."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ GraphName = Literal["vision", "embed", "decoder"]
 class Part:
     """One graph of a model.
 
-    module : its layers with their weights' recipes; nothing is read yet.
+    module : layers with recipes of their weights; no weights are read yet.
     declare : emits the nodes, once.
     """
 
@@ -34,7 +34,7 @@ Parts = Mapping[GraphName, Part]
 
 
 class FamilyExport(Protocol):
-    """A checkpoint whose config has been read and understood."""
+    """A checkpoint whose config has been read and checked."""
 
     @property
     def unused(self) -> tuple[str, ...]:
@@ -45,7 +45,7 @@ class FamilyExport(Protocol):
 
     @property
     def vision_outliers(self) -> Sequence[OutlierSite]:
-        """Where the report plants outlier channels: the inputs of the vision tower's matrices."""
+        """Sites where the report plants outlier channels: the inputs of the vision tower's matrices."""
 
     @property
     def sizes(self) -> DecoderInfo:
@@ -56,10 +56,10 @@ class FamilyExport(Protocol):
         """The family's image settings, for the manifest."""
 
     def tokens(self, token_id: Mapping[str, int]) -> TokenIds:
-        """Ids with a meaning of their own."""
+        """Ids of special tokens."""
 
     def prompt_rules(self, token_id: Mapping[str, int], special: Sequence[str]) -> BaseModel:
-        """How the checkpoint wants prompts written, for the manifest; empty where the family knows it by itself.
+        """The checkpoint's rules for prompts, for the manifest; empty where the family has its own.
 
-        special : texts of the tokens that the tokenizer calls special.
+        special : texts of the tokenizer's special tokens.
         """

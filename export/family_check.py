@@ -1,4 +1,4 @@
-"""What a family has to have, looked for before anything is written: where it lacks that, no checkpoint is to blame."""
+"""Checks a family for required members before an export writes anything, lest the checkpoint be blamed."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from models.registration import Registration, missing_members
 from .export_errors import ExportError
 from .family import FamilyExport
 
-_NOT_GIVEN = {"missing", "extra_forbidden"}  # pydantic's names of what no value in a file can cause
+_NOT_GIVEN = {"missing", "extra_forbidden"}  # pydantic's errors that no value in a file can cause
 
 
 def check_family(registration: Registration, exporter: Any) -> None:
-    """Look whether rules and exporter are written to their end.
+    """Check that rules and exporter have all members.
 
     Raises
     ------
     ExportError
-        naming the class and what it lacks.
+        naming the class and the missing members.
     """
     if registration.rules is None:
         raise ExportError(f"family {registration.id!r} has no rules; write its class, see {_name(Family)}")
@@ -34,19 +34,19 @@ def check_family(registration: Registration, exporter: Any) -> None:
 
 
 def image_rules_of(family: FamilyExport) -> BaseModel:
-    """The image settings that the exporter gives.
+    """The exporter's image settings.
 
     Raises
     ------
     ExportError
-        where it gives too few of them, or some that the family does not know.
+        where settings are missing, or unknown to the family.
     """
     try:
         return family.image_rules
     except ValidationError as error:
         faults = error.errors()
         if not all(fault["type"] in _NOT_GIVEN for fault in faults):
-            raise  # a value, which comes from the checkpoint
+            raise  # a wrong value, which comes from the checkpoint
         said = ", ".join(("no " if one["type"] == "missing" else "an unknown ") + str(one["loc"][0]) for one in faults)
         raise ExportError(
             f"{_name(type(family))}.image_rules gives {error.title} {said}; mend the exporter: the checkpoint has "

@@ -19,12 +19,12 @@ def fetch(
 
     ``source`` is a directory or a hub id, ``revision`` a branch, tag or commit; ``cache`` is where ModelScope's files
     go (Hugging Face's go to that hub's own cache, which other programs share). ``replaced`` : patterns of files that
-    the user names others for, so that these are not needed.
+    the user replaces, and that are not needed.
 
     Raises
     ------
     ExportError
-        for a directory that is not there, or whatever ``hub.fetch`` raises.
+        for a missing directory, and as ``hub.fetch``.
     """
     folder = Path(source).expanduser()
     if folder.is_dir():

@@ -1,4 +1,4 @@
-"""GLM-OCR checkpoints as graphs: what the folder's JSON files say, as specs and modules."""
+"""GLM-OCR checkpoints as graphs: specs and modules from the folder's JSON files."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from .page_export import PageExport
 from .prompt_files import has_chat_template, prompt_rules
 from .rms_vision import Tower
 
-# What the graphs implement; another value would change the arithmetic. The first one stands where the config is silent.
+# Values that the graphs implement, the default first; others would change the arithmetic.
 _REQUIRED: Mapping[str, tuple[Any, ...]] = {"hidden_act": ("silu",)}
 
-_FRAMES = 2  # that the published code counts a still picture as
+_FRAMES = 2  # frames that the published code counts for a still picture
 
-# Tokens that prompts are made of, and the key of config.json that has the id of each.
+# Tokens of prompts, and the keys of config.json that have their ids.
 _MARKERS: Mapping[str, str] = {
     "<|begin_of_image|>": "image_start_token_id",
     "<|end_of_image|>": "image_end_token_id",
@@ -35,8 +35,8 @@ _MARKERS: Mapping[str, str] = {
 }
 _TURNS = ("[gMASK]", "<sop>", "<|user|>", "<|assistant|>")
 
-# The published form of a prompt, for folders without a template, and to compare one with: templates decide a prompt's
-# ids, and an unexpected one would be found in a page's text only.
+# The published form of a prompt, for folders without a template and to check templates: a wrong template would show in
+# pages' texts only.
 PUBLISHED_TEMPLATE = (
     "[gMASK]<sop>{% for message in messages %}{{ '<|user|>\n' }}{% for part in message.content %}"
     "{% if part.type == 'image' %}<|begin_of_image|><|image|><|end_of_image|>{% else %}{{ part.text }}{% endif %}"
@@ -58,7 +58,7 @@ class GlmOcrExport(PageExport):
         super().__init__(checkpoint, processor, spec, tower_spec(config))
         self._merger = merger_spec(config, spec.hidden)
         self._text, self._config = text, config
-        # Layers that draft further tokens (multi-token prediction), which the library's module ignores too.
+        # Layers for multi-token prediction, which the library's module ignores, too.
         self.unused = tuple(f"{self.decoder_at}.layers.{i}." for i in draft_layers(checkpoint, text, self.decoder_at))
 
     def tower(self, precision: Precision) -> Tower:
@@ -66,7 +66,7 @@ class GlmOcrExport(PageExport):
 
     @property
     def image_rules(self) -> ImageRules:
-        """The checkpoint's image settings; the limits of its file are of all frames."""
+        """The checkpoint's image settings; limits in its file count all frames."""
         rules = self.images.patch_rules(patch=self.tower_spec.patch, merge=self._merger.merge, frames=_FRAMES)
         limits = self.images.limits("GLM-OCR", frames=_FRAMES)
         return ImageRules(head_dim=self.tower_spec.head_dim, **rules, **limits)
@@ -74,12 +74,12 @@ class GlmOcrExport(PageExport):
     def tokens(self, token_id: Mapping[str, int]) -> TokenIds:
         """Ids of the tokens with a meaning, by the configs; ``token_id`` is the tokenizer's vocabulary.
 
-        An answer ends where the user's turn would begin, too, whatever the configs say.
+        The beginning of the user's next turn always ends an answer, too.
 
         Raises
         ------
         ExportError
-            when the tokenizer has other ids than config.json, or not all tokens that prompts are made of.
+            when the tokenizer's ids differ from config.json's, or tokens of prompts are missing.
         """
         for token, key in _MARKERS.items():
             if token_id.get(token) != (expected := required(self._config, key)):
@@ -93,12 +93,12 @@ class GlmOcrExport(PageExport):
         return self.token_ids(token_id, image, "<|image|>", ("<|user|>", "<|endoftext|>"), config=self._text)
 
     def prompt_rules(self, token_id: Mapping[str, int], special: Sequence[str]) -> PromptRules:
-        """The chat template with what it may name, and what a prompt may not.
+        """The chat template, the names that it may use, and the control tokens that prompts must not hold.
 
         Raises
         ------
         ExportError
-            when the folder's template writes another prompt than the published one.
+            when the folder's template does not write the published prompt.
         """
         image = required(self._config, "image_token_id")
         published = prompt_rules(self.folder, image, token_id, special, template=PUBLISHED_TEMPLATE)
@@ -115,7 +115,7 @@ class GlmOcrExport(PageExport):
 
 
 def draft_layers(checkpoint: Checkpoint, text: Mapping[str, Any], at: str) -> list[int]:
-    """Numbers of the layers for multi-token prediction: those that the config tells of, and those that are there.
+    """Numbers of the layers for multi-token prediction, by the config and by the tensors that are there.
 
     at : the decoder's path.
     """

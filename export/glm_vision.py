@@ -25,7 +25,7 @@ _REQUIRED: Mapping[str, tuple[Any, ...]] = {
     "attention_bias": (True,),
     "in_channels": (3,),
 }
-_MLP_OF_MERGER = 3  # times the decoder's width, by the published code
+_MLP_OF_MERGER = 3  # merger's width by the decoder's, in the published code
 
 
 def tower_spec(config: Mapping[str, Any]) -> TowerSpec:
@@ -59,6 +59,6 @@ def merger_spec(config: Mapping[str, Any], hidden: int) -> MergerSpec:
 
 
 def tower(spec: TowerSpec, merger: MergerSpec, precision: Precision) -> Tower:
-    """The whole of it."""
+    """The whole tower."""
     merging = GatedMerger(f"{VISION}.downsample", f"{VISION}.merger", merger, _MLP_OF_MERGER * merger.hidden, precision)
     return Tower(NAMES, spec, merging, precision)

@@ -1,6 +1,6 @@
-"""Graphs and their data files on disk: which weights each data file holds, and how both are written.
+"""Writes graphs and their data files to disk, and knows which weights each data file holds.
 
-The pipeline writes an export with these, and the report the float32 graphs that it compares with.
+Used by the pipeline for exports, and by the report for its float32 reference.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from .weights import DataFile, Load, Weight, weights_of
 
 
 def stored_weights(parts: Mapping[Provider, Parts]) -> dict[GraphName, dict[str, Weight]]:
-    """What each graph's data file holds: the weights of all its providers' graphs, most of which they share.
+    """The weights in each part's data file: of all its providers' graphs, which share most of them.
 
-    The large ones come first: their sizes are mostly multiples of their alignment, so that little of the file is empty.
+    Large weights come first: their sizes are mostly multiples of the alignment, so that little of the file is empty.
     """
     stored: dict[GraphName, dict[str, Weight]] = {}
     for by_name in parts.values():
@@ -37,7 +37,7 @@ def write_graphs(
 ) -> dict[str, str]:  # fmt: skip
     """Write every data file, then the graphs that refer to it; returns the data files' hashes by name.
 
-    what : is written, for the progress bar.
+    what : name in the progress bar.
     """
     hashes = {}
     total = sum(weight.nbytes for weights in stored.values() for weight in weights.values())
@@ -56,5 +56,5 @@ def write_graphs(
 
 
 def graph_file(name: str, provider: Provider) -> str:
-    """File of one graph for one provider."""
+    """Name of the file of one graph for one provider."""
     return f"{name}.onnx" if provider == "cpu" else f"{name}.{provider}.onnx"

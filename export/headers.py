@@ -1,4 +1,4 @@
-"""What the headers of safetensors files say of the tensors in them; no tensor is read."""
+"""Reads the headers of safetensors files, and no tensors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .export_errors import ExportError
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """Where a tensor stands and what it looks like, from the file's header."""
+    """A tensor's file, name, type and shape, from the file's header."""
 
     file: Path
     shape: tuple[int, ...]
@@ -22,12 +22,12 @@ class TensorInfo:
 
 
 def read_headers(files: Iterable[Path]) -> dict[str, TensorInfo]:
-    """Every tensor of these files by its name.
+    """Every tensor of the files by its name.
 
     Raises
     ------
     ExportError
-        for a file that is damaged, and for a tensor that stands in two of them.
+        for a damaged file, and for a tensor in two files.
     """
     tensors: dict[str, TensorInfo] = {}
     for file in files:

@@ -44,7 +44,7 @@ def fetch(
     Raises
     ------
     ExportError
-        for a model that is not there, a refusal, damaged files, or when neither hub can be reached.
+        for a missing model, a refusal, damaged files, or when neither hub can be reached.
     """
     if not _HUB_ID.fullmatch(source) or ".." in source or "--" in source:
         raise ExportError(f"{source!r} is neither a directory nor a hub id; hub ids look like owner/name")
@@ -99,7 +99,7 @@ def _download(repo: str, revision: str | None, report: Report, replaced: Sequenc
             headers=_headers(),
             report=report,
         )
-        # Every file is in the hub's cache now, under its hash; the hub itself only links them to a snapshot.
+        # Every file is in the hub's cache now, under its hash; huggingface_hub only links them to a snapshot.
         disable_progress_bars()
         folder = snapshot_download(repo, revision=commit, allow_patterns=[file.path for file in files])
     _remember(repo, revision, commit)
@@ -107,7 +107,7 @@ def _download(repo: str, revision: str | None, report: Report, replaced: Sequenc
 
 
 def _place(repo: str, commit: str, file: RemoteFile) -> Path:
-    """Where the hub's cache wants a file: ``blobs/<hash>``, or in the snapshot where there are no symbolic links."""
+    """A file's place in the hub's cache: ``blobs/<hash>``, or the snapshot where there are no symbolic links."""
     storage = _storage(repo)
     in_snapshot = storage / "snapshots" / commit / file.path
     if in_snapshot.is_file() and not in_snapshot.is_symlink():
@@ -116,7 +116,7 @@ def _place(repo: str, commit: str, file: RemoteFile) -> Path:
 
 
 def _remember(repo: str, revision: str | None, commit: str) -> None:
-    """Note which commit a branch was at, in the hub's own way, once all of it is here: offline runs start from it."""
+    """Record a branch's commit in the hub's own format, once all files are here: offline runs start from it."""
     if revision != commit:
         ref = _storage(repo) / "refs" / (revision or constants.DEFAULT_REVISION)
         ref.parent.mkdir(parents=True, exist_ok=True)
@@ -141,9 +141,9 @@ def _from_caches(repo: str, revision: str | None, cache: Path, replaced: Sequenc
 
 
 def _from_hub_cache(repo: str, revision: str | None, replaced: Sequence[str]) -> Source | None:
-    """What this or another program downloaded from the Hugging Face hub, if all is there that an export needs.
+    """The files that any program downloaded from the Hugging Face hub, if all that an export needs are there.
 
-    The hub's library would call a snapshot incomplete that lacks a file which nobody reads here.
+    The hub's library would reject a snapshot for lack of a file that is not read here.
     """
     commit = revision if revision and is_digest(revision) else _ref(repo, revision)
     folder = _storage(repo) / "snapshots" / commit if commit else None
@@ -157,7 +157,7 @@ def _from_hub_cache(repo: str, revision: str | None, replaced: Sequence[str]) ->
 
 
 def _ref(repo: str, revision: str | None) -> str | None:
-    """The commit that a branch or tag was at when it was last fetched."""
+    """The commit of a branch or tag when it was last fetched."""
     try:
         return (_storage(repo) / "refs" / (revision or constants.DEFAULT_REVISION)).read_text(encoding="utf-8").strip()
     except (OSError, ValueError):
@@ -165,7 +165,7 @@ def _ref(repo: str, revision: str | None) -> str | None:
 
 
 def _from_copy_cache(repo: str, revision: str | None, cache: Path, replaced: Sequence[str]) -> Source | None:
-    """What came from ModelScope: our own copy, or what that hub's client has in its cache."""
+    """The files from ModelScope: our own copy, or its client's cache."""
     if copy := modelscope.cached(repo, revision, cache):
         return Source(copy[0], repo, copy[1], "modelscope")
     folders = modelscope.client_folders(repo) if revision in (None, "main", "master") else []
@@ -174,7 +174,7 @@ def _from_copy_cache(repo: str, revision: str | None, cache: Path, replaced: Seq
 
 
 def _is_whole(folder: Path, replaced: Sequence[str]) -> bool:
-    """Whether a folder has every file that an export cannot do without."""
+    """Whether a folder has every file that an export needs."""
     needed = [name for name in ("config.json", "tokenizer.json") if not _matches(name, replaced)]
     if not all((folder / name).is_file() for name in needed):
         return False
@@ -215,7 +215,7 @@ def _not_cached(repo: str, revision: str | None) -> NoReturn:
 
 @contextmanager
 def _hub_errors(repo: str, revision: str | None) -> Iterator[None]:
-    """Turn what the hub and the network can raise into ``Unreachable`` or an error that says what to do."""
+    """Turn errors of hub and network into ``Unreachable``, or an error that names the remedy."""
     hub = constants.ENDPOINT
     try:
         yield

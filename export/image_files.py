@@ -1,4 +1,4 @@
-"""What a checkpoint folder's files say of images, for families whose tower takes pages as patches."""
+"""Image settings from a checkpoint's files, for families whose tower takes pages as patches."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .config_values import check_values
 from .export_errors import ExportError
 from .json_files import read_json
 
-# What the preparation does; another value would change the pixels.
+# Values that the preparation implements; others would change the pixels.
 _REQUIRED: Mapping[str, tuple[Any, ...]] = {
     "resample": (3,),  # Pillow's number of bicubic
     **dict.fromkeys(("do_resize", "do_rescale", "do_normalize", "do_convert_rgb"), (True,)),
@@ -20,7 +20,7 @@ _REQUIRED: Mapping[str, tuple[Any, ...]] = {
 
 @dataclass(frozen=True)
 class ImageFile:
-    """An image processor's settings, and the name of the place that has them."""
+    """An image processor's settings, and the name of their file."""
 
     values: Mapping[str, Any]
     where: str
@@ -32,12 +32,12 @@ class ImageFile:
         Raises
         ------
         ExportError
-            when neither file has them.
+            when neither file has image settings.
         """
         file = folder / "preprocessor_config.json"
         if file.is_file():
             return cls(read_json(file), file.name)
-        nested = processor.get("image_processor")  # where transformers 5 puts the settings
+        nested = processor.get("image_processor")  # the place of the settings in transformers 5
         if not isinstance(nested, Mapping):
             raise ExportError(
                 f"{folder} has no image settings; they stand in preprocessor_config.json, or under image_processor in "
@@ -46,14 +46,14 @@ class ImageFile:
         return cls(nested, "processor_config.json: image_processor")
 
     def patch_rules(self, *, patch: int, merge: int, frames: int = 1) -> dict[str, Any]:
-        """What ``models.patches.PatchRules`` has from these files, for a tower with such patches.
+        """Fields of ``models.patches.PatchRules`` from the file, checked against the tower's patches.
 
-        frames : a still picture counts as so many.
+        frames : that a still picture counts as.
 
         Raises
         ------
         ExportError
-            when the files ask for another preparation.
+            when the file asks for another preparation.
         """
         values = self.values
         check_values(values, {**_REQUIRED, "temporal_patch_size": (frames,)}, self.where)
@@ -67,12 +67,12 @@ class ImageFile:
         return {"patch_size": patch, "merge_size": merge, **rules}
 
     def limits(self, family: str, *, frames: int = 1) -> dict[str, Any]:
-        """The bounds of a resized image's pixels, as published or as transformers writes them.
+        """The limits of a resized image's pixels, in the published form or in transformers'.
 
         Raises
         ------
         ExportError
-            when there are none, or they leave nothing between them.
+            when there are none, or they contradict each other.
         """
         size = self.values.get("size") or {}
         low = self.values.get("min_pixels") or size.get("shortest_edge")

@@ -1,7 +1,7 @@
-"""The layers that every graph is declared from, in the style of PyTorch modules.
+"""The layers of all graphs, in the style of PyTorch modules.
 
-``at`` arguments are paths in the checkpoint; module attributes give the names in the graph. Shapes stand as comments at
-the end of lines: B batch, S sequence, C channels.
+``at`` arguments are paths in the checkpoint; module attributes give the names in the graph. Shapes are comments at the
+end of lines: B batch, S sequence, C channels.
 """
 
 from __future__ import annotations

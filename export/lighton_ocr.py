@@ -1,6 +1,6 @@
 """LightOnOCR checkpoints as graphs: Pixtral's tower, a projection, and a Qwen3 decoder with a tied head.
 
-``model_type`` in config.json is another model's (mistral3); ``architectures`` is what tells these.
+``model_type`` in config.json is another model's (mistral3); ``architectures`` identifies the family.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ NAMES = TowerNames(
     gate="feed_forward.gate_proj", up="feed_forward.up_proj", down="feed_forward.down_proj",
 )  # fmt: skip
 
-# What the graphs implement; another value would change the arithmetic. The first one stands where the config is silent.
+# Values that the graphs implement, the default first; others would change the arithmetic.
 _REQUIRED: Mapping[str, tuple[Any, ...]] = {
     "multimodal_projector_bias": (False,),
     "projector_hidden_act": ("gelu",),
@@ -40,7 +40,7 @@ _REQUIRED: Mapping[str, tuple[Any, ...]] = {
 }
 _REQUIRED_OF_TEXT: Mapping[str, tuple[Any, ...]] = {"hidden_act": ("silu",)}
 _REQUIRED_OF_VISION: Mapping[str, tuple[Any, ...]] = {"hidden_act": ("silu",), "num_channels": (3,)}
-_EPSILON = 1e-5  # of the tower, by Pixtral's published code
+_EPSILON = 1e-5  # epsilon of the tower's norms, by Pixtral's published code
 _PLACEHOLDER, _END = "<|image_pad|>", "<|im_end|>"
 
 
@@ -81,7 +81,7 @@ class LightOnOcrExport(PageExport):
         return self.token_ids(token_id, image, _PLACEHOLDER, (_END,), config=text)
 
     def prompt_rules(self, token_id: Mapping[str, int], special: Sequence[str]) -> PromptRules:
-        """The chat template with what it may name, and what a prompt may not."""
+        """The chat template, the names that it may use, and the control tokens that prompts must not hold."""
         return prompt_rules(self.folder, required(self._config, "image_token_id"), token_id, special)
 
 
@@ -125,5 +125,5 @@ def tower_spec(config: Mapping[str, Any], decoder_epsilon: float) -> TowerSpec:
 
 
 def tower(spec: TowerSpec, merger: MergerSpec, precision: Precision) -> Tower:
-    """The whole of it."""
+    """The whole tower."""
     return Tower(NAMES, spec, LinearMerger(PROJECTION, merger, precision), precision)

@@ -1,6 +1,6 @@
-"""How a block of patches becomes one feature of the decoder's width: the last step of ``export.rms_vision``'s towers.
+"""The last step of ``export.rms_vision``'s towers: from a block of patches to one feature for the decoder.
 
-All of them gather the patches of a block first, in the order that the host gives, and differ in what comes then:
+All first gather the patches of a block, in the order that the host gives, and differ in the rest:
 
     GatedMerger     convolution over the block ─ Linear ─ LayerNorm ─ GELU ─ gated MLP          GLM-OCR
     MlpMerger       LayerNorm of each patch ─ block ─ Linear ─ GELU ─ Linear                    dots.ocr
@@ -22,10 +22,10 @@ from .weights import read_otherwise
 class MergerSpec:
     """Sizes of a merger."""
 
-    width: int  # of a patch
+    width: int  # channels of a patch
     merge: int  # patches a side that one feature covers
     hidden: int  # the decoder's width
-    epsilon: float = 1e-5  # of the merger's LayerNorm, where there is one
+    epsilon: float = 1e-5  # epsilon of the merger's LayerNorm, if any
 
     @property
     def block(self) -> int:

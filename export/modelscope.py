@@ -1,4 +1,4 @@
-"""ModelScope's copy of a model, for when the Hugging Face hub cannot be reached (deepseek-ocr.rs does the same).
+"""ModelScope's copy of a model, used when the Hugging Face hub cannot be reached (as in deepseek-ocr.rs).
 
 The HTTP interface is the one that deepseek-ocr.rs (crates/assets/src/providers/modelscope.rs) and ModelScope's own
 client (modelscope/hub/api.py, get_model_files) use; it has no published specification:
@@ -41,7 +41,7 @@ def fetch(repo: str, revision: str | None, cache: Path, report: Report) -> tuple
     Unreachable
         when ModelScope does not answer.
     ExportError
-        when it has no such model or revision, or sends damaged files.
+        for an unknown model or revision, or damaged files.
     """
     branch = _branch(revision)
     try:
@@ -62,7 +62,7 @@ def fetch(repo: str, revision: str | None, cache: Path, report: Report) -> tuple
 
 
 def cached(repo: str, revision: str | None, cache: Path) -> tuple[Path, str] | None:
-    """Folder and commit of an earlier download, if it is still whole."""
+    """Folder and commit of an earlier download, if still whole."""
     folder = _folder(repo, _branch(revision), cache)
     try:
         listing = json.loads((folder / _LISTING).read_text(encoding="utf-8"))
@@ -75,15 +75,15 @@ def cached(repo: str, revision: str | None, cache: Path) -> tuple[Path, str] | N
 
 
 def client_folders(repo: str) -> list[Path]:
-    """Where ModelScope's own client keeps a model: below ``MODELSCOPE_CACHE``, by its versions' different habits."""
+    """Folders where versions of ModelScope's own client keep a model, below ``MODELSCOPE_CACHE``."""
     root = Path(os.environ.get("MODELSCOPE_CACHE", "~/.cache/modelscope")).expanduser()
-    place = repo.replace(".", "___")  # as that client writes dots
+    place = repo.replace(".", "___")  # dots in that client's folder names
     roots = (root / "hub" / "models", root / "models", root / "hub", root)
     return [folder / name for folder in roots for name in dict.fromkeys((place, repo)) if (folder / name).is_dir()]
 
 
 def endpoint() -> str:
-    """The server asked; ``MODELSCOPE_ENDPOINT`` names another."""
+    """The server's address; ``MODELSCOPE_ENDPOINT`` names another."""
     return os.environ.get("MODELSCOPE_ENDPOINT", DEFAULT_ENDPOINT).rstrip("/")
 
 

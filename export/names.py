@@ -1,4 +1,4 @@
-"""Other spellings of tensor names, as the programs that train and save models leave them.
+"""Other spellings of tensor names, by programs that train and save models.
 
 PEFT, torch.compile, DataParallel and FSDP put a wrapper's name in front of every tensor; transformers 5 moves the parts
 of a model that publishers put side by side below one ``model.``.
@@ -25,17 +25,17 @@ _MOVED: tuple[tuple[str, str], ...] = (
     ("", "model."),
 )
 
-# What some versions of the libraries save beside the weights; every program computes these from the config.
+# Buffers that some versions of the libraries save beside the weights; every program computes them from the config.
 _BUFFERS = ("inv_freq", "cos_cached", "sin_cached", "position_ids", "masked_bias", "num_batches_tracked")
 
 
 def unwrapped(tensors: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
-    """The tensors without the names of wrappers, where every one has them.
+    """The tensors without wrappers' prefixes, where every name has them.
 
     Raises
     ------
     ExportError
-        for a model that was saved with its adapter still apart.
+        for a model that was saved with an adapter that is not merged.
     """
     found = dict(tensors)
     while wrapper := next((one for one in _WRAPPERS if found and all(name.startswith(one) for name in found)), None):
@@ -57,7 +57,7 @@ def spellings(name: str) -> Iterator[str]:
 
 
 def finder(tensors: Iterable[str]) -> Callable[[str], str | None]:
-    """Tells the name that one of the tensors has from any known spelling of it; None for a tensor that is not there."""
+    """A function from any known spelling to the name among ``tensors``; None for a tensor that is missing."""
     known = set(tensors)
     others = {spelling: name for name in known for spelling in spellings(name)}
 

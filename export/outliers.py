@@ -1,8 +1,8 @@
-"""Outlier channels planted into a checkpoint, to see what 8-bit activations make of them; for ``--report``.
+"""Plants outlier channels into a checkpoint, to measure 8-bit activations with them; for ``--report``.
 
-Random weights hide what breaks 8-bit activations: in trained transformers a few channels are 20 to 100 times larger
-than the rest (LLM.int8(), arXiv 2208.07339), and they take the range away from all others. So the report measures the
-vision tower a second time, with such channels where each matrix reads its input.
+Outliers break 8-bit activations, and random weights have none: in trained transformers a few channels are 20 to 100
+times larger than the rest (LLM.int8(), arXiv 2208.07339), which leaves the others little of the range. So the report
+measures the vision tower a second time, with outlier channels in each matrix's input.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ import numpy as np
 
 from .weights import Load, as_float32
 
-# A power of two, so that the scaled weights are as exact as they were; above the 50 of the project's measurements.
+# A power of two, so that scaling is exact; above the 50 of the project's measurements.
 FACTOR = 64.0
-# One channel in so many, and at least one.
+# One channel in so many is an outlier, and at least one.
 _SPACING = 200
 
 
 @dataclass(frozen=True)
 class OutlierSite:
-    """Channels between the layer that makes them and the one that reads them.
+    """Channels between the layer that writes them and the layer that reads them.
 
     written : tensors with the channels along their first axis, from ``first`` on. read : matrices with them along their
-    last axis. channels : how many there are.
+    last axis. channels : number of channels.
     """
 
     written: tuple[str, ...]
@@ -54,10 +54,10 @@ def block_sites(
 
 
 def planted(load: Load, sites: Sequence[OutlierSite]) -> Load:
-    """A loader of the same checkpoint with a few channels of each site FACTOR times as large.
+    """A loader of the checkpoint with a few channels of each site FACTOR times as large.
 
-    The matrices that read them are scaled down by as much, so that the model computes about the same in float: exactly
-    the same but for the activation function inside an MLP.
+    The matrices that read these channels are scaled down by as much, so that the model computes the same in float,
+    except for the activation function inside an MLP.
     """
     rng = np.random.default_rng(0)
     rows: defaultdict[str, list[np.ndarray]] = defaultdict(list)

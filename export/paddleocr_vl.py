@@ -1,4 +1,4 @@
-"""PaddleOCR-VL checkpoints as graphs: what the folder's JSON files say, as specs and modules.
+"""PaddleOCR-VL checkpoints as graphs: specs and modules from the folder's JSON files.
 
 Revisions of the model differ in their image limits and in their chat template: both are read from the folder and go
 into the manifest.
@@ -39,10 +39,10 @@ from .siglip_vision import Tower, TowerSpec, tower_graph
 
 VISION, PROJECTOR = "visual.vision_model", "mlp_AR"
 
-# In some revisions of the checkpoint, and never used: SigLIP's pooling head, and positions for packed images.
+# In some revisions of the checkpoint, but not used: SigLIP's pooling head, and positions for packed images.
 UNUSED = (f"{VISION}.head.", f"{VISION}.embeddings.packing_position_embedding.")
 
-# What the graphs implement; another value would change the arithmetic. The first one stands where the config is silent.
+# Values that the graphs implement, the default first; others would change the arithmetic.
 _REQUIRED: Mapping[str, tuple[Any, ...]] = {
     "hidden_act": ("silu",),
     "use_3d_rope": (True,),
@@ -50,7 +50,7 @@ _REQUIRED: Mapping[str, tuple[Any, ...]] = {
 }
 _REQUIRED_OF_VISION: Mapping[str, tuple[Any, ...]] = {"hidden_act": ("gelu_pytorch_tanh",), "num_channels": (3,)}
 
-_MROPE_SECTIONS = (16, 24, 24)  # where the config is silent
+_MROPE_SECTIONS = (16, 24, 24)  # defaults of the config
 
 
 class PaddleOcrVlExport(DecoderExport):
@@ -61,7 +61,7 @@ class PaddleOcrVlExport(DecoderExport):
     def __init__(self, checkpoint: Checkpoint, processor: Mapping[str, Any]) -> None:
         folder, config = checkpoint.folder, checkpoint.config
         text = {**config, **config.get("text_config", {})}
-        # Checkpoints saved by transformers 5 say that head and embedding are tied even where both are there.
+        # Checkpoints of transformers 5 say that head and embedding are tied even where both are saved.
         tied = bool(text.get("tie_word_embeddings")) and not checkpoint.has("lm_head.weight")
         super().__init__(replace(decoder_spec(text), tied_head=tied))
         self._tower = tower_spec(config, checkpoint, self.decoder.hidden)
@@ -108,7 +108,7 @@ class PaddleOcrVlExport(DecoderExport):
         return TokenIds(bos=bos, eos=tuple(eos) if isinstance(eos, list) else (eos,), image=image)
 
     def prompt_rules(self, token_id: Mapping[str, int], special: Sequence[str]) -> PromptRules:
-        """The chat template with what it may name, and what a prompt may not."""
+        """The chat template, the names that it may use, and the control tokens that prompts must not hold."""
         return prompt_rules(self._folder, required(self._config, "image_token_id"), token_id, special)
 
 
@@ -128,7 +128,7 @@ def decoder_spec(config: Mapping[str, Any]) -> DecoderSpec:
 
 
 def tower_spec(config: Mapping[str, Any], checkpoint: Checkpoint, hidden: int) -> TowerSpec:
-    """The tower's sizes; the position table's from its tensor."""
+    """The tower's sizes; the position table's size is its tensor's."""
     vision = checked_part(config, "vision_config", _REQUIRED_OF_VISION)
     positions = checkpoint.shape(f"{VISION}.embeddings.position_embedding.weight")[0]
     grid = round(positions**0.5)

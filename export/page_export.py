@@ -1,4 +1,4 @@
-"""What the exporters of families with ``export.rms_vision``'s tower and a dense decoder have in common."""
+"""Shared by exporters of families with ``export.rms_vision``'s tower and a dense decoder."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .rms_vision import Tower, TowerNames, TowerSpec, tower_graph, tower_outlier
 
 
 class PageExport(DecoderExport):
-    """Base of such an exporter; a subclass reads what is its family's own. names : of the tower in the checkpoint."""
+    """Base of such exporters; a subclass adds its family's own. names : of the tower in the checkpoint."""
 
     names: ClassVar[TowerNames]
 
@@ -49,15 +49,15 @@ class PageExport(DecoderExport):
     def token_ids(
         self, token_id: Mapping[str, int], image: int, placeholder: str, ends: Sequence[str], *, config: Any = None
     ) -> TokenIds:
-        """Ids with a meaning of their own.
+        """Ids of special tokens.
 
         token_id : the tokenizer's vocabulary. image : the placeholder's id by config.json. ends : texts of tokens that
-        end an answer, whatever the files say. config : what says the end where generation_config.json does not.
+        always end an answer. config : has the end's id where generation_config.json has none.
 
         Raises
         ------
         ExportError
-            when the tokenizer has another token for images, or none of those.
+            when the tokenizer has another token for images, or none of ``ends``.
         """
         if token_id.get(placeholder) != image:
             raise ExportError(
@@ -68,4 +68,4 @@ class PageExport(DecoderExport):
             raise ExportError(f"the tokenizer has no token {missing[0]}, which ends an answer; use the model's own one")
         said = first(self.generation.get("eos_token_id"), (config or {}).get("eos_token_id"), [])
         eos = tuple(dict.fromkeys([*(said if isinstance(said, list) else [said]), *(token_id[end] for end in ends)]))
-        return TokenIds(bos=eos[0], eos=eos, image=image)  # nothing stands before a prompt
+        return TokenIds(bos=eos[0], eos=eos, image=image)  # no token before a prompt

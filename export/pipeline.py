@@ -44,7 +44,8 @@ VISION_DTYPES: tuple[VisionDtype, ...] = ("f32", "f16", "bf16", "q8")
 
 _FLOATS: Mapping[str, ir.DataType] = {"f32": FLOAT, "f16": FLOAT16, "bf16": BFLOAT16}
 
-# Channels that share a scale. Larger blocks are faster and smaller, smaller ones are more exact (tools/docs/export.md).
+# Channels that share a scale, by bits. Larger blocks are faster and take less space, smaller ones are more exact
+# (tools/docs/export.md).
 BLOCK_SIZES: Mapping[str, int] = {"q8": 128, "q4": 64}
 
 _KEPT_FILES = (
@@ -53,20 +54,20 @@ _KEPT_FILES = (
 )  # fmt: skip
 
 Exporter = Callable[[Checkpoint, Mapping[str, Any]], FamilyExport]  # the second: processor_config.json
-Precisions = Mapping[Provider, tuple[Precision, Precision]]  # of the vision tower and of the decoder
+Precisions = Mapping[Provider, tuple[Precision, Precision]]  # precision of the vision tower and of the decoder
 
 
 @dataclass(frozen=True)
 class Job:
-    """What to export, from where, to where."""
+    """A model's export: source, options and target."""
 
     model_id: str
     family: str
     source: Source
     dtype: Dtype
     target: Path
-    vision_dtype: VisionDtype | None = None  # None: that of a float decoder, f16 beside a quantised one
-    block_size: int | None = None  # of quantised weights; None: BLOCK_SIZES
+    vision_dtype: VisionDtype | None = None  # None: the decoder's dtype if float, f16 beside a quantised decoder
+    block_size: int | None = None  # block size of quantised weights; None: BLOCK_SIZES
     report: bool = False  # measure the quantisation error of every parameter
     force: bool = False
     config_file: Path | None = None  # config, weights and tokenizer replace the source's own files
@@ -117,7 +118,7 @@ def export_model(job: Job, report: Callable[[str], None]) -> Manifest:
             raise
         except ManifestError as error:  # a chat template that the family cannot use
             raise ExportError(str(error)) from error
-        except Exception as error:  # whatever a list in place of a number leads to
+        except Exception as error:  # such as a list in place of a number
             raise ExportError(
                 f"the configuration in {job.config_file or job.source.folder} has a value of the wrong kind: {error}"
             ) from error
@@ -178,7 +179,7 @@ def export_model(job: Job, report: Callable[[str], None]) -> Manifest:
 
 
 def _exporter(family: str) -> tuple[Registration, Exporter]:
-    """The family's registration and the class that it names.
+    """The family's registration and exporter class.
 
     Raises
     ------
@@ -197,10 +198,10 @@ def _exporter(family: str) -> tuple[Registration, Exporter]:
 
 
 def precisions_of(job: Job, meter: ErrorMeter | None) -> Precisions:
-    """Which graphs the export has, and in what each keeps its weights and computes.
+    """The graphs of an export, and each one's types of weights and of computation.
 
-    CUDA's compute in the type of the weights, in float16 where these are quantised. The CPU has no products in 16 bits
-    worth using: its graphs widen the weights.
+    CUDA's graphs compute in the type of the weights, in float16 where weights are quantised. The CPU has no fast
+    products in 16 bits: its graphs widen the weights.
     """
     vision_dtype, block_size = _vision_dtype(job), _block_size(job)
     bits = {"q8": 8, "q4": 4}
@@ -221,14 +222,14 @@ def precisions_of(job: Job, meter: ErrorMeter | None) -> Precisions:
 
 
 def _vision_dtype(job: Job) -> VisionDtype:
-    """The one that is meant where the job names none."""
+    """The vision tower's dtype, by default."""
     if job.vision_dtype is not None:
         return job.vision_dtype
     return job.dtype if job.dtype in ("f32", "bf16") else "f16"
 
 
 def _block_size(job: Job) -> int | None:
-    """Channels that share a scale; None for weights that have none."""
+    """Channels that share a scale; None for weights without scales."""
     return (job.block_size or BLOCK_SIZES[job.dtype]) if job.dtype in BLOCK_SIZES else None
 
 
@@ -236,7 +237,7 @@ def _measured(
     job: Job, folder: Path, manifest: Manifest, family: FamilyExport, checkpoint: Checkpoint,
     precision: tuple[Precision, Precision], meter: ErrorMeter, report: Callable[[str], None],
 ) -> dict[str, Any]:  # fmt: skip
-    """What the manifest's ``report`` holds; the end-to-end part where anything is rounded."""
+    """The manifest's ``report``; its end-to-end part where anything is quantised."""
     found: dict[str, Any] = {"relative_weight_errors": meter.relative}
     if job.dtype == _vision_dtype(job) == "f32":
         report("a float32 export rounds nothing, so nothing is measured")
@@ -252,7 +253,7 @@ def _measured(
 
 
 def _present(job: Job, fingerprint: str) -> Manifest | None:
-    """The manifest of a whole export of the very same files, if one is published; with a report where one is wanted."""
+    """The manifest of a published export of the same files, if it is whole and has a report where one is wanted."""
     if not (job.target / FILE_NAME).is_file():
         return None
     try:
@@ -268,7 +269,7 @@ def _present(job: Job, fingerprint: str) -> Manifest | None:
 def fingerprint_of(files: Iterable[Path], options: str) -> str:
     """Hash of the options and of the files' paths, sizes and times.
 
-    Not of their content: reading 7 GB to find that nothing changed would take too long.
+    Content is not hashed: reading 7 GB to find no change would take too long.
     """
     digest = hashlib.sha256(options.encode())
     for file in files:
@@ -278,7 +279,7 @@ def fingerprint_of(files: Iterable[Path], options: str) -> str:
 
 
 def _graph_entry(name: str, precisions: Precisions, dtype: Dtype) -> Graph:
-    """What may run where. A bfloat16 export's graphs for the CPU are there to be compared with, not to serve."""
+    """The manifest's entry of a graph. A bfloat16 export's CPU graphs are for comparisons, not for serving."""
     names: Mapping[ir.DataType, Literal["float32", "float16", "bfloat16"]]
     names = {FLOAT: "float32", FLOAT16: "float16", BFLOAT16: "bfloat16"}
     served = {provider: both for provider, both in precisions.items() if provider != "cpu" or dtype != "bf16"}
@@ -292,7 +293,7 @@ def _graph_entry(name: str, precisions: Precisions, dtype: Dtype) -> Graph:
 
 
 def peak_memory() -> str:
-    """For the log, where the system tells."""
+    """Peak memory for the log, where the system tells."""
     try:
         import resource
     except ImportError:  # Windows
@@ -318,7 +319,7 @@ def _tokenizer(tokenizer_file: Path) -> Tokenizer:
         tokenizer = Tokenizer.from_file(str(tokenizer_file))
     except Exception as error:  # tokenizers raises plain Exception
         raise ExportError(f"{tokenizer_file} is no tokenizer.json: {error}; download it again") from error
-    # As the runtime does: a training run may have left truncation and padding in the file.
+    # As in the runtime: a training run may have left truncation and padding in the file.
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer

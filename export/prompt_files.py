@@ -1,4 +1,4 @@
-"""What a checkpoint folder's files say of prompts: chat template, named tokens, and which texts are control tokens."""
+"""Rules of prompts from a checkpoint's files: chat template, named tokens, and control tokens."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from .export_errors import ExportError
 def prompt_rules(
     folder: Path, image: int, token_id: Mapping[str, int], special: Sequence[str], *, template: str | None = None
 ) -> PromptRules:
-    """The chat template with what it may name, and what a prompt may not.
+    """The chat template, the names that it may use, and the control tokens that prompts must not hold.
 
-    image : id of the placeholder. token_id : the tokenizer's vocabulary; special : the tokens that it calls so.
+    image : id of the placeholder. token_id : the tokenizer's vocabulary; special : the tokenizer's special tokens.
     template : in place of the folder's own.
 
     Raises
@@ -24,7 +24,7 @@ def prompt_rules(
     ExportError
         when the folder has no chat template.
     ManifestError
-        when it is no template.
+        when the template is invalid.
     """
     template = template or chat_template(folder)
     compiled(template)
@@ -36,22 +36,22 @@ def prompt_rules(
 
 
 def control_tokens(special: Iterable[str]) -> tuple[str, ...]:
-    """Of the tokens that a tokenizer calls special those that are: some call digits or line breaks so, too."""
+    """The control tokens among a tokenizer's special tokens, which may include digits or line breaks."""
     return tuple(sorted({token for token in special if len(token) > 2 and (token[0], token[-1]) == ("<", ">")}))
 
 
 def has_chat_template(folder: Path) -> bool:
-    """Whether any file of the checkpoint has one."""
+    """Whether any file of the checkpoint has a chat template."""
     return _found_template(folder) is not None
 
 
 def chat_template(folder: Path) -> str:
-    """The checkpoint's chat template, from whichever file has it.
+    """The checkpoint's chat template, from any of its files.
 
     Raises
     ------
     ExportError
-        when none has.
+        when no file has one.
     """
     found = _found_template(folder)
     if found is None:

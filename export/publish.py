@@ -26,9 +26,9 @@ SPARE_BYTES = 64 << 20  # graphs, tokenizer and manifest beside the weights
 
 @contextmanager
 def exclusive(target: Path, report: Callable[[str], None]) -> Iterator[None]:
-    """Hold the export lock of a target folder; say so, then wait, when another process has it.
+    """Hold the export lock of a target folder; when another process holds it, say so and wait.
 
-    The operating system frees the lock when its holder dies, however it dies.
+    The operating system frees the lock of a dead process.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(lock_file(target))
@@ -44,7 +44,7 @@ def exclusive(target: Path, report: Callable[[str], None]) -> Iterator[None]:
 
 
 def sweep(target: Path) -> None:
-    """Remove what killed exports of this target left, and finish or undo a swap that was cut off."""
+    """Remove leftovers of killed exports of this target, and finish or undo an interrupted swap."""
     retired = retired_folder(target)
     if retired.exists():
         if target.exists():
@@ -56,7 +56,7 @@ def sweep(target: Path) -> None:
 
 
 def check_replaceable(target: Path) -> None:
-    """Refuse a target that an export would delete and that is none.
+    """Refuse to replace a target that is no export.
 
     Raises
     ------
@@ -77,12 +77,12 @@ def check_replaceable(target: Path) -> None:
 
 
 def check_disk(target: Path, needed: int) -> None:
-    """Compare the space that an export needs with what is free.
+    """Check that the disk has room for an export.
 
     Raises
     ------
     ExportError
-        with both numbers, when it cannot fit.
+        with both numbers, when there is too little.
     """
     needed += SPARE_BYTES
     free = shutil.disk_usage(target.parent).free
@@ -95,7 +95,7 @@ def check_disk(target: Path, needed: int) -> None:
 
 @contextmanager
 def staged(target: Path) -> Iterator[Path]:
-    """A temporary folder beside ``target`` that takes its place when the block ends well, and vanishes otherwise."""
+    """A temporary folder that replaces ``target`` when the block ends without an error, and is removed otherwise."""
     folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
     try:
         yield folder
@@ -107,7 +107,7 @@ def staged(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def scratch(target: Path) -> Iterator[Path]:
-    """A temporary folder beside ``target`` for what is not published; ``sweep`` removes it after a crash."""
+    """A temporary folder beside ``target`` for unpublished files; ``sweep`` removes it after a crash."""
     folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
     try:
         yield folder
@@ -116,7 +116,7 @@ def scratch(target: Path) -> Iterator[Path]:
 
 
 def _swap(folder: Path, target: Path) -> None:
-    """Rename over ``target``. A folder that holds files cannot be replaced in one step, so the old one steps aside."""
+    """Rename over ``target``. A folder with files cannot be replaced in one step: the old one moves aside first."""
     folder.chmod(0o755)
     retired = retired_folder(target)
     if target.exists():
@@ -133,5 +133,5 @@ def _swap(folder: Path, target: Path) -> None:
 def sync(folder: Path) -> None:
     """Flush the files, so that a power cut after the rename does not leave empty ones."""
     for file in folder.iterdir():
-        with file.open("r+b") as opened:  # Windows flushes only what may be written
+        with file.open("r+b") as opened:  # Windows flushes only files opened for writing
             os.fsync(opened.fileno())

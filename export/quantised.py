@@ -1,7 +1,7 @@
-"""Tells checkpoints whose weights somebody has quantised already from plain ones; they are refused.
+"""Recognises and refuses checkpoints whose weights are quantised already.
 
-What is exported is rounded here, from the weights as they were published: a second rounding would cost twice, and each
-of these formats packs its numbers in a way of its own.
+Exports are quantised from the published weights: a second rounding would add to the error, and each of these formats
+packs its numbers differently.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 from .export_errors import ExportError
 
-# Ends of tensor names that only these formats have.
+# Suffixes of tensor names that only these formats have.
 _MARKS: Mapping[str, tuple[str, ...]] = {
     "GPTQ or AWQ": (".qweight", ".qzeros", ".g_idx"),
     "bitsandbytes": (".absmax", ".quant_map", ".nested_absmax", ".SCB", ".weight_format"),
@@ -38,13 +38,12 @@ def refuse_quantised(config: Mapping[str, Any], tensors: Mapping[str, str], wher
         the folder or file, for the message.
 
     Returns
-    -------
-    Whether the config asks for plain weights to be quantised when they are loaded, which is not done here.
+    ------- Whether the config asks to quantise plain weights on loading, which is not done here.
 
     Raises
     ------
     ExportError
-        naming the format, a tensor, and what to take instead.
+        naming the format, a tensor, and the remedy.
     """
     settings = _settings(config)
     method = str(settings.get("quant_method") or "")
@@ -80,11 +79,11 @@ def _mark(tensors: Mapping[str, str]) -> tuple[str, str] | None:
             return _TYPES[dtype], f"{name} is {dtype}"
     weights = {name: dtype for name, dtype in tensors.items() if name.endswith(".weight")}
     packed = [name for name, dtype in weights.items() if dtype in _INTEGERS]
-    # A single tensor of that kind is damage, which the check of shapes and types names.
+    # A single such tensor is damage, which the check of shapes and types reports.
     return ("packed integers", f"{packed[0]} is {weights[packed[0]]}") if 2 * len(packed) > len(weights) else None
 
 
 def _base(config: Mapping[str, Any]) -> str:
-    """Where the config says that it comes from, if it says so."""
+    """The base model that the config names, if any."""
     name = config.get("_name_or_path")
     return f" ({name})" if isinstance(name, str) and "/" in name else ""

@@ -16,16 +16,16 @@ import numpy as np
 from .export_errors import ExportError
 from .weights import JointRecipe, Load, NotedLoad, Recipe, as_float32
 
-# An output matrix of 129,280 rows would be 0.7 GB of float32, several times over: quantise it in slices.
+# Rows quantised at once: an output matrix of 129,280 rows would take 0.7 GB of float32, several times over.
 _ROWS_AT_ONCE = 8192
 
-# Of the range from a block's smallest to its largest value, what 4 bits are spread over. The whole range only: tiny-ocr
-# in q4 gets 7.3 % of the characters of 40 held-out pages wrong; with these: 6.3 %, as in float32.
+# Shares of a block's range to try for 4 bits. With the whole range only, tiny-ocr in q4 reads 7.3 % of the characters
+# of 40 held-out pages wrong; with these 6.3 %, as in float32.
 _PARTS_OF_RANGE = (1.0, 0.9, 0.8)
 
-# How much of a channel's weights moves to the input. Cosine of tiny-ocr's features to float32, as it is and with
-# outlier channels planted 50 times as large: 0.9994 and 0.78 with a power of 0, 0.9994 and 0.994 with 0.5,
-# 0.9993 and 0.998 with 0.75, 0.9991 and 0.998 with 1.
+# Power of a channel's weights that moves to the input. Cosine of tiny-ocr's features to float32, without and with
+# planted outlier channels 50 times as large: 0.9994 and 0.78 with a power of 0, 0.9994 and 0.994 with 0.5, 0.9993 and
+# 0.998 with 0.75, 0.9991 and 0.998 with 1.
 _IMPORTANCE_POWER = 0.75
 
 
@@ -42,15 +42,15 @@ class Blocks:
         return 1 << (self.bits - 1)
 
     def count(self, channels: int) -> int:
-        """Blocks in a row of so many channels; the last one may be partly empty."""
+        """Blocks in a row of ``channels`` channels; the last block may be partly empty."""
         return -(-channels // self.size)
 
     def row_bytes(self, channels: int) -> int:
-        """Bytes of a quantised row, scales aside."""
+        """Bytes of a quantised row, without scales."""
         return self.count(channels) * self.size * self.bits // 8
 
     def fitting(self, *channels: int) -> Blocks:
-        """The same bits with the largest block, no larger than this one, that divides all the channel counts."""
+        """The same bits with the largest block, up to this one's size, that divides all the channel counts."""
         size = self.size
         while size > 16 and any(count % size for count in channels):
             size //= 2
@@ -63,9 +63,9 @@ def quantize(weight: np.ndarray, blocks: Blocks) -> tuple[np.ndarray, np.ndarray
     weight : [rows, channels] of any float type.
     Returns bytes [rows, row_bytes(channels)] uint8 and scales [rows, count(channels)] float16.
 
-    The value of largest magnitude is given the end of the range that has one step more (as in llama.cpp's Q4_0), so
-    that no step is wasted. With 4 bits a narrower range is tried too, which cuts the largest values off and is finer
-    for all others; each block takes what leaves the smallest squared error.
+    The value of largest magnitude is put at the end of the range with one step more (as in llama.cpp's Q4_0), so that
+    no step is wasted. With 4 bits, narrower ranges are tried, too, which clip the largest values and are finer for all
+    others; each block takes the range with the smallest squared error.
     """
     rows, channels = weight.shape
     count, zero = blocks.count(channels), blocks.zero_point
@@ -74,7 +74,7 @@ def quantize(weight: np.ndarray, blocks: Blocks) -> tuple[np.ndarray, np.ndarray
     blocked = padded.reshape(rows, count, blocks.size)
     highest, lowest = blocked.max(axis=-1), blocked.min(axis=-1)
     extremes = np.where(highest > -lowest, highest, lowest)
-    tied = highest == -lowest  # then the sign that more values have, for the others are cut off
+    tied = highest == -lowest  # then the sign of more values, as the others are clipped
     if tied.any():
         largest = highest[tied][:, None]
         more = (blocked[tied] == largest).sum(axis=-1) > (blocked[tied] == -largest).sum(axis=-1)
@@ -95,7 +95,7 @@ def quantize(weight: np.ndarray, blocks: Blocks) -> tuple[np.ndarray, np.ndarray
 def _nearest(blocked: np.ndarray, scales: np.ndarray, zero: int) -> np.ndarray:
     """Whole numbers from -zero to zero - 1, [rows, blocks, size] float32, for scales [rows, blocks].
 
-    Scales are rounded to float16 before they are used, so that their error is not added.
+    Scales are rounded to float16 first, so that their error is compensated.
     """
     steps = scales.astype(np.float32)
     inverse = np.divide(1.0, steps, out=np.zeros_like(steps), where=steps != 0)
@@ -105,9 +105,9 @@ def _nearest(blocked: np.ndarray, scales: np.ndarray, zero: int) -> np.ndarray:
 
 
 def _least_error(blocked: np.ndarray, steps: np.ndarray, zero: int) -> tuple[np.ndarray, np.ndarray]:
-    """The best of several ranges for each block: whole numbers as ``_nearest`` has them, and their scales.
+    """The best of several ranges for each block: whole numbers as from ``_nearest``, and their scales.
 
-    Once the numbers are chosen, least squares give the scale that fits them best.
+    For chosen numbers, least squares give the best scale.
     """
     numbers, scales = np.zeros_like(blocked), np.zeros(steps.shape, np.float16)
     least = np.full(steps.shape, np.inf, np.float32)
@@ -134,15 +134,15 @@ def dequantize(values: np.ndarray, scales: np.ndarray, blocks: Blocks, channels:
 
 
 def quantize_channels(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Round to 8 bits with one scale per output channel, the input channels made equal first.
+    """Round to 8 bits with one scale per output channel, after equalising the input channels.
 
     weight : [out, in] of any float type.
     Returns values [in, out] int8, scales [out] float32 and importance [in] float32:
     weight[o, i] is about ``values[i, o] * scales[o] * importance[i]``.
 
-    The layer multiplies its input by the importance before that is rounded too, so a channel's rounding error goes down
-    as its weights go up (as in SmoothQuant, arXiv 2211.10438, but from the weights alone: no sample of inputs is
-    needed). Channels many times larger than the others, with weights that much smaller, then cost little.
+    The layer multiplies its input by the importance before rounding the input, so a channel's rounding error falls as
+    its weights grow (as in SmoothQuant, arXiv 2211.10438, but from the weights alone, without sample inputs). Then
+    channels many times larger than others, with weights that much smaller, cost little.
     """
     weight = as_float32(weight)
     importance = np.abs(weight).max(axis=0) ** _IMPORTANCE_POWER
@@ -162,12 +162,12 @@ def dequantize_channels(values: np.ndarray, scales: np.ndarray, importance: np.n
 
 @dataclass
 class ErrorMeter:
-    """Relative quantisation errors, parameter by parameter, gathered while the weights stream by."""
+    """Relative quantisation errors of each parameter, collected while the weights are streamed."""
 
     _sums: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(lambda: [0.0, 0.0]))
 
     def note(self, name: str, weight: np.ndarray, restored: np.ndarray) -> None:
-        """Take in some rows of a parameter and what became of them."""
+        """Add some rows of a parameter, original and restored."""
         sums = self._sums[name]
         sums[0] += float(np.square(restored - weight, dtype=np.float64).sum())
         sums[1] += float(np.square(weight, dtype=np.float64).sum())
@@ -179,7 +179,7 @@ class ErrorMeter:
 
 
 def quantized(source: Recipe, blocks: Blocks, name: str, meter: ErrorMeter | None = None) -> JointRecipe:
-    """Of the bytes and the scales of blocks, from a recipe that yields [..., rows, channels]."""
+    """The recipe of blocks' bytes and scales, from a recipe that yields [..., rows, channels]."""
 
     def chunks(load: Load) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         noted = NotedLoad(load)
@@ -197,7 +197,7 @@ def quantized(source: Recipe, blocks: Blocks, name: str, meter: ErrorMeter | Non
 
 
 def channel_quantized(source: Recipe, name: str, meter: ErrorMeter | None = None) -> JointRecipe:
-    """Of values, scales and importance (see ``quantize_channels``), from a recipe that yields a whole [out, in]."""
+    """The recipe of values, scales and importance (see ``quantize_channels``), from one of whole [out, in]."""
 
     def chunks(load: Load) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         noted = NotedLoad(load)
@@ -211,7 +211,7 @@ def channel_quantized(source: Recipe, name: str, meter: ErrorMeter | None = None
 
 
 def _finite(weight: np.ndarray, read: str) -> np.ndarray:
-    """As float32. read : the checkpoint's tensors that it comes from, for the error."""
+    """The values as float32; raises unless all are finite. read : the tensors that they come from, for the error."""
     weight = as_float32(weight)
     if not np.isfinite(weight).all():
         raise ExportError(f"{read} has values that are not finite; download the checkpoint again")

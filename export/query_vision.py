@@ -1,8 +1,8 @@
 """DeepSeek-OCR-2's vision tower: SAM, then an encoder in which learned queries read SAM's map, and the projector.
 
 The encoder's sequence is the map's tokens and, behind them, as many queries; only the queries' outputs are kept. A
-token of the map sees the whole map and no query, a query the whole map and the queries up to itself. There is a set of
-queries for each of two map sizes, so one graph has both tables as one, and the host says which rows are meant.
+token of the map attends to the whole map and no query, a query to the whole map and the queries up to itself. Two map
+sizes have a set of queries each: one graph has both sets in one table, and the host gives the row numbers.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class QueryLayer(nn.Module):
 
 
 class QueryEncoder(nn.Module):
-    """SAM's map [B, n, C] -> what the queries have read [B, n, C]."""
+    """SAM's map [B, n, C] -> the queries' outputs [B, n, C]."""
 
     def __init__(self, at: str, spec: QuerySpec, precision: Precision) -> None:
         super().__init__()
@@ -116,10 +116,10 @@ class QueryEncoder(nn.Module):
         self.norm = RmsNorm(f"{at}.norm", spec.width, spec.epsilon, precision)
 
     def forward(self, op: OpBuilder, patches: ir.Value, rows: ir.Value, bias: ir.Value) -> ir.Value:
-        """``rows`` [n] of the queries' table; ``bias`` [2 n, 2 n]: 0 where a row's token sees a column's."""
+        """``rows`` [n] of the queries' table; ``bias`` [2 n, 2 n]: 0 where a row's token attends to a column's."""
         table = op.Concat(*(table(op) for table in self.queries), axis=0)
         queries = op.Unsqueeze(op.Gather(table, rows, axis=0), [0])
-        on_gpu = self.precision.provider == "cuda"  # where shapes that are computed wait for the GPU
+        on_gpu = self.precision.provider == "cuda"  # where computed shapes would wait for the GPU
         if on_gpu:
             queries = for_each(op, queries, op.Slice(patches, [0], [1], [1]))
         else:

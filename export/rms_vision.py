@@ -1,14 +1,14 @@
 """One vision tower for GLM-OCR, dots.ocr and LightOnOCR: RMSNorm, SwiGLU, 2-D rotary positions, one page a pass.
 
-``TowerSpec`` says what differs in the layers, ``TowerNames`` what the checkpoint calls them, ``export.mergers`` how a
-block of patches becomes one feature. Declared rather than traced, so that one graph with one copy of the weights serves
-every page size. transformers' modules stay the reference that the tests compare with.
+``TowerSpec`` has the layers' switches, ``TowerNames`` their names in the checkpoint, ``export.mergers`` the last step.
+Declared rather than traced, so that one graph with one copy of the weights serves every page size. Tests compare with
+transformers' modules.
 
-The published code of two of them reads patches block after block, that of the third row after row. Attention is over
-the whole page, so their order means nothing to the layers: here they stand row by row, as the convolution gives them,
-with each patch's own angles, and ``blocks`` says which of them become one feature. What depends on the page's size
-comes in from the host (``models.patches``). The attention kernel works in tiles as long as it is given no bias, so the
-square of scores never exists.
+The published code of two families reads patches block by block, the third's row by row. Attention is over the whole
+page, so the order does not matter to the layers: here patches are in rows, as the convolution gives them, with each
+patch's own angles, and ``blocks`` has the patches of each feature. Inputs that depend on the page's size come from the
+host (``models.patches``). Without a bias the attention kernel works in tiles, so the square of scores is never in
+memory.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ class TowerSpec:
     mlp_width: int
     patch: int  # pixels
     epsilon: float
-    patch_bias: bool  # of the convolution that makes patches
-    frames: int | None = None  # the patch kernels are for so many frames of a film; each sees the same still picture
+    patch_bias: bool  # bias of the convolution that makes patches
+    frames: int | None = None  # frames of the patch kernels, which all see the same still picture
     entry_norm: bool = False  # a norm before the first layer
-    bias: bool = False  # of attention and MLP
-    qk_norm: bool = False  # RMS norm of each head's queries and keys before they are turned
-    exit_epsilon: float | None = None  # of the norm behind the last layer; None: that of the layers
+    bias: bool = False  # biases of attention and MLP
+    qk_norm: bool = False  # RMS norm of each head's queries and keys before the rotation
+    exit_epsilon: float | None = None  # epsilon of the norm behind the last layer; None: the layers' epsilon
 
     @property
     def head_dim(self) -> int:
@@ -49,7 +49,7 @@ class TowerSpec:
 
 @dataclass(frozen=True)
 class TowerNames:
-    """What a checkpoint calls the parts: whole paths above, within a layer below."""
+    """Names of the parts in a checkpoint: first whole paths, then names within a layer."""
 
     patches: str
     entry_norm: str
@@ -68,15 +68,15 @@ class TowerNames:
 
 @dataclass(frozen=True)
 class PageInputs:
-    """What the host computes for a page of h x w patches."""
+    """Inputs from the host for a page of h x w patches."""
 
     rotary_cos: ir.Value  # [h * w, head_dim / 2]
     rotary_sin: ir.Value
-    blocks: ir.Value  # [tokens * patches of a token] int64: which patches become a feature, feature after feature
+    blocks: ir.Value  # [tokens * patches of a token] int64: the patches of each feature, feature after feature
 
 
 class Attention(nn.Module):
-    """Self-attention over the page [1, S, C]; queries and keys are turned by row and column."""
+    """Self-attention over the page [1, S, C]; queries and keys are rotated by row and column."""
 
     def __init__(self, at: str, names: TowerNames, spec: TowerSpec, precision: Precision) -> None:
         super().__init__()
@@ -157,7 +157,7 @@ class Tower(nn.Module):
 
 
 def tower_graph(tower: Tower) -> ir.Graph:
-    """Declare vision.onnx. All float inputs and outputs are float32; the graph casts to what it computes in."""
+    """Declare vision.onnx. All float inputs and outputs are float32; the graph casts to its type of computation."""
     spec, compute = tower.spec, tower.precision.compute
     builder = new_graph("vision")
     op = builder.op
@@ -179,7 +179,7 @@ def tower_graph(tower: Tower) -> ir.Graph:
 
 
 def tower_outliers(names: TowerNames, spec: TowerSpec) -> Iterator[OutlierSite]:
-    """Where the report plants outlier channels: the inputs of each layer's matrices."""
+    """Sites where the report plants outlier channels: the inputs of each layer's matrices."""
 
     def parameters(path: str) -> tuple[str, ...]:
         return (f"{path}.weight", f"{path}.bias") if spec.bias else (f"{path}.weight",)

@@ -1,9 +1,9 @@
-"""SAM's blocks for a GPU: the arithmetic of ``export.sam_vision`` without anything that a GPU does slowly.
+"""SAM's blocks for a GPU: the arithmetic of ``export.sam_vision`` without operators that are slow on a GPU.
 
-There, windows are padded and shapes computed on the way. ONNX Runtime's Pad takes a tenth of a view's time on CUDA, and
-shapes that are computed there wait for the GPU time and again. Here windows are gathered by an index, whose empty
-places are multiplied by 0, and every shape is a constant or comes from the host with the view. Tokens stay flat,
-[B, S, C], and channels of attention are a multiple of 8, without which CUDA has no fused kernel.
+The CPU's graph pads windows and computes shapes. On CUDA, ONNX Runtime's Pad takes a tenth of a view's time, and
+computed shapes wait for the GPU. Here windows are gathered by an index, with empty places multiplied by 0, and every
+shape is a constant or comes from the host. Tokens stay flat, [B, S, C], and channels of attention are a multiple of 8,
+as CUDA's fused kernel requires.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Shape = ir.Value | Sequence[int]
 
 @dataclass(frozen=True)
 class WindowTables:
-    """What the host says of the windows of a view of s x s patches; n = ceil(s / window) windows a side."""
+    """Inputs from the host about the windows of a view of s x s patches; n = ceil(s / window) windows a side."""
 
     index: ir.Value  # [n * n * window²]: the patch at each place of each window, any for an empty place
     filled: ir.Value  # [n * n * window², 1]: 1, and 0 for an empty place
@@ -39,7 +39,7 @@ class SquareShapes:
 
     @staticmethod
     def of(side: int, keys: int) -> SquareShapes:
-        """For a side that never changes. keys : places for a row's or column's keys, some of them perhaps empty."""
+        """Shapes of a fixed side. keys : places for a row's or column's keys, some perhaps empty."""
         return SquareShapes([0, side, side, -1], [0, side, side, -1, keys], [0, side * side, -1, keys])
 
 
@@ -82,7 +82,7 @@ def attention(
 
 
 def for_each(op: OpBuilder, value: ir.Value, like: ir.Value) -> ir.Value:
-    """The value once for each place of ``like`` that broadcasts against it; Expand would want a shape."""
+    """The value broadcast to the shape of ``like``; Expand would need a computed shape."""
     return op.Add(op.Mul(like, op.CastLike(0.0, like)), value)
 
 

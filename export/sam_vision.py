@@ -1,7 +1,7 @@
 """SAM's image encoder with windows and global attention: the first stage of DeepSeek-OCR's towers, old and new.
 
-Everything that depends on the view's size comes in as small matrices that ``models.deepseek_ocr.positions`` computes:
-resampling a position table is linear, so ``rows @ table @ columns`` is exactly PyTorch's interpolation.
+Inputs that depend on the view's size are small matrices from ``models.deepseek_ocr.positions``: resampling a position
+table is linear, so ``rows @ table @ columns`` is exactly PyTorch's interpolation.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ class SamSpec:
     window: int  # side of an attention window, patches
     global_layers: tuple[int, ...]
     neck: int
-    channels: tuple[int, int]  # of the two stride-2 convolutions
+    channels: tuple[int, int]  # channels of the two stride-2 convolutions
     epsilon: float = 1e-6
 
 
 @dataclass(frozen=True)
 class ViewInputs:
-    """What the host computes for a view size; s = side in patches, q = s / 4."""
+    """Inputs from the host for a view size; s = side in patches, q = s / 4."""
 
     sam_rows: ir.Value  # [s, grid]: resamples SAM's position table
     relative_rows: ir.Value  # [2 s - 1, 2 grid - 1]: resamples the relative tables of global layers
@@ -52,9 +52,9 @@ class ViewInputs:
 
 
 class RelativeBias(nn.Module):
-    """What decomposed relative positions (MViTv2, arXiv 2112.01526) add to a query's products with each row and column.
+    """The terms that decomposed relative positions (MViTv2, arXiv 2112.01526) add to a query's products.
 
-    The attention kernel scales its products afterwards, so the tables are scaled the other way.
+    The attention kernel scales its products afterwards, so the tables are scaled inversely.
     """
 
     def __init__(self, at: str, side: int, spec: SamSpec, precision: Precision, *, windowed: bool) -> None:
@@ -97,10 +97,10 @@ class RelativeBias(nn.Module):
 
 
 class SamAttention(nn.Module):
-    """Self-attention over a square of patches [B, s, s, C], the relative positions inside the query-key product.
+    """Self-attention over a square of patches [B, s, s, C], with relative positions inside the query-key product.
 
-    The bias of query and key is rows[key's row] + columns[key's column], so longer channels give it with the score, and
-    neither bias nor scores ever exist as [heads, S, S] (800 MB for 1024 pixels at the published sizes):
+    The bias of query and key is rows[key's row] + columns[key's column], so additional channels add it to the score,
+    and neither bias nor scores are ever in memory as [heads, S, S] (800 MB for 1024 pixels at the published sizes):
 
         queries: q, rows, columns     keys: k, row and column of the key as ones     [B, S, heads * (head_dim + 2 s)]
     """
@@ -134,7 +134,7 @@ class SamAttention(nn.Module):
         return self.proj(op, op.Reshape(attended, op.Shape(x)))
 
     def _flat(self, op: OpBuilder, x: ir.Value, view: ViewInputs, places: ir.Value) -> ir.Value:
-        """The same for CUDA, on tokens in one row: [B, S, C] -> [B, S, C]."""
+        """The same for CUDA, on flat tokens: [B, S, C] -> [B, S, C]."""
         head_dim, shapes = self.spec.width // self.spec.heads, view.shapes
         bias = self.bias(op, x, view)
         if self.windowed:
@@ -246,7 +246,7 @@ class Sam(nn.Module):
 
 
 def view_inputs(builder: GraphBuilder, spec: SamSpec, precision: Precision) -> tuple[ir.Value, ViewInputs]:
-    """Declare the pixels [views, 3, side, side] and what comes with them; floats are cast to what is computed in."""
+    """Declare the pixels [views, 3, side, side] and the host's inputs; floats are cast to the type of computation."""
     compute = precision.compute
     pixels = float_input(builder, "pixel_values", ["views", 3, "side", "side"], compute)
     windows, squares = None, None
@@ -277,10 +277,10 @@ def sam_graph(
     tower: Callable[..., ir.Value], spec: SamSpec, precision: Precision, hidden: int,
     inputs: Callable[[GraphBuilder], tuple[ir.Value, ...]], separators: Mapping[str, Weight],
 ) -> ir.Graph:  # fmt: skip
-    """Declare vision.onnx of a tower that begins with SAM. All float inputs and outputs are float32; the graph casts.
+    """Declare vision.onnx of a tower that begins with SAM. Float inputs and outputs are float32; the graph casts.
 
-    tower : of (op, pixels, view, what ``inputs`` declares beside those) -> features [views, n, hidden].
-    separators : output -> the weights [hidden] that the host lays between features.
+    tower : from (op, pixels, view, other declared ``inputs``) to features [views, n, hidden].
+    separators : output -> weights [hidden] that the host puts between features.
     """
     builder = new_graph("vision")
     op = builder.op
@@ -295,7 +295,7 @@ def sam_graph(
 
 
 def float_input(builder: GraphBuilder, name: str, shape: list[str | int], compute: ir.DataType) -> ir.Value:
-    """A float32 input, as the graph computes with it."""
+    """A float32 input, cast to the graph's type of computation."""
     value = builder.input(name, FLOAT, shape)
     return value if compute == FLOAT else builder.op.Cast(value, to=compute)
 
@@ -303,7 +303,7 @@ def float_input(builder: GraphBuilder, name: str, shape: list[str | int], comput
 def float_outputs(
     builder: GraphBuilder, outputs: Mapping[str, tuple[ir.Value, ir.DataType, list[str | int]]]
 ) -> ir.Graph:
-    """Give a graph its outputs, in float32 whatever they were computed in; returns it."""
+    """Add a graph's outputs, cast to float32; returns the graph."""
     for name, (value, dtype, shape) in outputs.items():
         result = value if dtype == FLOAT else builder.op.Cast(value, to=FLOAT)
         result.name, result.type, result.shape = name, ir.TensorType(FLOAT), ir.Shape(shape)
@@ -342,7 +342,7 @@ def resample(op: OpBuilder, table: ir.Value, rows: ir.Value, grid: int, width: i
 def _relative_table(name: str, side: int, head_dim: int, *, gathered: bool) -> Recipe:
     """The relative table [2 side - 1, head_dim] times sqrt(head_dim), which the attention kernel divides by.
 
-    gathered : laid out as [query, head_dim, key], for windows, whose size never changes.
+    gathered : as [query, head_dim, key], for windows, whose size is fixed.
     """
     index = np.arange(side)[:, None] - np.arange(side)[None, :] + side - 1
 

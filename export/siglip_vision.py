@@ -1,11 +1,11 @@
 """PaddleOCR-VL's vision tower: a SigLIP-style transformer over a page of any proportions, and the projector.
 
-Declared rather than traced, so that one graph with one copy of the weights serves every page size and an export never
-holds the tower in memory. transformers' modules stay the reference that the tests compare with.
+Declared rather than traced, so that one graph with one copy of the weights serves every page size, and an export never
+holds the tower in memory. Tests compare with transformers' modules.
 
-What depends on the page's size comes in as small matrices that ``models.paddleocr_vl.positions`` computes. Attention is
-over the whole page, 14,400 patches at most: the attention kernel works in tiles as long as it is given no bias, so the
-square of scores never exists.
+Inputs that depend on the page's size are small matrices from ``models.paddleocr_vl.positions``. Attention is over the
+whole page, up to 14,400 patches: without a bias the attention kernel works in tiles, so the square of scores is never
+in memory.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ class TowerSpec:
 
 @dataclass(frozen=True)
 class PageInputs:
-    """What the host computes for a page of h x w patches."""
+    """Inputs from the host for a page of h x w patches."""
 
     position_rows: ir.Value  # [h, grid]: resamples the position table downwards
-    position_columns: ir.Value  # [w, grid]: and across
+    position_columns: ir.Value  # [w, grid]: resamples the position table across
     rotary_cos: ir.Value  # [h * w, head_dim / 2]
     rotary_sin: ir.Value
     merge_shape: ir.Value | None = None  # (h / merge, merge, w / merge, merge, -1); for CUDA only
@@ -71,7 +71,7 @@ class Embeddings(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention over the page [1, S, C]; queries and keys are turned by row and column."""
+    """Self-attention over the page [1, S, C]; queries and keys are rotated by row and column."""
 
     def __init__(self, at: str, spec: TowerSpec, precision: Precision) -> None:
         super().__init__()
@@ -125,7 +125,7 @@ class Projector(nn.Module):
         self.linear_2 = linear(f"{at}.linear_2", wide, spec.hidden, precision, bias=True)
 
     def forward(self, op: OpBuilder, x: ir.Value, blocks: ir.Value | None = None) -> ir.Value:
-        """blocks : the shape that has a block's patches along axes 1 and 3, where it need not be computed here."""
+        """blocks : shape with a block's patches along axes 1 and 3, from the host; None: computed here."""
         merge, width = self.spec.merge, self.spec.width
         x = self.pre_norm(op, x)
         if blocks is None:
@@ -160,7 +160,7 @@ class Tower(nn.Module):
 
 
 def tower_graph(tower: Tower) -> ir.Graph:
-    """Declare vision.onnx. All float inputs and outputs are float32; the graph casts to what it computes in."""
+    """Declare vision.onnx. All float inputs and outputs are float32; the graph casts to its type of computation."""
     spec, compute = tower.spec, tower.precision.compute
     builder = new_graph("vision")
     op = builder.op

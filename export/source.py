@@ -1,4 +1,4 @@
-"""Where a checkpoint came from; ``fetching`` finds one, or downloads it."""
+"""A checkpoint on this machine; ``fetching`` finds or downloads one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Source:
-    """A checkpoint on this machine, and where it came from."""
+    """A checkpoint on this machine, and its origin."""
 
     folder: Path
     name: str  # the hub id, or the directory
@@ -18,5 +18,5 @@ class Source:
 
 
 def of_files(config: Path, weights: Path) -> Source:
-    """A checkpoint whose files are all named: nothing is looked for but what lies beside its config.json."""
+    """A checkpoint whose files are all given; other files are looked for beside its config.json only."""
     return Source(config.expanduser().absolute().parent, str(weights.expanduser().absolute()), None, "directory")

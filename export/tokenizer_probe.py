@@ -1,8 +1,8 @@
-"""Whether a tokenizer.json still does what its model was trained with.
+"""Checks that a tokenizer.json works as in the model's training.
 
-Training programs load a tokenizer and save it again, and some write another pre-tokenizer or decoder into the file than
-they read (Metaspace in place of byte level is the common one). Every id is still a valid one, so nothing fails: the
-model reads prompts that it was never shown, and answers are full of ``Ġ``.
+Training programs load and save tokenizers, and some write a pre-tokenizer or decoder other than the one they read (most
+often Metaspace in place of byte level). All ids stay valid, so nothing fails: but the model gets prompts unlike its
+training's, and answers are full of ``Ġ``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, pre_tokenizers
 
 from .export_errors import ExportError
 
-# What answers are made of: scripts, signs, tables, code, formulas, spaces.
+# Samples of answers: scripts, signs, tables, code, formulas, spaces.
 _SAMPLES = (
     "Hello, world! 1,234.56 (50 %)", "中文字符识别，日本語のテキスト、한국어", "émigré naïve Ärger ß µm №",
     "😀👩‍👩‍👧 ✓ → €", "| a | b |\n|---|---|\n| 1 | 2 |", "<table><tr><td>x</td></tr></table>",
@@ -32,14 +32,14 @@ def check_tokenizer(tokenizer: Tokenizer, file: Path, prompts: Mapping[str, Sequ
     tokenizer, file
         the tokenizer, and where it was read from.
     prompts
-        texts with the ids that the published tokenizer gives them; compared where this one has the same tokens.
+        texts with the published tokenizer's ids; compared where this tokenizer has the same tokens.
     published
-        the model whose tokenizer.json is right.
+        the model whose tokenizer.json is to be taken instead.
 
     Raises
     ------
     ExportError
-        showing a text and what became of it, with the likely cause and the file to take instead.
+        showing a text and its wrong decoding, with the likely cause and the file to take instead.
     """
     advice = (
         f"a training program has probably rewritten the file; take tokenizer.json of {published} (--tokenizer FILE), "
@@ -63,12 +63,12 @@ def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
 
 
 def _loosely(text: str) -> str:
-    """Vocabularies of pieces may fold signs and spaces."""
+    """A text in normal form, as vocabularies of pieces may fold signs and spaces."""
     return " ".join(unicodedata.normalize("NFKC", text).split())
 
 
 def _spelt(tokens: Mapping[int, str], ids: Sequence[int]) -> str | None:
-    """The text that tokens of a byte-level vocabulary spell; None where that is not their vocabulary."""
+    """The text of tokens in a byte-level vocabulary; None for tokens of another kind."""
     characters = {_byte_character(value): value for value in range(256)}
     try:
         return bytes(characters[character] for index in ids for character in tokens[index]).decode()
@@ -77,6 +77,6 @@ def _spelt(tokens: Mapping[int, str], ids: Sequence[int]) -> str | None:
 
 
 def _byte_character(value: int) -> str:
-    """GPT-2's character for a byte: itself where it can be seen, else one from 256 on, in order."""
+    """GPT-2's character for a byte: a printable byte's own, else one from 256 on, in order."""
     seen = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     return chr(value) if value in seen else chr(256 + sum(other not in seen for other in range(value)))

@@ -18,7 +18,7 @@ MAX_TILES = 32  # published code
 class UnlimitedOcrExport(DeepseekOcrExport):
     """One checkpoint of the family, understood; see ``export.family.FamilyExport``.
 
-    ``sliding_window_size`` is the window; ``sliding_window``, which libraries read, would cut the prompt too.
+    ``sliding_window_size`` is the window; libraries read ``sliding_window``, which would cut the prompt, too.
     """
 
     computed: ClassVar[Collection[str]] = ("sliding_window", "sliding_window_size")

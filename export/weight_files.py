@@ -1,7 +1,7 @@
-"""Which files of a folder hold the weights, in transformers' order: a single file, then what an index names.
+"""Finds the files with the weights in a folder, in transformers' order: a single file, then an index's shards.
 
-Folders have a history. ``save_pretrained`` leaves an older shard and its index beside a new ``model.safetensors``, and
-the other way round; people rename shards; an adapter lies beside its model.
+Folders may hold leftovers: ``save_pretrained`` leaves older shards and their index beside a new ``model.safetensors``,
+and vice versa; people rename shards; an adapter may be beside its model.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from .json_files import read_json
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
-# Weights in formats that run code when they are read, or that are no checkpoints any more.
+# Weights in formats that run code on reading, or that are obsolete.
 _OTHER_FORMATS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.gguf", "*.h5", "*.msgpack")
 
 
 class MissingWeights(ExportError):
-    """No weights, or not all of them: a download may bring the rest."""
+    """Weights are missing; a download may bring them."""
 
 
 def weight_files(place: Path, note: Callable[[str], None]) -> list[Path]:
@@ -30,14 +30,14 @@ def weight_files(place: Path, note: Callable[[str], None]) -> list[Path]:
     Parameters
     ----------
     place
-        the checkpoint's folder, or what ``--weights`` names instead: a file, an index, or a folder.
+        the checkpoint's folder, or the path of ``--weights``: a file, an index, or a folder.
     note
-        is told of choices that the user should know of.
+        called with choices that the user should know.
 
     Raises
     ------
     ExportError
-        when there is none, or one is missing.
+        when there are no weights, or a file is missing.
     """
     place = place.expanduser()
     if place.is_file():
@@ -56,7 +56,7 @@ def weight_files(place: Path, note: Callable[[str], None]) -> list[Path]:
 
 
 def tensor_names(file: Path) -> set[str]:
-    """Names in a safetensors file's header; none for a file that is no whole one."""
+    """Names in a safetensors file's header; none for an incomplete file."""
     try:
         with file.open("rb") as opened:
             header = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
@@ -73,7 +73,7 @@ def _of_index(index: Path, note: Callable[[str], None]) -> list[Path]:
     missing = [file.name for file in files if not file.is_file()]
     if not missing:
         return files
-    # A shard that was renamed: what is there may hold every tensor all the same.
+    # A shard was renamed: the files that are there may still hold every tensor.
     renamed = _all_files(index.parent)
     names = [tensor_names(file) for file in renamed]
     if weight_map.keys() <= set().union(*names) and sum(map(len, names)) == len(set().union(*names)):
@@ -89,12 +89,12 @@ def _whole_shards(index: Path) -> list[Path]:
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         files = [index.parent / name for name in sorted(set(weight_map.values()))]
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return []  # an index that nobody reads may be damaged
+        return []  # an index that is not used may be damaged
     return files if all(file.is_file() and file.name != SINGLE for file in files) else []
 
 
 def _note_other(taken: Path, others: Sequence[Path], note: Callable[[str], None]) -> None:
-    """Say that a whole set of shards lies beside the file that is taken, and which of the two is older."""
+    """Note that a whole set of shards is beside the file that is taken, and which of the two is older."""
     if not others:
         return
     newest = max(file.stat().st_mtime for file in others)
@@ -105,7 +105,7 @@ def _note_other(taken: Path, others: Sequence[Path], note: Callable[[str], None]
 
 
 def _all_files(folder: Path) -> list[Path]:
-    """Every safetensors file that may be a model's: an adapter's is not."""
+    """Every safetensors file that may be a model's, without an adapter's."""
     return sorted(file for file in folder.glob("*.safetensors") if not file.name.startswith("adapter_"))
 
 

@@ -1,8 +1,8 @@
-"""Weights on their way from a checkpoint to a graph's data file: one recipe per parameter, one chunk in memory.
+"""Streams weights from a checkpoint to a graph's data file: one recipe per parameter, one chunk in memory.
 
-A graph is declared with ``Weight`` parameters that say which checkpoint tensors they are made from. ``DataFile`` then
-writes them one after another, and the graph keeps references into the file. So the peak memory of an export is that
-of its largest chunk, whatever the model's size, and two graphs can share one data file.
+A graph is declared with ``Weight`` parameters, whose recipes name their checkpoint tensors. ``DataFile`` writes them
+one after another, and the graph keeps references into the file. So an export's peak memory is that of the largest
+chunk, whatever the model's size, and two graphs can share one data file.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .export_errors import ExportError
 
 Load = Callable[[str], np.ndarray]
 
-# Offsets of large tensors are multiples of this, so that every system can map them (Windows maps at 64 KiB steps).
+# Alignment of large tensors in the file, so that every system can map them (Windows maps at 64 KiB steps).
 _MAP_ALIGNMENT = 64 * 1024
 _SMALL_ALIGNMENT = 64
 _LARGE = 1 << 20  # bytes
@@ -46,10 +46,10 @@ class Recipe:
 
 @dataclass(frozen=True, eq=False)
 class JointRecipe:
-    """How several parameters are made from the same tensors, which are read once: quantised values with their scales.
+    """How several parameters (quantised values and their scales) are made from tensors that are read once.
 
     sources : see ``Recipe``.
-    chunks : given a loader, yields of each parameter what follows in its memory.
+    chunks : given a loader, yields for each parameter the array that follows in its memory.
     """
 
     sources: Mapping[str, tuple[int, ...]]
@@ -68,7 +68,7 @@ class NotedLoad:
         return self._load(name)
 
     def take(self) -> str:
-        """What was read since the last call."""
+        """Names of tensors read since the last call."""
         names, self._names = self._names, []
         return " or ".join(names)
 
@@ -79,7 +79,7 @@ class Weight(nn.Parameter):
     def __init__(
         self, shape: Sequence[int], recipe: Recipe | JointRecipe, dtype: ir.DataType = ir.DataType.FLOAT, part: int = 0
     ) -> None:
-        """part : which of a joint recipe's parameters this is."""
+        """part : index of the parameter in a joint recipe."""
         super().__init__(shape, dtype=dtype)
         self.part = part
         self.sizes = tuple(shape)
@@ -87,7 +87,7 @@ class Weight(nn.Parameter):
         self.recipe = recipe
 
     def key(self, name: str) -> str:
-        """Under which a data file keeps it: tables may differ in type between the graphs that share the file."""
+        """Key in a data file: tables may differ in type between graphs that share the file."""
         return f"{name}:{self.stored_type.name}"
 
     @property
@@ -97,12 +97,12 @@ class Weight(nn.Parameter):
 
     @property
     def large(self) -> bool:
-        """Whether it gets a place that can be mapped from the data file."""
+        """Whether the weight is aligned, to be mapped from the data file."""
         return self.nbytes >= _LARGE
 
 
 def copied(name: str, shape: tuple[int, ...]) -> Recipe:
-    """The tensor as it stands."""
+    """The tensor, unchanged."""
     return Recipe({name: shape}, lambda load: iter((load(name),)))
 
 
@@ -126,12 +126,12 @@ def transposed(names: Sequence[str], outputs: Sequence[int], inputs: int) -> Rec
 
 
 def summed_frames(name: str, shape: tuple[int, ...]) -> Recipe:
-    """A convolution over frames [out, in, frames, ...] as the one [out, in, ...] that shows each the same picture."""
+    """A convolution over equal frames [out, in, frames, ...] as one over a single picture, [out, in, ...]."""
     return Recipe({name: shape}, lambda load: iter((as_float32(load(name)).sum(axis=2),)))
 
 
 def computed(array: np.ndarray) -> Recipe:
-    """A table that comes from no checkpoint."""
+    """A computed table, without checkpoint tensors."""
     return Recipe({}, lambda load: iter((array,)))
 
 
@@ -164,7 +164,7 @@ Change = Callable[[str, np.ndarray], np.ndarray]
 def reordered(prefixes: tuple[str, ...], order: np.ndarray) -> Change:
     """For ``read_otherwise``: other orders of the rows of tensors whose names begin with one of ``prefixes``.
 
-    order : numbers of a head's rows, [head_dim]; a tensor has them for each of its heads, one below the other.
+    order : row numbers within a head, [head_dim], applied to each head of a tensor.
     """
 
     def change(name: str, tensor: np.ndarray) -> np.ndarray:
@@ -191,7 +191,7 @@ def convert(array: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
     Raises
     ------
     ExportError
-        when a value is not finite, or leaves the range of the target type.
+        when a value is not finite, or outside of the target type's range.
     """
     if array.dtype == ml_dtypes.bfloat16:
         array = as_float32(array)
@@ -212,7 +212,7 @@ def convert(array: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """Where a written parameter stands in the data file."""
+    """The place of a written parameter in the data file."""
 
     dtype: ir.DataType
     shape: tuple[int, ...]
@@ -231,7 +231,7 @@ class DataFile:
         self._file = self.path.open("wb")
         self._hash = hashlib.sha256()
         self._size = 0
-        self._made: dict[JointRecipe, defaultdict[int, list[np.ndarray]]] = {}  # by part: not written yet
+        self._made: dict[JointRecipe, defaultdict[int, list[np.ndarray]]] = {}  # chunks to write, by part
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -259,9 +259,10 @@ class DataFile:
         self.stored[name] = Stored(weight.stored_type, weight.sizes, offset, expected)
 
     def _chunks(self, weight: Weight, load: Load) -> Iterator[np.ndarray]:
-        """What a parameter's memory is filled with. A joint recipe is followed once, for whichever comes first.
+        """The chunks of a parameter. A joint recipe runs once, for the first of its parameters.
 
-        The rest waits until its own turn: of quantised weights these are the scales, at most a tenth of the values.
+        The other parameters' chunks are kept until their turn: scales of quantised weights, at most a tenth of the
+        values.
         """
         recipe = weight.recipe
         if isinstance(recipe, Recipe):
@@ -306,10 +307,10 @@ def weights_of(module: nn.Module) -> dict[str, Weight]:
 def read_otherwise(
     module: nn.Module, change: Change, shapes: Mapping[str, tuple[int, ...]] = MappingProxyType({})
 ) -> None:
-    """Let a module's parameters be made from tensors that are changed as they are read.
+    """Let a module's parameters be made from tensors that are changed on reading.
 
-    change : from a tensor's name and values to what the recipes know. shapes : of those that the checkpoint has in
-    other shapes than the recipes say.
+    change : from a tensor's name and values to the recipes' form. shapes : of tensors whose shape in the checkpoint
+    differs from the recipes'.
     """
 
     def changed(recipe: Recipe | JointRecipe) -> Recipe | JointRecipe:
@@ -319,6 +320,6 @@ def read_otherwise(
         return JointRecipe(sources, lambda load: recipe.chunks(lambda name: change(name, load(name))))
 
     weights = weights_of(module).values()
-    recipes = {weight.recipe: changed(weight.recipe) for weight in weights}  # what several share stays one
+    recipes = {weight.recipe: changed(weight.recipe) for weight in weights}  # a shared recipe stays shared
     for weight in weights:
         weight.recipe = recipes[weight.recipe]

@@ -1,5 +1,5 @@
 """The export of a layout detector: transformers' own module, traced by ``torch.onnx.export``.
 
-It is no graph that the project is fast at, so the library keeps it right. Needs the extra ``layout`` (torch,
-transformers, optimum); ``pipeline`` alone can be imported without.
+Detectors take little of a page's time, so the library's module is used as it is. Needs the extra ``layout`` (torch,
+transformers, optimum); only ``pipeline`` can be imported without.
 """

@@ -1,4 +1,4 @@
-"""Which detector an export brings along, and where from: ``--layout`` of a model's export, and a detector by its id."""
+"""Detectors exported with a model (``--layout``) or by their own id: which, and from where."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Report = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Bringing:
-    """How detectors are fetched and where they go."""
+    """Options of fetching and exporting detectors."""
 
     cache: Path
     offline: bool
@@ -27,14 +27,14 @@ class Bringing:
     report: Report
 
     def detector(self, detector: Detector | None, place: str, revision: str | None, output: Path | None) -> None:
-        """Export the checkpoint in ``place``, a folder or a hub id. detector : what it has to be; None: any.
+        """Export the checkpoint in ``place``, a folder or a hub id. detector : the expected detector; None: any.
 
         Raises
         ------
         ExportError
             see ``pipeline.export_detector`` and ``fetching.fetch``.
         """
-        from .pipeline import DetectorJob, export_detector, require_extra  # not before help and errors of flags
+        from .pipeline import DetectorJob, export_detector, require_extra  # late: help and errors of flags come at once
 
         require_extra()
         found = fetching.fetch(place, revision, offline=self.offline, report=self.report, cache=self.cache)
@@ -42,12 +42,12 @@ class Bringing:
         export_detector(DetectorJob(found, target, self.force, detector), self.report)
 
     def asked_for(self, layout: str) -> None:
-        """What ``--layout`` says: a folder with a checkpoint, or a detector's name.
+        """Export the detector of ``--layout``: a folder with a checkpoint, or a detector's name.
 
         Raises
         ------
         ExportError, ConfigError
-            see ``detector``; also for a name that means none.
+            see ``detector``; also for an unknown name.
         """
         if Path(layout).expanduser().is_dir():
             self.detector(None, layout, None, None)
@@ -56,10 +56,9 @@ class Bringing:
             self.detector(detector, detector.source, None, None)
 
     def usual(self, entry: ModelEntry, *, from_hub: bool) -> None:
-        """The detector of a model's layout step, where nobody said anything of it. What is in its way is told and ends
-        nothing: the model itself is exported.
+        """Export a model's default detector, without ``--layout``. Failures are only logged: the model is exported.
 
-        from_hub : the model came from a hub, so that its detector may be looked for there.
+        from_hub : the model came from a hub, so its detector may, too.
         """
         if entry.layout is None:
             return
@@ -77,12 +76,12 @@ class Bringing:
 
 
 def check_asked_for(layout: str | None) -> None:
-    """Look at what ``--layout`` says before the model is exported, which takes minutes.
+    """Check ``--layout`` before the model's export, which takes minutes.
 
     Raises
     ------
     ExportError, ConfigError
-        where the extra is missing, or for a name that means no detector.
+        where the extra is missing, or for an unknown detector.
     """
     if layout is None or layout == NONE:
         return

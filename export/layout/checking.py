@@ -1,5 +1,4 @@
-"""The last look at a detector's graphs before they are published: each loads, gives finite values, and float16 finds
-what float32 finds."""
+"""The last check of a detector's graphs: they load, values are finite, and float16 agrees with float32."""
 
 from __future__ import annotations
 
@@ -23,13 +22,13 @@ from ..check import cuda_session, cuda_works, mapped_session
 from ..export_errors import ExportError
 from ..graphs import graph_file
 
-_SAME_PLACE = 0.9  # IoU of two boxes that are one
-_LEAST_AGREEMENT = 0.9  # of float16 with float32, in regions of the drawn page
+_SAME_PLACE = 0.9  # IoU from which on two boxes are the same
+_LEAST_AGREEMENT = 0.9  # least agreement of float16 with float32, as a share of regions of the drawn page
 
 
 @dataclass(frozen=True)
 class CheckedDetector:
-    """What was found."""
+    """Results of the check."""
 
     checked: Mapping[Provider, Checked]
     half_is_right: bool
@@ -37,8 +36,7 @@ class CheckedDetector:
 
 
 def check_detector(folder: Path, image: ImageRules, rules: DetectionRules) -> CheckedDetector:
-    """Run both graphs on a drawn page, the one for CUDA there where CUDA is and else on the CPU, whose float16 rounds
-    alike.
+    """Run both graphs on a drawn page; CUDA's on CUDA where that is, else on the CPU, whose float16 rounds alike.
 
     Raises
     ------

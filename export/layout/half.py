@@ -1,8 +1,7 @@
-"""The float32 graph of a detector -> one that convolves in float16, for CUDA.
+"""Turns a detector's float32 graph into one with float16 convolutions, for CUDA.
 
-Convolutions are four fifths of the time, and their inputs are features, which 11 bits hold well. What follows them
-(positions, anchors, the top of the scores, the order) stays in float32: half of a pixel in 800 is already more than
-float16 can tell.
+Convolutions take four fifths of the time, and 11 bits suffice for their inputs, which are features. The rest
+(positions, anchors, the top scores, the order) stays in float32: float16 cannot represent half a pixel in 800.
 """
 
 from __future__ import annotations
@@ -13,21 +12,21 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-# Between convolutions: these give in float16 what they give in float32, rounded.
+# Operators between convolutions whose float16 results are float32's, rounded.
 _BETWEEN = frozenset({"Relu", "Sigmoid", "Mul", "Add", "Concat", "MaxPool", "Resize", "Pad"})
-_DATA_INPUTS = {"Resize": 1, "Pad": 1, "MaxPool": 1}  # the others are sizes
+_DATA_INPUTS = {"Resize": 1, "Pad": 1, "MaxPool": 1}  # the other inputs are sizes
 _FLOAT, _HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
 
 
 def write_half(source: Path, target: Path) -> None:
-    """Write the graph in ``source`` anew, with its convolutions in float16."""
+    """Write the graph of ``source`` with its convolutions in float16."""
     model = ir.load(source)
     to_half(model.graph)
     ir.save(model, target, external_data=f"{target.name}.data")
 
 
 def to_half(graph: ir.Graph) -> None:
-    """Convolutions, and what lies between them, in float16; casts where float32 begins and ends."""
+    """Convert convolutions and the operators between them to float16, with casts at the borders."""
     halves = _Halves(graph)
     for node in list(graph):
         if node.op_type == "Conv" or _between(node, halves):
@@ -36,7 +35,7 @@ def to_half(graph: ir.Graph) -> None:
 
 
 def _between(node: ir.Node, halves: _Halves) -> bool:
-    """Whether all that a node computes with is in float16 already, or constant."""
+    """Whether all of a node's inputs are in float16 already, or constant."""
     if node.op_type not in _BETWEEN:
         return False
     data = list(_data(node))
@@ -46,14 +45,14 @@ def _between(node: ir.Node, halves: _Halves) -> bool:
 
 
 def _data(node: ir.Node) -> Iterator[ir.Value]:
-    """The inputs that are in the type that a node computes in."""
+    """The inputs that have the node's type of computation."""
     for value in node.inputs[: _DATA_INPUTS.get(node.op_type)]:
         if value is not None:
             yield value
 
 
 class _Halves:
-    """What is in float16 so far."""
+    """The values that are in float16 so far."""
 
     def __init__(self, graph: ir.Graph) -> None:
         self.graph = graph
@@ -61,7 +60,7 @@ class _Halves:
         self._cast: dict[ir.Value, ir.Value] = {}  # float32 value -> its float16 copy
 
     def convert(self, node: ir.Node) -> None:
-        """Have a node compute in float16."""
+        """Let a node compute in float16."""
         for i, value in enumerate(node.inputs[: _DATA_INPUTS.get(node.op_type)]):
             if value is not None and value not in self.made:
                 node.replace_input_with(i, self._half(value, node))
@@ -70,7 +69,7 @@ class _Halves:
         self.made.add(output)
 
     def give_back(self) -> None:
-        """Cast to float32 for everyone else; constants that nobody reads any more go."""
+        """Cast to float32 for all other nodes, and remove unused constants."""
         outputs = set(self.graph.outputs)
         for value in self.made:
             readers = [(reader, i) for reader, i in value.uses() if not self.made.intersection(reader.outputs)]

@@ -1,4 +1,4 @@
-"""A published checkpoint -> transformers' module, with every tensor in its place."""
+"""Loads a published checkpoint into transformers' module, and accounts for every tensor."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ _CLASSES = {
 }
 # Not stored: a counter of training, and V2's position tables, which its order network does not use.
 _NEVER_STORED = ("num_batches_tracked", "rel_pos_x_bias", "rel_pos_y_bias")
-# Heads that V3 has once, and older programs wrote twice.
+# Heads that V3 shares, and that older programs saved twice.
 _TIED = {"decoder.class_embed": "enc_score_head", "decoder.bbox_embed": "enc_bbox_head"}
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A detector that can be traced.
+    """A detector, ready to be traced.
 
-    model : transformers' module in float32. rules : what its vendor does with its boxes, with the checkpoint's own
-    thresholds where it has some.
+    model : transformers' module in float32. rules : its vendor's rules for boxes, with the checkpoint's own thresholds,
+    if any.
     """
 
     model: Any
@@ -46,21 +46,21 @@ def load_detector(checkpoint: Checkpoint, detector: Detector) -> Loaded:
     Raises
     ------
     ExportError
-        for a config that the module does not take, other labels than the published ones, and for every tensor that is
-        missing, unexpected or of another shape.
+        for a config that the module refuses, labels other than the published ones, and tensors that are missing,
+        unexpected or of another shape.
     """
     _check_labels(checkpoint, detector)
     _check_tied(checkpoint, detector)
     module = getattr(transformers, _CLASSES[detector.kind])
     log: Any = transformers_logging
-    log.set_verbosity_error()  # the library would warn of values that are refused below
+    log.set_verbosity_error()  # the library would warn about values that are refused below
     log.disable_progress_bar()
     try:
         model, found = module.from_pretrained(
             checkpoint.folder, local_files_only=True, use_safetensors=True, dtype=torch.float32,
             output_loading_info=True, ignore_mismatched_sizes=True,
         )  # fmt: skip
-    except Exception as error:  # whatever a value of the wrong kind leads to in the library
+    except Exception as error:  # a wrong value can raise anything in the library
         raise ExportError(f"transformers cannot load {checkpoint.folder}: {error}") from error
     problems = [
         *(f"missing: {name}" for name in sorted(found["missing_keys"]) if not name.endswith(_NEVER_STORED)),
@@ -79,7 +79,7 @@ def load_detector(checkpoint: Checkpoint, detector: Detector) -> Loaded:
 
 
 def _check_labels(checkpoint: Checkpoint, detector: Detector) -> None:
-    """A detector of other things may number them as it likes: nobody could tell what its boxes are."""
+    """Refuse other labels: the meaning of such a detector's boxes would be unknown."""
     rows = checkpoint.shape("model.enc_score_head.weight")[0]
     if rows != len(LABELS):
         raise ExportError(
@@ -98,7 +98,7 @@ def _check_labels(checkpoint: Checkpoint, detector: Detector) -> None:
 
 
 def _check_tied(checkpoint: Checkpoint, detector: Detector) -> None:
-    """V3's decoder shares its heads with the encoder. Two that differ cannot both be loaded."""
+    """Refuse heads that differ between V3's encoder and decoder, which share them."""
     if detector.kind != "pp_doclayout_v3":
         return
     for name in checkpoint.tensors:
@@ -114,7 +114,7 @@ def _check_tied(checkpoint: Checkpoint, detector: Detector) -> None:
 
 
 def _rules(checkpoint: Checkpoint, detector: Detector) -> DetectionRules:
-    """V2 says itself from which score on it means a label."""
+    """The vendor's rules; V2's checkpoint has its own thresholds by label."""
     values = checkpoint.config.get("class_thresholds")
     if detector.kind != "pp_doclayout_v2" or values is None:
         return detector.rules

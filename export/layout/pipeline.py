@@ -29,21 +29,21 @@ if TYPE_CHECKING:
 INSTALL = (
     "pip install 'ocr-onnx[layout]' (on Linux, --extra-index-url https://download.pytorch.org/whl/cpu keeps it small)"
 )
-GRAPH_VERSION = 1  # of the traced graphs and what is done to them: raised when exports have to be made anew
+GRAPH_VERSION = 1  # version of tracing and rewriting: incremented when exports have to be made anew
 
 _PREPROCESSOR = "preprocessor_config.json"
-_SIDE = 800  # pixels, where a checkpoint does not say
+_SIDE = 800  # pixels, for checkpoints without a size
 _STRIDE = 32  # the graph's coarsest grid
 
 
 @dataclass(frozen=True)
 class DetectorJob:
-    """What to export, from where, to where."""
+    """A detector's export: source, options and target."""
 
     source: Source
-    target: Callable[[Detector], Path]  # the folder of a detector, which the checkpoint names
+    target: Callable[[Detector], Path]  # folder of a detector, by the detector that the checkpoint is
     force: bool = False
-    wanted: Detector | None = None  # what the checkpoint has to be; None: any detector
+    wanted: Detector | None = None  # the expected detector; None: any
 
 
 def export_detector(job: DetectorJob, report: Callable[[str], None]) -> tuple[LayoutManifest, Path]:
@@ -139,7 +139,7 @@ def _load(checkpoint: Checkpoint, detector: Detector) -> Loaded:
 
 
 def _detector(config: dict[str, Any], folder: Path) -> Detector:
-    """Which detector a checkpoint is, by its config.json."""
+    """The detector that a checkpoint is, by its config.json."""
     kind = config.get("model_type")
     for detector in DETECTORS.values():
         if detector.kind == kind:
@@ -152,7 +152,7 @@ def _detector(config: dict[str, Any], folder: Path) -> Detector:
 
 
 def _image_rules(file: Path) -> ImageRules:
-    """What the checkpoint says of its input; only the size may be another than the published one."""
+    """The checkpoint's settings of its input; only the size may differ from the published one."""
     if not file.is_file():
         return ImageRules(height=_SIDE, width=_SIDE)
     said = read_json(file)

@@ -1,6 +1,6 @@
-"""What is changed in transformers' modules before they are traced: the same values by cheaper or surer ways.
+"""Changes of transformers' modules before tracing: the same values, computed cheaper or with a defined order.
 
-None of these is an approximation. Sums are in another order, so values differ in the last digits of a float32.
+All changes are exact but for the order of sums: values differ in the last digits of float32.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import nn
 
 @contextmanager
 def rewritten_functions(kind: str) -> Iterator[None]:
-    """Functions that the modules call, replaced while a detector of this kind is traced."""
+    """Replace functions that the modules call, while a detector of this kind is traced."""
     with ExitStack() as stack:
         if kind == "pp_doclayout_v2":
             stack.enter_context(patch.object(torch, "argsort", stable_argsort))
@@ -32,8 +32,8 @@ def rewritten_functions(kind: str) -> Iterator[None]:
 def stable_argsort(values: torch.Tensor, dim: int = -1, descending: bool = False) -> torch.Tensor:
     """Indices that sort 0s and 1s, equal ones in their order.
 
-    V2 sorts its queries by whether they are sure enough. PyTorch's sort leaves equal ones in any order, ONNX Runtime's
-    in another, and the order network sees which place a query is at. A stable sort has no translation to ONNX.
+    V2 sorts its queries by whether their score is enough. PyTorch and ONNX Runtime leave equal ones in different
+    orders, and the order network depends on a query's place. A stable sort has no translation to ONNX.
     """
     if not descending:
         raise NotImplementedError("V2 sorts downwards only")
@@ -44,8 +44,8 @@ def stable_argsort(values: torch.Tensor, dim: int = -1, descending: bool = False
 def mask_boxes(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """[b, q, h, w] masks -> [b, q, 4] centre, width and height of the box around each, 0..1; 0 for an empty one.
 
-    The module numbers every pixel of every mask. Whether a row or a column has any pixel says the same, from arrays of
-    a two-hundredth of the size: a quarter of the memory of a whole run.
+    The module numbers every pixel of every mask. Whether a row or a column has any pixel gives the same box from arrays
+    of a two-hundredth of the size, and saves a quarter of a run's memory.
     """
     height, width = mask.shape[-2:]
     some = mask.to(dtype)
@@ -63,10 +63,10 @@ def mask_boxes(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def fold_norms(model: nn.Module) -> None:
-    """Multiply every normalisation behind a convolution into its weights, and add up RepVGG's two convolutions.
+    """Fold every normalisation into the convolution before it, and add up RepVGG's two convolutions.
 
-    ONNX Runtime does the first when it loads a graph, with the statistics in float32; here it is done once, in float64,
-    and float16 weights are rounded from what is left.
+    ONNX Runtime folds normalisations when it loads a graph, in float32; here they are folded once, in float64, before
+    float16 weights are rounded.
     """
     for parent in list(model.modules()):
         children = list(parent.named_children())
@@ -92,7 +92,7 @@ def _is_norm(module: nn.Module) -> bool:
 
 
 def _folded(conv: nn.Conv2d, norm: Any) -> nn.Conv2d:
-    """One convolution that does the work of both."""
+    """One convolution in place of a convolution and a normalisation."""
     scale = norm.weight.double() / torch.sqrt(norm.running_var.double() + getattr(norm, "eps", 1e-5))
     bias = 0.0 if conv.bias is None else conv.bias.double()
     shift = norm.bias.double() + (bias - norm.running_mean.double()) * scale
@@ -100,7 +100,7 @@ def _folded(conv: nn.Conv2d, norm: Any) -> nn.Conv2d:
 
 
 def _added(three: nn.Conv2d, one: nn.Conv2d) -> nn.Conv2d:
-    """A 3 x 3 convolution that gives the sum of it and one of a single pixel."""
+    """A 3 x 3 convolution that equals the sum of a 3 x 3 and a 1 x 1 one."""
     assert three.bias is not None
     assert one.bias is not None
     weight = three.weight.double().clone()

@@ -1,4 +1,4 @@
-"""transformers' module -> one ONNX graph: a page's pixels in, logits, boxes and pairwise order out."""
+"""Traces transformers' module into one ONNX graph: from a page's pixels to logits, boxes and pairwise order."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from ..export_errors import ExportError
 from .loading import Loaded
 from .rewrites import fold_norms, rewritten_functions
 
-OPSET = 18  # CUDA has kernels of ReduceMax for 18, and none for 20
+OPSET = 18  # CUDA has a kernel of ReduceMax for opset 18, and none for 20
 
 
 class LayoutExporterConfig(ExporterConfig):
     """Inputs, outputs and dummy inputs of a detector.
 
-    The batch is one page: on a CPU more at once gain nothing, and V2 and V3 are traced with the batch of the example.
+    The batch is one page: a larger one gains nothing on a CPU, and V2 and V3 are traced with the example's batch.
     """
 
     NORMALIZED_CONFIG_CLASS = NormalizedVisionConfig
@@ -46,13 +46,13 @@ class LayoutExporterConfig(ExporterConfig):
 
 
 class _Graph(nn.Module):
-    """The module, giving tensors by the names of the outputs."""
+    """The module, returning its tensors in the order of the outputs' names."""
 
     def __init__(self, model: Any, outputs: list[str]) -> None:
         super().__init__()
         self.model = model
         self.outputs = outputs
-        self.seen: list[Any] = []  # what the encoder gave
+        self.seen: list[Any] = []  # the encoder's outputs
         if "mask_features" in outputs:
             model.model.encoder.register_forward_hook(lambda module, given, output: self.seen.append(output))
 
@@ -68,23 +68,23 @@ class _Graph(nn.Module):
 
 
 def trace(loaded: Loaded, image: ImageRules, path: Path) -> None:
-    """Write the graph, and its weights beside it. The model is changed on the way and must not be used again.
+    """Write the graph and its weights. The model is changed on the way, and must not be used again.
 
     Raises
     ------
     ExportError
-        when PyTorch cannot trace it: a version that this one was not written for.
+        when PyTorch cannot trace the module: an unknown version of torch or transformers.
     """
     config = LayoutExporterConfig(loaded.model.config, "object-detection")
     dummy = config.generate_dummy_inputs(batch_size=1, num_channels=3, height=image.height, width=image.width)
     fold_norms(loaded.model)
     graph = _Graph(loaded.model, list(config.outputs)).eval()
-    noisy = logging.getLogger("torch.onnx._internal.exporter._registration")  # says that torchvision is not there
+    noisy = logging.getLogger("torch.onnx._internal.exporter._registration")  # warns that torchvision is missing
     level = noisy.level
     try:
         noisy.setLevel(logging.ERROR)
         with torch.no_grad(), warnings.catch_warnings(), rewritten_functions(loaded.detector.kind):
-            warnings.simplefilter("ignore")  # of the exporter about its own code
+            warnings.simplefilter("ignore")  # warnings of the exporter about its own code
             program = torch.onnx.export(
                 graph, kwargs=dummy, dynamo=True, input_names=list(config.inputs), output_names=list(config.outputs),
                 opset_version=OPSET, verbose=False,
@@ -98,5 +98,5 @@ def trace(loaded: Loaded, image: ImageRules, path: Path) -> None:
     assert program is not None
     model = program.model
     for node in model.graph.all_nodes():
-        node.metadata_props.clear()  # where each came from in somebody's Python, two thirds of the file
+        node.metadata_props.clear()  # each node's Python stack, two thirds of the file
     ir.save(model, path, external_data=f"{path.name}.data")
