@@ -173,10 +173,11 @@ def read_spec(folder: Path) -> TinySpec:
 
 def load_checkpoint(folder: Path, dtype: torch.dtype = torch.float32) -> UnlimitedOcrForConditionalGeneration:
     """Read a folder back through transformers, with the library's own attention and experts."""
-    model = UnlimitedOcrForConditionalGeneration.from_pretrained(
+    model: UnlimitedOcrForConditionalGeneration = UnlimitedOcrForConditionalGeneration.from_pretrained(
         folder, config=build_config(read_spec(folder)), dtype=dtype, attn_implementation="eager"
     )
-    return model.eval()
+    model.eval()
+    return model
 
 
 def mean_checkpoint(folders: Sequence[Path], out: Path) -> None:

@@ -6,9 +6,11 @@ The project's end-to-end tests import `edit_distance`; `python -m tools.train_ti
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer
+from torch import nn
 from transformers import UnlimitedOcrForConditionalGeneration
 from transformers.cache_utils import DynamicCache
 
@@ -71,7 +73,8 @@ def read_views(
         )
         inputs["num_local_patches"] = [len(view.tiles) for view in views]
         inputs["patches_grid"] = [list(view.grid) for view in views]
-    cache = DynamicCache(config=model.config.text_config)
+    text_config: Any = model.config.text_config
+    cache = DynamicCache(config=text_config)
     hidden = model.model(**inputs, past_key_values=cache, use_cache=True).last_hidden_state[:, -1:]
     written: list[list[int]] = [[] for _ in views]
     open_rows = set(range(len(views)))
@@ -129,7 +132,7 @@ def evaluate_folder(
 ) -> Iterator[tuple[str, Score]]:
     """Yield each category with its score on `count` pages, of a checkpoint folder as it is shipped: float16 weights,
     computed in float32."""
-    model, spec = load_checkpoint(folder).to(device), read_spec(folder)
+    model, spec = nn.Module.to(load_checkpoint(folder), device), read_spec(folder)
     use_training_kernels(model)
     for category in categories:
         pages = held_out_pages(category, count, seed)

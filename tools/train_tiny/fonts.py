@@ -97,9 +97,13 @@ def faces_of(families: tuple[str, ...]) -> dict[str, list[FontFace]]:
 def load_face(face: FontFace, size: int) -> ImageFont.FreeTypeFont:
     """Return the face at `size` pixels; basic layout, so that no ligature hides a character."""
     if not face.path:
-        return ImageFont.load_default(size)
+        font = ImageFont.load_default(size)
+        assert isinstance(font, ImageFont.FreeTypeFont)  # Pillow's own font in a size needs FreeType
+        return font
     font = ImageFont.truetype(face.path, size, layout_engine=ImageFont.Layout.BASIC)
     if face.variable:
         axes = font.get_variation_axes()
-        font.set_variation_by_axes([face.weight if axis["name"] == b"Weight" else axis["default"] for axis in axes])
+        font.set_variation_by_axes(
+            [face.weight if axis["name"] == b"Weight" else axis["default"] or 0 for axis in axes]
+        )
     return font

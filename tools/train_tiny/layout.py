@@ -200,8 +200,8 @@ class Typesetter:
             self.top += tall
         if block.ruled:
             thick = max(1, self.style.font_size // 16)
-            for row in range(len(block.rows) + 1):
-                self.sheet.draw.line((edges[0], top + row * tall, edges[-1], top + row * tall), 255, thick)
+            for number in range(len(block.rows) + 1):
+                self.sheet.draw.line((edges[0], top + number * tall, edges[-1], top + number * tall), 255, thick)
             for x in edges if self.rng.random() < 0.6 else ():
                 self.sheet.draw.line((x, top, x, self.top), 255, thick)
             boxes.append((edges[0], top, edges[-1], self.top))

@@ -6,6 +6,7 @@ computes what DeepSeek-OCR v1 computes, and it knows the published tensor names.
 
 from dataclasses import dataclass
 from types import MethodType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -101,7 +102,7 @@ def build_config(spec: TinySpec) -> UnlimitedOcrConfig:
     )
 
 
-def dense_experts(module: nn.Module, hidden: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+def dense_experts(module: Any, hidden: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
     """Compute every expert for every token and weigh by the routing: the same sum as the sparse loop, in two products.
 
     With experts this small one large matrix product beats eight gathers; gradients are the same, since the weight of
@@ -115,7 +116,8 @@ def dense_experts(module: nn.Module, hidden: Tensor, top_k_index: Tensor, top_k_
     gate, up = gate_up.unflatten(1, (module.num_experts, 2, -1)).unbind(2)
     inner = module.act_fn(gate) * up * weights[:, :, None]
     down = module.down_proj.transpose(1, 2).flatten(0, 1).to(hidden.dtype)
-    return inner.flatten(1, 2) @ down
+    summed: Tensor = inner.flatten(1, 2) @ down
+    return summed
 
 
 def plain_attention(
@@ -136,7 +138,7 @@ def plain_attention(
     return (scores.softmax(-1) @ value).transpose(1, 2).contiguous(), None
 
 
-def folded_sam_attention(module: nn.Module, hidden_states: Tensor) -> tuple[Tensor, None]:
+def folded_sam_attention(module: Any, hidden_states: Tensor) -> tuple[Tensor, None]:
     """SAM attention with the decomposed relative positions folded into the query-key product.
 
     The bias of (query, key) is rel_h[query, row of key] + rel_w[query, column of key]: a product of the two tables with
@@ -168,7 +170,9 @@ ALL_MASK_ATTENTION_FUNCTIONS.register("plain", lambda *args, **kwargs: None)
 def build_model(spec: TinySpec, seed: int = 0) -> UnlimitedOcrForConditionalGeneration:
     """Return a freshly initialised float32 model with the library's own attention and experts."""
     torch.manual_seed(seed)
-    model = UnlimitedOcrForConditionalGeneration._from_config(build_config(spec), attn_implementation="eager")
+    model: UnlimitedOcrForConditionalGeneration = UnlimitedOcrForConditionalGeneration._from_config(
+        build_config(spec), attn_implementation="eager"
+    )
     with torch.no_grad():
         model.model.vision_tower.sam_encoder.pos_embed.normal_(std=0.02)
     return model
@@ -180,7 +184,7 @@ def cast_weights(
     """Cast the weights in place, but not the rotary frequencies: rounded, they turn position 500 by a whole circle."""
     rotary = model.model.language_model.rotary_emb
     frequencies = rotary.inv_freq.clone()
-    model.to(dtype)
+    nn.Module.to(model, dtype)  # transformers' own `to` has no usable types
     rotary.inv_freq = frequencies.to(model.device)
     return model
 

@@ -1,6 +1,7 @@
 """Muon that orthogonalises in the gradient's own type, for processors without bfloat16. Called by `train`."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,8 +17,8 @@ class FloatMuon(torch.optim.Muon):
     """
 
     @torch.no_grad()
-    def step(self) -> None:
-        """Update the parameters that have a gradient."""
+    def step(self, closure: Any = None) -> Any:
+        """Update the parameters that have a gradient; `closure`, which torch declares, is not called."""
         for group in self.param_groups:
             momentum = group["momentum"]
             for parameter in group["params"]:

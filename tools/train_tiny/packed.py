@@ -7,12 +7,14 @@ import json
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from .batches import Batch, Pages
+from .curriculum import Trained
 
 ARRAYS = ("input_ids", "labels", "probe", "pixel_values")
 NOTE = "pages.json"
@@ -113,5 +115,5 @@ class Packed(Dataset[Batch]):
                 pixel_values_local=torch.from_numpy(arrays["tiles"]) if "tiles" in arrays else None,
                 num_local_patches=arrays["counts"].tolist(),
                 patches_grid=arrays["grids"].tolist(),
-                trained=str(arrays["trained"]),
+                trained=cast(Trained, str(arrays["trained"])),
             )

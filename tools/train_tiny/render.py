@@ -93,8 +93,8 @@ class Sheet:
         boxes = np.array([region.box for region in (*self.lines, *self.blocks)]).reshape(-1, 4)
         corners = boxes[:, [0, 1, 2, 1, 0, 3, 2, 3]].reshape(-1, 2)
         mask, moved = tilt(rng, self.mask, np.concatenate((places, corners)), style.wear)
-        places, corners = moved[: len(places)], moved[len(places) :].reshape(-1, 4, 2)
-        tight = np.concatenate((corners.min(1), corners.max(1)), axis=1)
+        places, quads = moved[: len(places)], moved[len(places) :].reshape(-1, 4, 2)
+        tight = np.concatenate((quads.min(1), quads.max(1)), axis=1)
         regions = [
             Region(region.label, tuple(box.tolist()), region.markdown)
             for region, box in zip((*self.lines, *self.blocks), tight, strict=True)
@@ -115,7 +115,8 @@ def advances(line: str, font: ImageFont.FreeTypeFont) -> np.ndarray:
     """Return the left edge of every character and the right edge of the last, shape = (len(line) + 1,)."""
     widths = np.array([font.getlength(character) for character in line])
     edges = np.concatenate(([0.0], np.cumsum(widths)))
-    return edges * (font.getlength(line) / max(edges[-1], 1e-6))  # kerning, spread over the line
+    edges *= font.getlength(line) / max(edges[-1], 1e-6)  # kerning, spread over the line
+    return edges
 
 
 def set_line(words: Iterator[str], font: ImageFont.FreeTypeFont, width: float, max_words: int) -> str:

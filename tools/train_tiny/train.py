@@ -14,6 +14,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -98,7 +99,7 @@ class Trainer:
                 self.masters[name] = value.flatten(1)
         self.average = {name: value.clone() for name, value in self.masters.items()}
         self.dtype = getattr(torch, options.dtype) if options.dtype else working_dtype(self.device)
-        self.model = cast_weights(master.to(self.device), self.dtype)
+        self.model = cast_weights(nn.Module.to(master, self.device), self.dtype)
         self.probe = probe.to(self.device, self.dtype)
         # A float32 step of the decoder takes two thirds of the time with PyTorch's kernel (AVX2, 2 cores); on a GPU the
         # scores of many long pages would not fit.
@@ -178,7 +179,8 @@ class Trainer:
     def train_step(self, batch: Batch) -> dict[str, float]:
         """Update the weights once; return what the log shows."""
         reported = self.losses(batch)
-        (reported.get("text", 0.0) + self.options.probe_weight * reported.get("probe", 0.0)).backward()
+        none = torch.zeros((), device=self.device)
+        (reported.get("text", none) + self.options.probe_weight * reported.get("probe", none)).backward()
         for name, value in self.masters.items():
             grad = self.working[name].grad
             if grad is not None:
@@ -203,7 +205,7 @@ class Trainer:
         self.images += len(batch.input_ids)
         return {name: value.item() for name, value in reported.items()} | {"grad_norm": norm.item()}
 
-    def state(self) -> dict[str, object]:
+    def state(self) -> dict[str, Any]:
         """Return everything that a resumed run needs."""
         return {
             "step": self.step,
@@ -215,7 +217,7 @@ class Trainer:
             "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
         }
 
-    def load(self, state: dict[str, object]) -> None:
+    def load(self, state: dict[str, Any]) -> None:
         """Go on from `state`."""
         self.step, self.images, self.seconds = state["step"], state["images"], state["seconds"]
         self.first_step = state.get("first_step", 0)
@@ -248,9 +250,8 @@ class Trainer:
         """Train until the steps or the minutes are used up; log to `log.jsonl`, save as it goes."""
         options = self.options
         options.run_dir.mkdir(parents=True, exist_ok=True)
-        pages: Dataset[Batch] = Pages(self.stages, self.spec, options.seed, options.scale)
-        if options.packed:
-            pages = Packed(pages, options.packed)
+        drawn = Pages(self.stages, self.spec, options.seed, options.scale)
+        pages: Dataset[Batch] = Packed(drawn, options.packed) if options.packed else drawn
         self.started = started = time.monotonic()
         recent: defaultdict[str, list[float]] = defaultdict(list)
         before = self.seconds
@@ -263,7 +264,7 @@ class Trainer:
                     recent[key].append(value)
                 self.seconds = before + time.monotonic() - started
                 if self.step % options.log_every == 0:
-                    line = {"step": self.step, "images": self.images, "seconds": round(self.seconds)}
+                    line: dict[str, float] = {"step": self.step, "images": self.images, "seconds": round(self.seconds)}
                     line |= {key: round(mean(values), 4) for key, values in recent.items()}
                     log.write(json.dumps(line) + "\n")
                     log.flush()
@@ -282,7 +283,8 @@ def averaged_model(state_file: Path, spec: TinySpec) -> UnlimitedOcrForCondition
     with torch.no_grad():
         for name, value in model.named_parameters():
             value.copy_(average[name].view_as(value))
-    return model.eval()
+    model.eval()
+    return model
 
 
 def working_dtype(device: torch.device) -> torch.dtype:

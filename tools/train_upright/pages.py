@@ -131,7 +131,7 @@ class Sheet:
         """A word, or a few."""
         for _ in range(self.rng.choice((1, 1, 2, 3))):
             large = self.face.load(round(self.size * self.rng.uniform(1, 4)))
-            place = (self.rng.randint(0, self.width // 2), self.rng.randint(0, self.height - large.size))
+            place = (self.rng.randint(0, self.width // 2), self.rng.randint(0, self.height - round(large.size)))
             self.draw.text(place, next(self.words)[:14], self.tone, large)
 
     def vertical(self) -> None:

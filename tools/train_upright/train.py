@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -66,7 +67,8 @@ class Network(nn.Module):
         values = values[:, None]
         for conv, norm in ((self.conv1, self.norm1), (self.conv2, self.norm2), (self.conv3, self.norm3)):
             values = torch.relu(norm(conv(values)))
-        return self.out(torch.relu(self.hidden(values.mean(3).flatten(1))))
+        scores: torch.Tensor = self.out(torch.relu(self.hidden(values.mean(3).flatten(1))))
+        return scores
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The weights by their names in ``runtime.documents.upright.network``."""
@@ -83,7 +85,8 @@ class Network(nn.Module):
 
 def save(network: Network, output: Path) -> None:
     """Write the weights."""
-    np.savez_compressed(output, **{name: value.astype(np.float16) for name, value in network.arrays().items()})
+    arrays: dict[str, Any] = {name: value.astype(np.float16) for name, value in network.arrays().items()}
+    np.savez_compressed(output, **arrays)
 
 
 def _turned(values: torch.Tensor, classes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
