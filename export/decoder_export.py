@@ -12,7 +12,7 @@ from models.manifest import DecoderInfo, RotaryInfo
 from .config_values import rope_theta, size
 from .decoder import Decoder, DecoderSpec, Embedding, decoder_graph, embedding_graph
 from .export_errors import ExportError
-from .family import Part, Parts
+from .family import GraphPart, Parts
 from .layers import Precision
 
 
@@ -29,7 +29,7 @@ class DecoderExport(ABC):
         self.decoder = decoder
 
     @abstractmethod
-    def vision(self, precision: Precision) -> Part:
+    def vision(self, precision: Precision) -> GraphPart:
         """The vision graph."""
 
     def parts(self, vision: Precision, decoder: Precision) -> Parts:
@@ -37,8 +37,8 @@ class DecoderExport(ABC):
         layers = Decoder(self.decoder_at, "lm_head", self.decoder, decoder)
         return {
             "vision": self.vision(vision),
-            "embed": Part(embedding, partial(embedding_graph, embedding)),
-            "decoder": Part(layers, partial(decoder_graph, layers)),
+            "embed": GraphPart(embedding, partial(embedding_graph, embedding)),
+            "decoder": GraphPart(layers, partial(decoder_graph, layers)),
         }
 
     @property

@@ -20,10 +20,10 @@ from .checkpoint import Checkpoint
 from .config_values import check_decoder, check_values, required, size
 from .decoder import DecoderSpec
 from .decoder_export import DecoderExport, sized_decoder
-from .deepseek_vision import ClipSpec, VisionSpec, VisionTower, vision_graph
+from .deepseek_vision import ClipSpec, SamClipTower, VisionSpec, vision_graph
 from .experts import MoeSpec
 from .export_errors import ExportError
-from .family import Part
+from .family import GraphPart
 from .layers import Precision
 from .outliers import OutlierSite, block_sites
 from .sam_vision import SamSpec
@@ -84,9 +84,9 @@ class DeepseekOcrExport(DeepseekExport):
         super().__init__(checkpoint, processor)
         self._vision = vision_spec(self._config, checkpoint, self.decoder.hidden)
 
-    def vision(self, precision: Precision) -> Part:
-        tower = VisionTower("model", self._vision, precision)
-        return Part(tower, partial(vision_graph, tower))
+    def vision(self, precision: Precision) -> GraphPart:
+        tower = SamClipTower("model", self._vision, precision)
+        return GraphPart(tower, partial(vision_graph, tower))
 
     @property
     def vision_outliers(self) -> list[OutlierSite]:

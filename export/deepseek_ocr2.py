@@ -16,7 +16,7 @@ from .checkpoint import Checkpoint
 from .config_values import check_values, required, size
 from .deepseek_ocr import DeepseekExport, sam_outliers, sam_spec
 from .export_errors import ExportError
-from .family import Part
+from .family import GraphPart
 from .layers import Precision
 from .outliers import OutlierSite
 from .query_vision import QuerySpec, QueryTower, QueryTowerSpec, query_vision_graph
@@ -43,9 +43,9 @@ class DeepseekOcr2Export(DeepseekExport):
         if (width := self._vision.sam.channels[1]) != self._vision.encoder.width:
             raise ExportError(f"SAM gives {width} channels (net_3) and the encoder takes {self._vision.encoder.width}")
 
-    def vision(self, precision: Precision) -> Part:
+    def vision(self, precision: Precision) -> GraphPart:
         tower = QueryTower("model", self._vision, precision)
-        return Part(tower, partial(query_vision_graph, tower))
+        return GraphPart(tower, partial(query_vision_graph, tower))
 
     @property
     def vision_outliers(self) -> list[OutlierSite]:

@@ -97,7 +97,7 @@ class Clip(nn.Module):
         return op.Slice(x, [1], [2**31 - 1], [1])
 
 
-class VisionTower(nn.Module):
+class SamClipTower(nn.Module):
     """pixels [B, 3, side, side] -> features [B, q * q, hidden], with the two separators of the image layout."""
 
     def __init__(self, at: str, spec: VisionSpec, precision: Precision) -> None:
@@ -116,7 +116,7 @@ class VisionTower(nn.Module):
         return self.projector(op, op.Concat(self.vision_model(op, patches, clip_rows), patches, axis=-1))
 
 
-def vision_graph(tower: VisionTower) -> ir.Graph:
+def vision_graph(tower: SamClipTower) -> ir.Graph:
     """See ``sam_graph``."""
     spec, precision = tower.spec, tower.precision
 

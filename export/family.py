@@ -19,7 +19,7 @@ GraphName = Literal["vision", "embed", "decoder"]
 
 
 @dataclass(frozen=True)
-class Part:
+class GraphPart:
     """One graph of a model.
 
     module : layers with recipes of their weights; no weights are read yet.
@@ -30,7 +30,7 @@ class Part:
     declare: Callable[[], ir.Graph]
 
 
-Parts = Mapping[GraphName, Part]
+Parts = Mapping[GraphName, GraphPart]
 
 
 class FamilyExport(Protocol):

@@ -30,12 +30,12 @@ from .config_values import (
 from .decoder import DecoderSpec
 from .decoder_export import DecoderExport, checked_sections, sized_decoder
 from .export_errors import ExportError
-from .family import Part
+from .family import GraphPart
 from .image_files import ImageFile
 from .layers import Precision
 from .outliers import OutlierSite, block_sites
 from .prompt_files import prompt_rules
-from .siglip_vision import Tower, TowerSpec, tower_graph
+from .siglip_vision import SiglipSpec, SiglipTower, tower_graph
 
 VISION, PROJECTOR = "visual.vision_model", "mlp_AR"
 
@@ -70,9 +70,9 @@ class PaddleOcrVlExport(DecoderExport):
         self._generation = optional_json(folder / "generation_config.json")
         self._folder, self._text, self._config = folder, text, config
 
-    def vision(self, precision: Precision) -> Part:
-        tower = Tower(VISION, PROJECTOR, self._tower, precision)
-        return Part(tower, partial(tower_graph, tower))
+    def vision(self, precision: Precision) -> GraphPart:
+        tower = SiglipTower(VISION, PROJECTOR, self._tower, precision)
+        return GraphPart(tower, partial(tower_graph, tower))
 
     @property
     def vision_outliers(self) -> list[OutlierSite]:
@@ -127,14 +127,14 @@ def decoder_spec(config: Mapping[str, Any]) -> DecoderSpec:
     return replace(sized, rotary_sections=checked_sections(given, sized.head_dim, "config.json"))
 
 
-def tower_spec(config: Mapping[str, Any], checkpoint: Checkpoint, hidden: int) -> TowerSpec:
+def tower_spec(config: Mapping[str, Any], checkpoint: Checkpoint, hidden: int) -> SiglipSpec:
     """The tower's sizes; the position table's size is its tensor's."""
     vision = checked_part(config, "vision_config", _REQUIRED_OF_VISION)
     positions = checkpoint.shape(f"{VISION}.embeddings.position_embedding.weight")[0]
     grid = round(positions**0.5)
     if grid**2 != positions:
         raise ExportError(f"the position table has {positions} rows; expected a square number")
-    return TowerSpec(
+    return SiglipSpec(
         width=size(vision, "hidden_size"),
         layers=size(vision, "num_hidden_layers"),
         heads=size(vision, "num_attention_heads"),

@@ -14,7 +14,7 @@ from .config_values import first, optional_json
 from .decoder import DecoderSpec
 from .decoder_export import DecoderExport
 from .export_errors import ExportError
-from .family import Part
+from .family import GraphPart
 from .image_files import ImageFile
 from .layers import Precision
 from .outliers import OutlierSite
@@ -38,9 +38,9 @@ class PageExport(DecoderExport):
     def tower(self, precision: Precision) -> Tower:
         """The vision tower with its merger."""
 
-    def vision(self, precision: Precision) -> Part:
+    def vision(self, precision: Precision) -> GraphPart:
         tower = self.tower(precision)
-        return Part(tower, partial(tower_graph, tower))
+        return GraphPart(tower, partial(tower_graph, tower))
 
     @property
     def vision_outliers(self) -> Sequence[OutlierSite]:

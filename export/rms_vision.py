@@ -75,7 +75,7 @@ class PageInputs:
     blocks: ir.Value  # [tokens * patches of a token] int64: the patches of each feature, feature after feature
 
 
-class Attention(nn.Module):
+class TowerAttention(nn.Module):
     """Self-attention over the page [1, S, C]; queries and keys are rotated by row and column."""
 
     def __init__(self, at: str, names: TowerNames, spec: TowerSpec, precision: Precision) -> None:
@@ -104,13 +104,13 @@ class Attention(nn.Module):
         return self.proj(op, attended)
 
 
-class Layer(nn.Module):
+class TowerLayer(nn.Module):
     """Attention and MLP, each behind a norm that also adds the branch before it."""
 
     def __init__(self, at: str, names: TowerNames, spec: TowerSpec, precision: Precision) -> None:
         super().__init__()
         self.norm1 = RmsNorm(f"{at}.{names.norm1}", spec.width, spec.epsilon, precision)
-        self.attn = Attention(at, names, spec, precision)
+        self.attn = TowerAttention(at, names, spec, precision)
         self.norm2 = RmsNorm(f"{at}.{names.norm2}", spec.width, spec.epsilon, precision)
         self.mlp = GatedMlp(
             at, spec.width, spec.mlp_width, precision, normed=True, bias=spec.bias,
@@ -139,7 +139,9 @@ class Tower(nn.Module):
             shape = (spec.width, 3, spec.frames, spec.patch, spec.patch)
             self.patches.weight.recipe = summed_frames(f"{names.patches}.weight", shape)
         self.entry_norm = RmsNorm(names.entry_norm, spec.width, spec.epsilon, precision) if spec.entry_norm else None
-        self.layers = nn.ModuleList([Layer(f"{names.layers}.{i}", names, spec, precision) for i in range(spec.layers)])
+        self.layers = nn.ModuleList(
+            [TowerLayer(f"{names.layers}.{i}", names, spec, precision) for i in range(spec.layers)]
+        )
         exit_epsilon = spec.epsilon if spec.exit_epsilon is None else spec.exit_epsilon
         self.exit_norm = RmsNorm(names.exit_norm, spec.width, exit_epsilon, precision)
         self.merger = merger

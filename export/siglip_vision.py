@@ -20,7 +20,7 @@ from .weights import copied
 
 
 @dataclass(frozen=True)
-class TowerSpec:
+class SiglipSpec:
     """Sizes of the tower and its projector."""
 
     width: int
@@ -40,7 +40,7 @@ class TowerSpec:
 
 
 @dataclass(frozen=True)
-class PageInputs:
+class SiglipInputs:
     """Inputs from the host for a page of h x w patches."""
 
     position_rows: ir.Value  # [h, grid]: resamples the position table downwards
@@ -50,10 +50,10 @@ class PageInputs:
     merge_shape: ir.Value | None = None  # (h / merge, merge, w / merge, merge, -1); for CUDA only
 
 
-class Embeddings(nn.Module):
+class SiglipEmbeddings(nn.Module):
     """pixels [1, 3, patch * h, patch * w] -> patches with their learned positions [1, h, w, C]."""
 
-    def __init__(self, at: str, spec: TowerSpec, precision: Precision) -> None:
+    def __init__(self, at: str, spec: SiglipSpec, precision: Precision) -> None:
         super().__init__()
         self.spec = spec
         self.patch_embedding = Conv(
@@ -62,7 +62,7 @@ class Embeddings(nn.Module):
         positions = (spec.grid**2, spec.width)
         self.position_embedding = Table(positions, copied(f"{at}.position_embedding.weight", positions), precision)
 
-    def forward(self, op: OpBuilder, pixels: ir.Value, page: PageInputs) -> ir.Value:
+    def forward(self, op: OpBuilder, pixels: ir.Value, page: SiglipInputs) -> ir.Value:
         grid, width = self.spec.grid, self.spec.width
         patches = op.Transpose(self.patch_embedding(op, pixels), perm=[0, 2, 3, 1])
         table = op.Reshape(self.position_embedding(op), [grid, grid * width])
@@ -70,10 +70,10 @@ class Embeddings(nn.Module):
         return op.Add(patches, op.MatMul(page.position_columns, down))  # broadcast over the first axis: [h, w, C]
 
 
-class Attention(nn.Module):
+class SiglipAttention(nn.Module):
     """Self-attention over the page [1, S, C]; queries and keys are rotated by row and column."""
 
-    def __init__(self, at: str, spec: TowerSpec, precision: Precision) -> None:
+    def __init__(self, at: str, spec: SiglipSpec, precision: Precision) -> None:
         super().__init__()
         self.heads = spec.heads
 
@@ -85,7 +85,7 @@ class Attention(nn.Module):
         self.v_proj = projection("v", normed=True)
         self.out_proj = projection("out", normed=False)
 
-    def forward(self, op: OpBuilder, x: ir.Value, page: PageInputs, first: ir.Value) -> ir.Value:
+    def forward(self, op: OpBuilder, x: ir.Value, page: SiglipInputs, first: ir.Value) -> ir.Value:
         q, k = (
             op.RotaryEmbedding(
                 projected, first, page.rotary_cos, page.rotary_sin, num_heads=self.heads, _domain=MICROSOFT
@@ -96,18 +96,18 @@ class Attention(nn.Module):
         return self.out_proj(op, attended)
 
 
-class Layer(nn.Module):
+class SiglipLayer(nn.Module):
     """Pre-norm transformer layer; GELU by its tanh formula."""
 
-    def __init__(self, at: str, spec: TowerSpec, precision: Precision) -> None:
+    def __init__(self, at: str, spec: SiglipSpec, precision: Precision) -> None:
         super().__init__()
         self.layer_norm1 = LayerNorm(f"{at}.layer_norm1", spec.width, spec.epsilon, precision)
-        self.self_attn = Attention(f"{at}.self_attn", spec, precision)
+        self.self_attn = SiglipAttention(f"{at}.self_attn", spec, precision)
         self.layer_norm2 = LayerNorm(f"{at}.layer_norm2", spec.width, spec.epsilon, precision)
         self.fc1 = linear(f"{at}.mlp.fc1", spec.width, spec.mlp_width, precision, bias=True, normed=True)
         self.fc2 = linear(f"{at}.mlp.fc2", spec.mlp_width, spec.width, precision, bias=True)
 
-    def forward(self, op: OpBuilder, x: ir.Value, page: PageInputs, first: ir.Value) -> ir.Value:
+    def forward(self, op: OpBuilder, x: ir.Value, page: SiglipInputs, first: ir.Value) -> ir.Value:
         x = op.Add(x, self.self_attn(op, self.layer_norm1(op, x), page, first))
         inner = op.Gelu(self.fc1(op, self.layer_norm2(op, x)), approximate="tanh")
         return op.Add(x, self.fc2(op, inner))
@@ -116,7 +116,7 @@ class Layer(nn.Module):
 class Projector(nn.Module):
     """Patches [1, h, w, C] -> features [h * w / merge², hidden]: each block of patches becomes one."""
 
-    def __init__(self, at: str, spec: TowerSpec, precision: Precision) -> None:
+    def __init__(self, at: str, spec: SiglipSpec, precision: Precision) -> None:
         super().__init__()
         self.spec = spec
         wide = spec.width * spec.merge**2
@@ -136,18 +136,20 @@ class Projector(nn.Module):
         return self.linear_2(op, op.Gelu(self.linear_1(op, x)))
 
 
-class Tower(nn.Module):
+class SiglipTower(nn.Module):
     """pixels [1, 3, patch * h, patch * w] -> features [h * w / merge², hidden]."""
 
-    def __init__(self, at: str, projector: str, spec: TowerSpec, precision: Precision) -> None:
+    def __init__(self, at: str, projector: str, spec: SiglipSpec, precision: Precision) -> None:
         super().__init__()
         self.spec, self.precision = spec, precision
-        self.embeddings = Embeddings(f"{at}.embeddings", spec, precision)
-        self.layers = nn.ModuleList([Layer(f"{at}.encoder.layers.{i}", spec, precision) for i in range(spec.layers)])
+        self.embeddings = SiglipEmbeddings(f"{at}.embeddings", spec, precision)
+        self.layers = nn.ModuleList(
+            [SiglipLayer(f"{at}.encoder.layers.{i}", spec, precision) for i in range(spec.layers)]
+        )
         self.post_layernorm = LayerNorm(f"{at}.post_layernorm", spec.width, spec.epsilon, precision)
         self.projector = Projector(projector, spec, precision)
 
-    def forward(self, op: OpBuilder, pixels: ir.Value, page: PageInputs) -> ir.Value:
+    def forward(self, op: OpBuilder, pixels: ir.Value, page: SiglipInputs) -> ir.Value:
         patches = self.embeddings(op, pixels, page)  # [1, h, w, C]
         x = op.Reshape(patches, [1, -1, self.spec.width])
         first = op.Constant(value_ints=[0])  # the tables of angles begin with the first patch
@@ -159,7 +161,7 @@ class Tower(nn.Module):
         return self.projector(op, op.Reshape(x, op.Shape(patches)))
 
 
-def tower_graph(tower: Tower) -> ir.Graph:
+def tower_graph(tower: SiglipTower) -> ir.Graph:
     """Declare vision.onnx. All float inputs and outputs are float32; the graph casts to its type of computation."""
     spec, compute = tower.spec, tower.precision.compute
     builder = new_graph("vision")
@@ -176,7 +178,7 @@ def tower_graph(tower: Tower) -> ir.Graph:
         inputs = {name: op.Cast(value, to=compute) for name, value in inputs.items()}
     if tower.precision.provider == "cuda":
         inputs["merge_shape"] = builder.input("merge_shape", INT64, [5])
-    features = tower(op, inputs.pop("pixel_values"), PageInputs(**inputs))
+    features = tower(op, inputs.pop("pixel_values"), SiglipInputs(**inputs))
     result = features if compute == FLOAT else op.Cast(features, to=FLOAT)
     result.name, result.type, result.shape = "features", ir.TensorType(FLOAT), ir.Shape(["tokens", spec.hidden])
     builder.graph.outputs.append(result)

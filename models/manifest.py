@@ -26,13 +26,13 @@ Provider = Literal["cpu", "cuda"]
 Checked = Literal["run", "structure only, not run"]  # checked by the exporter, where the machine had the provider
 
 
-class Part(BaseModel):
+class ManifestPart(BaseModel):
     """A part of a manifest: frozen, and without unknown fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class SourceFile(Part):
+class SourceFile(ManifestPart):
     """One file that the exporter read."""
 
     size: int  # bytes
@@ -40,7 +40,7 @@ class SourceFile(Part):
     sha256: str | None = None  # hash, of small files only
 
 
-class SourceInfo(Part):
+class SourceInfo(ManifestPart):
     """Where the checkpoint came from."""
 
     origin: Literal["directory", "huggingface", "modelscope"]
@@ -50,14 +50,14 @@ class SourceInfo(Part):
     files: Mapping[str, SourceFile] = {}  # the files that were read, by absolute path; see models.source_files
 
 
-class FileInfo(Part):
+class FileInfo(ManifestPart):
     """One file of the folder."""
 
     size: int  # bytes
     sha256: str
 
 
-class Graph(Part):
+class Graph(ManifestPart):
     """One part of the model: a graph for each provider (on a shared data file), and the types in which graphs compute.
 
     A provider that is not named has no graph. CoreML uses that of ``cpu``.
@@ -67,14 +67,14 @@ class Graph(Part):
     compute: Mapping[Provider, Literal["float32", "float16", "bfloat16"]]
 
 
-class RotaryInfo(Part):
+class RotaryInfo(ManifestPart):
     """How positions become angles, where the decoder gets its angles from the host (see ``models.rotary``)."""
 
     theta: float
     sections: tuple[int, ...]  # pairs of channels that each axis of the positions turns, in this order
 
 
-class DecoderInfo(Part):
+class DecoderInfo(ManifestPart):
     """Sizes of the KV cache and the logits."""
 
     layers: int
@@ -87,7 +87,7 @@ class DecoderInfo(Part):
     window: int | None = None  # answer tokens that each of them attends to, itself included; None: all
 
 
-class TokenIds(Part):
+class TokenIds(ManifestPart):
     """Ids of special tokens."""
 
     bos: int
@@ -100,7 +100,7 @@ class _Format(BaseModel):
     format: int
 
 
-class FolderManifest(Part):
+class FolderManifest(ManifestPart):
     """What every exported folder says of itself: a model's, and a layout detector's (``models.layout.manifest``)."""
 
     KIND: ClassVar[str] = "model"  # the manifests of models leave this key out

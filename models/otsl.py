@@ -18,7 +18,7 @@ _OTSL = re.compile("(<(?:fcel|ecel|lcel|ucel|xcel|nl)>)")
 
 
 @dataclass
-class Cell:
+class OtslCell:
     kind: str
     text: str = ""
 
@@ -33,8 +33,8 @@ class OtslTables:
 
     _held: str = ""  # text that may be the beginning of a token
     _gap: str = ""  # blanks after a row: dropped between two rows, text after the last
-    _rows: list[list[Cell]] = field(default_factory=list)  # complete rows, not written yet
-    _row: list[Cell] = field(default_factory=list)  # the row being read
+    _rows: list[list[OtslCell]] = field(default_factory=list)  # complete rows, not written yet
+    _row: list[OtslCell] = field(default_factory=list)  # the row being read
     _open: bool = False  # <table> is written, </table> is not
 
     def push(self, text: str) -> str:
@@ -55,7 +55,7 @@ class OtslTables:
                 pieces.append(self._end_row() if in_table else "\n")  # keeps words on both sides apart
             elif piece in OTSL_TOKENS:
                 self._gap = ""
-                self._row.append(Cell(piece))
+                self._row.append(OtslCell(piece))
             elif self._row:
                 self._row[-1].text += piece
             elif not (self._rows or self._open):
@@ -95,7 +95,7 @@ class OtslTables:
         return start + _html_rows(rows)
 
 
-def _html_rows(rows: Sequence[Sequence[Cell]]) -> str:
+def _html_rows(rows: Sequence[Sequence[OtslCell]]) -> str:
     """HTML of rows that continue no cell from above. A continuation of nothing becomes an empty cell."""
     covered: set[tuple[int, int]] = set()
     lines = []
@@ -112,7 +112,7 @@ def _html_rows(rows: Sequence[Sequence[Cell]]) -> str:
     return "".join(lines)
 
 
-def _span(rows: Sequence[Sequence[Cell]], r: int, c: int, covered: set[tuple[int, int]]) -> tuple[int, int]:
+def _span(rows: Sequence[Sequence[OtslCell]], r: int, c: int, covered: set[tuple[int, int]]) -> tuple[int, int]:
     """Height and width of the cell that begins at row ``r``, column ``c``: a rectangle of its continuations."""
 
     def continues(i: int, j: int) -> bool:

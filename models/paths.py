@@ -14,7 +14,7 @@ import platformdirs
 from platformdirs.api import PlatformDirsABC
 
 from .catalog import DTYPES
-from .layout.detectors import Detector
+from .layout.detectors import KnownDetector
 from .model_errors import ConfigError
 from .registration import ModelEntry
 
@@ -87,7 +87,7 @@ def export_dir(entry: ModelEntry, dtype: str, cache: Path | None = None) -> Path
     return (cache or cache_dir()) / "models" / check_model_id(entry.id) / onnx / dtype
 
 
-def detector_dir(detector: Detector, cache: Path | None = None) -> Path:
+def detector_dir(detector: KnownDetector, cache: Path | None = None) -> Path:
     """``<cache>/models/<id>/onnx/f32``, the export of a layout detector, which all models share.
 
     ``cache`` : ``cache_dir()`` when None. One export serves all devices, so there is one dtype of it.

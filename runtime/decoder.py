@@ -48,7 +48,7 @@ class Decoder:
         self._compute = manifest.decoder.compute[device.graph]
         self.dtype = np.dtype("float32" if self._compute == "bfloat16" else self._compute)  # of embeddings and angles
         self._total = np.zeros((), np.int32)  # kernels read the total on the host, on every device
-        self._steps: dict[int, Step] = {}
+        self._steps: dict[int, BoundStep] = {}
         self.recordings = 0
         if slots is not None:
             self.allocate(slots)
@@ -194,7 +194,7 @@ class Decoder:
         with self._device.running():
             return DeviceScores(self._logits, self._picker.pick(len(token_ids)))
 
-    def _run_step(self, token_ids: Sequence[int], lengths: Sequence[int], positions: Sequence[int] | None) -> Step:
+    def _run_step(self, token_ids: Sequence[int], lengths: Sequence[int], positions: Sequence[int] | None) -> BoundStep:
         rows = len(token_ids)
         self.make_room(max(lengths) + 1, rows)
         for row, length in enumerate(lengths):
@@ -268,7 +268,7 @@ class Decoder:
                 self._session.release_captured_graph(step.number)
         self._steps.clear()
 
-    def _bind(self, rows: int) -> Step:
+    def _bind(self, rows: int) -> BoundStep:
         """Bindings for a step of so many rows. A binding holds addresses only, so each is made once."""
         embed = self._embed.io_binding()
         self._ids.bind_input(embed, "input_ids", rows)
@@ -284,12 +284,12 @@ class Decoder:
         # While steps are replayed the cache only grows, so there is one recording for each number of rows and capacity.
         self.recordings += 1
         number = self.recordings if self._device.replays else None
-        self._steps[rows] = Step(embed, decode, _recording(number), number, self._logits.view(rows))
+        self._steps[rows] = BoundStep(embed, decode, _recording(number), number, self._logits.view(rows))
         return self._steps[rows]
 
 
 @dataclass(frozen=True)
-class Step:
+class BoundStep:
     """A decode step of some number of rows, ready to run again and again.
 
     recording : run options that name the CUDA graph by ``number``, for a session that records steps. A recording needs

@@ -64,14 +64,14 @@ Outputs = Mapping[str, np.ndarray | Rows]  # of one vision pass: either all on t
 
 
 @dataclass(frozen=True)
-class Placed:
+class OrderedRows:
     """Features of one image: rows of several arrays. order : row numbers, counted through all arrays, [tokens]."""
 
     sources: tuple[Rows, ...]
     order: np.ndarray
 
 
-def assembled(image: PreparedImage, outputs: Sequence[Outputs]) -> np.ndarray | Placed:
+def assembled(image: PreparedImage, outputs: Sequence[Outputs]) -> np.ndarray | OrderedRows:
     """Features of an image from the outputs of its passes, [tokens, hidden]."""
     sources: list[Rows] = []
     passes: list[Feeds] = []
@@ -90,32 +90,32 @@ def assembled(image: PreparedImage, outputs: Sequence[Outputs]) -> np.ndarray | 
     return _without_unused(sources, found[:, 0]) if sources else found
 
 
-def _without_unused(sources: Sequence[Rows], order: np.ndarray) -> Placed:
+def _without_unused(sources: Sequence[Rows], order: np.ndarray) -> OrderedRows:
     """Drop arrays that no row is taken from: every tile brings the newline's row, of which one is used."""
     starts = np.cumsum([0, *map(len, sources)])
     which = np.searchsorted(starts, order, side="right") - 1
     used = np.unique(which)
     starts_left = np.cumsum([0, *(len(sources[index]) for index in used)])
-    return Placed(
+    return OrderedRows(
         tuple(sources[index] for index in used), order - starts[which] + starts_left[np.searchsorted(used, which)]
     )
 
 
 def merge(
-    embeddings: np.ndarray | Rows, slots: np.ndarray, features: Sequence[np.ndarray | Placed]
+    embeddings: np.ndarray | Rows, slots: np.ndarray, features: Sequence[np.ndarray | OrderedRows]
 ) -> np.ndarray | Rows:
     """A prompt's embeddings [tokens, hidden] with image features in their slots; both on the host or both on a device.
 
     slots : which tokens are image slots, [tokens] bool.
     """
     if isinstance(embeddings, Rows):
-        return _merged_there(embeddings, slots, [one for one in features if isinstance(one, Placed)])
+        return _merged_there(embeddings, slots, [one for one in features if isinstance(one, OrderedRows)])
     merged = embeddings.copy()
     merged[slots] = np.concatenate([one for one in features if isinstance(one, np.ndarray)])
     return merged
 
 
-def _merged_there(embeddings: Rows, slots: np.ndarray, features: Sequence[Placed]) -> Rows:
+def _merged_there(embeddings: Rows, slots: np.ndarray, features: Sequence[OrderedRows]) -> Rows:
     device, sources = embeddings.device, [embeddings]
     order, places, total = np.arange(len(embeddings)), [], len(embeddings)
     for one in features:

@@ -20,7 +20,7 @@ from PIL import Image
 from models.blocks import Block
 from models.family import OutputFilter
 from models.grounding import to_markdown
-from models.layout.page import Answer, Page
+from models.layout.page import Page, PartAnswer
 from models.layout.page_rules import PageRules
 from models.layout.parts import Part, is_blank, parts_of, picture_of, whole_page
 from models.layout.regions import Region
@@ -268,7 +268,7 @@ class PageGeneration:
         unread = self._begun < len(self._readings)
         if self._current == self._begun and (not unread or self._cancelled or self._late):
             for reading in self._readings[self._begun :]:
-                self._page.add(reading.part, Answer())
+                self._page.add(reading.part, PartAnswer())
             self._say(self._page.finish(), last=True)
             self._finish()
 
@@ -278,7 +278,7 @@ class PageGeneration:
         if self._first_token is None and reading.finished and (seconds := reading.finished.timings.first_token):
             self._first_token = reading.begun - self._started + seconds
         confidence = reading.finished.confidence if reading.finished else None
-        answer = Answer(self._text(reading), None if confidence is None else confidence.mean)
+        answer = PartAnswer(self._text(reading), None if confidence is None else confidence.mean)
         self._say(self._page.add(reading.part, answer))
 
     def _text(self, reading: PartReading) -> str:

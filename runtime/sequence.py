@@ -20,7 +20,7 @@ from models.settings import InferenceSettings
 
 from .candidates import Chooser
 from .confidence import Distribution, Tally, TokenLogprob, described
-from .features import Outputs, Placed, Rows, assembled, merge
+from .features import OrderedRows, Outputs, Rows, assembled, merge
 from .kv_cache import kept
 from .logits import LogitFilter
 from .requests import REASONS, FinishDetail, Finished, Stage, TextDelta, Timings, Usage
@@ -113,7 +113,7 @@ class Sequence:
         self._unencoded = len(self._passes)  # passes whose outputs are not there yet
         self._ahead: Future[Feeds] | None = None  # the next pass's inputs, made while the pass before is encoded
         self._outputs: list[Outputs] = []  # outputs of the current image's passes
-        self._features: list[np.ndarray | Placed] = []  # features of finished images, [tokens, hidden] each
+        self._features: list[np.ndarray | OrderedRows] = []  # features of finished images, [tokens, hidden] each
         self._prompt: np.ndarray | Rows | None = None  # embeddings until the prompt is fed, [prompt tokens, hidden]
         self._image_tokens = sum(image.token_count for image in images)
         self.chooser = Chooser(settings, vocabulary.forbidden)

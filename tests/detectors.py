@@ -11,7 +11,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from models.layout.labels import LABELS
-from models.layout.manifest import ImageRules, LayoutManifest
+from models.layout.manifest import DetectorImageRules, LayoutManifest
 from models.layout.rules import PADDLEOCR_VL_15, DetectionRules
 from models.manifest import FileInfo, Graph, SourceInfo
 
@@ -41,7 +41,7 @@ def write_detector(folder: Path, found: Sequence[Found], rules: DetectionRules =
         parameters=0,
         layout=Graph(files={"cpu": file.name}, compute={"cpu": "float32"}),
         labels=LABELS,
-        image=ImageRules(height=SIDE, width=SIDE),
+        image=DetectorImageRules(height=SIDE, width=SIDE),
         rules=rules,
         files={
             file.name: FileInfo(size=file.stat().st_size, sha256=hashlib.sha256(file.read_bytes()).hexdigest())

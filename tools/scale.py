@@ -26,7 +26,7 @@ from server.command.folder import OutputFolder
 from server.command.plan import DocumentPlan
 from server.command.progress import Progress
 from server.command.readers import Reader
-from server.command.source import Source
+from server.command.source import DocumentSource
 from server.ray.batch import ClusterRun
 from server.ray.cluster import Pool
 from server.ray.drawing import Drawing
@@ -70,7 +70,7 @@ def measure(
         waiting[process.read.remote(number + 1, batch, 2 * seconds)] = process
         number += batch
 
-    plan = DocumentPlan(Source(folder / "a.pdf", Path("a.pdf")), "a", page_count=PAGES)
+    plan = DocumentPlan(DocumentSource(folder / "a.pdf", Path("a.pdf")), "a", page_count=PAGES)
     plan.pages = plan.todo = range(PAGES)
     with OutputFolder(folder, ["md"], overlay=False) as output:
         output.begin({}, [plan], resume=False)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from models.layout.detectors import DETECTORS, NONE, Detector, detector_of
+from models.layout.detectors import DETECTORS, NONE, KnownDetector, detector_of
 from models.manifest import FILE_NAME
 from models.paths import detector_dir
 from models.registration import ModelEntry
@@ -26,7 +26,7 @@ class Bringing:
     force: bool
     report: Report
 
-    def detector(self, detector: Detector | None, place: str, revision: str | None, output: Path | None) -> None:
+    def detector(self, detector: KnownDetector | None, place: str, revision: str | None, output: Path | None) -> None:
         """Export the checkpoint in ``place``, a folder or a hub id. detector : the expected detector; None: any.
 
         Raises

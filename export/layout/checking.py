@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from models.layout.boxes import regions
 from models.layout.decode import decode
-from models.layout.manifest import ImageRules
+from models.layout.manifest import DetectorImageRules
 from models.layout.regions import Region
 from models.layout.resize import pixel_values
 from models.layout.rules import DetectionRules
@@ -35,7 +35,7 @@ class CheckedDetector:
     report: Mapping[str, Any]
 
 
-def check_detector(folder: Path, image: ImageRules, rules: DetectionRules) -> CheckedDetector:
+def check_detector(folder: Path, image: DetectorImageRules, rules: DetectionRules) -> CheckedDetector:
     """Run both graphs on a drawn page; CUDA's on CUDA where that is, else on the CPU, whose float16 rounds alike.
 
     Raises

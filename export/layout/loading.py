@@ -10,7 +10,7 @@ import torch
 import transformers
 from transformers.utils import logging as transformers_logging
 
-from models.layout.detectors import Detector
+from models.layout.detectors import KnownDetector
 from models.layout.labels import LABELS
 from models.layout.rules import DetectionRules
 
@@ -36,11 +36,11 @@ class Loaded:
     """
 
     model: Any
-    detector: Detector
+    detector: KnownDetector
     rules: DetectionRules
 
 
-def load_detector(checkpoint: Checkpoint, detector: Detector) -> Loaded:
+def load_detector(checkpoint: Checkpoint, detector: KnownDetector) -> Loaded:
     """Load a checkpoint into transformers' module.
 
     Raises
@@ -78,7 +78,7 @@ def load_detector(checkpoint: Checkpoint, detector: Detector) -> Loaded:
     return Loaded(model.eval(), detector, _rules(checkpoint, detector))
 
 
-def _check_labels(checkpoint: Checkpoint, detector: Detector) -> None:
+def _check_labels(checkpoint: Checkpoint, detector: KnownDetector) -> None:
     """Refuse other labels: the meaning of such a detector's boxes would be unknown."""
     rows = checkpoint.shape("model.enc_score_head.weight")[0]
     if rows != len(LABELS):
@@ -97,7 +97,7 @@ def _check_labels(checkpoint: Checkpoint, detector: Detector) -> None:
                 )
 
 
-def _check_tied(checkpoint: Checkpoint, detector: Detector) -> None:
+def _check_tied(checkpoint: Checkpoint, detector: KnownDetector) -> None:
     """Refuse heads that differ between V3's encoder and decoder, which share them."""
     if detector.kind != "pp_doclayout_v3":
         return
@@ -113,7 +113,7 @@ def _check_tied(checkpoint: Checkpoint, detector: Detector) -> None:
                 )
 
 
-def _rules(checkpoint: Checkpoint, detector: Detector) -> DetectionRules:
+def _rules(checkpoint: Checkpoint, detector: KnownDetector) -> DetectionRules:
     """The vendor's rules; V2's checkpoint has its own thresholds by label."""
     values = checkpoint.config.get("class_thresholds")
     if detector.kind != "pp_doclayout_v2" or values is None:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from models.layout.detectors import DETECTORS, Detector
+from models.layout.detectors import DETECTORS, KnownDetector
 from models.layout.labels import LABELS
-from models.layout.manifest import ImageRules, LayoutManifest
+from models.layout.manifest import DetectorImageRules, LayoutManifest
 from models.manifest import FILE_NAME, Graph, SourceInfo
 from models.model_errors import ManifestError
 from models.source_files import describe_files
@@ -41,9 +41,9 @@ class DetectorJob:
     """A detector's export: source, options and target."""
 
     source: Source
-    target: Callable[[Detector], Path]  # folder of a detector, by the detector that the checkpoint is
+    target: Callable[[KnownDetector], Path]  # folder of a detector, by the detector that the checkpoint is
     force: bool = False
-    wanted: Detector | None = None  # the expected detector; None: any
+    wanted: KnownDetector | None = None  # the expected detector; None: any
 
 
 def export_detector(job: DetectorJob, report: Callable[[str], None]) -> tuple[LayoutManifest, Path]:
@@ -131,14 +131,14 @@ def require_extra() -> None:
         ) from error
 
 
-def _load(checkpoint: Checkpoint, detector: Detector) -> Loaded:
+def _load(checkpoint: Checkpoint, detector: KnownDetector) -> Loaded:
     require_extra()
     from .loading import load_detector
 
     return load_detector(checkpoint, detector)
 
 
-def _detector(config: dict[str, Any], folder: Path) -> Detector:
+def _detector(config: dict[str, Any], folder: Path) -> KnownDetector:
     """The detector that a checkpoint is, by its config.json."""
     kind = config.get("model_type")
     for detector in DETECTORS.values():
@@ -151,10 +151,10 @@ def _detector(config: dict[str, Any], folder: Path) -> Detector:
     )
 
 
-def _image_rules(file: Path) -> ImageRules:
+def _image_rules(file: Path) -> DetectorImageRules:
     """The checkpoint's settings of its input; only the size may differ from the published one."""
     if not file.is_file():
-        return ImageRules(height=_SIDE, width=_SIDE)
+        return DetectorImageRules(height=_SIDE, width=_SIDE)
     said = read_json(file)
     expected = {"image_mean": [0, 0, 0], "image_std": [1, 1, 1], "do_resize": True, "do_rescale": True}
     for key, value in expected.items():
@@ -169,10 +169,10 @@ def _image_rules(file: Path) -> ImageRules:
         raise ExportError(
             f"{file}: size is {size!r:.80}; height and width have to be multiples of {_STRIDE}, as 800 is"
         )
-    return ImageRules(height=whole[0], width=whole[1])
+    return DetectorImageRules(height=whole[0], width=whole[1])
 
 
-def _present(target: Path, detector: Detector, fingerprint: str) -> LayoutManifest | None:
+def _present(target: Path, detector: KnownDetector, fingerprint: str) -> LayoutManifest | None:
     """The manifest of a whole export of the very same files, if one is published."""
     if not (target / FILE_NAME).is_file():
         return None

@@ -14,7 +14,7 @@ from optimum.utils.input_generators import DummyVisionInputGenerator
 from optimum.utils.normalized_config import NormalizedVisionConfig
 from torch import nn
 
-from models.layout.manifest import ImageRules
+from models.layout.manifest import DetectorImageRules
 
 from ..export_errors import ExportError
 from .loading import Loaded
@@ -67,7 +67,7 @@ class _Graph(nn.Module):
         return tuple(tensors[name] for name in self.outputs)
 
 
-def trace(loaded: Loaded, image: ImageRules, path: Path) -> None:
+def trace(loaded: Loaded, image: DetectorImageRules, path: Path) -> None:
     """Write the graph and its weights. The model is changed on the way, and must not be used again.
 
     Raises

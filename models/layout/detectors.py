@@ -14,7 +14,7 @@ NONE = "none"  # in place of a detector's name: no layout step
 
 
 @dataclass(frozen=True)
-class Detector:
+class KnownDetector:
     """One published detector.
 
     name : short name in flags and config.toml. source : hub id of the checkpoint in transformers' format.
@@ -29,15 +29,15 @@ class Detector:
     description: str
 
 
-DETECTORS: Mapping[str, Detector] = MappingProxyType(
+DETECTORS: Mapping[str, KnownDetector] = MappingProxyType(
     {
         one.id: one
         for one in (
-            Detector(
+            KnownDetector(
                 "pp-doclayout-v2", "v2", "PaddlePaddle/PP-DocLayoutV2_safetensors", "pp_doclayout_v2", PADDLEOCR_VL,
                 "PP-DocLayoutV2: 25 kinds of blocks and their reading order, of PaddleOCR-VL 1.0; 54 M parameters",
             ),
-            Detector(
+            KnownDetector(
                 "pp-doclayout-v3", "v3", "PaddlePaddle/PP-DocLayoutV3_safetensors", "pp_doclayout_v3", PADDLEOCR_VL_15,
                 "PP-DocLayoutV3: the same 25 kinds, of PaddleOCR-VL 1.5 and 1.6 and of GLM-OCR; 33 M parameters",
             ),
@@ -46,7 +46,7 @@ DETECTORS: Mapping[str, Detector] = MappingProxyType(
 )  # fmt: skip
 
 
-def detector_of(spelling: str) -> Detector:
+def detector_of(spelling: str) -> KnownDetector:
     """The detector that a name or an id means.
 
     Raises

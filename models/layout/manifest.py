@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from models.manifest import Checked, FolderManifest, Graph, Manifest, Part, Provider, kind_of
+from models.manifest import Checked, FolderManifest, Graph, Manifest, ManifestPart, Provider, kind_of
 
 from .rules import DetectionRules
 
 
-class ImageRules(Part):
+class DetectorImageRules(ManifestPart):
     """Size in pixels to which a page is resized for the graph, with values 0..1 (see ``models.layout.resize``)."""
 
     height: int
@@ -28,7 +28,7 @@ class LayoutManifest(FolderManifest):
     format: int = 1
     layout: Graph
     labels: tuple[str, ...]  # names by the ids of the graph
-    image: ImageRules
+    image: DetectorImageRules
     rules: DetectionRules  # the vendor's rules for boxes, unless a family has rules of its own
     checked: Mapping[Provider, Checked] = {}
     report: Mapping[str, Any] = {}  # measured errors

@@ -19,7 +19,7 @@ _ALIGNED = 0.01  # share of the page's width, within which two items of a list b
 
 
 @dataclass(frozen=True)
-class Answer:
+class PartAnswer:
     """The answer about one part. text : as the family presents it. error : why the part could not be read."""
 
     text: str = ""
@@ -41,7 +41,7 @@ class Page:
         self._number: str | None = None  # number of the next formula
         self._ahead = 2 if rules.tidy_lists else 1 if rules.join_hyphens or rules.formula_numbers == "tag" else 0
 
-    def add(self, part: Part, answer: Answer) -> str:
+    def add(self, part: Part, answer: PartAnswer) -> str:
         """Add the next part; returns the text that is certain now, perhaps empty."""
         first, *others = (corners(one, *self._size) for one in part.regions)
         block = block_of(part.label, answer.text, first, answer.confidence, self._rules)

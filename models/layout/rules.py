@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from models.manifest import Part
+from models.manifest import ManifestPart
 
 from .labels import LABELS
 
 
-class DetectionRules(Part):
+class DetectionRules(ManifestPart):
     """Which boxes stay, and with which label.
 
     Labels are names of ``LABELS``. A share is of areas, 0..1; an IoU counts both edges of a box as inside of it.

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from models.config import load_config
-from models.layout.detectors import Detector, detector_of
+from models.layout.detectors import KnownDetector, detector_of
 from models.manifest import FILE_NAME, restore_retired
 from models.model_errors import ManifestError
 from models.paths import detector_dir
@@ -38,7 +38,7 @@ def detector_folder(detector: str | os.PathLike[str], cache: Path | None = None)
     return folder
 
 
-def missing(detector: Detector) -> str:
+def missing(detector: KnownDetector) -> str:
     """The message for a detector that has no export."""
     return (
         f"the layout detector {detector.id} is not exported here; make it with: ocr-onnx export {detector.id} "

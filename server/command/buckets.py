@@ -29,7 +29,7 @@ from server.api_errors import BadRequest, TooLarge
 from server.fetch import Fetcher
 
 from .command_errors import UsageError
-from .source import SUFFIXES, Source
+from .source import SUFFIXES, DocumentSource
 
 INSTALL = {
     "s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs", "abfss": "adlfs",
@@ -114,7 +114,7 @@ def _advice(url: str) -> str:
 
 
 @dataclass(frozen=True)
-class RemoteSource(Source):
+class RemoteSource(DocumentSource):
     """One document behind an address."""
 
     url: str = ""

@@ -17,7 +17,7 @@ from pathlib import Path, PurePath
 from ..writers import FORMATS
 from . import buckets
 from .command_errors import UsageError
-from .source import STANDARD_INPUT, SUFFIXES, Source
+from .source import STANDARD_INPUT, SUFFIXES, DocumentSource
 
 _LONGEST_NAME = 200  # bytes; file systems take 255, endings such as -p1000-10.jpg included
 
@@ -25,7 +25,7 @@ _LONGEST_NAME = 200  # bytes; file systems take 255, endings such as -p1000-10.j
 def find_sources(
     inputs: Sequence[str], out: Path | str | None, read_stdin: Callable[[], bytes], *, follow: bool = True,
     tell: Callable[[str], None] = lambda line: None,
-) -> list[Source]:  # fmt: skip
+) -> list[DocumentSource]:  # fmt: skip
     """All documents that the inputs name, in the inputs' order, each once.
 
     out : the output folder, a path or an address; left out where it lies below an input.
@@ -36,7 +36,7 @@ def find_sources(
     UsageError
         for an input that is missing or holds no document.
     """
-    sources: dict[str, Source] = {}
+    sources: dict[str, DocumentSource] = {}
     for text in inputs:
         found = list(_found(text, out, read_stdin, _Walk(out if isinstance(out, Path) else None, follow, tell)))
         if not found:
@@ -46,7 +46,7 @@ def find_sources(
     return list(sources.values())
 
 
-def _found(text: str, out: Path | str | None, read_stdin: Callable[[], bytes], walk: _Walk) -> Iterator[Source]:
+def _found(text: str, out: Path | str | None, read_stdin: Callable[[], bytes], walk: _Walk) -> Iterator[DocumentSource]:
     if (local := buckets.local_path(text)) is not None:
         text = str(local)
     if buckets.is_url(text):
@@ -54,9 +54,9 @@ def _found(text: str, out: Path | str | None, read_stdin: Callable[[], bytes], w
     return _expand(text, out if isinstance(out, Path) else None, read_stdin, walk)
 
 
-def _expand(text: str, out: Path | None, read_stdin: Callable[[], bytes], walk: _Walk) -> Iterator[Source]:
+def _expand(text: str, out: Path | None, read_stdin: Callable[[], bytes], walk: _Walk) -> Iterator[DocumentSource]:
     if text == STANDARD_INPUT:
-        yield Source(None, PurePath("stdin"), read_stdin())
+        yield DocumentSource(None, PurePath("stdin"), read_stdin())
         return
     path = Path(text).expanduser()
     if path.is_dir():
@@ -65,14 +65,14 @@ def _expand(text: str, out: Path | None, read_stdin: Callable[[], bytes], walk: 
             raise UsageError(f"-o {out} is the input folder itself; name another one, which may lie inside it")
         yield from walk.sources(root, root)
     elif path.exists():
-        yield Source(_absolute(path), PurePath(path.name), None if path.is_file() else path.read_bytes())
+        yield DocumentSource(_absolute(path), PurePath(path.name), None if path.is_file() else path.read_bytes())
     elif glob.has_magic(text):
         yield from _matching(str(path), out, text, walk)
     else:
         raise UsageError(f"{text}: there is no such file or folder")
 
 
-def _matching(pattern: str, out: Path | None, text: str, walk: _Walk) -> Iterator[Source]:
+def _matching(pattern: str, out: Path | None, text: str, walk: _Walk) -> Iterator[DocumentSource]:
     parts = Path(pattern).parts
     fixed = next(index for index, part in enumerate(parts) if glob.has_magic(part))
     root = _absolute(Path(*parts[:fixed]) if fixed else Path())
@@ -84,7 +84,7 @@ def _matching(pattern: str, out: Path | None, text: str, walk: _Walk) -> Iterato
         if match.is_dir():
             yield from walk.sources(match, root)
         elif not walk.leaves(match):
-            yield Source(match, match.relative_to(root))
+            yield DocumentSource(match, match.relative_to(root))
     if not matches:
         raise UsageError(f"{text}: nothing matches this pattern")
 
@@ -98,7 +98,7 @@ class _Walk:
     tell: Callable[[str], None]
     _been: set[tuple[int, int]] = field(default_factory=set)  # device and inode of each folder
 
-    def sources(self, folder: Path, root: Path) -> Iterator[Source]:
+    def sources(self, folder: Path, root: Path) -> Iterator[DocumentSource]:
         """The documents under a folder. root : names are relative to this folder."""
         problems: list[OSError] = []
         list(self._new(folder.parent, [folder.name]))  # a link back here is not another folder
@@ -107,11 +107,11 @@ class _Walk:
             for name in sorted(files, key=_natural):
                 path = Path(here) / name
                 if not name.startswith(".") and path.suffix.lower() in SUFFIXES and not self.leaves(path):
-                    yield Source(path, path.relative_to(root))
+                    yield DocumentSource(path, path.relative_to(root))
         for problem in problems:
             path = Path(str(problem.filename))
             reason = os.strerror(problem.errno or 0)
-            yield Source(path, path.relative_to(root), problem=f"{path} cannot be looked into: {reason}")
+            yield DocumentSource(path, path.relative_to(root), problem=f"{path} cannot be looked into: {reason}")
 
     def leaves(self, path: Path) -> bool:
         """Whether to leave out a path that is no file (a pipe would be waited on for ever), and say so."""
@@ -155,7 +155,7 @@ def _natural(path: str | Path) -> list[tuple[int, str]]:
     ]
 
 
-def output_names(sources: Sequence[Source], known: Mapping[str, str]) -> list[str]:
+def output_names(sources: Sequence[DocumentSource], known: Mapping[str, str]) -> list[str]:
     """For each source the path of its results below the output folder, with ``/`` and without ending.
 
     ``report.pdf`` gives ``report``; where several would, ``report.pdf`` (and ``report.png``); where even those clash,
@@ -167,7 +167,7 @@ def output_names(sources: Sequence[Source], known: Mapping[str, str]) -> list[st
     chosen: list[str | None] = [known.get(source.name) for source in sources]
     taken = {name.lower() for name in known.values()}
     shared = _common_folder(sources)
-    naming: tuple[Callable[[Source], PurePath], ...] = (
+    naming: tuple[Callable[[DocumentSource], PurePath], ...] = (
         lambda source: source.relative.with_suffix(""),
         lambda source: source.relative,
         lambda source: source.relative if source.path is None else source.path.relative_to(shared),
@@ -215,7 +215,7 @@ def _above(name: str) -> Iterator[str]:
         yield name
 
 
-def _common_folder(sources: Sequence[Source]) -> Path:
+def _common_folder(sources: Sequence[DocumentSource]) -> Path:
     folders = [str(source.path.parent) for source in sources if source.path is not None]
     try:
         return Path(os.path.commonpath(folders)) if folders else Path()

@@ -10,13 +10,13 @@ from PIL import Image
 from runtime.documents import Document
 from server.writers.material import Original
 
-from .source import Source
+from .source import DocumentSource
 
 
 class OpenedAgain:
     """See ``writers.material.Material``. Opens the document on first use; a context manager."""
 
-    def __init__(self, source: Source, open_document: Callable[[], Document], password: str) -> None:
+    def __init__(self, source: DocumentSource, open_document: Callable[[], Document], password: str) -> None:
         """password : the document's; empty for a document without one."""
         self._source, self._open, self._password = source, open_document, password
         self._document: Document | None = None

@@ -10,7 +10,7 @@ from typing import Any
 from models.arguments import add_config_flags, read_config
 from models.asking import tasks_for
 from models.catalog import SUPPORTED_FAMILIES
-from models.layout.detectors import DETECTORS, Detector
+from models.layout.detectors import DETECTORS, KnownDetector
 from models.model_errors import ConfigError
 from models.registration import ModelEntry
 from models.registry import default_task
@@ -87,7 +87,7 @@ def _describe(entry: ModelEntry, exports: list[Export]) -> dict[str, Any]:
     }
 
 
-def _describe_detector(detector: Detector, exports: list[Export]) -> dict[str, Any]:
+def _describe_detector(detector: KnownDetector, exports: list[Export]) -> dict[str, Any]:
     return {
         "id": detector.id,
         "name": detector.name,

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ..writers import CUT_OFF
-from .source import Source
+from .source import DocumentSource
 
 
 @dataclass
 class DocumentPlan:
     """One document in a run."""
 
-    source: Source
+    source: DocumentSource
     output: str  # name of the results, see inputs.output_names
     version: str = ""  # changes when the document does
     fingerprint: str = ""  # of the document and of all settings that decide how it is read

@@ -21,7 +21,7 @@ _ONE_PAGE = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM", b"GIF87a", b"GIF89a",
 
 
 @dataclass(frozen=True)
-class Source:
+class DocumentSource:
     """One document to read."""
 
     path: Path | None  # absolute; None: standard input

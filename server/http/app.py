@@ -31,7 +31,7 @@ from .mistral.files import File, FileContent, Files, FileStore, SignedUrl
 from .mistral.job_files import JobFiles
 from .mistral.jobs import JobById, JobCancel, Jobs, OcrJobs
 from .mistral.ocr import Ocr, OcrReader
-from .models_api import Model, Models
+from .models_api import ModelById, ModelList
 from .openapi import OpenApi
 from .paddlex.layout_parsing import LayoutParsing
 from .pool import ModelPool
@@ -160,8 +160,8 @@ def build(
     _route(app, "/v1/files/{file_id}", File(files))
     _route(app, "/v1/files/{file_id}/content", FileContent(files))
     _route(app, "/v1/files/{file_id}/url", SignedUrl(files))
-    _route(app, "/v1/models", Models(source, pool))
-    _route(app, "/v1/models/{model_id}", Model(source, pool))
+    _route(app, "/v1/models", ModelList(source, pool))
+    _route(app, "/v1/models/{model_id}", ModelById(source, pool))
     _route(app, "/health", Health())
     _route(app, "/v1/health", Health())
     _route(app, "/ready", Ready(in_flight, pool, exports))

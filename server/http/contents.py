@@ -21,7 +21,7 @@ from runtime.requests import Finished, Generation, Request, Stage, TextDelta, Te
 
 from .admission import Admission
 from .documents import DocumentGeneration, DocumentPage
-from .images import Pictures
+from .images import RequestPictures
 from .joint_pages import describe_pages
 from .logs import RequestRecord
 from .page_fields import describe_blocks, describe_boxes, describe_flaws, describe_size, describe_warnings
@@ -51,7 +51,9 @@ class Content(Protocol):
 class PicturesContent:
     """The images of a request, which are read together."""
 
-    def __init__(self, pictures: Pictures, reading: ReadingOptions, client: str, stop: Stop, joint: bool) -> None:
+    def __init__(
+        self, pictures: RequestPictures, reading: ReadingOptions, client: str, stop: Stop, joint: bool
+    ) -> None:
         self._pictures, self._reading, self._client, self._stop = pictures, reading, client, stop
         self._sizes = list(pictures.sizes)
         self._joint = joint and len(self._sizes) > 1

@@ -78,7 +78,7 @@ class Door:
         for channel in list(self._channels):
             channel.look()
 
-    def problem(self, request: Parser) -> ApiError | None:
+    def problem(self, request: RequestParser) -> ApiError | None:
         """Why a request is refused, judged by its headers alone; None: it is not."""
         if not request.has_body:
             return None  # the application refuses the rest at no cost
@@ -98,7 +98,7 @@ class Door:
         """Take room for a portion of a body. Raises as ``Admission.take``."""
         return self._admission.take("bodies", _STEP)
 
-    def cross_origin(self, request: Parser) -> dict[str, str]:
+    def cross_origin(self, request: RequestParser) -> dict[str, str]:
         """The header with which a browser lets a web page see a refusal."""
         origin = request.headers.get("ORIGIN", "")
         if not origin or not ("*" in self._origins or origin in self._origins):
@@ -129,7 +129,7 @@ class Refusal:
         self.reason = falcon.code_to_http_status(error.status_code).partition(" ")[2]
 
 
-class Parser(HTTPRequestParser):  # type: ignore[misc]  # waitress has no types, and so have the classes below
+class RequestParser(HTTPRequestParser):  # type: ignore[misc]  # waitress has no types, and so have the classes below
     """Parses one request."""
 
     error: Any = None  # waitress' error, a ``Refusal`` included; None: no error
@@ -231,7 +231,7 @@ class Channel(HTTPChannel):  # type: ignore[misc]
         self.since = time.monotonic()  # time of its last whole request
         self._lingers_until: float | None = None  # the answer is out, and further bytes are dropped
         super().__init__(server, sock, addr, adj, map=map)
-        self.parser_class = functools.partial(Parser, door, self)
+        self.parser_class = functools.partial(RequestParser, door, self)
         door.came(self)
 
     @property

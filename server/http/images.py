@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 _DATA_URL = re.compile(r"data:(?P<mime>[\w.+-]+/[\w.+*-]+)?(?P<params>(?:;[\w.+=-]+)*),", re.IGNORECASE)
 
 
-class Pictures:
+class RequestPictures:
     """The images of one request: files and sizes. Pixels are in memory inside ``decoded`` only."""
 
     def __init__(self, admission: Admission) -> None:
@@ -92,7 +92,7 @@ class ImageReader:
 
     def open(
         self, urls: Sequence[str], stop: Stop = never, transparency: Transparency = "white", orient: Orient = "off"
-    ) -> Pictures:
+    ) -> RequestPictures:
         """Fetch all images, in order, and read their headers.
 
         Raises
@@ -110,7 +110,7 @@ class ImageReader:
                 param="image_url", code="too_many_images",
             )  # fmt: skip
         deadline = time.monotonic() + self.fetcher.timeout
-        pictures = Pictures(self.admission)
+        pictures = RequestPictures(self.admission)
         try:
             for number, url in enumerate(urls, 1):
                 self._add(pictures, self._bytes(url, deadline), number, stop, transparency, orient)
@@ -120,7 +120,13 @@ class ImageReader:
         return pictures
 
     def _add(
-        self, pictures: Pictures, data: bytes, number: int, stop: Stop, transparency: Transparency, orient: Orient
+        self,
+        pictures: RequestPictures,
+        data: bytes,
+        number: int,
+        stop: Stop,
+        transparency: Transparency,
+        orient: Orient,
     ) -> None:
         with _explained():
             file = open_picture(

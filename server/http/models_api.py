@@ -43,14 +43,14 @@ class _ModelResource:
         }
 
 
-class Models(_ModelResource):
+class ModelList(_ModelResource):
     """Lists the models that can be asked for."""
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         resp.media = {"object": "list", "data": [self._describe(model_id) for model_id in self._source.model_ids()]}
 
 
-class Model(_ModelResource):
+class ModelById(_ModelResource):
     """Describes one model."""
 
     def on_get(self, req: falcon.Request, resp: falcon.Response, model_id: str) -> None:

@@ -19,7 +19,7 @@ from runtime.documents import DEFAULT_DPI, DPI_RANGE
 from server.api_errors import BadRequest, TooLarge
 
 from . import unsupported
-from .structured import Structure, structure_of
+from .structured import AnswerSchema, structure_of
 
 _TYPES: dict[precedence.Kind, Any] = {
     "integer": int | None,
@@ -162,7 +162,7 @@ class ReadingOptions:
     progress: bool = False
     password: str | None = field(default=None, repr=False)
     alternatives: int | None = None  # alternatives told with each token's log-probability; None: neither
-    structure: Structure | None = None  # the schema that the answer follows
+    structure: AnswerSchema | None = None  # the schema that the answer follows
     rules: Mapping[str, Any] = field(default_factory=dict)  # changes of the layout rules
     page: PageRules | None = None  # the resulting layout rules; None: the model's
     dpi: int | None = None  # dots per inch of a document's pages; None: the default, and no more than the model sees

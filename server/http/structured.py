@@ -11,7 +11,7 @@ from server.api_errors import BadRequest
 
 
 @dataclass(frozen=True)
-class Structure:
+class AnswerSchema:
     """schema : JSON text. field : of the body, which holds the schema."""
 
     schema: str
@@ -27,7 +27,7 @@ class Body(Protocol):
     structured_outputs: dict[str, Any] | None
 
 
-def structure_of(body: Body) -> Structure | None:
+def structure_of(body: Body) -> AnswerSchema | None:
     """The schema that the answer must follow; None: no schema.
 
     Raises
@@ -48,7 +48,7 @@ def structure_of(body: Body) -> Structure | None:
         raise BadRequest(f"{given[0][0]} and {given[1][0]} both ask for a schema; send one of them", param=given[1][0])
     field, schema = given[0]
     try:
-        return Structure(schema_text(schema), field)
+        return AnswerSchema(schema_text(schema), field)
     except InvalidInput as error:
         raise BadRequest(f"{field}: {error}", param=field) from error
 

@@ -13,7 +13,7 @@ from PIL import Image
 from models.model_errors import InvalidInput
 from runtime.documents import Document, Drawn, How, Limits, Stopped, Workers, never
 from server.command.plan import DocumentPlan
-from server.command.source import Source
+from server.command.source import DocumentSource
 from server.writers.figures import Pictures
 
 PARCEL = 16  # pages of a task: what a dead machine costs the drawing, and how fine the work is spread
@@ -32,7 +32,7 @@ class Wanted:
     """Pages of one document."""
 
     number: int  # of the document in the run
-    source: Source
+    source: DocumentSource
     pictures: Pictures  # that are made of its pages
     pages: Sequence[int]  # from 0
 

@@ -18,7 +18,7 @@ from models.turned import back, turned_box
 
 from .plain import plain_cell, plain_lines
 from .result import PageResult
-from .tables import Placed, cells_of
+from .tables import PlacedCell, cells_of
 
 Rect = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels of the page, from its upper left corner
 
@@ -111,7 +111,7 @@ def _lines(block: Block, box: Rect) -> Iterator[Line]:
         yield from _set(_paragraphs(block), box)
 
 
-def _cell_boxes(cells: Sequence[Placed[str]], box: Rect) -> Iterator[tuple[str, Rect]]:
+def _cell_boxes(cells: Sequence[PlacedCell[str]], box: Rect) -> Iterator[tuple[str, Rect]]:
     """Columns as wide as their widest words ask for, rows as high as their longest cells."""
     texts = {cell: plain_cell(cell.what) for cell in cells}
     across = [1.0] * max(cell.column + cell.width for cell in cells)

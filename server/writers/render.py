@@ -61,7 +61,7 @@ _MARK = re.compile(f"{_OPEN}(\\d+){_CLOSE}")
 
 
 @dataclass(frozen=True)
-class Block:
+class TextBlock:
     """A piece of the text that stands in one or several places of the page.
 
     boxes : their numbers in the order of the answer's boxes; none for text whose place is not known.
@@ -72,32 +72,32 @@ class Block:
     boxes: tuple[int, ...] = ()
 
 
-def blocks_of(text: str, boxes: Sequence[tuple[str, str]]) -> Iterator[Block]:
+def blocks_of(text: str, boxes: Sequence[tuple[str, str]]) -> Iterator[TextBlock]:
     """A page's text cut where its boxes begin.
 
     boxes : (label, text) of each, in the answer's order. Neighbours that share both are one reference with several
     places.
     """
     if not boxes:
-        yield Block("", text)
+        yield TextBlock("", text)
         return
     if "<|" not in text and any(words.strip() for _, words in boxes):
         yield from _paragraphs(text, [words for _, words in boxes])
         return
     before, found, _ = text.partition("<|ref|>")
     if found and before.strip():
-        yield Block("", before)
+        yield TextBlock("", before)
     at = 0
     while at < len(boxes):
         label, words = boxes[at]
         end = at + 1
         while end < len(boxes) and boxes[end] == boxes[at] and not words:
             end += 1
-        yield Block(label, words, tuple(range(at, end)))
+        yield TextBlock(label, words, tuple(range(at, end)))
         at = end
 
 
-def _paragraphs(text: str, words: Sequence[str]) -> Iterator[Block]:
+def _paragraphs(text: str, words: Sequence[str]) -> Iterator[TextBlock]:
     """A text that has no places of its own, cut where the words of its boxes end; pictures are where it says so.
 
     Words that the text does not have, as those of a header, have no block.
@@ -109,10 +109,10 @@ def _paragraphs(text: str, words: Sequence[str]) -> Iterator[Block]:
             continue
         end = text.find("\n\n", found.end())
         end = len(text) if end < 0 else end
-        yield Block("", text[at:end], (number,))
+        yield TextBlock("", text[at:end], (number,))
         at = end
     if text[at:].strip():
-        yield Block("", text[at:])
+        yield TextBlock("", text[at:])
 
 
 def page_html(text: str, boxes: Sequence[tuple[str, str]] = (), longest: int | None = MOST_CHARACTERS) -> str:

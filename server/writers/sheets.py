@@ -15,14 +15,14 @@ from typing import Any, BinaryIO
 from .material import Material
 from .plain import plain_cell
 from .result import PageResult
-from .tables import Placed, cells_of, rows_of
+from .tables import PlacedCell, cells_of, rows_of
 from .text import TextFile
 
 # What spreadsheets compute when they open CSV. A sign with a number behind it is a number.
 _FORMULA = re.compile(r"[=@]|[+-](?=.*[A-Za-z(|!])")
 
 
-def _tables(result: PageResult) -> Iterator[Sequence[Placed[str]]]:
+def _tables(result: PageResult) -> Iterator[Sequence[PlacedCell[str]]]:
     for block in result.blocks:
         if block.kind == "table" and (cells := cells_of(block.text)):
             yield [replace(cell, what=plain_cell(cell.what)) for cell in cells]

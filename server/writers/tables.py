@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Placed(Generic[T]):
+class PlacedCell(Generic[T]):
     """A cell with its place in the grid."""
 
     row: int
@@ -69,14 +69,14 @@ def html_rows(text: str) -> list[list[str]]:
     return rows_of(placed(_html_cells(text)))
 
 
-def cells_of(text: str) -> list[Placed[str]]:
+def cells_of(text: str) -> list[PlacedCell[str]]:
     """The texts of a table in HTML or Markdown, each with its place."""
     if text.lstrip().lower().startswith("<table"):
         return placed(_html_cells(text))
     return placed([[(1, 1, cell) for cell in row] for row in pipe_rows(text)])
 
 
-def rows_of(cells: Sequence[Placed[str]]) -> list[list[str]]:
+def rows_of(cells: Sequence[PlacedCell[str]]) -> list[list[str]]:
     """A table row by row; places that a cell spans are empty but for the first."""
     rows: list[list[str]] = [[] for _ in range(max((cell.row + cell.height for cell in cells), default=0))]
     for cell in cells:
@@ -86,7 +86,7 @@ def rows_of(cells: Sequence[Placed[str]]) -> list[list[str]]:
     return rows
 
 
-def placed(rows: Sequence[Sequence[tuple[int, int, T]]]) -> list[Placed[T]]:
+def placed(rows: Sequence[Sequence[tuple[int, int, T]]]) -> list[PlacedCell[T]]:
     """Where each cell of an HTML table stands, from its (height, width, what it holds). No two stand in one place."""
     taken: set[tuple[int, int]] = set()
     cells = []
@@ -103,7 +103,7 @@ def placed(rows: Sequence[Sequence[tuple[int, int, T]]]) -> list[Placed[T]]:
                 height = width = 1
                 places = {(number, column)}
             taken |= places
-            cells.append(Placed(number, column, height, width, what))
+            cells.append(PlacedCell(number, column, height, width, what))
             column += width
     return cells
 

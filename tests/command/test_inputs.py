@@ -18,7 +18,7 @@ from models.model_errors import InvalidInput
 from runtime.documents import How, Workers
 from server.command.command_errors import UsageError
 from server.command.inputs import find_sources, output_names
-from server.command.source import Source
+from server.command.source import DocumentSource
 from tests.command.conftest import page_of
 
 
@@ -127,23 +127,25 @@ def test_names_follow_the_folders_below_the_input(tree: Path) -> None:
     ],
 )
 def test_names_that_collide_are_told_apart(files: list[str], expected: list[str]) -> None:
-    sources = [Source(Path("/root") / file, PurePath(file).relative_to(PurePath(file).parent)) for file in files]
+    sources = [
+        DocumentSource(Path("/root") / file, PurePath(file).relative_to(PurePath(file).parent)) for file in files
+    ]
     assert output_names(sources, {}) == expected
 
 
 def test_names_of_an_earlier_run_stay_when_documents_are_added() -> None:
-    old = Source(Path("/in/x.pdf"), PurePath("x.pdf"))
-    new = Source(Path("/in/x.png"), PurePath("x.png"))
+    old = DocumentSource(Path("/in/x.pdf"), PurePath("x.pdf"))
+    new = DocumentSource(Path("/in/x.png"), PurePath("x.png"))
     assert output_names([old, new], {old.name: "x"}) == ["x", "x.png"]
     assert output_names([new], {old.name: "x"}) == ["x.png"]
-    third = Source(Path("/other/x.png"), PurePath("x.png"))
+    third = DocumentSource(Path("/other/x.png"), PurePath("x.png"))
     (name,) = output_names([third], {old.name: "x", new.name: "x.png", "/elsewhere": "/other/x.png"[1:]})
     assert name not in ("x", "x.png", "other/x.png")
 
 
 def test_a_result_never_stands_where_another_document_needs_a_folder() -> None:
-    plain = Source(Path("/in/r.png"), PurePath("r.png"))
-    below = Source(Path("/in/R.md/x.png"), PurePath("R.md/x.png"))
+    plain = DocumentSource(Path("/in/r.png"), PurePath("r.png"))
+    below = DocumentSource(Path("/in/R.md/x.png"), PurePath("R.md/x.png"))
     assert output_names([plain, below], {}) == ["r.png", "R.md/x"]
     assert output_names([plain, below], {below.name: "R.md/x"}) == ["r.png", "R.md/x"]
     (name,) = output_names([below], {plain.name: "r"})  # r.md is there by now
@@ -159,7 +161,8 @@ _PART = st.sampled_from(
 def test_no_two_documents_ever_share_a_name(paths: list[list[str]], data: st.DataObject) -> None:
     files = list(dict.fromkeys(Path("/root", *parts) for parts in paths))
     sources = [
-        Source(file, file.relative_to(file.parents[data.draw(st.integers(0, len(file.parents) - 2))])) for file in files
+        DocumentSource(file, file.relative_to(file.parents[data.draw(st.integers(0, len(file.parents) - 2))]))
+        for file in files
     ]
     given_names = output_names(sources, {})
     assert len({name.lower() for name in given_names}) == len(sources)
@@ -219,4 +222,4 @@ def test_a_picture_whose_first_bytes_say_that_it_is_one_page_is_not_opened_for_i
     tmp_path: Path, form: str, one: bool
 ) -> None:
     Image.new("RGB", (30, 20)).save(tmp_path / "a", form)
-    assert Source(tmp_path / "a", PurePath("a")).is_one_page() is one
+    assert DocumentSource(tmp_path / "a", PurePath("a")).is_one_page() is one

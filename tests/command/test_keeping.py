@@ -12,7 +12,7 @@ from server.command.command_errors import CommandFailed
 from server.command.keeping import Keeping, tell
 from server.command.plan import DocumentPlan
 from server.command.progress import Progress
-from server.command.source import Source
+from server.command.source import DocumentSource
 from server.writers import PageResult
 
 PATIENCE = 20  # seconds
@@ -36,7 +36,7 @@ class Disk:
 
 
 def keeping(disk: Disk, pages: int) -> tuple[Keeping[str], list[Any]]:
-    plan = DocumentPlan(Source(Path("a.pdf"), Path("a.pdf")), "a")
+    plan = DocumentPlan(DocumentSource(Path("a.pdf"), Path("a.pdf")), "a")
     kept: Keeping[str] = Keeping(disk, Progress(0, quiet=True))
     return kept, [kept.add("a", plan, PageResult(page, "done"), {}) for page in range(1, pages + 1)]
 
@@ -90,6 +90,6 @@ def test_a_page_that_is_refused_is_not_noted_and_those_behind_it_are() -> None:
 def test_a_failed_page_is_told_with_its_document_once(
     capsys: pytest.CaptureFixture[str], error: str, said: str
 ) -> None:
-    plan = DocumentPlan(Source(Path("a.pdf"), Path("a.pdf")), "a")
+    plan = DocumentPlan(DocumentSource(Path("a.pdf"), Path("a.pdf")), "a")
     tell(plan, PageResult(2, "failed", error))
     assert capsys.readouterr().err == f"failed: {said}\n"

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from server.command.folder import OutputFolder
-from server.command.source import Source
+from server.command.source import DocumentSource
 from tests.command.conftest import Program
 from tests.command.material import GROUNDED, lines, pdf, png
 
@@ -164,9 +164,9 @@ def test_documents_are_closed_when_their_pages_are_done(ocr: Program, tmp_path: 
     opened: list[str] = []
     most = 0
 
-    real = Source.open
+    real = DocumentSource.open
 
-    def watch(self: Source, *how: Any) -> Any:
+    def watch(self: DocumentSource, *how: Any) -> Any:
         nonlocal most
         document = real(self, *how)
         opened.append(self.name)
@@ -181,7 +181,7 @@ def test_documents_are_closed_when_their_pages_are_done(ocr: Program, tmp_path: 
         document.close = closing  # type: ignore[method-assign]
         return document
 
-    monkeypatch.setattr(Source, "open", watch)
+    monkeypatch.setattr(DocumentSource, "open", watch)
     for number in range(12):
         pdf(tmp_path / f"in/{number}.pdf", number, number)
     assert ocr("read", "in", "-o", "out") == 0

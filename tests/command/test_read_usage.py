@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from server.command.source import Source
+from server.command.source import DocumentSource
 from server.writers import FORMATS
 from tests.command.conftest import ROOT, Program, ScriptedReader, page_of
 from tests.command.material import files, lines, pdf, png, stop_at
@@ -251,8 +251,8 @@ def test_pictures_are_opened_as_they_are_needed(ocr: Program, tmp_path: Path, mo
     (tmp_path / "in/broken.png").write_bytes((tmp_path / "in/1.png").read_bytes()[:20])
     opened: list[int] = []
     first_read: list[int] = []
-    open_source = Source.open
-    monkeypatch.setattr(Source, "open", lambda self, *how: opened.append(1) or open_source(self, *how))
+    open_source = DocumentSource.open
+    monkeypatch.setattr(DocumentSource, "open", lambda self, *how: opened.append(1) or open_source(self, *how))
 
     def script(number: int, page: Image.Image) -> str:
         first_read.append(len(opened))

@@ -33,7 +33,7 @@ from export.layout.loading import load_detector  # noqa: E402
 from export.layout.pipeline import DetectorJob, export_detector  # noqa: E402
 from export.source import Source  # noqa: E402
 from models.layout.decode import decode  # noqa: E402
-from models.layout.detectors import DETECTORS, Detector  # noqa: E402
+from models.layout.detectors import DETECTORS, KnownDetector  # noqa: E402
 from models.layout.labels import LABELS  # noqa: E402
 from models.layout.manifest import LayoutManifest  # noqa: E402
 from models.layout.resize import pixel_values  # noqa: E402
@@ -385,7 +385,7 @@ def test_a_detector_of_other_labels_is_refused(changed: Callable[..., Path], tmp
 def test_a_checkpoint_of_another_detector_than_the_wanted_one_is_refused(
     exported: Callable[[str], Exported], tmp_path: Path
 ) -> None:
-    wanted: Detector = DETECTORS["pp-doclayout-v2"]
+    wanted: KnownDetector = DETECTORS["pp-doclayout-v2"]
     with pytest.raises(ExportError, match="holds pp-doclayout-v3, and pp-doclayout-v2 is wanted"):
         export_detector(job(exported("v3").checkpoint, tmp_path, wanted=wanted), lambda line: None)
 

@@ -15,7 +15,7 @@ import pytest
 
 from export import dots_ocr, glm_vision, lighton_ocr
 from export.check import check_structure
-from export.family import Part
+from export.family import GraphPart
 from export.graphs import graph_file, stored_weights, write_graphs
 from export.layers import BFLOAT16, FLOAT, FLOAT16, Precision
 from export.mergers import MergerSpec
@@ -170,7 +170,7 @@ def case_of() -> Callable[..., Case]:
 def written(folder: Path, case: Case, precision: Precision, load: Any = None) -> Path:
     """The tower's graph with its weights, in a folder."""
     tower = case.build(precision)
-    parts: Any = {precision.provider: {"vision": Part(tower, lambda: tower_graph(tower))}}
+    parts: Any = {precision.provider: {"vision": GraphPart(tower, lambda: tower_graph(tower))}}
     write_graphs(folder, parts, stored_weights(parts), load or case.tensors.__getitem__)
     return folder / graph_file("vision", precision.provider)
 

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 from models.blocks import Block
 from models.catalog import CATALOG
 from models.layout.labels import LABELS
-from models.layout.page import Answer, Page, to_markdown
+from models.layout.page import Page, PartAnswer, to_markdown
 from models.layout.page_rules import GLM_SDK, PADDLEX, PLAIN, PageRules
 from models.layout.parts import Part, corners, is_blank, parts_of, picture_of
 from models.layout.regions import Region
@@ -40,7 +40,7 @@ def markdown(rules: PageRules, *blocks: tuple[str, str]) -> str:
     page, pieces = Page(WIDTH, HEIGHT, rules), []
     texts = [text for _, text in blocks]
     for part, text in zip(parts_of(column(*(label for label, _ in blocks)), rules), texts, strict=True):
-        pieces.append(page.add(part, Answer(text)))
+        pieces.append(page.add(part, PartAnswer(text)))
     return "".join([*pieces, page.finish()])
 
 
@@ -238,7 +238,12 @@ def test_a_text_between_two_items_of_a_list_is_one() -> None:
 def test_a_part_that_could_not_be_read_leaves_no_trace_in_the_text_and_its_block() -> None:
     page = Page(WIDTH, HEIGHT, PADDLEX)
     first, second, third = parts_of(column("text", "table", "text"), PADDLEX)
-    text = page.add(first, Answer("one")) + page.add(second, Answer()) + page.add(third, Answer("two")) + page.finish()
+    text = (
+        page.add(first, PartAnswer("one"))
+        + page.add(second, PartAnswer())
+        + page.add(third, PartAnswer("two"))
+        + page.finish()
+    )
     assert text == "one\n\ntwo"
     assert [(block.kind, block.text) for block in page.blocks] == [("text", "one"), ("table", ""), ("text", "two")]
 
@@ -306,7 +311,7 @@ def test_what_was_given_of_a_page_is_its_text_whatever_comes_next(
     rules = replace(rules, drop_overlapping=False)
     page, parts = Page(600, 800, rules), parts_of(found, rules)
     words = st.sampled_from(["", "word", "· item", "a hyphen-", "ated", "(1)", "$$x$$", "a\nb", "<!-- image [1] -->"])
-    pieces = [page.add(part, Answer(data.draw(words))) for part in parts]
+    pieces = [page.add(part, PartAnswer(data.draw(words))) for part in parts]
     text = "".join([*pieces, page.finish()])
     assert len(page.blocks) == sum(len(part.regions) for part in parts)
     assert [block.label for block in page.blocks] == [one.label for part in parts for one in part.regions]
@@ -374,5 +379,5 @@ def test_each_model_reads_elements_with_its_own_tasks() -> None:
 
 def test_a_block_says_what_stands_where() -> None:
     page = Page(WIDTH, HEIGHT, PADDLEX)
-    page.add(Part((region("paragraph_title", (9.6, 20.2, 300.4, 50)),), "text"), Answer("1.1 A", 0.5))
+    page.add(Part((region("paragraph_title", (9.6, 20.2, 300.4, 50)),), "text"), PartAnswer("1.1 A", 0.5))
     assert page.blocks == [Block("title", "1.1 A", (10, 20, 300, 50), "paragraph_title", 0.5, 3, score=0.9)]

@@ -15,7 +15,7 @@ from models.deepseek_ocr.family import DeepseekOcr
 from models.family import IMAGE_SLOT, OutputFilter, task_prompt
 from models.filters import FormulaDelimiters
 from models.model_errors import InvalidInput
-from models.otsl import Cell, OtslTables
+from models.otsl import OtslCell, OtslTables
 from models.paddleocr_vl.output import TASKS, output_filter
 from models.registry import default_task, tasks_of
 from models.repetition import RepeatCut, without_repetition
@@ -122,7 +122,7 @@ def test_work_on_a_table_grows_as_its_cells_do(monkeypatch: pytest.MonkeyPatch, 
     """Counted in looks at cells, not in seconds: whatever spans what, a few for each."""
     looks = 0
 
-    class Watched(Cell):
+    class Watched(OtslCell):
         @property
         def kind(self) -> str:  # type: ignore[override]
             nonlocal looks
@@ -133,7 +133,7 @@ def test_work_on_a_table_grows_as_its_cells_do(monkeypatch: pytest.MonkeyPatch, 
         def kind(self, value: str) -> None:
             self._kind = value
 
-    monkeypatch.setattr("models.otsl.Cell", Watched)
+    monkeypatch.setattr("models.otsl.OtslCell", Watched)
     for k in (10, 40, 80):
         looks = 0
         otsl = "<fcel>a" + "<lcel>" * k + "<nl>" + row(k) * k

@@ -19,7 +19,7 @@ from server.command.folder import OutputFolder
 from server.command.plan import DocumentPlan
 from server.command.progress import PageWork, Progress
 from server.command.readers import Reading
-from server.command.source import Source
+from server.command.source import DocumentSource
 from server.ray.cluster import Pool
 from server.ray.drawing import Drawing
 from server.ray.reading import ReadingJob
@@ -100,7 +100,9 @@ def picture_pages(path: Path, first: int, count: int) -> Path:
 
 
 def plan_of(path: Path, pages: int) -> DocumentPlan:
-    plan = DocumentPlan(Source(path, Path(path.name)), path.stem, version="v", fingerprint="f", page_count=pages)
+    plan = DocumentPlan(
+        DocumentSource(path, Path(path.name)), path.stem, version="v", fingerprint="f", page_count=pages
+    )
     plan.pages = plan.todo = range(pages)
     return plan
 

@@ -14,7 +14,7 @@ from models.manifest import Manifest
 from models.settings import InferenceSettings
 from runtime import buffers, kv_cache
 from runtime.candidates import Chooser, certain_tokens
-from runtime.decoder import Decoder, Step
+from runtime.decoder import BoundStep, Decoder
 from runtime.providers import Device, ort
 from tests.runtime.watched import WatchedSession, watch
 
@@ -105,7 +105,7 @@ def test_logits_are_those_of_the_rows_asked_for(random_model_folder, calls) -> N
     assert np.allclose(decoder.step([5], [10]), together[:1], atol=1e-5)
     # As a GPU has it, where the host cannot see the buffer: through the binding's output.
     again = decoder.step([5, 6, 7], [10, 20, 30])
-    unseen = Step(session.newest, session.newest, ort.RunOptions(), None, view=None)
+    unseen = BoundStep(session.newest, session.newest, ort.RunOptions(), None, view=None)
     assert np.array_equal(unseen.logits(3), again)
 
 

@@ -15,7 +15,7 @@ from models.registry import family_of
 from models.settings import InferenceSettings
 from runtime import Model
 from runtime import model as model_module
-from runtime.features import Placed, Rows, assembled, merge, padded, views_of
+from runtime.features import OrderedRows, Rows, assembled, merge, padded, views_of
 from runtime.providers import Device, ort
 from runtime.requests import Finished, Request
 from runtime.vision import FeatureCache, VisionTower
@@ -71,7 +71,7 @@ def test_what_a_family_puts_in_order_on_the_device_is_what_it_puts_in_order_here
     tower = VisionTower(folder, manifest, PLAIN)
     expected = image.assemble([tower.encode(feeds) for feeds in passes])
     found = assembled(image, VisionTower(folder, manifest, RESIDENT, resident=True).encode_all(passes))
-    assert isinstance(found, Placed)
+    assert isinstance(found, OrderedRows)
     assert sum(map(len, found.sources)) <= len(expected) + 1, "what nobody reads is bound, too"
     embeddings = rows(np.zeros((image.token_count, expected.shape[1]), np.float32))
     merged = merge(embeddings, np.ones(image.token_count, bool), [found])

@@ -15,7 +15,7 @@ from PIL import Image
 
 from models.blocks import Block, boxes_of
 from server.command.plan import DocumentPlan
-from server.command.source import Source
+from server.command.source import DocumentSource
 from server.command.stdout import Printer
 from server.writers import FORMATS, PageResult
 from tests.command.conftest import Program, page_of
@@ -104,7 +104,7 @@ def test_a_file_that_is_no_text_goes_to_standard_output_whole(monkeypatch: pytes
     out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr("sys.stdout", out)
     printer = Printer("docx", NOTHING, io.BytesIO())
-    plan = DocumentPlan(Source(Path("x.pdf"), PurePath("x.pdf")), "x", pages=(0, 1))
+    plan = DocumentPlan(DocumentSource(Path("x.pdf"), PurePath("x.pdf")), "x", pages=(0, 1))
     printer.begin(plan, {"document": "x.pdf", "page_count": 2})
     printer.settle(plan, done(2, "second"))
     printer.settle(plan, done(1, "first"))

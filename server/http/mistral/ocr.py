@@ -29,7 +29,7 @@ from ..images import decode_data_url
 from ..messages import Prompt
 from ..running import RunningRequest
 from .files import FileStore
-from .pages import PageWriter
+from .pages import MistralPageWriter
 from .schema import OcrBody, OcrRequest, check_supported, page_numbers
 
 MISTRALS_OWN = re.compile(r"mistral-ocr(-[\w.-]+)?")  # the name that clients have built in
@@ -78,7 +78,7 @@ class OcrReader:
         """The whole answer to a request that has ended and is not closed yet."""
         report = running.report()
         report.pop("blocks", None)
-        writer = PageWriter(order.body, running.draw)
+        writer = MistralPageWriter(order.body, running.draw)
         boxes: dict[int, list[Box]] = {}
         for box in report.pop("boxes"):
             boxes.setdefault(box["page"], []).append(Box(box["label"], box["text"], tuple(box["box"])))

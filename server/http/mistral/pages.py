@@ -31,7 +31,7 @@ Draw = Callable[[int], Image.Image]  # number of a page, from 1 -> the page's pi
 
 
 @dataclass
-class PageWriter:
+class MistralPageWriter:
     """Writes the pages of one document in order, with ids counted through the document."""
 
     body: OcrBody

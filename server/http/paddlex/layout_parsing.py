@@ -34,7 +34,7 @@ from ..images import decode_data_url
 from ..messages import Prompt
 from ..running import RunningRequest
 from ..schema import ReadingOptions
-from .pages import PageWriter
+from .pages import PaddlexPageWriter
 from .schema import LayoutParsingRequest
 
 # Blocks are read to their end, unless their task has its own budget.
@@ -143,7 +143,7 @@ def _page(
 ) -> dict[str, Any]:  # fmt: skip
     """One entry of ``layoutParsingResults``."""
     size = page["width"], page["height"]
-    writer = PageWriter(blocks, size, rules, partial(running.draw, page["page"]))
+    writer = PaddlexPageWriter(blocks, size, rules, partial(running.draw, page["page"]))
     return {
         "prunedResult": {
             "page_count": count, "width": size[0], "height": size[1], "model_settings": request.told(rules),

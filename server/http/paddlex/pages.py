@@ -25,7 +25,7 @@ _TABLE = "<table border=1 style='margin: auto; word-wrap: break-word;'>"
 _CELL = "style='text-align: center; word-wrap: break-word;'"
 
 
-class PageWriter:
+class PaddlexPageWriter:
     """Writes one page. draw : draws the page's picture again."""
 
     def __init__(
