@@ -1,10 +1,10 @@
-"""The OpenAI-compatible HTTP API on Falcon and waitress. No tensors here."""
+"""Serving and command line: HTTP API, ``ocr-onnx``, writers, scores, Ray. No tensors here."""
 
 from __future__ import annotations
 
 
 def __getattr__(name: str) -> str:
-    """``__version__``, when it is asked for."""
+    """Compute ``__version__`` on first use."""
     if name == "__version__":
         from models import __version__
 

@@ -6,6 +6,6 @@ from .hidden import refuse_hidden
 
 refuse_hidden("models", "runtime")
 
-from .http.cli import main  # noqa: E402 - what would hide the imported packages is looked for first
+from .http.cli import main  # noqa: E402 - first a check for modules that would hide ours
 
 sys.exit(main())

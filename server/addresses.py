@@ -7,8 +7,8 @@ import ipaddress
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 # IANA's registries of special-purpose addresses (iana.org/assignments/iana-ipv4-special-registry and -ipv6-, as of
-# 2025): what is not reachable from everywhere, or serves no host of its own. Python's own list is that of its release:
-# 3.11 takes some of these for public. Parts of 192.0.0.0/24 and 2001::/23 that are public anycast are refused as well.
+# 2025): ranges that are not globally reachable, or have no hosts. Python's own list is its release's: 3.11 takes some
+# of these for public. Public anycast parts of 192.0.0.0/24 and 2001::/23 are refused as well.
 _SPECIAL_4 = tuple(
     ipaddress.IPv4Network(network)
     for network in (
@@ -17,7 +17,7 @@ _SPECIAL_4 = tuple(
         "224.0.0.0/4", "240.0.0.0/4",
     )
 )  # fmt: skip
-_GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")  # all that is assigned to hosts of the internet
+_GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")  # the only range assigned to hosts of the internet
 _SPECIAL_6 = tuple(
     ipaddress.IPv6Network(network) for network in ("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20")
 )
@@ -30,7 +30,7 @@ _COMPATIBLE = ipaddress.IPv6Network("::/96")
 def is_public(text: str) -> bool:
     """Whether an address, as a resolver gives it, belongs to the public internet in every reading of it."""
     try:
-        address = ipaddress.ip_address(text)  # fails for hosts; a scope (%eth0) makes the address a local one
+        address = ipaddress.ip_address(text)  # raises for host names; a scope (%eth0) makes an address local
     except ValueError:
         return False
     if isinstance(address, ipaddress.IPv6Address):

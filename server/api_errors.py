@@ -1,4 +1,4 @@
-"""Everything that ends in an HTTP error, in OpenAI's shape: ``{"error": {message, type, param, code}}``.
+"""Errors that end as HTTP errors in OpenAI's form: ``{"error": {message, type, param, code}}``.
 
 Plain exceptions: no web framework is needed to raise, catch or describe one.
 """
@@ -41,7 +41,7 @@ class ApiError(Exception):
 
 
 class BadRequest(ApiError):
-    """The client's request cannot be carried out as it stands."""
+    """The client's request cannot be carried out."""
 
     def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
         super().__init__(400, message, param=param, code=code or "invalid_request")
@@ -55,7 +55,7 @@ class TooLarge(ApiError):
 
 
 class Unavailable(ApiError):
-    """Cannot be served now; Retry-After says when to try again."""
+    """The request cannot be served now; Retry-After says when to try again."""
 
     def __init__(self, message: str, *, code: str = "unavailable", retry_after: float = 10) -> None:
         super().__init__(503, message, code=code, retry_after=retry_after)
@@ -72,7 +72,7 @@ def error_body(status: int, message: str, param: str | None = None, code: str | 
 
 
 def translate(error: Exception) -> ApiError | None:
-    """The HTTP error for an expected exception of the other packages; None for a surprise."""
+    """The HTTP error for an expected exception of other packages; None for an unexpected one."""
     match error:
         case ApiError():
             return error
@@ -89,7 +89,7 @@ def translate(error: Exception) -> ApiError | None:
         case QueueFull():
             return Unavailable(str(error), code="queue_full", retry_after=error.retry_after)
         case ManifestError() | ModelUnavailable(permanent=True):
-            # No 503: whoever tries again gets the same, and clients do so by themselves for every 5xx.
+            # Not a 5xx, after which clients retry by themselves: a retry would get the same error.
             return ApiError(404, without_paths(str(error)), param="model", code="model_unavailable")
         case ModelUnavailable():
             return Unavailable(without_paths(str(error)), code="model_unavailable", retry_after=60)
@@ -99,5 +99,5 @@ def translate(error: Exception) -> ApiError | None:
 
 
 def internal_error() -> ApiError:
-    """What a client is told of a surprise."""
+    """The error for clients after an unexpected exception."""
     return ApiError(500, "internal error; the server's log has the details", code="internal_error")

@@ -1,7 +1,7 @@
-"""Fetching an image from an address that a client named, without becoming its way into the private network.
+"""Fetches images from addresses that clients name, without giving them access to the private network.
 
-The host is resolved once, every address it has must be public, and the connection is made to the address that was
-checked: a name whose DNS answer changes in between gains nothing. Redirects go through the same gate.
+The host is resolved once, all its addresses must be public, and the connection goes to a checked address, so that a DNS
+answer that changes in between has no effect. Redirects are checked in the same way.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _HOST = re.compile(r"[^\x00-\x20\x7f/\\@?#%\[\]]+")
 
 
 def resolve_host(host: str, port: int) -> list[tuple[Any, ...]]:
-    """Ask the system's resolver. It also understands decimal, octal and hexadecimal IPv4 forms, as connect() would."""
+    """Ask the system's resolver, which also reads decimal, octal and hexadecimal IPv4 forms, as connect() would."""
     return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
 
 
@@ -46,7 +46,7 @@ class Fetcher:
     resolver: Resolver = resolve_host
 
     def fetch(self, url: str, deadline: float | None = None) -> bytes:
-        """The body at ``url``. ``deadline``, on time.monotonic's clock: instead of ``timeout`` seconds from now.
+        """The body at ``url``. ``deadline``: seconds of time.monotonic, in place of ``timeout`` seconds from now.
 
         Raises
         ------
@@ -66,21 +66,21 @@ class Fetcher:
         raise _refused(f"the image's address redirects more than {self.max_redirects} times")
 
     def _get(self, url: str, deadline: float) -> bytes | str:
-        """The body, or the address that it redirects to."""
+        """The body, or the address of a redirect."""
         parts, host, port = _parse(url)
         rows = self._resolve(host, port, deadline)
-        # One private address among public ones is refused too: the next connection could take it.
+        # One private address among public ones is refused, too: the next connection could go there.
         if self.policy == "public" and not all(is_public(str(row[4][0])) for row in rows):
             raise _refused(f"the image's host {host!r} is not on the public internet; this server fetches no others")
         try:
             with Connection(rows, deadline, host if parts.scheme == "https" else None) as sock:
                 return self._exchange(sock, url, parts, host, port, deadline)
         except (OSError, http.client.HTTPException, ValueError) as error:
-            # The class says enough (timeout, refused, TLS); the text could tell a client about the network here.
+            # The class says enough (timeout, refused, TLS); the text could reveal this network to a client.
             raise _refused(f"the image at host {host!r} could not be fetched: {type(error).__name__}") from error
 
     def _resolve(self, host: str, port: int, deadline: float) -> list[tuple[Any, ...]]:
-        # The resolver has no timeout of its own, so it gets a thread that may be left behind.
+        # The resolver has no timeout, so it runs on a thread that may be left behind.
         result: list[list[tuple[Any, ...]]] = []
 
         def ask() -> None:
@@ -120,14 +120,14 @@ class Fetcher:
         return self._read(response, deadline)
 
     def _read(self, response: http.client.HTTPResponse, deadline: float) -> bytes:
-        expected = response.length  # what Content-Length says; None for chunks and "until the end"
+        expected = response.length  # Content-Length; None for chunks and "until the end"
         if expected is not None and expected > self.max_bytes:
             raise _too_large(self.max_bytes)
         body = bytearray()
         while expected is None or len(body) < expected:
             chunk = response.read1(65536)
             if time.monotonic() > deadline:
-                raise TimeoutError  # the watchdog's cut looks like an end
+                raise TimeoutError  # a cut by the watchdog looks like an end
             if not chunk:
                 break
             body += chunk
@@ -141,12 +141,12 @@ class Fetcher:
 
 
 class Connection:
-    """A socket to the first of the checked addresses that answers, cut off at the deadline whatever it is doing."""
+    """A socket to the first checked address that answers, cut off at the deadline in any state."""
 
     def __init__(self, rows: list[tuple[Any, ...]], deadline: float, tls_host: str | None) -> None:
         self.rows, self._deadline, self._tls_host = rows, deadline, tls_host
         self._sock: socket.socket | None = None
-        # A peer that sends a byte now and then would never meet a socket timeout.
+        # A peer that sends a byte now and then would never run into a socket's timeout.
         self._watchdog = threading.Timer(self._left(), self._cut)
         self._watchdog.daemon = True
 

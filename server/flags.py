@@ -1,6 +1,6 @@
-"""Command-line flags from the tables of settings and server keys, for every program that has them.
+"""Command-line flags from the tables of settings and server keys, for all programs.
 
-A flag that is not given leaves no trace in the namespace, so that config.toml can speak.
+A flag that is not given is absent from the namespace, so that config.toml's value counts.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from models.settings import InferenceSettings
 
 
 def add_model_flags(group: argparse._ArgumentGroup, model: str) -> None:
-    """Which model, from which files, on which device. ``model``: what it is for, in the help."""
+    """Add flags of the model, its files and its device. ``model``: help text of --model."""
     group.add_argument("--model", metavar="ID", help=f"{model} (default: {DEFAULT_ACTIVE}, or as config.toml says)")
     add_config_flags(group)
     group.add_argument("--model-config", type=Path, metavar="PATH", help="config.json instead of the model's own")
@@ -40,7 +40,7 @@ def add_model_flags(group: argparse._ArgumentGroup, model: str) -> None:
 
 
 def add_device_flag(group: argparse._ArgumentGroup) -> None:
-    """Where to compute."""
+    """Add --device."""
     group.add_argument(
         "--device",
         type=_device,
@@ -56,14 +56,14 @@ def _device(text: str) -> str:
 
 
 def add_setting_flags(group: argparse._ArgumentGroup, defaults: Mapping[str, Any] | None = None) -> None:
-    """One flag for each inference setting. ``defaults``: built-in values that a program has its own of, by name."""
+    """Add a flag for each inference setting. ``defaults``: the program's own default values, by name."""
     for setting in precedence.SETTINGS:
         if setting.flag:
             _add_setting(group, setting, (defaults or {}).get(setting.name))
 
 
 def add_server_flags(group: argparse._ArgumentGroup, *names: str) -> None:
-    """One flag for each key of config.toml's [server], or for the named ones."""
+    """Add a flag for each key of config.toml's [server], or for the named keys."""
     for key in SERVER_KEYS:
         if not names or key.name in names:
             _add_key(group, key)

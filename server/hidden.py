@@ -1,7 +1,7 @@
-"""What may stand in the way of ``python -m server``.
+"""Notices folders that hide this project's packages from ``python -m server``.
 
-Run as a module, Python looks into the working directory first, and a folder there of the same name is another
-program's. Imports nothing that could be hidden.
+With -m, Python looks into the working directory first, where a folder of the same name may be another program's.
+Imports nothing that could be hidden.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 def refuse_hidden(*packages: str) -> None:
-    """Exit with one line when a file of the working directory stands in for one of this project's packages."""
+    """Exit with one line when a file or folder of the working directory hides one of this project's packages."""
     for name in packages:
         found = importlib.util.find_spec(name)
         place = Path(next(iter((found and found.submodule_search_locations) or [f"{name}.py"])))

@@ -1,4 +1,4 @@
-"""What the command line and config.toml decide for the server as a whole."""
+"""Options of the whole server, from the command line and config.toml."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from models.config import Config
 from models.config_template import SERVER_KEYS
 from runtime.library.options import ModelOptions
 
-KEYS_VARIABLE = "OCR_ONNX_API_KEY"  # of the environment: one key, or several with commas between
+KEYS_VARIABLE = "OCR_ONNX_API_KEY"  # environment variable: one key, or several separated by commas
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServerOptions(ModelOptions):
-    """Flags over config.toml's [server] over the defaults of ``config_template.SERVER_KEYS``."""
+    """The options: flags over config.toml's [server] over the defaults of ``config_template.SERVER_KEYS``."""
 
     host: str = "0.0.0.0"
     port: int = 8000

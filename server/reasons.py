@@ -1,7 +1,7 @@
-"""What a client may know of a failure: the whole reason, without the places of this server's files.
+"""Removes this server's paths from reasons that clients are told.
 
-Messages of the exporter and the runtime name files with their folders, which helps who runs the server (the log has
-them) and tells strangers about it.
+Messages of the exporter and the runtime name files with their folders, for the operator (in the log) and not for
+strangers.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ _PATH = re.compile(r"""(?<![\w:/\\.~-])(?:~?/(?![/\s])|[A-Za-z]:[\\/]|\\\\)[^\s'
 
 
 def without_paths(text: str) -> str:
-    """The text with each path of this machine cut to its last name."""
+    """The text with each path of this machine reduced to its last name."""
     for folder in sorted(_folders(), key=len, reverse=True):
-        # First the known places, whole: a folder's name may have spaces, which the pattern stops at.
+        # First whole known folders, whose names may have spaces, at which the pattern stops.
         text = re.sub(re.escape(folder) + r"(?![\w.-])", "/-", text)
     return _PATH.sub(lambda found: re.split(r"[\\/]", found[0].rstrip("\\/."))[-1] or "the folder", text)
 

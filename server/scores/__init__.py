@@ -1,6 +1,6 @@
-"""How near one reading of a document is to another: letters, words, tables, the order of reading; and benchmarks.
+"""Compares two readings of a document: letters, words, tables, reading order; and scores benchmarks.
 
-Used by ``ocr-onnx compare`` and ``ocr-onnx eval``. The packages that it counts with are in the extra ``eval``.
+Used by ``ocr-onnx compare`` and ``ocr-onnx eval``. Needs the extra ``eval``.
 """
 
 INSTALL = "pip install 'ocr-onnx[eval]'"

@@ -1,7 +1,7 @@
-"""olmOCR-bench: its unit tests of pages, run by its own package, so that its rules are its authors'.
+"""olmOCR-bench: its unit tests of pages, run by its authors' own package.
 
 Each line of its ``*.jsonl`` files is a test of one page of one PDF. A file's score is the share of its tests that pass,
-the whole score the mean over files; a PDF without a test of its own for that is tested for being text at all.
+the whole score the mean over files; a PDF without a baseline test gets one, for being text at all.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ INSTALL = "pip install 'olmocr[bench]'"
 
 @dataclass(frozen=True)
 class Case:
-    """One test. run : takes a page's Markdown, says whether it passes and why not."""
+    """One test. run : takes a page's Markdown; returns whether it passes, and why not."""
 
     group: str
     id: str
-    document: str  # below pdfs/, with its ending
+    document: str  # path of the PDF below pdfs/, with ending
     page: int  # from 1
     test: Any
 
     def passes(self, markdown: str | None) -> bool:
-        """Whether the page passes; a page that was not read does not."""
+        """Whether the page passes; a page that was not read fails."""
         return markdown is not None and bool(self.test.run(markdown)[0])
 
 
 def data_folder(folder: Path) -> Path:
-    """Where tests and ``pdfs`` lie in a copy of the data set, which has them in ``bench_data``.
+    """The folder of tests and ``pdfs`` in a copy of the data set: ``bench_data``, or the copy itself.
 
     Raises
     ------
     InvalidInput
-        when neither has them.
+        when neither folder has them.
     """
     for place in (folder, folder / "bench_data"):
         if (place / "pdfs").is_dir() and any(place.glob("*.jsonl")):
@@ -55,7 +55,7 @@ def load_cases(folder: Path) -> list[Case]:
     Raises
     ------
     InvalidInput
-        for a test that its package refuses, and where that is not installed.
+        for a test that the package refuses, and where the package is not installed.
     """
     if find_spec("olmocr") is None:
         raise InvalidInput(f"olmOCR-bench is scored by its authors' package; install it with: {INSTALL}")

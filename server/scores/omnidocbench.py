@@ -1,14 +1,13 @@
 """OmniDocBench (Ouyang et al., arXiv 2412.07626): its pages, and its end-to-end scores by its ``simple_match``.
 
-The benchmark has several ways to pair what was read with the truth. ``simple_match`` is the one that is defined by an
-optimum (the pairs with the least edit distance in all) and is counted here; ``quick_match``, which its leaderboard
-uses, also merges and splits paragraphs, by rules that change with its versions, and formulas are compared there by
-rendering them (CDM). For figures to publish, the benchmark's own program is given the files that ``eval`` writes.
+The benchmark has several ways to pair a reading with the truth. ``simple_match``, which is computed here, is defined by
+an optimum (the pairs with the least total edit distance); ``quick_match``, which the leaderboard uses, also merges and
+splits paragraphs, by rules that change between versions, and compares formulas by rendering them (CDM). For figures to
+publish, run the benchmark's own program on the files that ``eval`` writes.
 
-A page's blocks that are text or formulas are paired with what was read, all in one; tables with tables. Captions,
-headers, footers, page numbers and footnotes take part in the pairing and count nothing, as does what was read beside
-the truth. One thing is not as in the benchmark's program, where the first block that was read has no place in the
-order.
+A page's text and formula blocks are paired with those read, all at once; tables with tables. Captions, headers,
+footers, page numbers and footnotes are paired, but not scored, and neither are surplus blocks. One difference from the
+benchmark's program: there, the first block read is left out of the order.
 """
 
 from __future__ import annotations
@@ -59,7 +58,7 @@ _NO_MEANING = (
 class Truth:
     """One annotated page.
 
-    image : its file below ``images/``. blocks : (category, text, order) of what is text or a formula, in order.
+    image : its file below ``images/``. blocks : (category, text, order) of text and formulas, in order.
     tables : their HTML.
     """
 
@@ -70,7 +69,7 @@ class Truth:
 
 @dataclass(frozen=True)
 class PageScore:
-    """Of one page; None where the page has none of a kind.
+    """Scores of one page; None for a kind that the page lacks.
 
     text, formula : wrong characters by characters of the longer of each pair. order : see ``score_order``.
     """
@@ -87,7 +86,7 @@ def load_truth(folder: Path) -> list[Truth]:
     Raises
     ------
     InvalidInput
-        when the folder has no annotations, or they are of another layout.
+        when the folder has no annotations, or annotations of an unknown layout.
     """
     file = folder / ANNOTATIONS
     try:
@@ -105,7 +104,7 @@ def _truth(page: Mapping[str, Any]) -> Truth:
         if relation.get("relation_type", relation.get("relation")) != "truncated":
             continue
         first, second = parts.get(relation["source_anno_id"]), parts.get(relation["target_anno_id"])
-        if first is not None and second is not None and first is not second:  # one paragraph, cut by a column's end
+        if first is not None and second is not None and first is not second:  # one paragraph, split by a column's end
             first["text"] = f"{first.get('text', '')}{second.get('text', '')}"
             parts[relation["target_anno_id"]] = first
     found, blocks, tables = set(), [], []
@@ -124,7 +123,7 @@ def _truth(page: Mapping[str, Any]) -> Truth:
 
 
 def score_page(truth: Truth, read: str) -> PageScore:
-    """Score what was read of a page, in Markdown."""
+    """Score the reading of a page, in Markdown."""
     read_blocks = [block for block in markdown_blocks(read) if block.kind not in ("figure", _TABLE)]
     lines = [
         normalised_formula(block.text) if block.kind == "formula" else normalised_text(block.text)
@@ -152,7 +151,7 @@ def score_page(truth: Truth, read: str) -> PageScore:
 
 
 def _paired(wanted: Sequence[str], lines: Sequence[str]) -> list[int | None]:
-    """For each wanted line the place of its partner, so that the sum of the normalised edit distances is the least."""
+    """For each wanted line the index of its partner, such that the sum of normalised edit distances is minimal."""
     partners: list[int | None] = [None] * len(wanted)
     if wanted and lines:
         unlike = process.cdist(wanted, lines, scorer=Levenshtein.normalized_distance)
@@ -186,7 +185,7 @@ def _unicode(whole: str, formula: str) -> str:
         return whole
     try:
         return str(LatexNodes2Text().latex_to_text(formula + " " * formula.endswith("\\"))).strip()
-    except Exception:  # of broken LaTeX it raises whatever it runs into; the benchmark keeps the source then
+    except Exception:  # broken LaTeX can raise anything; the benchmark keeps the source then
         return whole
 
 
@@ -207,7 +206,7 @@ def normalised_table(table: str) -> str:
 
 
 def summary(scores: Iterable[PageScore]) -> dict[str, float | int | None]:
-    """Means over the pages that have a kind, as the benchmark's page averages; of tables over all tables."""
+    """Means over the pages that have a kind, as in the benchmark; of tables over all tables."""
     scores = list(scores)
     tables = [table for score in scores for table in score.tables]
     return {

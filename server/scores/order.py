@@ -1,4 +1,4 @@
-"""The order of reading: the blocks of both readings are paired, and the order of the pairs is compared."""
+"""The reading order: blocks of both readings are paired, and the order of the pairs is compared."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from scipy.optimize import linear_sum_assignment
 
 from .text import distance, plain
 
-UNLIKE = 0.7  # normalised edit distance from which on two blocks are not the same one (OmniDocBench's bound)
+UNLIKE = 0.7  # normalised edit distance from which on two blocks do not match (OmniDocBench's bound)
 
 
 def score_order(truth: Sequence[str], read: Sequence[str]) -> float | None:
-    """The normalised edit distance between the order of the truth's blocks and that in which they were read, 0 to 1.
+    """The normalised edit distance between the true order of blocks and the order read, 0 to 1.
 
-    Blocks without a partner are left out: that they are missing is told by the text. None: there is nothing to order.
+    Blocks without a partner are left out, as they count in the text's score. None: there is nothing to order.
     """
     truth, read = [text for text in map(plain, truth) if text], [text for text in map(plain, read) if text]
     if not truth or not read:

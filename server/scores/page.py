@@ -1,4 +1,4 @@
-"""One page as it should be read and as it was read."""
+"""Compares the truth and the reading of one page."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from .order import score_order
 from .tables import TableScore, score_tables, tables_of
 from .text import TextScore, score_text
 
-_SILENT = ("figure", "table")  # kinds that have no text of their own: tables are compared as such
-_APART = ("p", "td", "th", "tr", "li", "br", "div", "h1", "h2", "h3", "h4", "h5", "h6", "pre")  # what parts words
+_SILENT = ("figure", "table")  # kinds without text of their own; tables have their own score
+_APART = ("p", "td", "th", "tr", "li", "br", "div", "h1", "h2", "h3", "h4", "h5", "h6", "pre")  # separators of words
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Of a page, a document or many.
+    """Comparison of a page, a document or many.
 
     orders : of each page that has one, see ``order.score_order``.
     """
@@ -35,7 +35,7 @@ class Comparison:
         return Comparison(self.text + other.text, self.tables + other.tables, self.orders + other.orders)
 
     def to_json(self) -> dict[str, Any]:
-        """Rates and means, None where there is nothing to take them of."""
+        """Rates and means; None where there is nothing to compare."""
         return {
             "characters": self.text.characters,
             "words": self.text.words,
@@ -50,7 +50,7 @@ class Comparison:
 
 
 def compare_page(truth: str, read: str) -> Comparison:
-    """Two pages in Markdown. What stands in tables counts as text, too."""
+    """Compare two pages in Markdown. Text in tables counts as text, too."""
     order = score_order(_texts(truth), _texts(read))
     return Comparison(
         score_text(_words(truth), _words(read)),
@@ -64,7 +64,7 @@ def _texts(markdown: str) -> list[str]:
 
 
 def _words(markdown: str) -> str:
-    """Everything that can be read on the page, without Markdown's signs and table markup."""
+    """All words of the page, without Markdown's and tables' markup."""
     page = html.fragment_fromstring(page_html(markdown, longest=None), create_parent="div")
     for element in page.iter(*_APART):
         element.tail = f" {element.tail or ''}"

@@ -9,21 +9,21 @@ from pathlib import Path
 
 from models.model_errors import InvalidInput
 
-ENDINGS = (".json", ".jsonl", ".md", ".txt")  # the first of a document's files that is there is taken
+ENDINGS = (".json", ".jsonl", ".md", ".txt")  # in order: the first of a document's files is taken
 
 _PAGE = re.compile(r"^<!-- page [0-9]+(?: could not be read: .*)? -->$", re.MULTILINE)
-_OWN_FILES = ("manifest.json",)  # of a folder of results, and no result
+_OWN_FILES = ("manifest.json",)  # files in a folder of results that are no results
 
 
 @dataclass(frozen=True)
 class DocumentReading:
-    """pages : Markdown of each, in order; None where the file does not say where pages begin, then it is one."""
+    """pages : Markdown of each page in order; None: the file has no marks of pages, and counts as one."""
 
     pages: tuple[str, ...]
 
 
 def find_readings(place: Path) -> dict[str, Path]:
-    """The documents of a folder, or the one of a file, by name: the path without its ending.
+    """The documents of a folder, or of a file, by name: the path without its ending.
 
     Raises
     ------
@@ -47,7 +47,7 @@ def load_reading(file: Path) -> DocumentReading:
     Raises
     ------
     InvalidInput
-        for a file that cannot be read, or is none of these.
+        for a file that cannot be read, or has another format.
     """
     try:
         text = file.read_text(encoding="utf-8")

@@ -1,6 +1,6 @@
-"""Tables: the similarity of their trees, TEDS (Zhong et al., arXiv 1911.10683), by a package that counts as PubTabNet.
+"""Tables: the similarity of their trees, TEDS (Zhong et al., arXiv 1911.10683), computed as in PubTabNet.
 
-Head cells count as cells and row groups as nothing, as in OmniDocBench: what a model calls a head is not what it read.
+As in OmniDocBench, head cells count as cells, and row groups do not count: they are markup, not content.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from server.writers.render import page_html
 
 @dataclass(frozen=True)
 class TableScore:
-    """teds : with what the cells say. structure : the tree alone. Both 0 to 1; 0 for a table that was not read."""
+    """teds : with the cells' text. structure : the tree alone. Both 0 to 1; 0 for a table that was not read."""
 
     teds: float
     structure: float
@@ -32,8 +32,7 @@ def tables_of(markdown: str) -> list[str]:
 
 
 def score_tables(truth: Sequence[str], read: Sequence[str]) -> list[TableScore]:
-    """One score for each table of the truth: with the table that was read which it is paired with, so that the sum of
-    similarities is the largest. Tables that were read beside those cost nothing here; their text counts as text."""
+    """One score for each table of the truth, paired with a table read for the largest sum of similarities."""
     if not truth or not read:
         return [TableScore(0.0, 0.0) for _ in truth]
     similar = [[_teds(one, other, structure_only=False) for other in read] for one in truth]
@@ -57,7 +56,7 @@ def _teds(truth: str, read: str, *, structure_only: bool) -> float:
 
 
 def _bare(table: html.HtmlElement) -> str:
-    """Without attributes but spans, and with cells that are all alike."""
+    """The table with spans as its only attributes, and with td in place of th."""
     for element in list(table.iter()):
         if element.tag == "th":
             element.tag = "td"

@@ -1,4 +1,4 @@
-"""Letters and words: how many would have to be changed, put in or taken out to make one text of the other."""
+"""Edit distances in letters and words."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ class TextScore:
 
     @property
     def character_error_rate(self) -> float | None:
-        """Wrong characters by characters of the truth, which may be above 1; None without any."""
+        """Wrong characters by characters of the truth, which may be above 1; None for an empty truth."""
         return self.wrong_characters / self.characters if self.characters else None
 
     @property
     def word_error_rate(self) -> float | None:
-        """As the rate of characters."""
+        """Wrong words by words of the truth; None for an empty truth."""
         return self.wrong_words / self.words if self.words else None
 
     @property
@@ -47,7 +47,7 @@ class TextScore:
 
 
 def score_text(truth: str, read: str) -> TextScore:
-    """Compare two texts; how blanks and lines are broken does not count, nor how accents are composed."""
+    """Compare two texts, whatever their blanks, line breaks and composition of accents."""
     truth, read = plain(truth), plain(read)
     words, read_words = truth.split(), read.split()
     return TextScore(
@@ -57,7 +57,7 @@ def score_text(truth: str, read: str) -> TextScore:
 
 
 def plain(text: str) -> str:
-    """Composed, with single blanks between words."""
+    """The text with composed accents and single blanks between words."""
     return " ".join(unicodedata.normalize("NFC", text).split())
 
 

@@ -1,7 +1,7 @@
-"""What a document's results look like: a file here for each format, and the table of all of them.
+"""Writers of results: a module for each format, and the table of formats.
 
-A writer is given one page after the other, in order, so that a document of a thousand pages takes the memory of one.
-The command line writes files with them; what the server offers for downloads is made by the same code.
+A writer gets one page after the other, in order, so that a document of a thousand pages takes the memory of one page.
+Used by the command line for files, and by the server for downloads.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Writer(Protocol):
     """Writes one document: ``begin``, then ``page`` for each in order, then ``end``."""
 
     def begin(self, head: Mapping[str, Any]) -> None:
-        """head : what is to be said of the whole document."""
+        """head : facts about the whole document."""
 
     def page(self, result: PageResult) -> None: ...
 
@@ -43,27 +43,27 @@ class Writer(Protocol):
 
 @dataclass(frozen=True)
 class Format:
-    """One of ``--format``."""
+    """One format of ``--format``."""
 
-    ending: str  # of its files, without the first point
-    write: Callable[[Any, Material], Writer]  # begins a document in a file, of texts or of bytes
-    links: bool = False  # it links the figures that are cut out to images/
-    shows: bool = False  # pages of pictures are the pictures themselves
+    ending: str  # ending of its files, without the first dot
+    write: Callable[[Any, Material], Writer]  # makes a writer of a document for a file of text or of bytes
+    links: bool = False  # links figures, which are cut out to images/
+    shows: bool = False  # its pages of a picture are the picture itself
     binary: bool = False
     needs: tuple[str, ...] = ()  # modules that a plain installation may not have
 
     def missing(self) -> list[str]:
-        """Those of its modules that are not installed."""
+        """Modules of this format that are not installed."""
         return [name for name in self.needs if find_spec(name) is None]
 
 
 def _plain(make: Callable[[Any], Writer]) -> Callable[[Any, Material], Writer]:
-    """Of a writer that needs nothing but texts."""
+    """The maker of a writer that needs only texts."""
     return lambda file, material: make(file)
 
 
 def _of(module: str, name: str) -> Callable[[Any, Material], Writer]:
-    """Of a writer whose packages are imported when it is used."""
+    """The maker of a writer whose packages are imported on use."""
 
     def make(file: Any, material: Material) -> Writer:
         writer: Writer = getattr(import_module(f".{module}", __package__), name)(file, material)

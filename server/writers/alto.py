@@ -21,7 +21,7 @@ _NAMESPACE = "http://www.loc.gov/standards/alto/ns-v4#"
 
 
 class AltoWriter:
-    """A page after the other; what kind a block is, is said by a tag."""
+    """Writes ALTO; tags name the kinds of blocks."""
 
     def __init__(self, file: TextFile, material: Material) -> None:
         self._file = file
@@ -62,7 +62,7 @@ class AltoWriter:
 
 
 def _block(area: Area, number: str, rotated: float) -> Iterator[str]:
-    """rotated : clockwise, what made the page upright: as it came, blocks are turned by as much counterclockwise."""
+    """rotated : degrees clockwise that made the page upright; unturned, blocks lean the other way."""
     turn = f' ROTATION="{rotated:g}"' if rotated else ""
     known = f'ID="block_{number}" {_place(area.box)} TAGREFS="KIND_{area.block.kind}"{turn}'
     if not area.lines:

@@ -9,11 +9,11 @@ from typing import Any
 from .result import SCHEMA_VERSION, PageResult
 from .text import TextFile
 
-_OF_EACH_LINE = ("document", "page_count", "model")  # of the head
+_OF_EACH_LINE = ("document", "page_count", "model")  # keys of the head
 
 
 class JsonWriter:
-    """One object; a page on each line of its ``pages``, so that a long document needs no memory."""
+    """One object with a page on each line of ``pages``; only one page is in memory."""
 
     def __init__(self, file: TextFile) -> None:
         self._file = file
@@ -34,7 +34,7 @@ class JsonWriter:
 
 
 class JsonLinesWriter:
-    """A page a line, each of which says what it is a page of."""
+    """A page a line; each has its document's name and other keys of the head."""
 
     def __init__(self, file: TextFile) -> None:
         self._file = file

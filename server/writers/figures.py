@@ -20,12 +20,12 @@ _COLOURS = ("#d62728", "#1f77b4", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf", "#
 
 
 def _colour(label: str) -> str:
-    """The same on every page. These bits of the sum tell the labels apart that the model uses most."""
+    """A label's colour, the same on every page. These bits of the hash differ between the most common labels."""
     return _COLOURS[(zlib.crc32(label.encode("utf-8", "surrogateescape")) >> 16) % len(_COLOURS)]
 
 
 def cut_out(page: Image.Image, box: Box) -> Image.Image:
-    """One figure; at least a pixel of it, wherever the model put its corners."""
+    """One figure, cut out; at least a pixel, wherever its corners are."""
     x0, y0, x1, y1 = box.box
     x0, y0 = min(x0, page.width - 1), min(y0, page.height - 1)
     return page.crop((x0, y0, max(x1, x0 + 1), max(y1, y0 + 1)))
@@ -34,7 +34,7 @@ def cut_out(page: Image.Image, box: Box) -> Image.Image:
 def overlay(page: Image.Image, boxes: Sequence[Box], *, numbered: bool = False) -> Image.Image:
     """A copy of the page with each box outlined and labelled, one colour for each label.
 
-    numbered : the boxes are those of blocks, whose order is told.
+    numbered : number the boxes in the order of blocks.
     """
     drawn = page.copy()
     draw = ImageDraw.Draw(drawn)
@@ -54,13 +54,13 @@ def overlay(page: Image.Image, boxes: Sequence[Box], *, numbered: bool = False) 
 
 @dataclass(frozen=True)
 class Pictures:
-    """Makes the pictures that go with a document's pages. Paths are from the output folder, without their end."""
+    """Makes the pictures of a document's pages. Paths are below the output folder, without number and ending."""
 
-    images: str | None  # of its figures; None: none are wanted
-    overlays: str | None  # of its pages with their boxes
+    images: str | None  # path of figures; None: not wanted
+    overlays: str | None  # path of overlays; None: not wanted
 
     def make(self, result: PageResult, page: Image.Image) -> tuple[PageResult, dict[str, bytes]]:
-        """Cut the figures out, draw the overlay. One place that comes twice is one file.
+        """Cut the figures out, and draw the overlay. Equal boxes share one file.
 
         Returns the result with links to the figures, and each picture as JPEG by its path.
         """
@@ -78,7 +78,7 @@ class Pictures:
 
 
 def as_jpeg(image: Image.Image, quality: int = JPEG_QUALITY) -> bytes:
-    """A picture's file."""
+    """A picture as the bytes of a JPEG file."""
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=quality)
     return buffer.getvalue()

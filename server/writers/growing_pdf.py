@@ -1,26 +1,26 @@
-"""A PDF of pictures that grows on the disk page by page, for pikepdf to finish: a library would hold all of it."""
+"""A PDF of pictures that grows on the disk page by page, for pikepdf to finish; libraries hold whole files."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-PICTURE = "Page"  # what a page's content calls its picture
+PICTURE = "Page"  # name of the picture in a page's content
 
 
 class GrowingPdf:
-    """Objects 1 and 2 are the catalogue and the list of pages, which are written last."""
+    """Writes the PDF. Objects 1 and 2, the catalogue and the list of pages, are written last."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("wb")
         self._file.write(b"%PDF-1.7\n")
-        self._offsets: list[int] = []  # of object 3 and those that follow
+        self._offsets: list[int] = []  # offsets of object 3 and later ones
         self._pages: list[int] = []
 
     def add_page(
         self, size: tuple[float, float], content: bytes = b"", jpeg: bytes = b"", pixels: tuple[int, int] = (0, 0),
         space: str = "",
     ) -> None:  # fmt: skip
-        """A page of ``size`` points; without a picture it is blank. space : of the picture's colours."""
+        """Add a page of ``size`` points, blank without a picture. space : the picture's colour space."""
         resources = ""
         if jpeg:
             picture = self._add(
@@ -34,7 +34,7 @@ class GrowingPdf:
         self._pages.append(self._add(page))
 
     def end(self) -> None:
-        """Write what the pages hang on, and where each object is."""
+        """Write catalogue, list of pages, and the table of offsets."""
         kids = " ".join(f"{number} 0 R" for number in self._pages)
         first = self._begin(1, "/Type /Catalog /Pages 2 0 R")
         second = self._begin(2, f"/Type /Pages /Count {len(self._pages)} /Kids [{kids}]")
@@ -51,7 +51,7 @@ class GrowingPdf:
         return number
 
     def _begin(self, number: int, entries: str, stream: bytes | None = None) -> int:
-        """Write an object; returns where it begins."""
+        """Write a whole object; returns its offset."""
         offset = self._file.tell()
         self._file.write(f"{number} 0 obj\n<< {entries} >>\n".encode())
         if stream is not None:

@@ -1,4 +1,4 @@
-"""hOCR 1.2: pages, blocks, lines and words with their boxes, as XHTML that other programs of the trade read."""
+"""hOCR 1.2: pages, blocks, lines and words with their boxes, as XHTML for other OCR programs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _CAPABILITIES = " ".join(["ocr_page", _CAREA, *dict.fromkeys(_CLASSES.values()),
 
 
 class HocrWriter:
-    """A page after the other."""
+    """Writes hOCR, page by page."""
 
     def __init__(self, file: TextFile, material: Material) -> None:
         self._file = file
@@ -59,7 +59,7 @@ class HocrWriter:
 
 
 def _certainty(area: Area, result: PageResult) -> float | None:
-    """Of a block's words, 0 to 1: its own, else the page's."""
+    """Confidence of a block's words, 0 to 1: the block's, else the page's."""
     if area.block.confidence is not None:
         return area.block.confidence
     return result.confidence.mean if result.confidence else None
@@ -77,7 +77,7 @@ def _area(area: Area, number: str, certainty: float | None, rotated: float) -> I
 
 
 def _line(line: Line, number: str, certainty: float | None, rotated: float) -> str:
-    """rotated : clockwise, what made the page upright: as it came, the text is turned by as much counterclockwise."""
+    """rotated : degrees clockwise that made the page upright; unturned, text leans the other way."""
     words = " ".join(_word(word, f"{number}_{n}", certainty) for n, word in enumerate(line.words, 1))
     direction = ' dir="rtl"' if line.right_to_left else ""
     angle = f"; textangle {rotated:g}" if rotated else ""

@@ -1,4 +1,4 @@
-"""A document's results with tables that go on on the next page written whole where they begin (``--join-tables``)."""
+"""Results with tables joined that continue on the next page (``--join-tables``)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .result import PageResult
 
 
 def with_joined_tables(results: Sequence[PageResult]) -> list[PageResult]:
-    """The pages of a document, in order. One that failed has no blocks, so nothing goes on across it."""
+    """The pages of a document, in order, with tables joined; never across a failed page, which has no blocks."""
     pages = join_tables([result.blocks for result in results])
     return [_changed(result, blocks) for result, blocks in zip(results, pages, strict=True)]
 

@@ -1,4 +1,4 @@
-"""Blocks of a page of which only the Markdown is known: what kinds they are, in order, without their places."""
+"""Blocks of a page from its Markdown alone: kinds and texts in order, without boxes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from models.grounding import to_markdown
 
 from .tables import TABLE
 
-# Formulas that stand alone. None holds another's beginning, so the time is linear.
+# Display formulas. None contains another's beginning, so the time is linear.
 _FORMULA = re.compile(
     r"^[ \t]*(?:\\\[((?:(?!\\[\[\]]).)+)\\\]|\$\$((?:(?!\$\$).)+)\$\$)[ \t]*$", re.DOTALL | re.MULTILINE
 )
@@ -23,12 +23,12 @@ _FIGURE_COMMENT = re.compile(r"<!-- image\b[^>]*-->")
 
 
 def markdown_blocks(text: str) -> tuple[Block, ...]:
-    """The blocks of an answer, which may hold places; its tables keep the form that they have there."""
+    """The blocks of an answer, which may hold references; tables keep their form."""
     return tuple(_split(to_markdown(text, lambda number: f"{number}")))
 
 
 def _split(markdown: str) -> Iterator[Block]:
-    """Tables and formulas first: blank lines, bars and stars in them are no Markdown."""
+    """Split off tables and formulas first: blank lines, bars and stars inside are no Markdown."""
     done = 0
     for found in TABLE.finditer(markdown):
         yield from _with_formulas(markdown[done : found.start()])
@@ -81,5 +81,5 @@ def _block(token: Token, inner: list[Token], source: str) -> Iterator[Block]:
 
 @lru_cache(1)
 def _parser() -> MarkdownIt:
-    # A line such as [1]: Smith is a reference of the page, not one of Markdown's, which would vanish.
+    # A line such as [1]: Smith is the page's text, not a link definition of Markdown's, which would vanish.
     return MarkdownIt("commonmark", {"html": True, "maxNesting": 40}).disable("reference")

@@ -1,4 +1,4 @@
-"""What writers ask for beside the text: the page's picture, the figures on it, the document itself."""
+"""What writers need beside the text: pages' pictures, figures, the document itself."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ from .result import PageResult
 
 @dataclass(frozen=True)
 class Original:
-    """The document as it came."""
+    """The original document."""
 
     content: Path | bytes
     password: str = ""
 
 
 class Material(Protocol):
-    """Of one document. Nothing is had before it is asked for."""
+    """Material of one document, made on demand."""
 
     def picture(self, page: int) -> Image.Image:
-        """The page, numbered from 1, as it came: drawn once more, so that no picture waits for the others.
+        """The unturned picture of a page, numbered from 1: drawn again, so that pictures are not kept in memory.
 
         Raises
         ------
         models.model_errors.InvalidInput
-            when it cannot be drawn any more.
+            when the page cannot be drawn any more.
         runtime.documents.Stopped
             when the user wants an end.
         """
 
     def original(self) -> Original:
-        """The document as it came."""
+        """The original document."""
 
 
 def figure_pictures(result: PageResult, material: Material) -> Sequence[bytes]:
-    """The figures of a page as JPEG, in the order in which its Markdown links them. Raises as ``Material.picture``."""
+    """The figures of a page as JPEG, in the order of the Markdown's links. Raises as ``Material.picture``."""
     boxes = figures_of(result.boxes, result.text)
     page = turned(material.picture(result.page), result.rotated) if boxes else None
     return [as_jpeg(cut_out(page, box)) for box in boxes] if page else []

@@ -1,4 +1,4 @@
-"""HTML in one file that stands alone: clean, formulas as MathML, figures inside. Needs the extra ``formats``."""
+"""HTML in one clean file, with formulas as MathML and embedded figures. Needs the extra ``formats``."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ body { max-width: 46rem; margin: 2rem auto; padding: 0 1rem; font: 16px/1.55 Geo
 table { border-collapse: collapse } td, th { border: 1px solid #999; padding: .2em .5em } img { max-width: 100% }
 hr { margin: 3rem 0; border: 0; border-top: 1px solid #ccc } code { font-size: .9em }
 """.strip()
-# What a model wrote is a stranger's text, and this file is opened where no server's headers protect its reader.
+# A model's text is a stranger's, and no server's headers protect the reader of this file.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 RULE = "\n<hr>\n"  # between two pages
@@ -31,7 +31,7 @@ TAIL = "\n</body>\n</html>\n"
 
 
 def head_of(name: str) -> str:
-    """All that comes before the pages."""
+    """The file's text before the pages."""
     return (
         '<!doctype html>\n<html>\n<head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}"><title>{html.escape(name)}</title>\n'
@@ -40,7 +40,7 @@ def head_of(name: str) -> str:
 
 
 def with_figures(markup: str, figures: Sequence[bytes]) -> str:
-    """A page's clean HTML with the pictures of its figures, PNG or JPEG, inside; one without a picture stays empty."""
+    """A page's clean HTML with embedded figures, PNG or JPEG; a figure without a picture stays empty."""
 
     def embedded(found: re.Match[str]) -> str:
         number = int(found[1])
@@ -53,17 +53,17 @@ def with_figures(markup: str, figures: Sequence[bytes]) -> str:
 
 
 def figure_count(markup: str) -> int:
-    """How many figures a page's clean HTML has."""
+    """Number of figures in a page's clean HTML."""
     return len(_FIGURE.findall(markup))
 
 
 def ending_of(picture: bytes) -> str:
-    """``png`` or ``jpeg``."""
+    """The picture's type, ``png`` or ``jpeg``."""
     return "png" if picture.startswith(b"\x89PNG") else "jpeg"
 
 
 class HtmlWriter:
-    """Pages with a rule between."""
+    """Writes pages separated by rules."""
 
     def __init__(self, file: TextFile, material: Material) -> None:
         self._file, self._material = file, material
@@ -89,7 +89,7 @@ class HtmlWriter:
 
 
 def page_html_of(result: PageResult) -> str:
-    """A page's clean HTML; its figures are numbered as ``figure_pictures`` gives them."""
+    """A page's clean HTML, with figures numbered as in ``figure_pictures``."""
     if has_places(result.text):
         return page_html(result.text, [(box.label, box.text) for box in result.boxes], longest=None)
     places = {box.box: f"{FIGURE}{number}" for number, box in enumerate(figures_of(result.boxes, result.text))}

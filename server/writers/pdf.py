@@ -1,7 +1,7 @@
-"""PDF: pages that look as they came and can be searched, selected and copied.
+"""PDF: pages that look like the original, with text to search, select and copy.
 
-Of a PDF the pages themselves are kept and gain a layer of invisible text; pictures become pages with one. As PDF/A-2b
-(for archives) every page is a picture: what strangers' pages refer to would not be allowed there.
+A PDF's own pages are kept and get a layer of invisible text; pictures become pages with such a layer. In PDF/A-2b (for
+archives) every page is a picture: strangers' pages may refer to things that PDF/A forbids.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from .text_layer import FONT, GlyphlessFont, text_operators
 log = logging.getLogger(__name__)
 
 _A4 = (595.276, 841.89)  # points
-_DPI = 144  # of pictures, as pages of a PDF are drawn; larger ones get a page of A4's height
+_DPI = 144  # dots per inch of pictures, as of a PDF's drawn pages; larger pictures get a page of A4's height
 _JPEG_QUALITY = 85
-_HEAD_BYTES = 1024  # within which a PDF says that it is one
+_HEAD_BYTES = 1024  # bytes within which a PDF's header is
 _TOOL = "ocr-onnx"
-_STREAM = pikepdf.AccessMode.stream  # a file mapped into memory would count as ours
+_STREAM = pikepdf.AccessMode.stream  # a mapped file would count as our memory
 
 
 class PdfWriter:
-    """See the module."""
+    """Writes searchable PDF; see the module's docstring."""
 
     def __init__(self, file: BinaryIO, material: Material) -> None:
         self._file, self._material = file, material
@@ -54,7 +54,7 @@ class PdfWriter:
 
 
 class PdfAWriter(PdfWriter):
-    """PDF/A-2b; see the module."""
+    """Writes PDF/A-2b; see the module's docstring."""
 
     def begin(self, head: Mapping[str, Any]) -> None:
         own = _opened(self._material.original(), int(head["page_count"]))
@@ -66,7 +66,7 @@ class PdfAWriter(PdfWriter):
 
 
 def _opened(original: Original, page_count: int) -> pikepdf.Pdf | None:
-    """The document where it is a PDF whose pages can be added to; None for a picture, and where that fails."""
+    """The document, if it is a PDF to which text can be added; None for a picture, and after an error."""
     source: Path | io.BytesIO
     if isinstance(original.content, bytes):
         source, start = io.BytesIO(original.content), original.content[:_HEAD_BYTES]
@@ -89,7 +89,7 @@ def _opened(original: Original, page_count: int) -> pikepdf.Pdf | None:
 
 
 class _OwnPages:
-    """The pages of a PDF, which keep all that is on them."""
+    """A PDF's own pages, with text added."""
 
     def __init__(self, pdf: pikepdf.Pdf) -> None:
         self._pdf = pdf
@@ -104,7 +104,7 @@ class _OwnPages:
         matrix = _undone(result, _matrix(page, *came)) if all(came) else ()
         operators = text_operators(areas(result), result.height, self._font, matrix) if matrix else b""
         if operators:
-            # What the page leaves of its graphics state must not move the text.
+            # The graphics state that a page leaves must not move the text.
             page.contents_add(b"q\n", prepend=True)
             page.contents_add(b"\nQ\n" + operators)
             self._written.append(page)
@@ -121,10 +121,10 @@ class _OwnPages:
 
 
 class _PicturePages:
-    """Pages that are pictures. They wait on the disk, and go through memory one by one when the file is written."""
+    """Pages of pictures, kept on the disk and written one by one."""
 
     def __init__(self, material: Material, sizes: Sequence[tuple[float, float]] = (), archive: str = "") -> None:
-        """sizes : of the pages in points, where they are known. archive : title of a file that is to be PDF/A-2b."""
+        """sizes : of the pages in points, where known. archive : title of a PDF/A-2b file; None: plain PDF."""
         self._material, self._sizes, self._archive = material, sizes, archive
         self._font = GlyphlessFont()
         self._folder = tempfile.TemporaryDirectory(prefix="ocr-onnx-")
@@ -137,9 +137,9 @@ class _PicturePages:
         except InvalidInput:
             if result.state == "done":
                 raise
-            self._objects.add_page(_A4)  # it failed because it cannot be drawn
+            self._objects.add_page(_A4)  # the page failed because it cannot be drawn
             return
-        came = result.size_as_it_came  # of which the picture may be a smaller one
+        came = result.size_as_it_came  # the picture may be smaller than the page as read
         width, height = self._sizes[result.page - 1] if self._sizes else _points(came if all(came) else picture.size)
         shown = f"q {width:.3f} 0 0 {height:.3f} 0 0 cm /{PICTURE} Do Q\n".encode()
         if all(came):
@@ -160,20 +160,20 @@ class _PicturePages:
 
 
 def _add_font(page: pikepdf.Page, font: pikepdf.Object) -> None:
-    """Let a page know the font, whatever it shares with others."""
+    """Add the font to a page's resources, which it may share with other pages."""
     resources = _copied(_inherited(page.obj, "/Resources"))
     resources["/Font"] = Dictionary({**_copied(resources.get("/Font")), str(FONT): font})
     page.obj.Resources = Dictionary(resources)
 
 
 def _copied(entries: Any) -> dict[str, Any]:
-    """The entries of a dictionary; none of what is no dictionary."""
+    """A copy of a dictionary; an empty one for other objects."""
     return {key: entries[key] for key in entries.keys()} if isinstance(entries, Dictionary) else {}  # noqa: SIM118
 
 
 def _inherited(node: pikepdf.Object, key: str) -> Any:
-    """A page's entry, its own or one of those above it; None where there is none."""
-    for _ in range(100):  # a damaged tree may be a ring
+    """A page's entry, its own or inherited; None where there is none."""
+    for _ in range(100):  # a damaged tree may be circular
         if key in node:
             return node[key]
         if "/Parent" not in node:
@@ -193,7 +193,7 @@ def _shown(page: pikepdf.Page) -> tuple[float, float, float, float]:
     whole, crop = ([*sorted(box[::2]), *sorted(box[1::2])] for box in (whole, crop))  # x0 x1 y0 y1
     x0, x1 = max(whole[0], crop[0]), min(whole[1], crop[1])
     y0, y1 = max(whole[2], crop[2]), min(whole[3], crop[3])
-    if x0 >= x1 or y0 >= y1:  # the one lies outside the other
+    if x0 >= x1 or y0 >= y1:  # the crop box lies outside of the sheet
         x0, x1, y0, y1 = whole
     return x0, y0, x1, y1
 
@@ -207,7 +207,7 @@ def _size(page: pikepdf.Page) -> tuple[float, float]:
 
 
 def _undone(result: PageResult, matrix: tuple[float, ...]) -> tuple[float, ...]:
-    """From pixels of the page as it was read, where ``matrix`` is from those of the page as it came.
+    """The matrix from pixels of the page as read, where ``matrix`` is from pixels of the unturned page.
 
     Both are counted from the lower left corner.
     """
@@ -237,20 +237,20 @@ def _matrix(page: pikepdf.Page, width: int, height: int) -> tuple[float, ...]:
 
 
 def _points(size: tuple[int, int]) -> tuple[float, float]:
-    """Size of a page for a picture of so many pixels."""
+    """Size in points of a page for a picture of ``width`` x ``height`` pixels."""
     scale = min(72 / _DPI, max(_A4) / max(size)) if max(size) * 72 / _DPI > max(_A4) * 1.2 else 72 / _DPI
     return size[0] * scale, size[1] * scale
 
 
 def _jpeg(picture: Image.Image) -> tuple[bytes, bool]:
-    """A picture as JPEG, and whether it is grey: one without colours is."""
+    """A picture as JPEG, and whether it is grey, as one without colours is."""
     grey = picture.convert("L")
     colourless = picture.mode == "L" or ImageChops.difference(picture, grey.convert(picture.mode)).getbbox() is None
     return as_jpeg(grey if colourless else picture, _JPEG_QUALITY), colourless
 
 
 def _declare_pdf_a(pdf: pikepdf.Pdf, title: str) -> None:
-    """Say that a file is PDF/A-2b, and what its colours are."""
+    """Declare a file as PDF/A-2b, with the profile of its colours."""
     profile = pdf.make_stream(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
     profile.N = 3
     intent = Dictionary(

@@ -1,8 +1,8 @@
-"""Where the words of a page stand: lines and words with boxes, for the text layer of a PDF, hOCR and ALTO.
+"""Places words on a page: lines and words with boxes, for PDF's text layer, hOCR and ALTO.
 
-Models say where blocks are, not where words are. A block's text is set into its box as a typesetter would: as large as
-it fits, broken at blanks, lines as wide as the box but for the last of a paragraph. Words are then off by little more
-than their letters differ from the average. Blocks without a place share the page, or what their neighbours leave of it.
+Models locate blocks, not words. A block's text is typeset into its box: as large as possible, broken at blanks, with
+lines as wide as the box except a paragraph's last. Words are then off by little more than their letters' widths differ
+from the average. Blocks without a box share the page, or the space between their neighbours.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from .tables import PlacedCell, cells_of
 Rect = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels of the page, from its upper left corner
 
 LEADING = 1.2  # height of a line for each unit of the font's size
-_BLANK = 0.28  # widths in units of the font's size
+_BLANK = 0.28  # line's width in units of the font's size
 _NARROW = frozenset("iljtfrI.,;:'|!()[]/\\\"-")
-_WIDEST = 1.6  # letters are set at most so much wider than high for their font
-_MARGIN, _LINES, _LINE = 0.05, 45, 45.0  # of pages without places: margin in parts of a side, lines, units of a line
+_WIDEST = 1.6  # most horizontal stretch of letters
+_MARGIN, _LINES, _LINE = 0.05, 45, 45.0  # of pages without boxes: margin as a share of a side, lines, units of a line
 
 
 @dataclass(frozen=True)
@@ -37,14 +37,14 @@ class Word:
 
 @dataclass(frozen=True)
 class Line:
-    words: tuple[Word, ...]  # in the order in which they are read
+    words: tuple[Word, ...]  # in reading order
     box: Rect
     right_to_left: bool = False
 
 
 @dataclass(frozen=True)
 class Area:
-    """One block with its lines; a table's are its cells', row by row."""
+    """One block with its lines; a table has its cells' lines, row by row."""
 
     block: Block
     box: Rect
@@ -52,13 +52,13 @@ class Area:
 
 
 def areas(result: PageResult) -> list[Area]:
-    """The blocks of a page in reading order, each with its place, known or guessed, and with its words."""
+    """The blocks of a page in reading order, each with a box, known or guessed, and with placed words."""
     boxes = _boxes(result.blocks, result.width, result.height)
     return [Area(block, box, tuple(_lines(block, box))) for block, box in zip(result.blocks, boxes, strict=True)]
 
 
 def areas_as_they_came(result: PageResult) -> list[Area]:
-    """As ``areas``, with places on the page as it came: lines of one that was turned do not run across there."""
+    """``areas`` on the unturned page, where lines of a turned page do not run across."""
     size, undo = (float(result.width), float(result.height)), back(result.rotated)
 
     def came(line: Line) -> Line:
@@ -72,7 +72,7 @@ def areas_as_they_came(result: PageResult) -> list[Area]:
 
 
 def _boxes(blocks: Sequence[Block], width: int, height: int) -> list[Rect]:
-    """A place for each block: those that lie between two of known place share the height that these leave."""
+    """A box for each block: blocks between two known boxes share the height between these."""
     boxes: list[Rect] = []
     edge, left, right = height * _MARGIN, width * _MARGIN, width * (1 - _MARGIN)
     at = 0
@@ -86,7 +86,7 @@ def _boxes(blocks: Sequence[Block], width: int, height: int) -> list[Rect]:
         top, bottom = boxes[-1][3] if boxes else edge, height - edge
         if end < len(blocks) and (below := blocks[end].box) is not None:
             bottom = _within(below, width, height)[1]
-        if bottom - top < height / 50 * (end - at):  # they leave too little, or stand beside each other
+        if bottom - top < height / 50 * (end - at):  # too little height, or the boxes are side by side
             top, bottom = edge, height - edge
         lines = [_line_count(_paragraphs(block), _LINE) for block in blocks[at:end]]
         pitch = min((bottom - top) / sum(lines), height / _LINES)
@@ -98,7 +98,7 @@ def _boxes(blocks: Sequence[Block], width: int, height: int) -> list[Rect]:
 
 
 def _within(box: Sequence[float], width: int, height: int) -> Rect:
-    """At least a pixel, on the page."""
+    """A box of at least a pixel, on the page."""
     x0, y0 = min(max(box[0], 0), width - 1), min(max(box[1], 0), height - 1)
     return x0, y0, max(min(box[2], width), x0 + 1), max(min(box[3], height), y0 + 1)
 
@@ -112,7 +112,7 @@ def _lines(block: Block, box: Rect) -> Iterator[Line]:
 
 
 def _cell_boxes(cells: Sequence[PlacedCell[str]], box: Rect) -> Iterator[tuple[str, Rect]]:
-    """Columns as wide as their widest words ask for, rows as high as their longest cells."""
+    """Boxes of cells: columns by their widest words, rows by their longest cells."""
     texts = {cell: plain_cell(cell.what) for cell in cells}
     across = [1.0] * max(cell.column + cell.width for cell in cells)
     for cell, text in texts.items():
@@ -134,7 +134,7 @@ def _cell_boxes(cells: Sequence[PlacedCell[str]], box: Rect) -> Iterator[tuple[s
 
 @dataclass(frozen=True)
 class _Piece:
-    """What is never broken: a word, or a character of a script that is written without blanks."""
+    """An unbreakable piece: a word, or a character of a script without blanks."""
 
     text: str
     units: float
@@ -168,7 +168,7 @@ def _length(pieces: Sequence[_Piece]) -> float:
 
 
 def _line_count(paragraphs: Sequence[_Paragraph], room: float) -> int:
-    """About how many lines paragraphs take that are broken after ``room`` units."""
+    """About the number of lines of paragraphs that are broken after ``room`` units."""
     return max(1, sum(max(1, math.ceil(_length(paragraph) / room)) for paragraph in paragraphs))
 
 
@@ -180,7 +180,7 @@ def _set(paragraphs: Sequence[_Paragraph], box: Rect) -> Iterator[Line]:
     width, height = x1 - x0, y1 - y0
     room = _room(paragraphs, width, height)
     broken = [(line, last) for paragraph in paragraphs for line, last in _broken(paragraph, room)]
-    # Lines that end before the margin keep their share of the longest one, which reaches it.
+    # Lines that end early keep their share of the longest line, which reaches the margin.
     longest = max(_length(line) for line, _ in broken)
     pitch = height / len(broken)
     for number, (line, last) in enumerate(broken):
@@ -190,7 +190,7 @@ def _set(paragraphs: Sequence[_Paragraph], box: Rect) -> Iterator[Line]:
 
 
 def _room(paragraphs: Sequence[_Paragraph], width: float, height: float) -> float:
-    """Units to a line: as few as possible, so that the letters are as large as the box allows."""
+    """Units of a line: as few as possible, for the largest letters that fit the box."""
     low, high = 0.5, max(_length(paragraph) for paragraph in paragraphs) + 1
     for _ in range(30):
         middle = (low + high) / 2
@@ -240,7 +240,7 @@ def _placed(line: _Paragraph, box: Rect, margin: float) -> Line:
 
 
 def _seen_order(words: Sequence[str]) -> list[int]:
-    """Words of a line that runs backwards as they stand from the left: runs of others in it run forwards."""
+    """Words of a right-to-left line in visual order from the left; left-to-right runs in it keep their order."""
     order: list[int] = []
     run: list[int] = []
     for number, word in enumerate(words):
@@ -267,7 +267,7 @@ def _units(text: str) -> float:
 
 @lru_cache(4096)
 def _width(letter: str) -> float:
-    """Of a letter in units of the font's size, in an average font."""
+    """Width of a letter in units of the font's size, in an average font."""
     if unicodedata.combining(letter) or unicodedata.category(letter) in ("Mn", "Me", "Cf"):
         return 0.0
     if unicodedata.east_asian_width(letter) in "WF":

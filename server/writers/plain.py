@@ -1,4 +1,4 @@
-"""The plain text of blocks: what a reader sees, without Markdown's marks. For text layers and word lists."""
+"""The plain text of blocks, without Markdown's marks, for text layers and word lists."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ _TAG = re.compile(
     r"|t(?:able|r|h|d|body|head|foot)|caption|figure|blockquote|pre|h[1-6])\b)",
     re.IGNORECASE,
 )
-# Characters that XML has no place for, and those that text layers have no place for either.
+# Characters that XML forbids, and those that text layers cannot hold.
 _NEVER = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
 
 def plain_lines(block: Block) -> list[str]:
-    """The lines of a block that is no table, none of them empty. Where the text has few, they are whole paragraphs."""
+    """The non-empty lines of a block that is no table; whole paragraphs where the text has no line breaks."""
     text = printable(block.text)
     lines = (text if block.kind in _AS_IT_IS else plain(text)).split("\n")
     return [words for line in lines if (words := " ".join(printable(line).split()))]
 
 
 def plain(markdown: str) -> str:
-    """Markdown without its marks; a line for each of its lines."""
+    """Markdown without marks, line by line."""
     pieces: list[str] = []
     for token in _parser().parse(markdown):
         if token.type == "inline":
@@ -41,13 +41,13 @@ def plain(markdown: str) -> str:
 
 
 def plain_cell(text: str) -> str:
-    """The text of a table's cell in one line. A minus or a number in front is no list there."""
+    """The text of a table's cell in one line. A leading minus or number begins no list there."""
     pieces = [_inline(token) for token in _parser().parseInline(printable(text))]
     return " ".join(printable(" ".join(pieces)).split())
 
 
 def printable(text: str) -> str:
-    """Without characters that no file takes."""
+    """The text without characters that no file takes."""
     return _NEVER.sub("", text)
 
 
@@ -64,7 +64,7 @@ def _inline(token: Token) -> str:
             case "html_inline" if child.content[:3].lower() == "<br":
                 pieces.append("\n")
             case "html_inline" if not _TAG.match(child.content):
-                pieces.append(child.content)  # <name> of a page is no markup
+                pieces.append(child.content)  # <name> in a page's text is no markup
     return "".join(pieces)
 
 

@@ -1,7 +1,7 @@
-"""A model's text as HTML that can be shown: Markdown, HTML tables, formulas as MathML, all of it cleaned.
+"""Renders a model's text as clean HTML: Markdown, HTML tables, formulas as MathML.
 
-What a model wrote is a stranger's text: a page can hold ``<script>``, and a model copies it faithfully. So everything
-passes ``nh3`` last, whatever made it, and only names on the lists below come through. Needs the extra ``formats``.
+A model's text is a stranger's: a page can hold ``<script>``, which a model copies faithfully. So all HTML passes
+``nh3`` last, and only names on the lists below come through. Needs the extra ``formats``.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from mdit_py_plugins.dollarmath import dollarmath_plugin
 from models.grounding import FIGURE_LABEL, PICTURE, pictures_in, to_markdown, with_pictures
 from models.model_errors import InvalidInput
 
-MOST_CHARACTERS = 60_000  # of one page's text: more than any model writes for one
+MOST_CHARACTERS = 60_000  # characters of one page's text: more than any model writes
 MOST_FORMULA = 4_000  # characters of one formula
-DEEPEST = 60  # braces inside each other in a formula; its converter recurses
+DEEPEST = 60  # depth of braces in a formula, as its converter recurses
 
 _TEXT_TAGS = {
     "a", "b", "blockquote", "br", "caption", "code", "del", "div", "em", "figure", "h1", "h2", "h3", "h4", "h5", "h6",
@@ -39,7 +39,7 @@ _MATH_TAGS = {
 _ATTRIBUTES = {
     "a": {"href", "title"},
     "code": {"class"},
-    "img": {"alt", "data-figure"},  # no src: a page's text makes nobody's browser fetch anything
+    "img": {"alt", "data-figure"},  # no src: a page's text must not make a browser fetch anything
     "math": {"display"},
     "mo": {"fence", "stretchy", "separator", "form"},
     "mi": {"mathvariant"},
@@ -50,11 +50,11 @@ _ATTRIBUTES = {
     "td": {"colspan", "rowspan"},
     "th": {"colspan", "rowspan"},
 }
-_MARKS = re.compile(r"[\s#$\\\[\]-]*")  # what Markdown may have in front of the words of a block
-FIGURE = "ocr-figure:"  # what a figure's link starts with until the picture takes its place
+_MARKS = re.compile(r"[\s#$\\\[\]-]*")  # Markdown's marks in front of the words of a block
+FIGURE = "ocr-figure:"  # beginning of a figure's link, until the picture replaces it
 
-# \( \) and \[ \]. No formula holds another's beginning, so the time is linear. While Markdown is parsed, a mark of two
-# private characters stands for each formula: bars and stars in it are no Markdown.
+# \( \) and \[ \]. No formula contains another's beginning, so the time is linear. While Markdown is parsed, a mark of
+# two private characters replaces each formula, whose bars and stars are no Markdown.
 _BRACKETED = re.compile(r"\\\(((?:(?!\\[()])[^\n])+)\\\)|\\\[((?:(?!\\[\[\]]).)+)\\\]", re.DOTALL)
 _OPEN, _CLOSE = "\ue000", "\ue001"
 _MARK = re.compile(f"{_OPEN}(\\d+){_CLOSE}")
@@ -62,9 +62,9 @@ _MARK = re.compile(f"{_OPEN}(\\d+){_CLOSE}")
 
 @dataclass(frozen=True)
 class TextBlock:
-    """A piece of the text that stands in one or several places of the page.
+    """A piece of the text with one or several boxes on the page.
 
-    boxes : their numbers in the order of the answer's boxes; none for text whose place is not known.
+    boxes : their numbers in the order of the answer's boxes; none for text without a box.
     """
 
     label: str
@@ -76,7 +76,7 @@ def blocks_of(text: str, boxes: Sequence[tuple[str, str]]) -> Iterator[TextBlock
     """A page's text cut where its boxes begin.
 
     boxes : (label, text) of each, in the answer's order. Neighbours that share both are one reference with several
-    places.
+    boxes.
     """
     if not boxes:
         yield TextBlock("", text)
@@ -98,9 +98,9 @@ def blocks_of(text: str, boxes: Sequence[tuple[str, str]]) -> Iterator[TextBlock
 
 
 def _paragraphs(text: str, words: Sequence[str]) -> Iterator[TextBlock]:
-    """A text that has no places of its own, cut where the words of its boxes end; pictures are where it says so.
+    """A text without references, cut where the words of its boxes end; pictures are at their comments.
 
-    Words that the text does not have, as those of a header, have no block.
+    Words that are not in the text, such as a header's, have no block.
     """
     at = 0
     for number, said in enumerate(words):
@@ -123,12 +123,12 @@ def page_html(text: str, boxes: Sequence[tuple[str, str]] = (), longest: int | N
     Raises
     ------
     InvalidInput
-        for a text that has more than ``longest`` characters (None: as many as it has).
+        for a text of more than ``longest`` characters (None: no limit).
     """
     if longest is not None and len(text) > longest:
         raise InvalidInput(f"the text has {len(text):,} characters; {longest:,} are the most that is rendered")
     figures = 0
-    bare = not any(words.strip() for _, words in boxes)  # tasks whose answers are places and their labels
+    bare = not any(words.strip() for _, words in boxes)  # tasks whose answers are boxes and labels
     pieces = []
     for block in blocks_of(text, boxes):
         if block.label.strip() == FIGURE_LABEL:
@@ -160,9 +160,9 @@ def _markdown_html(source: str) -> str:
 
     marked = _BRACKETED.sub(mark, source.replace(_OPEN, "").replace(_CLOSE, ""))
     parser = _parser()
-    with _parsing:  # its plugins keep no state between texts, but nobody promises that of threads
+    with _parsing:  # its plugins keep no state between texts, but are not documented as thread-safe
         rendered: str = parser.render(marked)
-    # A text can write a mark as entities; such a one has no number of ours, or shows one of its own formulas.
+    # A text can spell a mark as entities; such a mark has an unknown number, or shows one of the text's own formulas.
     return _MARK.sub(lambda found: formulas.get(found[1], ""), rendered)
 
 
@@ -171,7 +171,7 @@ _parsing = threading.Lock()
 
 @lru_cache(1)
 def _parser() -> MarkdownIt:
-    """CommonMark with tables, and formulas between dollar signs; HTML passes, to be cleaned afterwards."""
+    """CommonMark with tables, and formulas between dollar signs; HTML passes, and is cleaned afterwards."""
     parser = MarkdownIt("commonmark", {"html": True, "breaks": True, "maxNesting": 40})
     parser.enable(["table", "strikethrough"])
     parser.use(dollarmath_plugin, allow_labels=False, allow_digits=False, double_inline=True, renderer=_dollar_math)
@@ -222,7 +222,7 @@ def mathml(latex: str, display: bool) -> str:
         raise ValueError("the formula is too long or too deep")
     try:
         converted: str = latex2mathml.converter.convert(latex, display="block" if display else "inline")
-    except Exception as error:  # its own classes, IndexError, RecursionError: whatever half a formula leads to
+    except Exception as error:  # malformed formulas raise its own errors, IndexError, RecursionError ...
         raise ValueError(f"the formula is not understood: {type(error).__name__}") from error
     return converted
 

@@ -1,4 +1,4 @@
-"""What is kept of a page that was read, and how it goes through JSON: results, and the parts of unfinished documents.
+"""The result of one page, and its JSON: in results, and in parts of unfinished documents.
 
 ``tools/docs/result.schema.json`` is the schema; ``SCHEMA_VERSION`` goes up with it.
 """
@@ -17,7 +17,7 @@ from runtime.confidence import Confidence
 
 from .markdown_blocks import markdown_blocks
 
-# major: a reader of the one before would be misled; minor: something was added.
+# major: readers of the version before would be misled; minor: fields were added.
 SCHEMA_VERSION = "1.2"
 
 # Ends of a page's text that lost some of it -> what to do about it.
@@ -31,32 +31,32 @@ CUT_OFF = {
 
 @dataclass(frozen=True)
 class PageResult:
-    """All that is kept of one page. Places are on the page as it was read; what is written says them as it came."""
+    """The result of one page. Boxes are on the page as read; writers give them on the unturned page."""
 
     page: int  # from 1
     state: Literal["done", "failed"]
     error: str | None = None
-    transient: bool = False  # it failed for a reason that may pass: --resume reads it again
+    transient: bool = False  # the page failed for a transient reason: --resume reads it again
     width: int = 0  # pixels of the page as it was read
     height: int = 0
-    text: str = ""  # with the places of the answer still in it
+    text: str = ""  # the answer, with its references
     boxes: tuple[Box, ...] = ()
     blocks: tuple[Block, ...] = ()  # in reading order, see page_blocks
-    figures: tuple[str, ...] = ()  # where the picture of each figure is, from the document's own folder
+    figures: tuple[str, ...] = ()  # path of each figure's picture, from the document's own folder
     finish_detail: str | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
     seconds: float = 0.0
     timings: Mapping[str, float] = field(default_factory=dict)
-    confidence: Confidence | None = None  # None: the server or the earlier run did not say
-    doubtful: bool = False  # its mean is below --min-confidence
-    warnings: tuple[str, ...] = ()  # what may be missing or wrong of the page, a sentence each
-    truncated: bool = False  # the file broke off, and this is what is there of the page
+    confidence: Confidence | None = None  # None: unknown to the server or the earlier run
+    doubtful: bool = False  # the mean confidence is below --min-confidence
+    warnings: tuple[str, ...] = ()  # what may be missing or wrong on the page, a sentence each
+    truncated: bool = False  # the file broke off in this page
     rotated: float = 0  # degrees clockwise by which the page was turned before it was read
 
     @property
     def size_as_it_came(self) -> tuple[int, int]:
-        """Width and height in pixels, before it was turned."""
+        """Width and height in pixels of the unturned page."""
         return turned_size((self.width, self.height), self.rotated)
 
     def markdown(self) -> str:
@@ -116,7 +116,7 @@ class PageResult:
 
     @classmethod
     def from_json(cls, entry: Mapping[str, Any]) -> Self:
-        """Read what ``to_json`` made.
+        """The result from the form of ``to_json``.
 
         Raises
         ------
@@ -155,22 +155,22 @@ class PageResult:
 
 
 def page_blocks(text: str, boxes: Sequence[Box], blocks: Sequence[Block]) -> tuple[Block, ...]:
-    """A page's blocks: those that its reader named, else by the places in its answer, else by its Markdown.
+    """A page's blocks: the reader's, else by the answer's references, else by its Markdown.
 
-    The last have no places. text : the answer, with its places.
+    Blocks by Markdown have no boxes. text : the answer, with its references.
     """
     return tuple(blocks) or blocks_of(boxes) or markdown_blocks(text)
 
 
 def describe_block(block: Block) -> dict[str, Any]:
-    """A block as JSON's types; what is not known of it is left out, but for its place."""
+    """A block as JSON's types; unknown fields are left out, except the box."""
     said = asdict(block)
     always = {"kind": block.kind, "text": block.text, "box": None if block.box is None else list(block.box)}
     return always | {name: value for name, value in said.items() if name not in always and value not in (None, "", 0)}
 
 
 def block_of(entry: Mapping[str, Any]) -> Block:
-    """Read what ``describe_block`` made; what is added to it by others is passed over.
+    """The block from the form of ``describe_block``; other fields are ignored.
 
     Raises
     ------
@@ -185,7 +185,7 @@ def block_of(entry: Mapping[str, Any]) -> Block:
 
 
 def _link(path: str) -> str:
-    """A path as Markdown takes it: spaces and brackets would end the link."""
+    """A path escaped for Markdown: spaces and brackets would end the link."""
     return "".join(
         letter if letter.isalnum() or letter in "/-._~" else quote(letter, errors="surrogateescape") for letter in path
     )

@@ -1,7 +1,7 @@
-"""Every table of a document: as an Excel workbook with a sheet each, or one below the other as CSV.
+"""All tables of a document: as an Excel workbook with a sheet for each, or one below the other as CSV.
 
-Texts stay texts, as the model wrote them: ``007`` and ``1.10`` are no numbers to be tidied, and what begins like a
-formula is none that a program should compute.
+Texts stay texts: ``007`` and ``1.10`` are not converted to numbers, and text that begins like a formula must not be
+computed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .result import PageResult
 from .tables import PlacedCell, cells_of, rows_of
 from .text import TextFile
 
-# What spreadsheets compute when they open CSV. A sign with a number behind it is a number.
+# Beginnings of text that spreadsheets compute when they open CSV. A sign before a number is harmless.
 _FORMULA = re.compile(r"[=@]|[+-](?=.*[A-Za-z(|!])")
 
 
@@ -29,7 +29,7 @@ def _tables(result: PageResult) -> Iterator[Sequence[PlacedCell[str]]]:
 
 
 class CsvWriter:
-    """Tables with an empty line between. A merged cell's text stands in the first of its places."""
+    """Writes tables separated by empty lines. A merged cell's text is in the first of its places."""
 
     def __init__(self, file: TextFile, material: Material) -> None:
         self._file, self._rows = file, csv.writer(file, lineterminator="\n")
@@ -52,15 +52,15 @@ class CsvWriter:
 
 
 def _harmless(text: str) -> str:
-    """What a spreadsheet would take for a formula begins with an apostrophe, as its users would write it."""
+    """The text, after an apostrophe if a spreadsheet would take it for a formula."""
     return f"'{text}" if _FORMULA.match(text) else text
 
 
 class XlsxWriter:
-    """A sheet for each table, named after its page and its number there; merged cells are merged."""
+    """Writes a sheet for each table, named by page and number; merged cells are merged."""
 
     def __init__(self, file: BinaryIO, material: Material) -> None:
-        import openpyxl  # of the extra ``formats``, which CSV does without
+        import openpyxl  # of the extra ``formats``, which CSV does not need
 
         self._file, self._book = file, openpyxl.Workbook()
         self._empty = self._book.active

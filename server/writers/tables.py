@@ -19,8 +19,8 @@ TABLE = re.compile(
     re.MULTILINE | re.IGNORECASE,
 )
 _BAR = re.compile(r"(?<!\\)\|")
-_WIDEST = 1000  # columns or rows that a cell may span: a wrong number must not fill the memory
-_MOST_PLACES = 20_000  # of one table, while cells span several
+_WIDEST = 1000  # most columns or rows that a cell spans: a wrong number must not fill the memory
+_MOST_PLACES = 20_000  # most places of one table with spans
 
 T = TypeVar("T")
 
@@ -37,7 +37,7 @@ class PlacedCell(Generic[T]):
 
 
 def take_out(markdown: str, form: Form, place: Callable[[str], str]) -> str:
-    """The text without its tables. ``place`` gets each one, written in ``form``, and says what stands there instead."""
+    """The text without its tables. ``place`` gets each table, written in ``form``, and returns its replacement."""
 
     def replaced(found: re.Match[str]) -> str:
         text = found[0]
@@ -65,7 +65,7 @@ def _cells(line: str) -> list[str]:
 
 
 def html_rows(text: str) -> list[list[str]]:
-    """The cells of an HTML table. A cell that spans several places stands in the first of them."""
+    """The cells of an HTML table. A cell that spans several places is in the first of them."""
     return rows_of(placed(_html_cells(text)))
 
 
@@ -87,7 +87,7 @@ def rows_of(cells: Sequence[PlacedCell[str]]) -> list[list[str]]:
 
 
 def placed(rows: Sequence[Sequence[tuple[int, int, T]]]) -> list[PlacedCell[T]]:
-    """Where each cell of an HTML table stands, from its (height, width, what it holds). No two stand in one place."""
+    """The places of an HTML table's cells, from rows of (height, width, content). No two cells share a place."""
     taken: set[tuple[int, int]] = set()
     cells = []
     for number, row in enumerate(rows):
@@ -96,7 +96,7 @@ def placed(rows: Sequence[Sequence[tuple[int, int, T]]]) -> list[PlacedCell[T]]:
             while (number, column) in taken:
                 column += 1
             height = min(height, len(rows) - number)
-            if len(taken) + height * width > _MOST_PLACES:  # a span of a million columns is no table
+            if len(taken) + height * width > _MOST_PLACES:  # limits spans of a million columns
                 height = width = 1
             places = {(number + y, column + x) for y in range(height) for x in range(width)}
             if places & taken:  # spans that overlap: the later cell keeps its corner only
@@ -109,7 +109,7 @@ def placed(rows: Sequence[Sequence[tuple[int, int, T]]]) -> list[PlacedCell[T]]:
 
 
 def span(value: str | None) -> int:
-    """What a cell's ``rowspan`` or ``colspan`` says."""
+    """The value of a cell's ``rowspan`` or ``colspan``."""
     value = (value or "").strip()
     return min(max(int(value), 1), _WIDEST) if value.isascii() and value.isdigit() and len(value) < 10 else 1
 

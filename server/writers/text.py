@@ -11,7 +11,7 @@ from .result import PageResult
 
 
 class TextFile(Protocol):
-    """What texts are written to."""
+    """A file that takes text."""
 
     def write(self, text: str, /) -> object: ...
 
@@ -19,7 +19,7 @@ class TextFile(Protocol):
 
 
 class MarkdownWriter:
-    """Pages one after the other; comments say where one begins, which could not be read, and what is amiss with one."""
+    """Writes Markdown, with comments for beginnings of pages, failed pages and warnings."""
 
     def __init__(self, file: TextFile) -> None:
         self._file = file
@@ -45,12 +45,12 @@ class MarkdownWriter:
 
 
 def _comment(text: str) -> str:
-    """Two hyphens would end it."""
+    """A comment; two hyphens in its text would end it."""
     return f"<!-- {' '.join(text.split()).replace('--', '- -')} -->"
 
 
 class TextWriter:
-    """Pages with a form feed between, as pdftotext writes them; a page that could not be read is empty."""
+    """Writes pages separated by form feeds, as pdftotext does; a failed page is empty."""
 
     def __init__(self, file: TextFile) -> None:
         self._file = file

@@ -1,7 +1,7 @@
-"""The invisible text of PDF pages: words where they stand, in one font without glyphs that has every script.
+"""The invisible text of PDF pages: words in their places, in one font without glyphs for every script.
 
-The font is embedded, and its map to Unicode holds the characters that were used, so that text is found, selected and
-copied by whatever reads PDFs. What is drawn is nothing.
+The font is embedded, and its map to Unicode has the characters in use, so that every PDF reader finds, selects and
+copies the text. Nothing is drawn.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pikepdf import Array, Dictionary, Name
 
 from .placing import Area, Line, runs_backwards
 
-FONT = Name.OcrText  # what pages call it
+FONT = Name.OcrText  # the font's name in pages
 _NAME = Name.OcrGlyphless
 # Thousandths of the font's size; tools/glyphless.py makes the font of them.
 _ASCENT, _DESCENT, _WIDTH = 800, -200, 500
@@ -22,13 +22,13 @@ _LAST = 0xFFFF
 
 
 class GlyphlessFont:
-    """Numbers for characters, given out as they are asked for: from 1, since 0 is what a font does not have."""
+    """Numbers characters on first use, from 1: glyph 0 is a font's missing glyph."""
 
     def __init__(self) -> None:
         self._numbers: dict[str, int] = {}
 
     def encoded(self, text: str) -> bytes:
-        """Text as the operators of a page take it. Characters behind the 65,535th of a document become blanks."""
+        """Text encoded for a page's operators. Characters after a document's 65,535th become blanks."""
         return b"".join(self._number(letter).to_bytes(2, "big") for letter in text)
 
     def _number(self, letter: str) -> int:
@@ -37,7 +37,7 @@ class GlyphlessFont:
         return self._numbers.setdefault(letter, len(self._numbers) + 1)
 
     def embedded(self, pdf: pikepdf.Pdf) -> pikepdf.Object:
-        """The font in a document, once all of its text has been encoded."""
+        """Embed the font in a document, after all its text has been encoded."""
         program = pdf.make_stream(resources.files(__package__).joinpath("glyphless.ttf").read_bytes())
         program.Length1 = len(program.read_bytes())
         descriptor = Dictionary(
@@ -83,10 +83,10 @@ end"""
 
 
 def text_operators(areas: Sequence[Area], height: float, font: GlyphlessFont, matrix: Sequence[float]) -> bytes:
-    """What draws a page's words, invisibly.
+    """The operators that draw a page's words, invisibly.
 
-    height : of the page, in the pixels that the areas are measured in. matrix : from these, counted from the lower left
-    corner, to the page's own coordinates, as the operator ``cm`` takes it.
+    height : of the page, in the areas' pixels. matrix : from these pixels, counted from the lower left corner, to the
+    page's own coordinates, in the order of the operator ``cm``.
     """
     lines = [line for area in areas for line in area.lines]
     if not lines:
@@ -98,11 +98,11 @@ def text_operators(areas: Sequence[Area], height: float, font: GlyphlessFont, ma
 
 
 def _line(line: Line, height: float, font: GlyphlessFont) -> list[bytes]:
-    """The words of a line, each with the blank behind it."""
+    """The operators of a line's words, each with the blank behind it."""
     size = line.box[3] - line.box[1]
     base = height - line.box[3] - size * _DESCENT / 1000
     out = [bytes(FONT) + b" " + _numbers(size) + b" Tf"]
-    # Readers take letters from the left and turn those of scripts that run from the right around.
+    # PDF readers take letters from the left, and reverse those of right-to-left scripts.
     for number, word in enumerate(sorted(line.words, key=lambda word: word.box[0]), 1):
         text = word.text[::-1] if runs_backwards(word.text) else word.text
         left, _, right, _ = word.box

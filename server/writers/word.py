@@ -1,4 +1,4 @@
-"""A document's pages as a Word file: headings, lists, tables with merged cells, figures, formulas that can be edited.
+"""Word files: headings, lists, tables with merged cells, figures, editable formulas.
 
 Takes the clean HTML of ``render`` and walks it; formulas go from MathML to Word's own markup by ``mathml2omml``. Needs
 the extra ``formats``.
@@ -33,13 +33,13 @@ _HEADINGS = {f"h{level}": level for level in range(1, 7)}
 _LISTS = {"ul": "List Bullet", "ol": "List Number"}
 _CONTAINERS = {"section", "div", "figure", "blockquote", "tbody", "thead", "tfoot", "body"}
 _BLOCKS = _CONTAINERS | set(_HEADINGS) | set(_LISTS) | {"p", "table", "pre", "hr"}
-_PIXELS_PER_INCH = 144  # of the page images that figures are cut from
+_PIXELS_PER_INCH = 144  # dots per inch of the page images that figures are cut from
 _EMU_PER_INCH = 914_400
 
 
 @dataclass(frozen=True)
 class _Style:
-    """How a run of characters looks."""
+    """The style of a run of characters."""
 
     bold: bool = False
     italic: bool = False
@@ -65,7 +65,7 @@ class WordFile:
         self._first = True
 
     def add(self, markup: str, figures: Sequence[bytes]) -> None:
-        """Add a page: its clean HTML, and its figures as PNG or JPEG in the order in which the HTML numbers them."""
+        """Add a page: its clean HTML, and its figures as PNG or JPEG in the order of the HTML's numbers."""
         if not self._first:
             self._document.add_paragraph().add_run().add_break(WD_BREAK.PAGE)
         self._first = False
@@ -73,12 +73,12 @@ class WordFile:
         _Page(self._document, figures).blocks(body)
 
     def save(self, file: IO[bytes]) -> None:
-        """Write all of it."""
+        """Write the whole document."""
         self._document.save(file)
 
 
 class WordWriter:
-    """Pages with a page break between."""
+    """Writes pages separated by page breaks."""
 
     def __init__(self, file: IO[bytes], material: Material) -> None:
         self._file, self._material = file, material
@@ -106,7 +106,7 @@ class _Page:
         self._width = (section.page_width or 0) - (section.left_margin or 0) - (section.right_margin or 0)
 
     def blocks(self, parent: Any) -> None:
-        """Paragraphs, headings, lists, tables of ``parent``; loose words between them become paragraphs."""
+        """Write paragraphs, headings, lists and tables of ``parent``; loose words between them become paragraphs."""
         loose: list[Any] = []
         for node in _nodes(parent):
             if isinstance(node, str) or _tag(node) not in _BLOCKS:
@@ -176,7 +176,7 @@ class _Page:
             return
         columns = max(cell.column + cell.width for cell in cells)
         written = self._document.add_table(len(rows), columns, style="Table Grid")
-        grid = [row.cells for row in written.rows]  # before merging: each look-up walks the whole table
+        grid = [row.cells for row in written.rows]  # before merging, after which each look-up walks the whole table
         for one in cells:
             cell = grid[one.row][one.column]
             if one.height > 1 or one.width > 1:
@@ -209,7 +209,7 @@ def _run(paragraph: Paragraph, text: str, style: _Style) -> None:
 
 
 def _nodes(parent: Any) -> Iterator[Any]:
-    """Texts and elements of ``parent`` in order. White space of the markup is one blank."""
+    """Texts and elements of ``parent`` in order. White space in the markup is one blank."""
     if parent.text:
         yield _folded(parent.text) if _tag(parent) != "pre" else parent.text
     for child in parent:
