@@ -32,7 +32,10 @@ def tables_of(markdown: str) -> list[str]:
 
 
 def score_tables(truth: Sequence[str], read: Sequence[str]) -> list[TableScore]:
-    """One score for each table of the truth, paired with a table read for the largest sum of similarities."""
+    """One score for each table of the truth, paired with a table read for the largest sum of similarities.
+
+    Surplus tables cost nothing here; their text counts as text.
+    """
     if not truth or not read:
         return [TableScore(0.0, 0.0) for _ in truth]
     similar = [[_teds(one, other, structure_only=False) for other in read] for one in truth]
