@@ -1,8 +1,8 @@
-"""By how much the lines of an upright page lean: where its rows of pixels are most unlike their neighbours.
+"""The angle by which lines of an upright page lean: where neighbouring rows of pixels differ most.
 
-Of a page that is turned so that its lines run straight across, rows through lines are dark and rows between them are
-light; of every other turn the rows are grey. That is tried on the page's projection, in strips that are shifted against
-each other, as Postl (US patent 4,723,297, 1988) and others have done since.
+When lines run straight across, rows of pixels through lines are dark and rows between lines are light; at other angles
+rows are grey. Angles are tried on the page's projection, in strips that are shifted against each other, as by Postl (US
+patent 4,723,297, 1988) and others since.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _LEAST_GAIN = 1.08  # times as unlike as they are without a turn
 
 
 def degrees_to_straight(ink: np.ndarray) -> float:
-    """By how many degrees clockwise an upright page must be turned for its lines to run straight across.
+    """Degrees clockwise by which to turn an upright page for its lines to run straight across.
 
     ink : shape [height, width], 0 to 1, see ``lines.ink_of``. Returns 0 where no angle stands out.
     """
@@ -39,7 +39,7 @@ def degrees_to_straight(ink: np.ndarray) -> float:
 
 
 def _strips(ink: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """How much ink each row of each strip has, shape [strips, rows], and how far a strip is from the page's middle."""
+    """Ink of each row of each strip, shape [strips, rows], and each strip's distance from the page's middle."""
     height, width = (side // _REDUCED * _REDUCED for side in ink.shape)
     dark = (ink[:height, :width] > _INK).reshape(height // _REDUCED, _REDUCED, width).sum(1, dtype=np.float32)
     edges = np.linspace(0, width, min(_STRIPS, max(1, width // 8)) + 1).astype(int)
@@ -48,7 +48,7 @@ def _strips(ink: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _unlike(sums: np.ndarray, middles: np.ndarray, degrees: float) -> float:
-    """How unlike neighbouring rows of the page turned clockwise are: the sum of their squared differences."""
+    """The difference of neighbouring rows of the turned page: the sum of squared differences."""
     rows = sums.shape[1]
     # Turned clockwise, what is on the right comes down: a row takes there what has been further up.
     shifts = np.rint(-math.tan(math.radians(degrees)) * middles).astype(int)

