@@ -1,5 +1,7 @@
-"""The network that classifies pieces of lines as upright, on their head, or no line: trained by
-``tools.train_upright``, computed in NumPy."""
+"""The network that classifies pieces of lines: upright, on their head, or no line. Computed in NumPy.
+
+``tools.train_upright`` trains the network.
+"""
 
 from __future__ import annotations
 
