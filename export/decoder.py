@@ -104,9 +104,9 @@ class Attention(nn.Module):
                          │   ▲
              present.N ◄─┘   └─ past_key_values.N
 
-    GroupQueryAttention turns keys and queries by their number in the cache. It has an input for other positions, too:
-    the CPU's kernel heeds it, and CUDA's, by its source, heeds it in the first chunk of a prompt only (FlashDecoding in
-    group_query_attention_impl.cu does not look at it). RotaryEmbedding takes positions on both:
+    GroupQueryAttention turns keys and queries by their number in the cache. The operator's ``position_ids`` input gives
+    other positions: the CPU's kernel heeds the input, and CUDA's, by its source, only in the first chunk of a prompt
+    (FlashDecoding in group_query_attention_impl.cu ignores it). RotaryEmbedding takes positions on both:
 
     qkv_proj ─ Split ─┬─ RotaryEmbedding (queries) ─┬─ GroupQueryAttention
                       ├─ RotaryEmbedding (keys) ────┤

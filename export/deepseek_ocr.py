@@ -176,7 +176,7 @@ def vision_spec(config: Mapping[str, Any], checkpoint: Checkpoint, hidden: int) 
 
 
 def sam_spec(config: Mapping[str, Any], checkpoint: Checkpoint) -> SamSpec:
-    """The first stage's sizes. Its last width is the tensor's: DeepSeek-OCR-2's config still has the old one."""
+    """The first stage's sizes. The last width is the tensor's: DeepSeek-OCR-2's config still has the old one."""
     vision = required(config, "vision_config")
     sam = required(required(vision, "width"), "sam_vit_b")
     layers, global_layers = size(sam, "layers"), tuple(required(sam, "global_attn_indexes"))

@@ -1,9 +1,9 @@
 """The end-to-end difference of a quantised export from float32, on pages drawn here: for ``--report``.
 
 The published graphs run as when served. The float32 reference is the same model declared again, with the checkpoint's
-weights and float32 arithmetic: written beside the export, run, and removed. Its weights stay mapped from the file and
-are widened one after another; export and reference are never loaded together. DeepSeek-OCR takes 4.2 GB of memory
-beside mapped files, and disk for a second copy of the checkpoint.
+weights and float32 arithmetic: written beside the export, run, and removed. The reference's weights stay mapped from
+the file and are widened one after another; export and reference are never loaded together. DeepSeek-OCR takes 4.2 GB of
+memory beside mapped files, and disk for a second copy of the checkpoint.
 """
 
 from __future__ import annotations

@@ -100,7 +100,7 @@ def decoder_spec(config: Mapping[str, Any], *, tied: bool) -> DecoderSpec:
 
 
 def tower_spec(config: Mapping[str, Any], decoder_epsilon: float) -> TowerSpec:
-    """The tower's sizes. Its last norm is the projection's first, whose epsilon is the decoder's.
+    """The tower's sizes. The tower's last norm is the projection's first, whose epsilon is the decoder's.
 
     Raises
     ------

@@ -45,8 +45,8 @@ class PreparedImage:
     """One image, cut and scaled, ready for the vision graph.
 
     passes : functions that make the inputs of each run of the vision graph, in order; called when the run's turn comes.
-    assemble : the outputs of those runs, in the same order -> features [token_count, hidden], as the decoder sees them.
-      It puts rows in order and changes none of them; where they are on a GPU it is given their numbers, [..., 1] each.
+    assemble : the outputs of those runs, in the same order -> features [token_count, hidden] for the decoder.
+      Puts rows in order and changes none; where features are on a GPU, ``assemble`` gets row numbers, [..., 1] each.
     grid : (rows, columns) of the features, for a family whose positions follow them.
     seen : (width, height) of the picture in whose pixels the answer gives boxes; None: boxes are relative to the page.
     prompt : the request's prompt with this image's size filled in; None: the prompt has no size.

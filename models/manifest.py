@@ -101,7 +101,7 @@ class _Format(BaseModel):
 
 
 class FolderManifest(ManifestPart):
-    """What every exported folder says of itself: a model's, and a layout detector's (``models.layout.manifest``)."""
+    """Fields of every exported folder's manifest: a model's, and a layout detector's (``models.layout.manifest``)."""
 
     KIND: ClassVar[str] = "model"  # the manifests of models leave this key out
     FORMAT: ClassVar[int] = FORMAT

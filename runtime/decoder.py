@@ -168,7 +168,7 @@ class Decoder:
             self._filled[row + index] = len(prompt)
         binding.bind_cpu_input("seqlens_k", np.full(rows, longest - 1, np.int32))
         binding.bind_cpu_input("total_length", np.array(longest, np.int32))
-        binding.bind_output("logits", self._device.memory, self._device.index)  # of padding too: read by nobody
+        binding.bind_output("logits", self._device.memory, self._device.index)  # also of padding; not read
         self._rotary.bind_prompts(binding, positions, longest)
         self.cache.bind(binding, rows, first=row)
         with self._device.running():
@@ -199,8 +199,8 @@ class Decoder:
         self.make_room(max(lengths) + 1, rows)
         for row, length in enumerate(lengths):
             self._filled[row] = length + 1
-        # Spare rows fill a step up to a recorded number of rows. A spare row writes behind the tokens in its cache,
-        # where nobody reads.
+        # Spare rows fill a step up to a recorded number of rows. A spare row writes behind the tokens in its cache, to
+        # places that are not read.
         spare = [min(length, self.cache.capacity - 1) for length in self._filled[rows : self._padded(rows)]]
         unread = [0] * len(spare)
         ids, lengths = np.array([*token_ids, *unread], np.int64), [*lengths, *spare]

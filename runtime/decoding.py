@@ -1,4 +1,4 @@
-"""What the engine's decode lane runs: chunks of prompts into the KV cache, and decode steps.
+"""The work of the engine's decode lane: chunks of prompts into the KV cache, and decode steps.
 
 These functions know sequences and the decoder, but neither the queue nor threads. An error ends the requests that it
 belongs to, and no others. A sequence's row is its index in the scheduler's ``rows``.

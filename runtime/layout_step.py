@@ -1,5 +1,4 @@
-"""What reads pages by their parts with a model: the detector that its catalogue entry or the caller names, and the
-rules."""
+"""Sets up reading by parts for a model: the detector that its catalogue entry or the caller names, and the rules."""
 
 from __future__ import annotations
 
@@ -47,7 +46,7 @@ def with_layout(
 def page_reader(
     model: Recogniser, entry: ModelEntry, detector: Detector | None, device: str, threads: int | None
 ) -> PageReader:
-    """The reader of pages by their parts. It holds the model weakly: only pages in flight keep the model alive.
+    """The reader of pages by their parts. The reader holds the model weakly: only pages in flight keep the model alive.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""What this process may use: free memory and processors, a container's limits included (Linux's cgroups, version 2).
+"""Memory and processors that this process may use, within a container's limits (Linux's cgroups, version 2).
 
 A container sees the whole machine in the usual places, and is killed or throttled at the limits of its cgroups. Every
 group on the process's path has limits, so the narrowest counts.

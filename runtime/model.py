@@ -102,7 +102,7 @@ class Model:
         self.slots = sum(engine.state.slots for engine in engines)
         self.engine: Engine | EngineGroup = engines[0] if len(engines) == 1 else EngineGroup(engines)
         self.pages = page_reader(self, entry, layout, self.device.name, threads)
-        # A model that nobody closes frees its memory when collected. Without waiting: a finalizer may run in any
+        # A model that is not closed frees its memory when collected. Without waiting: a finalizer may run in any
         # thread.
         weakref.finalize(self, self.engine.close, wait=False).atexit = False
 
@@ -235,7 +235,7 @@ class Model:
         request, rotated = self._asked(image, prompt, task, raw, schema, settings)
         sizes = [one.size for one in request.images]
         sequence = self.submit(request)
-        del request  # nobody keeps a picture
+        del request  # no variable keeps a picture alive
         pieces: list[str] = []
         try:
             while not isinstance(event := sequence.next_event(), Finished):

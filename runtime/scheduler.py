@@ -150,7 +150,7 @@ def next_pass(state: State[J]) -> J | None:
 
 
 def upcoming_pass(state: State[J]) -> J | None:
-    """The request whose pass is next. It needs no row yet: features take less memory than pictures."""
+    """The request whose pass is next. The request needs no row yet: features take less memory than pictures."""
     return _choose(_wanting_passes(state), state.passes, lambda job: job.passes_left)
 
 

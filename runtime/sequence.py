@@ -61,7 +61,7 @@ class _Clock:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What a sequence needs to know about its model's tokens.
+    """Facts about a model's tokens that its sequences need.
 
     forbidden : ids of vocabulary rows without a token, shape [n].
     """

@@ -10,7 +10,7 @@ from .family import LightOnOcr
 
 _FAMILY = "lighton-ocr"
 
-# Of Qwen2's vocabulary, by which the published checkpoints write their prompt.
+# Ids in Qwen2's vocabulary, which the published checkpoints use.
 PROMPTS = MappingProxyType(
     {
         "<|im_start|>system<|im_end|>\n": (151644, 8948, 151645, 198), "<|im_start|>user\n": (151644, 872, 198),

@@ -26,7 +26,7 @@ TASKS: Mapping[str, str] = MappingProxyType(
 )
 DEFAULT_TASK = "markdown"
 PAGES = "pages"
-# As the authors run it: n-grams of the last 128 tokens for one image, of the last 1,024 for several.
+# The authors' settings: n-grams of the last 128 tokens for one image, of the last 1,024 for several.
 DEFAULTS: Mapping[str, Any] = MappingProxyType({"no_repeat_ngram_size": 35, "no_repeat_ngram_window": 128})
 DEFAULTS_FOR_SEVERAL: Mapping[str, Any] = MappingProxyType({"no_repeat_ngram_window": 1024})
 

@@ -350,7 +350,7 @@ class Workers:
             self._busy -= 1
             self._changed.notify_all()
         if not keep:
-            worker.kill()  # nobody waits for the worker's answer any more
+            worker.kill()  # the worker's answer is not waited for any more
             worker.close()
             with contextlib.suppress(RuntimeUnavailable):  # the next caller gets the error
                 self.warm()

@@ -1,4 +1,4 @@
-"""What a program's command line and config.toml decide about the models that it opens."""
+"""Options of a program about the models that it opens, from its command line and config.toml."""
 
 from __future__ import annotations
 

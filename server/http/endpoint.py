@@ -68,7 +68,7 @@ class Exchange:
 
 
 class Endpoint:
-    """What a resource needs for its exchanges."""
+    """Shared by resources for their exchanges."""
 
     def __init__(self, in_flight: RequestsInFlight, metrics: Metrics, max_body_bytes: int) -> None:
         self.in_flight = in_flight

@@ -1,4 +1,4 @@
-"""What a request asks its model: a named task, or the client's own words where the model understands them."""
+"""Questions of requests to models: a named task, or the client's own words where the model understands them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What writers need beside the text: pages' pictures, figures, the document itself."""
+"""Material for writers beside the text: pages' pictures, figures, the document itself."""
 
 from __future__ import annotations
 
