@@ -25,7 +25,7 @@ _REQUIRED: Mapping[str, tuple[Any, ...]] = {
     "attention_bias": (True,),
     "in_channels": (3,),
 }
-_MLP_OF_MERGER = 3  # merger's width by the decoder's, in the published code
+_MLP_OF_MERGER = 3  # width of the merger's MLP by the decoder's, in the published code
 
 
 def tower_spec(config: Mapping[str, Any]) -> TowerSpec:

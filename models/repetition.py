@@ -19,11 +19,11 @@ LEAST_TABLE = 5000  # the same for a text with a table, whose empty cells repeat
 
 MOST_HELD = 100_000  # characters of a repetition that are kept in case that other text follows
 
-_SHORTEST_UNIT, _REPEATS = 8, 5  # least repetitions at the end of a line
-_LEAST_LINE = 100  # least characters of the repeated unit
-_SHARE = 0.5  # of the line, which the repetition is more than
+_SHORTEST_UNIT, _REPEATS = 8, 5  # least characters and repetitions of a unit at a line's end
+_LEAST_LINE = 100  # least characters of such a line
+_SHARE = 0.5  # share of the line that the repetition must exceed
 _UNITS = 10  # repetitions of a short unit that are the whole text
-_LINES, _LINES_SHARE = 10, 0.8  # the same line so often, and so much of all lines
+_LINES, _LINES_SHARE = 10, 0.8  # repetitions of a line, and their share of all lines
 _MANY, _MUCH = 50, 500  # repetitions and characters at the end that are too many behind any text
 
 _BROKEN = "\ufffd"  # the replacement of a character that was cut in two

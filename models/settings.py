@@ -19,7 +19,7 @@ from .turned import Orient
 # Bounded: stop strings are looked for after every token, on the thread that decodes all requests.
 MAX_STOPS = 16
 MAX_STOP_LENGTH = 200  # characters
-LEAST_CONTEXT = 64  # tokens for a page with its answer
+LEAST_CONTEXT = 64  # least tokens for a page with its answer
 
 
 @dataclass(frozen=True, slots=True)

@@ -150,7 +150,7 @@ class PageGeneration:
         self._found: _Found | None = None
         self._found_at = 0.0
         self._readings: list[PartReading] = []
-        self._begun = 0  # of the parts
+        self._begun = 0  # number of parts that have begun
         self._current = 0  # index of the part whose text is passed on next
         self._page = Page(*self._size, self._rules)
         self._events: deque[TextDelta | Finished] = deque()

@@ -100,7 +100,7 @@ class Sequence:
         self.window = window
         self.arrival = 0  # see ``scheduler.Scheduled``
         self.prefilled = 0  # tokens of the prompt that are in the KV cache
-        self._owed = 0  # the prompt's last token, where a step feeds it like the answer's tokens
+        self._owed = 0  # 1 where a step feeds the prompt's last token, like the answer's
         self.joins = self._ends_in_a_word(vocabulary.image)  # see ``scheduler.Scheduled``
         self.stop = Stop()  # ends runs that serve this request alone
         self.on_cancel: Callable[[], None] = lambda: None  # set by the engine

@@ -43,7 +43,7 @@ class ViewRules(BaseModel):
     patch_size: int  # pixels
     downsample: int  # patches a side that one vision token covers
     grid: int  # side of SAM's position table, patches
-    window: int = 14  # side of an attention window of SAM, patches; None in older exports, which were not made for CUDA
+    window: int = 14  # side of an attention window of SAM, patches; older exports, not made for CUDA, lack it
     base_size: int  # side of the global view, pixels
     image_size: int  # side of a tile
     max_tiles: int

@@ -56,7 +56,7 @@ class _Open:
 
     bracket: str
     start: int
-    height: int = 0  # objects inside, which are no cells
+    height: int = 0  # levels of objects inside, which are no cells
     holds_cells: bool = False
 
 

@@ -12,7 +12,7 @@ from .regions import Region
 from .rules import DetectionRules
 
 _PICTURES = frozenset({"image", "table", "seal", "chart"})
-_LEAST_SIDE = 6  # least pixels of a block that is worth reading
+_LEAST_SIDE = 6  # least side of a block that is worth reading, pixels
 # Share of the page from which on an image counts as the page itself.
 _PAGE_SIZED_LANDSCAPE, _PAGE_SIZED_PORTRAIT = 0.82, 0.93
 

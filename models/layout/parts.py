@@ -96,7 +96,7 @@ def _joined(parts: Sequence[Part], rules: PageRules) -> list[Part]:
     """Join texts that continue each other into one part; a picture between them comes after it."""
     apart = (*rules.pictures, "table")
     obstacles = [one.regions[0] for one in parts if one.label in apart]
-    groups: list[Part] = []  # indices of the parts that are no obstacles, in order
+    groups: list[Part] = []  # parts that are no obstacles, in order
     for part in parts:
         if part.label in apart:
             continue

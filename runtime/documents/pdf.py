@@ -158,7 +158,7 @@ def _with_forms(handle: Any) -> pdfium.PdfDocument:
     return pdf
 
 
-_NO_PAGES = -1  # in addition to pdfium's errors
+_NO_PAGES = -1  # our own error beside pdfium's
 
 
 def _open(source: Path | bytes, password: str | None) -> tuple[Any, int]:

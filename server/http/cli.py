@@ -69,7 +69,7 @@ class _Preload(threading.Thread):
 
     def __init__(self, application: Application, server: HttpServer, options: ServerOptions) -> None:
         super().__init__(name="preload", daemon=True)
-        self.failure: Exception | None = None  # function that ends the server
+        self.failure: Exception | None = None  # the error that ends the server
         self._application, self._server, self._options = application, server, options
 
     def run(self) -> None:

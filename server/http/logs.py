@@ -74,11 +74,11 @@ class RequestRecord:
     client: str = ""  # whose share of the model the request takes: the key's or, without keys, the address's
     stream: bool = False
     image_sizes: list[tuple[int, int]] = field(default_factory=list)  # width, height
-    pages: int | None = None  # pages asked for of a document
+    pages: int | None = None  # number of pages asked for of a document
     pages_done: int = 0
     started: float = field(default_factory=time.monotonic)
     created: int = field(default_factory=lambda: int(time.time()))  # seconds since 1970, for the answer
-    event_numbers: Iterator[int] = field(default_factory=count)  # form of streamed events
+    event_numbers: Iterator[int] = field(default_factory=count)  # numbers of the events that are streamed
     result: Finished | None = None
     done: bool = False
 

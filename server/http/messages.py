@@ -24,7 +24,7 @@ MAX_TEXT = 1_000_000  # characters: far more than any model takes, and tokenized
 
 # A data: URL of a PDF, by its type or first bytes, which some clients send as an image.
 _PDF = re.compile(r"\s*data:(?:application/(?:x-)?pdf\b|[^,]{0,100};base64,\s*JVBERi0)", re.IGNORECASE)
-_BASE64 = re.compile(r"\s*[A-Za-z0-9+/_-]{64}[A-Za-z0-9+/_\s-]*={0,2}\s*")  # characters; no path or name is so long
+_BASE64 = re.compile(r"\s*[A-Za-z0-9+/_-]{64}[A-Za-z0-9+/_\s-]*={0,2}\s*")  # no path or name has 64 characters
 
 _SYSTEM_ROLES = frozenset({"system", "developer"})
 

@@ -245,7 +245,7 @@ class ResponsesBody(_Body):
     input: str | Annotated[list[ResponseItem], Field(max_length=MAX_MESSAGES)]
     instructions: str | None = None
     metadata: dict[str, JsonValue] | None = None
-    max_output_tokens: int | None = None  # three settings that the answer repeats
+    max_output_tokens: int | None = None  # this and the next two: the answer repeats them
     temperature: float | None = None
     top_p: float | None = None
     include: list[str] | None = Field(default=None, description=f"{LOGPROBS}, for log-probabilities of the tokens")

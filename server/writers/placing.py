@@ -23,7 +23,7 @@ from .tables import PlacedCell, cells_of
 Rect = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels of the page, from its upper left corner
 
 LEADING = 1.2  # height of a line for each unit of the font's size
-_BLANK = 0.28  # line's width in units of the font's size
+_BLANK = 0.28  # width of a blank in units of the font's size
 _NARROW = frozenset("iljtfrI.,;:'|!()[]/\\\"-")
 _WIDEST = 1.6  # most horizontal stretch of letters
 _MARGIN, _LINES, _LINE = 0.05, 45, 45.0  # of pages without boxes: margin as a share of a side, lines, units of a line

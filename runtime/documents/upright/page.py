@@ -17,7 +17,7 @@ from PIL import Image
 NETWORK = Path(__file__).with_name("page.onnx")
 _SHORT_SIDE, _VIEW = 256, 224  # pixels: of the reduced page, and of the squares cut out of the reduced page
 _LONGEST = 1024  # pixels; a longer strip is squeezed
-_PLACES = (0.0, 0.5, 1.0)  # number of squares along the page's longer side
+_PLACES = (0.0, 0.5, 1.0)  # places of the squares along the page's longer side
 _MEAN = np.array((0.485, 0.456, 0.406), np.float32)
 _DEVIATION = np.array((0.229, 0.224, 0.225), np.float32)
 _LEAST = 1e-9  # probability

@@ -71,7 +71,7 @@ _SAFE = {
 }
 _AT_ONCE = 8  # pages drawn for one request of the browser
 _RENDER_MB = 4
-_DOWNLOAD_MB = 100  # bytes of a document's texts and figures together
+_DOWNLOAD_MB = 100  # megabytes of a document's texts and figures together
 _SHOWN_KINDS = ("integer", "number", "boolean")  # types of settings to show: lists are for programs
 
 
