@@ -70,13 +70,24 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.alone)
     asked_for = config.option.alone
     if asked_for != "with":
-        kept = [item for item in items if (item.get_closest_marker("alone") is not None) == (asked_for == "only")]
-        config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
-        items[:] = kept
+        others = [item for item in items if (item.get_closest_marker("alone") is None) == (asked_for == "only")]
+        config.hook.pytest_deselected(items=others)
+        left_out = set(others)
+        items[:] = [item for item in items if item not in left_out]
 
 
-def pytest_collection_finish(session: pytest.Session) -> None:
-    """Take what all test modules imported out of the garbage collector's sight.
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Of the half that runs alone, import only the rooms and files that have such a test: they do without torch."""
+    if config.option.alone != "only":
+        return None
+    files = collection_path.rglob("test_*.py") if collection_path.is_dir() else [collection_path]
+    words = (file.read_text(encoding="utf-8", errors="replace") for file in files)
+    return None if any("pytest.mark.alone" in text or "pytest.mark.ray" in text for text in words) else True
+
+
+@pytest.fixture(scope="module", autouse=True)
+def what_is_here_to_stay() -> None:
+    """Take what a module's tests find in memory, imported or made before, out of the garbage collector's sight.
 
     A server collects after each load, each unloading and each busy time, and with torch and transformers beside it that
     took 21 of the 24 seconds of test_ceilings and test_tasks.

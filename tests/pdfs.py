@@ -47,6 +47,14 @@ def scanned_pdf(images: Sequence[Image.Image], dpi: float = 144) -> bytes:
     return _saved(pdf)
 
 
+def repeated(data: bytes, times: int) -> bytes:
+    """The same pages again and again, each time with pictures of their own; what is compressed is copied as it is."""
+    pdf, pages = pdfium.PdfDocument.new(), pdfium.PdfDocument(data)
+    for _ in range(times):
+        pdf.import_pages(pages)
+    return _saved(pdf)
+
+
 def rotated(data: bytes, degrees: int) -> bytes:
     """The same document, its pages to be shown turned clockwise."""
     pdf = pdfium.PdfDocument(data)

@@ -19,7 +19,7 @@ from PIL import Image
 
 from models.model_errors import InvalidInput
 from runtime.documents import Limits, Stopped, Workers, open_document, open_picture
-from tests.pdfs import field_bomb_pdf, nested_pdf, scanned_pdf, text_pdf
+from tests.pdfs import field_bomb_pdf, nested_pdf, repeated, scanned_pdf, text_pdf
 from tests.waiting import until
 
 ROOT = Path(__file__).parents[2]
@@ -128,7 +128,8 @@ def test_pages_of_a_document_are_drawn_by_several_workers_at_once() -> None:
 
 def test_a_worker_that_has_grown_is_replaced() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (2500, 3000, 3), np.uint8)
-    with Workers(1) as workers, open_document(scanned_pdf([Image.fromarray(noise)] * 16), workers=workers) as document:
+    scans = repeated(scanned_pdf([Image.fromarray(noise)]), 16)
+    with Workers(1) as workers, open_document(scans, workers=workers) as document:
         first = workers_of(psutil.Process())
         heaviest = 0
         for index in range(16):  # pdfium keeps 22 MB of each of them

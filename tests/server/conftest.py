@@ -145,6 +145,9 @@ class ServerProcess:
         command = [sys.executable, "-m", module, "--port", "0", *arguments]
         if "--host" not in arguments:
             command += ["--host", "127.0.0.1"]
+        beside_others = "PYTEST_XDIST_WORKER" in os.environ  # whom threads that wait for each other would keep waiting
+        if module == "server" and beside_others and "--threads" not in arguments:
+            command += ["--threads", "1"]
         self.process = subprocess.Popen(
             command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8"
         )

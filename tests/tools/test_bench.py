@@ -277,6 +277,7 @@ def test_the_second_family_is_measured_beside_transformers(
     checkpoint = write_paddle_checkpoint(tmp_path / "checkpoint")
     parts = "export,load,vision,prefill,decode,page"
     arguments = ["run", "--full", str(checkpoint), "--dtypes", "q8", "--peers", "transformers", "--torch-dtypes", "f32"]
+    arguments += ["--threads", "1"]
     out = tmp_path / "run.json"
     assert main([*arguments, "--parts", parts, "--quick", "--rounds", "1", "--json", str(out)]) == 0
     found = Results.load(out)
@@ -365,6 +366,7 @@ def test_a_layout_detector_is_measured_beside_transformers(
     checkpoint = write_layout_checkpoint(tmp_path / "checkpoint", "v3")
     out = tmp_path / "out.json"
     arguments = ["--layout", folder, "--layout-checkpoint", checkpoint, "--parts", "layout", "--rounds", "1", "--quick"]
+    arguments += ["--threads", "1"]
     assert main(["run", *map(str, arguments), "--json", str(out)]) == 0
     found = {(one.contender, one.metric) for one in Results.load(out).series}
     assert found == {(name, metric) for name in ("ours, layout", "transformers f32, layout")

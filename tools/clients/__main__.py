@@ -20,8 +20,9 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from server.scores.text import score_text
+
 from ..demo import built_in_model, server
-from ..train_tiny.evaluate import character_error_rate
 from .catalogue import CASES, CLIENTS, Client
 from .environments import CannotInstall, Environment
 
@@ -112,7 +113,8 @@ def judge(entry: Mapping[str, str]) -> str:
     if "error" in entry:
         return f"error: {entry['error'][:150]}"
     truth = "\n".join(PAGES) if entry["case"] == "pdf" else PAGES[0]
-    wrong = character_error_rate(" ".join(plain(entry["text"]).split()), " ".join(truth.split()))
+    score = score_text(truth, plain(entry["text"]))
+    wrong = score.wrong_characters / score.characters
     return "ok" if wrong <= MOST_WRONG else f"{wrong:.0%} of the characters wrong: {entry['text'][:80]!r}"
 
 
