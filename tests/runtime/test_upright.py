@@ -109,11 +109,17 @@ def lying(turn: int, sure: float = 0.9) -> np.ndarray:
         (lying(2, 0.6), Votes(48, 1, 20), Votes(48, 1, 1), 0),  # both are
         (lying(2, 0.4), Votes(48, 1, 40), Votes(48, 1, 1), 0),  # the page is in doubt
         (lying(2), Votes(48, 1, 40), Votes(48, 1, 30), 0),  # lines in both directions
-        (lying(2), Votes(48, 20, 20), Votes(48, 0, 0), 0),  # they do not agree
+        (lying(2), Votes(48, 20, 20), Votes(48, 0, 0), 180),  # letters or digits, of which the page knows what is up
+        (lying(2), Votes(48, 30, 10), Votes(48, 0, 0), 0),  # their lines say the opposite
+        (lying(2), Votes(48, 10, 10), Votes(48, 0, 0), 0),  # most are no letters
+        (lying(2), Votes(48, 20, 20), Votes(48, 0, 12), 0),  # lines in both directions
+        (lying(2, 0.85), Votes(48, 20, 20), Votes(48, 0, 0), 0),  # the page is in some doubt
         (lying(2), Votes(20, 0, 4), Votes(48, 1, 0), 180),  # a table: few lines, and nothing speaks against those
         (lying(2), Votes(20, 2, 4), Votes(48, 0, 0), 0),
         (lying(2), Votes(48, 0, 20), Votes(48, 0, 0), 0),  # most are no lines
-        (lying(2), Votes(1, 0, 1), Votes(0, 0, 0), 0),  # too few
+        (lying(2), Votes(1, 0, 1), Votes(0, 0, 0), 180),  # the page is sure, and the one piece fits
+        (lying(2), Votes(2, 1, 1), Votes(0, 0, 0), 0),
+        (lying(2, 0.85), Votes(1, 0, 1), Votes(0, 0, 0), 0),  # too few
         (lying(2), Votes(0, 0, 0), Votes(0, 0, 0), 0),
     ],
 )

@@ -28,11 +28,16 @@ _SURE = 0.5  # probability from which a piece has a say
 _ENOUGH = (
     (0.8, 3, 0.5, 1.5, _MOST_PIECES),
     (0.8, 2, 0.0, 4.0, 20),  # a table, or a page with little text
+    (0.9, 1, 0.0, 1.5, 8),  # hardly any line could be cut out
     (0.5, 8, 0.7, 6.0, _MOST_PIECES),
 )
 """What is enough to turn a page, any of these: the whole page's probability (blank paper has 0.25 of each direction, no
 page more than 0.93); pieces that say the same; their share of all pieces of their direction; how many times as many
 they are as those that say anything else; how many pieces there may be."""
+_KNOWN = (0.9, 5, 0.5, 0.5, 2.0)
+"""What is enough, too: the whole page's probability; pieces that are letters, upright or on their heads; their share of
+all pieces of their direction; how many times as many say the same as say the opposite, and as say anything of the other
+direction. Pieces know digits for letters more surely than what of them is up, which the page knows."""
 _LEAST_OF_PAGE = min(probability for probability, *_ in _ENOUGH)
 _STANDS = 0.8  # probability from which a page may be straightened
 _LEAST_ASKEW = 1.0  # degrees; less is read as well as it is
@@ -82,12 +87,17 @@ def decided(lies: np.ndarray, across: Votes, along: Votes) -> int:
     """
     turn = int(lies.argmax())
     said = [across.up, along.up, across.down, along.down]
-    agree, others = said[turn], max(said[:turn] + said[turn + 1 :])
+    agree, opposite, askance = said[turn], said[(turn + 2) % 4], max(said[turn - 1], said[turn - 3])
+    others = max(opposite, askance)
     there = (across, along)[turn % 2].pieces
     clear = any(
         lies[turn] >= probability and there <= most and agree >= max(least, share * there, ratio * others)
         for probability, least, share, ratio, most in _ENOUGH
     )
+    probability, least, share, of_opposite, of_askance = _KNOWN
+    known = agree + opposite >= max(least, share * there)
+    fits = agree >= max(of_opposite * opposite, of_askance * askance)
+    clear = clear or (lies[turn] >= probability and known and fits)
     return -90 * turn % 360 if clear else 0
 
 
