@@ -62,4 +62,6 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 def rows_without_token(tokenizer: Tokenizer, vocabulary: int) -> np.ndarray:
     """Ids below ``vocabulary`` that the tokenizer has no token for, shape [n]."""
     known = np.fromiter(tokenizer.get_vocab(with_added_tokens=True).values(), np.int64)
-    return np.setdiff1d(np.arange(vocabulary), known)
+    empty = np.ones(vocabulary, bool)
+    empty[known[known < vocabulary]] = False
+    return np.flatnonzero(empty)
