@@ -35,7 +35,7 @@ DEEPSEEK_OCR = Registration(
             str(_TINY_OCR),
             # A config.toml that deepseek-ocr.rs wrote sets 1024 and 640 for every model; an entry's defaults win.
             defaults=MappingProxyType({"base_size": 256, "image_size": 192}),
-            tasks=("free",),  # the only prompt that the model was trained on
+            tasks=("free", "markdown", "ocr", "locate"),  # the prompts that the model was trained on
             description="built-in miniature: a demonstration and a test instrument, not a product for documents",
         ),
     ),

@@ -52,6 +52,7 @@ def prompt_of(service: Service, body: dict[str, Any]) -> str:
         (chat("Table Recognition:", "paddleocr-vl"), "<image>\nTable Recognition:"),
         (chat("Spotting:", "paddleocr-vl"), "<image>\nSpotting:"),
         (image_only("tiny-ocr"), "<image>\nFree OCR."),
+        (image_only("tiny-ocr", task="markdown"), "<image>\n<|grounding|>Convert the document to markdown."),
         (image_only("paddleocr-vl"), "<image>OCR:"),
         (image_only("paddleocr-vl", task="table"), "<image>Table Recognition:"),
     ],
@@ -65,8 +66,8 @@ def test_images_alone_and_tasks_get_their_prompts(service: Service, body: dict[s
     [
         (image_only(task="nope"), "task", "its tasks are markdown, ocr, free, figure, describe, locate"),
         (image_only("paddleocr-vl", task="markdown"), "task", "its tasks are ocr, table, formula, chart"),
-        (image_only("tiny-ocr", task="markdown"), "task", "its tasks are free"),
-        (image_only("tiny-ocr-q8", task="ocr"), "task", "its tasks are free"),
+        (image_only("tiny-ocr", task="figure"), "task", "its tasks are markdown, ocr, free, locate"),
+        (image_only("tiny-ocr-q8", task="describe"), "task", "its tasks are markdown, ocr, free, locate"),
         ({"model": "deepseek-ocr", "messages": [{"role": "user", "content": "x"}], "task": "nope"}, "task", "unknown"),
         (image_only(task="ocr", ocr={"task": "free"}), "task", "disagree"),
         (chat("Free OCR.", task="ocr"), "task", "takes no text"),
@@ -103,7 +104,10 @@ def test_models_say_their_tasks(service: Service) -> None:
     listed = {model["id"]: model for model in service.client.simulate_get("/v1/models").json["data"]}
     assert listed["deepseek-ocr"]["tasks"] == ["markdown", "ocr", "free", "figure", "describe", "locate"]
     assert listed["deepseek-ocr"]["default_task"] == "markdown"
-    assert (listed["tiny-ocr"]["tasks"], listed["tiny-ocr"]["default_task"]) == (["free"], "free")
+    assert (listed["tiny-ocr"]["tasks"], listed["tiny-ocr"]["default_task"]) == (
+        ["markdown", "ocr", "free", "locate"],
+        "free",
+    )
     assert [listed[name]["any_prompt"] for name in ("deepseek-ocr", "tiny-ocr", "paddleocr-vl")] == [True, False, False]
     assert (listed["paddleocr-vl"]["tasks"], listed["paddleocr-vl"]["default_task"]) == (
         ["ocr", "table", "formula", "chart"],

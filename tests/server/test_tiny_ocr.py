@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from models.catalog import CATALOG
 from tests.pdfs import scanned_pdf
 from tests.server.conftest import ServerProcess
 from tests.server.test_process import until
+from tools.demo_page import PAGE_TEXT, demo_page
 
 pytest.importorskip("onnxruntime")
 pytestmark = pytest.mark.skipif(
@@ -186,3 +188,15 @@ def test_alternatives_are_bounded_and_need_log_probabilities(server: ServerProce
         assert (answer.status_code, error["param"], error["code"]) == (400, "top_logprobs", code)
     answer = httpx.post(f"{server.url}/v1/responses", json=as_responses({**body, "top_logprobs": 20}))
     assert len(answer.json()["output"][0]["content"][0]["logprobs"][0]["top_logprobs"]) == 20
+
+
+def test_other_tasks_read_the_same_lines_and_say_where_they_are(server: ServerProcess) -> None:
+    page, lines = part(demo_page()), PAGE_TEXT.split("\n")
+    for read, _, _ in answers(server, [user(page)], task="markdown", max_tokens=400):
+        blocks = re.sub(r"<\|ref\|>.*?<\|/det\|>\n", "", read).split("\n\n")
+        assert blocks == [f"# {lines[0]}", *lines[1:]]
+    for _, ocr, _ in answers(server, [user(page)], task="ocr", max_tokens=400, ocr={"boxes": True}):
+        assert [one["label"] for one in ocr["boxes"]] == lines
+        tops = [one["box"][1] for one in ocr["boxes"]]
+        assert tops == sorted(set(tops))
+        assert tops[0] < demo_page().height / 4
