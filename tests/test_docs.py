@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.server.conftest import ServerProcess
-from tests.web.test_page import printed
+from tests.web.pages import printed
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import json
 import os
 import signal
@@ -11,82 +10,17 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 from server.command import remote
 from server.command.server_address import ServerAddress
 from tests.command.conftest import ROOT, Program, command, environment, page_of
+from tests.command.faulty_proxy import FaultyProxy, Handler
 from tests.pdfs import scanned_pdf
 from tests.server.conftest import ServerProcess
-
-Fault = Callable[["_Handler", int], bool]  # (request, its number among the chat requests) -> whether it was answered
-
-
-class _Handler(BaseHTTPRequestHandler):
-    """Passes requests on to the server behind, but for those that a fault takes."""
-
-    protocol_version = "HTTP/1.1"
-    server: FaultyProxy  # type: ignore[assignment]
-
-    def do_GET(self) -> None:
-        self._pass_on("GET", None)
-
-    def do_POST(self) -> None:
-        self.body = self.rfile.read(int(self.headers["Content-Length"]))
-        with self.server.lock:
-            number = len(self.server.chats)
-            self.server.chats.append((time.monotonic(), json.loads(self.body), dict(self.headers)))
-        if not self.server.fault(self, number):
-            self._pass_on("POST", self.body)
-
-    def _pass_on(self, method: str, body: bytes | None) -> None:
-        headers = {name: self.headers[name] for name in ("Authorization", "Content-Type") if name in self.headers}
-        url = self.server.behind + self.path
-        answer = httpx.request(method, url, content=body, headers=headers, timeout=60, trust_env=False)
-        self.answer(answer.status_code, answer.content, {"Content-Type": answer.headers["content-type"]})
-
-    def answer(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> bool:
-        with contextlib.suppress(OSError):  # the client may be gone
-            self.send_response(status)
-            for name, value in (headers or {}).items():
-                self.send_header(name, value)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-        return True
-
-    def hang_up(self, *, after: bytes = b"") -> bool:
-        with contextlib.suppress(OSError):
-            self.wfile.write(after)
-            self.wfile.flush()
-        self.close_connection = True
-        self.connection.close()
-        return True
-
-    def log_message(self, *_: Any) -> None: ...
-
-
-class FaultyProxy(ThreadingHTTPServer):
-    """A load balancer in a bad mood."""
-
-    daemon_threads = True
-
-    def __init__(self, behind: str) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.behind = behind
-        self.fault: Fault = lambda request, number: False
-        self.chats: list[tuple[float, Any, dict[str, str]]] = []
-        self.lock = threading.Lock()
-        threading.Thread(target=self.serve_forever, daemon=True).start()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +119,7 @@ def test_tokens_boxes_and_timings_come_back(ocr: Program, proxy: FaultyProxy, tm
 
 
 def test_the_sentence_about_a_missing_picture_is_no_page(ocr: Program, proxy: FaultyProxy, tmp_path: Path) -> None:
-    def without_pictures(request: _Handler, number: int) -> bool:
+    def without_pictures(request: Handler, number: int) -> bool:
         body = json.loads(request.body)
         body["messages"][0]["content"] = "Free OCR."
         request.body = json.dumps(body).encode()
@@ -237,7 +171,7 @@ CANCELLED = 'data: {"choices": [], "ocr": {"finish_detail": "cancelled"}}\n\ndat
     ],
 )  # fmt: skip
 def test_what_may_pass_is_tried_again(
-    ocr: Program, proxy: FaultyProxy, tmp_path: Path, fault: Callable[[_Handler], bool]
+    ocr: Program, proxy: FaultyProxy, tmp_path: Path, fault: Callable[[Handler], bool]
 ) -> None:
     proxy.fault = lambda request, number: number % 2 == 0 and fault(request)
     assert read(ocr, proxy, document(tmp_path), "--jobs", "2") == 0, ocr.err
@@ -422,7 +356,7 @@ def test_a_proxy_of_the_environment_is_told_who_asks_for_a_tunnel(monkeypatch: A
 
 
 def test_ctrl_c_on_the_last_try_is_no_failure_of_the_page(ocr: Program, proxy: FaultyProxy, tmp_path: Path) -> None:
-    def interrupt(request: _Handler, number: int) -> bool:
+    def interrupt(request: Handler, number: int) -> bool:
         request.wfile.write(stream("half of"))
         request.wfile.flush()
         os.kill(os.getpid(), signal.SIGINT)  # the client ends its connection, which looks like the answer's end

@@ -7,13 +7,11 @@ import importlib
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 import pytest
 from PIL import Image
 
@@ -30,8 +28,7 @@ from export.export_errors import ExportError  # noqa: E402
 from export.layout import pipeline, rewrites  # noqa: E402
 from export.layout.checking import drawn_page  # noqa: E402
 from export.layout.loading import load_detector  # noqa: E402
-from export.layout.pipeline import DetectorJob, export_detector  # noqa: E402
-from export.source import Source  # noqa: E402
+from export.layout.pipeline import export_detector  # noqa: E402
 from models.layout.decode import decode  # noqa: E402
 from models.layout.detectors import DETECTORS, KnownDetector  # noqa: E402
 from models.layout.labels import LABELS  # noqa: E402
@@ -39,33 +36,11 @@ from models.layout.manifest import LayoutManifest  # noqa: E402
 from models.layout.resize import pixel_values  # noqa: E402
 from models.manifest import FILE_NAME  # noqa: E402
 from runtime.layout import LayoutModel  # noqa: E402
+from tests.export.layout_exports import Exported, job  # noqa: E402
 from tools import layout_parity  # noqa: E402
 from tools.layout_checkpoints import write_layout_checkpoint  # noqa: E402
 
 SIDE = 128
-
-
-@dataclass(frozen=True)
-class Exported:
-    """A detector, before and after."""
-
-    checkpoint: Path
-    folder: Path
-    manifest: LayoutManifest
-
-    @property
-    def module(self) -> Any:
-        """transformers' module, as it comes from the checkpoint."""
-        return load_detector(Checkpoint(self.checkpoint), DETECTORS[self.manifest.id]).model
-
-    def session(self, provider: str = "cpu") -> ort.InferenceSession:
-        return ort.InferenceSession(self.folder / self.manifest.layout.files[provider])
-
-
-def job(folder: Path, cache: Path, **options: Any) -> DetectorJob:
-    return DetectorJob(
-        Source(folder, str(folder), None, "directory"), lambda detector: cache / detector.id / "onnx" / "f32", **options
-    )
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ import pytest
 from server.api_errors import ClientGone, Unavailable
 from server.http.admission import Admission, Capacity
 from tests.server.conftest import ServerProcess, chat
-from tests.server.test_process import until
+from tests.waiting import until
 
 MIB = 1 << 20
 

@@ -23,7 +23,8 @@ from tests.export.fake_hubs import COMMIT, FakeHubs
 from tests.pdfs import scanned_pdf
 from tests.server.conftest import MakeService, ServerProcess, chat, data_url
 from tests.server.document_requests import file_url
-from tests.server.test_process import Raw, until
+from tests.server.sockets import Raw
+from tests.waiting import until
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript", reason="exporting needs the export extra")

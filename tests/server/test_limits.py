@@ -24,7 +24,7 @@ from PIL import Image
 from server.http.app import WORKERS
 from tests.pdfs import field_bomb_pdf, nested_pdf, text_pdf
 from tests.server.conftest import MakeService, ServerProcess, chat, data_url
-from tests.server.test_process import until
+from tests.waiting import until
 
 KEY = "key"
 HOSTILE = 40  # requests of one kind at once; the house has 24 places

@@ -19,7 +19,7 @@ from tests.server.conftest import MakeService, Service, StartServer
 from tests.server.document_requests import file_url, number_of, numbered
 from tests.server.fake import Step
 from tests.server.test_mistral import THREE, error
-from tests.server.test_process import until
+from tests.waiting import until
 
 
 @pytest.fixture(autouse=True)

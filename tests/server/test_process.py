@@ -9,7 +9,6 @@ import http.client
 import http.server
 import json
 import random
-import signal
 import socket
 import threading
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ import pytest
 
 from tests.pdfs import text_pdf
 from tests.server.conftest import MODELS, ServerProcess, StartServer, chat, data_url, image_part
+from tests.server.sockets import Raw, metric, settled_memory
 from tests.waiting import until
 
 TEXT = "Grüße, 世界."
@@ -37,49 +37,6 @@ INPUT = [
 def client(fake_server: ServerProcess) -> Iterator[openai.OpenAI]:
     with openai.OpenAI(base_url=f"{fake_server.url}/v1", api_key="none", max_retries=0) as client:
         yield client
-
-
-def metric(server: ServerProcess, name: str) -> float:
-    text = httpx.get(f"{server.url}/metrics").text
-    return next(float(line.split()[-1]) for line in text.splitlines() if line.startswith(f"{name} "))
-
-
-def settled_memory(process: psutil.Process) -> int:
-    """Resident bytes once they stay the same for a second: freed memory goes back a moment after its last use."""
-    pause = threading.Event()
-    last = 0
-    while (now := process.memory_info().rss) != last:
-        last = now
-        pause.wait(1.0)
-    return now
-
-
-class Raw:
-    """One request on a bare socket, which can hang up at any time."""
-
-    def __init__(self, server: ServerProcess, body: dict[str, Any], path: str = "/v1/chat/completions") -> None:
-        self.sock = socket.create_connection(("127.0.0.1", server.port))
-        self.sock.settimeout(60)
-        data = json.dumps(body).encode()
-        head = (
-            f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
-        )
-        self.sock.sendall(head.encode() + data)
-        self.received = b""
-
-    def read_until(self, text: bytes) -> None:
-        while text not in self.received:
-            chunk = self.sock.recv(65536)
-            assert chunk, self.received
-            self.received += chunk
-
-    def read_all(self) -> bytes:
-        while chunk := self.sock.recv(65536):
-            self.received += chunk
-        return self.received
-
-    def hang_up(self) -> None:
-        self.sock.close()
 
 
 # The OpenAI client, every endpoint, plain and streamed, sync and async.
@@ -397,60 +354,6 @@ def test_the_deadline_of_a_request_ends_its_wait_for_a_busy_model(fake_server: S
     assert (refused.status_code, refused.json()["error"]["code"]) == (503, "model_busy")
     assert "retry-after" in refused.headers
     until(lambda: metric(fake_server, "ocr_requests_present") == 0)
-
-
-# The end.
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_lets_running_requests_finish_and_refuses_new_ones(start_fake: StartServer, number: int) -> None:
-    server = start_fake()
-    raw = Raw(server, chat("slow", stream=True))
-    raw.read_until(b'"0 "')
-    server.process.send_signal(number)
-    server.wait_for_line("shutting down")
-    refused = httpx.post(f"{server.url}/v1/chat/completions", json=chat())
-    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "shutting_down")
-    assert httpx.get(f"{server.url}/ready").status_code == 503
-    assert httpx.get(f"{server.url}/health").status_code == 200
-    raw.read_until(b"[DONE]")
-    assert b'"39 "' in raw.received
-    assert b'"finish_reason":"stop"' in raw.received
-    assert server.process.wait(30) == 0
-
-
-def test_requests_beyond_the_shutdown_timeout_end_with_a_clean_last_event(start_fake: StartServer) -> None:
-    server = start_fake("--shutdown-timeout", "0.3")
-    streamed = Raw(server, chat("endless", stream=True))
-    plain = Raw(server, chat("endless"))
-    body = chat("endless", stream=True)
-    response = Raw(server, {"model": body["model"], "input": body["messages"], "stream": True}, "/v1/responses")
-    streamed.read_until(b'"0 "')
-    response.read_until(b'"0 "')
-    until(lambda: metric(server, "ocr_active_requests") == 3)
-    assert server.stop() == 0
-    assert b'"finish_detail":"cancelled"' in streamed.read_all()
-    assert b"[DONE]" in streamed.received
-    assert b"event: response.incomplete" in response.read_all()
-    answer = json.loads(plain.read_all().partition(b"\r\n\r\n")[2])
-    assert answer["choices"][0]["message"]["content"].startswith("0 1 2")
-    assert answer["ocr"]["finish_detail"] == "cancelled"
-
-
-def test_a_second_signal_ends_requests_at_once(start_fake: StartServer) -> None:
-    server = start_fake("--shutdown-timeout", "600")
-    raw = Raw(server, chat("endless", stream=True))
-    raw.read_until(b'"0 "')
-    server.process.send_signal(signal.SIGINT)
-    server.wait_for_line("shutting down")
-    assert server.stop(signal.SIGINT) == 0
-    assert b"[DONE]" in raw.read_all()
-
-
-def test_an_idle_server_stops_at_once(start_fake: StartServer) -> None:
-    server = start_fake("--shutdown-timeout", "600")
-    assert server.stop() == 0
-    assert server.find("stopped")
 
 
 def test_a_taken_port_is_said(fake_server: ServerProcess, start_fake: StartServer) -> None:

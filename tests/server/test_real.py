@@ -25,7 +25,8 @@ from PIL import Image
 
 from tests.pdfs import scanned_pdf, text_pdf
 from tests.server.conftest import ServerProcess, chat, data_url
-from tests.server.test_process import Raw, metric, settled_memory, until
+from tests.server.sockets import Raw, metric, settled_memory
+from tests.waiting import until
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("torch")

@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from models.catalog import CATALOG
 from tests.pdfs import scanned_pdf
 from tests.server.conftest import ServerProcess
-from tests.server.test_process import until
+from tests.waiting import until
 from tools.demo_page import PAGE_TEXT, demo_page
 
 pytest.importorskip("onnxruntime")

@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 from tests.server.conftest import ServerProcess, chat, data_url
-from tests.server.test_process import metric, settled_memory, until
+from tests.server.sockets import metric, settled_memory
+from tests.waiting import until
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("torch")

@@ -6,7 +6,6 @@ import io
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import zipfile
@@ -17,133 +16,17 @@ from typing import Any
 import httpx
 import pypdf
 import pytest
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from server.http.web.downloads import FORMATS
-from tests.pdfs import scanned_pdf, text_pdf
+from tests.pdfs import scanned_pdf
 from tests.server.conftest import ServerProcess, data_url
-from tests.server.test_process import metric, until
+from tests.server.sockets import metric
+from tests.waiting import until
+from tests.web.conftest import CHROMIUM, Open
+from tests.web.pages import LINES, choose, drop, pdf, png, printed, text_of, wait_for_pages, wait_for_text
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed (extra dev)")
-
-_NAMES = ("chromium", "chromium-browser", "google-chrome")
-CHROMIUM = next((found for name in _NAMES if (found := shutil.which(name))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: apt-get install chromium")
-
-WAIT = 60_000  # ms
-_QUIET = (
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-)  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(_QUIET))
-        yield browser
-        browser.close()
-
-
-Open = Callable[..., Any]
-
-
-@pytest.fixture
-def visit(browser: Any) -> Iterator[Open]:
-    """Open the page of a server in a tab of its own; what the browser complains about fails the test."""
-    contexts, complaints = [], []
-
-    def visit(server: ServerProcess, **options: Any) -> Any:
-        context = browser.new_context(viewport={"width": 1280, "height": 800}, accept_downloads=True, **options)
-        context.grant_permissions(["clipboard-read", "clipboard-write"])
-        contexts.append(context)
-        tab = context.new_page()
-        tab.set_default_timeout(WAIT)
-        tab.on("pageerror", lambda error: complaints.append(str(error)))
-        tab.on("console", lambda said: complaints.append(said.text) if "Content Security Policy" in said.text else None)
-        tab.goto(server.url)
-        return tab
-
-    yield visit
-    for context in contexts:
-        context.close()
-    assert not complaints
-
-
-@pytest.fixture(scope="module")
-def scripted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    server = ServerProcess(["--slots", "2"], tmp_path_factory.mktemp("web"), "tests.web.web_server")
-    yield server
-    server.kill()
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., ServerProcess]]:
-    servers = []
-
-    def start(*arguments: str) -> ServerProcess:
-        servers.append(ServerProcess(list(arguments), tmp_path, "tests.web.web_server"))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.kill()
-
-
-LINES = ("Invoice 2041", "Paper bags 120", "Boxes of apples 14", "Total due 48.50")
-
-
-def printed(lines: tuple[str, ...] = LINES) -> Image.Image:
-    page = Image.new("RGB", (620, 380), "white")
-    draw, font = ImageDraw.Draw(page), ImageFont.load_default(26)
-    for number, line in enumerate(lines):
-        draw.text((40, 50 + number * 70), line, fill="black", font=font)
-    return page
-
-
-def png(page: Image.Image) -> dict[str, Any]:
-    buffer = io.BytesIO()
-    page.save(buffer, "PNG")
-    return {"name": "page.png", "mimeType": "image/png", "buffer": buffer.getvalue()}
-
-
-def pdf(pages: int) -> dict[str, Any]:
-    content = text_pdf([f"page {number + 1}" for number in range(pages)], size=(300, 200))
-    return {"name": "three.pdf", "mimeType": "application/pdf", "buffer": content}
-
-
-def drop(tab: Any, file: dict[str, Any]) -> None:
-    """Let a file fall onto the page as a mouse does."""
-    carried = tab.evaluate_handle(
-        """([name, type, bytes]) => {
-            const data = new DataTransfer();
-            data.items.add(new File([new Uint8Array(bytes)], name, { type }));
-            return data;
-        }""",
-        [file["name"], file["mimeType"], list(file["buffer"])],
-    )
-    tab.dispatch_event("#drop", "dragover", {"dataTransfer": carried})
-    tab.dispatch_event("#drop", "drop", {"dataTransfer": carried})
-
-
-def choose(tab: Any, task: str, *files: dict[str, Any]) -> None:
-    tab.select_option("#task", task)
-    tab.set_input_files("#files", list(files))
-
-
-def wait_for_pages(tab: Any, state: str, count: int = 1) -> None:
-    marks = "([state, count]) => document.querySelectorAll(`.mark.${state}`).length >= count"
-    tab.wait_for_function(marks, arg=[state, count])
-
-
-def wait_for_text(tab: Any, words: str) -> None:
-    tab.wait_for_function("(words) => document.querySelector('#rendered').innerText.trim() === words", arg=words)
-
-
-def text_of(tab: Any) -> str:
-    tab.wait_for_function("() => document.querySelector('#rendered').innerText.trim()")
-    words: str = tab.inner_text("#rendered")
-    return words.strip()
 
 
 @pytest.fixture(scope="module")
