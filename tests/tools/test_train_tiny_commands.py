@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("torch", reason="training needs the export extra")
 pytest.importorskip("transformers", reason="training needs the export extra")
 
-from tests.tools.test_train_tiny import MICRO
+from tests.tools.micro import MICRO
 from tools.train_tiny.__main__ import command_line
 from tools.train_tiny.checkpoint import save_checkpoint
 from tools.train_tiny.curriculum import STAGES, stage_of
