@@ -196,7 +196,7 @@ def test_every_way_is_told_of_an_export_that_goes_on(serve: Serve, stalled: Fake
 def test_a_page_reads_alike_as_a_picture_a_pdf_an_upload_and_a_job(serve: Serve) -> None:
     server = serve("")
     ready(server)
-    text = "Invoice 4711\nTotal due 128.50 EUR"
+    text = "Invoice 4711\nTotal: 128.50 EUR"
     page = Image.new("RGB", (640, 240), "white")
     ImageDraw.Draw(page).text((24, 24), text, fill="black", font=ImageFont.load_default(26), spacing=10)
     pdf = scanned_pdf([page])
