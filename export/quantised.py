@@ -38,7 +38,8 @@ def refuse_quantised(config: Mapping[str, Any], tensors: Mapping[str, str], wher
         the folder or file, for the message.
 
     Returns
-    ------- Whether the config asks to quantise plain weights on loading, which is not done here.
+    -------
+    Whether the config asks to quantise plain weights on loading, which is not done here.
 
     Raises
     ------

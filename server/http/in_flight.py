@@ -100,7 +100,9 @@ class RequestsInFlight:
         """Check the request, wait for its model, submit to the engine. The request must have its place.
 
         Raises
-        ------ ClientGone, ApiError, and the errors that ``api_errors.translate`` knows.
+        ------
+        ClientGone, ApiError
+            and the errors that ``api_errors.translate`` knows.
         """
         try:
             return self._start(asked, record, is_gone)
