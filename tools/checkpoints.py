@@ -5,8 +5,7 @@ benchmark and the memory figures a full-size one::
 
     python -m tools.checkpoints FOLDER --full --tokenizer path/to/tokenizer.json
 
-Every weight is drawn anew (repeated weights would flatter a benchmark, since sessions share identical buffers), and
-scaled so that activations keep their size from layer to layer.
+``tools.random_checkpoints`` says how the weights are drawn.
 """
 
 from __future__ import annotations
@@ -15,15 +14,17 @@ import argparse
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer
 from tqdm import tqdm
+
+from .random_checkpoints import byte_tokenizer, write_safetensors
+from .tensor_shapes import Shapes, attention, gated_mlp, linear, norm, rms_norms
 
 BOS, EOS, PAD = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"
 MARKERS = (
@@ -84,7 +85,7 @@ def tensor_shapes(sizes: Sizes) -> dict[str, tuple[int, ...]]:
     return dict(_shapes(sizes))
 
 
-def _shapes(s: Sizes) -> Iterator[tuple[str, tuple[int, ...]]]:
+def _shapes(s: Sizes) -> Shapes:
     clip = "model.vision_model"
     yield from sam_shapes(s)
     yield f"{clip}.embeddings.class_embedding", (s.clip_width,)
@@ -106,7 +107,7 @@ def _shapes(s: Sizes) -> Iterator[tuple[str, tuple[int, ...]]]:
     yield from decoder_shapes(s)
 
 
-def sam_shapes(s: Sizes) -> Iterator[tuple[str, tuple[int, ...]]]:
+def sam_shapes(s: Sizes) -> Shapes:
     """SAM, which both generations of DeepSeek-OCR have."""
     sam = "model.sam_model"
     grid = s.image_size // s.patch
@@ -133,17 +134,13 @@ def sam_shapes(s: Sizes) -> Iterator[tuple[str, tuple[int, ...]]]:
     yield f"{sam}.net_3.weight", (s.sam_channels[1], s.sam_channels[0], 3, 3)
 
 
-def decoder_shapes(s: Sizes) -> Iterator[tuple[str, tuple[int, ...]]]:
+def decoder_shapes(s: Sizes) -> Shapes:
     """The decoder, which all of the line have."""
     yield "model.embed_tokens.weight", (s.vocabulary, s.hidden)
-    head_dim = s.hidden // s.heads
     for i in range(s.layers):
         at = f"model.layers.{i}"
-        for name, out in (("q", s.heads), ("k", s.kv_heads), ("v", s.kv_heads)):
-            yield f"{at}.self_attn.{name}_proj.weight", (out * head_dim, s.hidden)
-        yield f"{at}.self_attn.o_proj.weight", (s.hidden, s.heads * head_dim)
-        yield f"{at}.input_layernorm.weight", (s.hidden,)
-        yield f"{at}.post_attention_layernorm.weight", (s.hidden,)
+        yield from attention(f"{at}.self_attn", s.hidden, s.heads, s.kv_heads, s.hidden // s.heads)
+        yield from rms_norms(at, ("input_layernorm", "post_attention_layernorm"), s.hidden)
         if i < s.dense_layers:
             yield from gated_mlp(f"{at}.mlp", s.hidden, s.dense_mlp)
             continue
@@ -153,22 +150,6 @@ def decoder_shapes(s: Sizes) -> Iterator[tuple[str, tuple[int, ...]]]:
             yield from gated_mlp(f"{at}.mlp.experts.{expert}", s.hidden, s.expert_mlp)
     yield "model.norm.weight", (s.hidden,)
     yield "lm_head.weight", (s.vocabulary, s.hidden)
-
-
-def norm(at: str, width: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-    yield f"{at}.weight", (width,)
-    yield f"{at}.bias", (width,)
-
-
-def linear(at: str, inputs: int, outputs: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-    yield f"{at}.weight", (outputs, inputs)
-    yield f"{at}.bias", (outputs,)
-
-
-def gated_mlp(at: str, hidden: int, width: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-    yield f"{at}.gate_proj.weight", (width, hidden)
-    yield f"{at}.up_proj.weight", (width, hidden)
-    yield f"{at}.down_proj.weight", (hidden, width)
 
 
 def published_config(s: Sizes) -> dict[str, object]:
@@ -259,14 +240,9 @@ def processor_config(s: Sizes) -> dict[str, object]:
 
 
 def small_tokenizer() -> Tokenizer:
-    """A byte-level tokenizer without merges: 256 byte tokens between the family's special tokens."""
-    special = [BOS, EOS, PAD]
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: i for i, token in enumerate([*special, *alphabet])}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in (*special, *MARKERS)])
+    """A byte-level tokenizer: the three special tokens, the bytes, and the family's other tokens added behind them."""
+    tokenizer = byte_tokenizer({BOS: 0, EOS: 1, PAD: 2}, start=3)
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in MARKERS])
     return tokenizer
 
 
@@ -318,46 +294,6 @@ def write_random_checkpoint(
     index = {"metadata": {"total_size": 2 * sum(map(math.prod, shapes.values()))}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     return folder
-
-
-def write_safetensors(path: Path, shapes: dict[str, tuple[int, ...]], rng: np.random.Generator, bar: tqdm) -> None:
-    """Stream random bfloat16 tensors into one safetensors file (8-byte header length, JSON header, raw data)."""
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    offset = 0
-    for name, shape in shapes.items():
-        end = offset + 2 * math.prod(shape)
-        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [offset, end]}
-        offset = end
-    encoded = json.dumps(header).encode()
-    encoded += b" " * (-len(encoded) % 8)
-    with path.open("wb") as file:
-        file.write(len(encoded).to_bytes(8, "little"))
-        file.write(encoded)
-        for name, shape in shapes.items():
-            data = random_tensor(name, shape, rng).tobytes()
-            file.write(data)
-            bar.update(len(data))
-
-
-def random_tensor(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-    """Random values that keep activations in range: norms near 1, matrices scaled by their fan-in."""
-    values = rng.standard_normal(shape, dtype=np.float32)
-    if "norm" in name or ".neck.1." in name or ".neck.3." in name:
-        values *= 0.1
-        values += 0.0 if name.endswith("bias") else 1.0
-    elif name.endswith("bias"):
-        values *= 0.1
-    elif "rel_pos" in name or "pos" in name:
-        values *= 0.2
-    elif name == "model.embed_tokens.weight" or len(shape) == 1:
-        values *= 1.0
-    elif name == "lm_head.weight":
-        values *= 3.0 / math.sqrt(shape[1])
-    elif ".mlp.gate.weight" in name:
-        values *= 2.0 / math.sqrt(shape[1])
-    else:
-        values *= 1.0 / math.sqrt(math.prod(shape[1:]))
-    return values.astype(ml_dtypes.bfloat16)
 
 
 def main(full: Sizes = FULL_SIZE, layout: Layout = DEEPSEEK_OCR, doc: str | None = __doc__) -> None:

@@ -5,12 +5,12 @@ python -m tools.deepseek2_checkpoints FOLDER --full --tokenizer path/to/tokenize
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 from .checkpoints import FULL_SIZE as FIRST
-from .checkpoints import Layout, Sizes, decoder_shapes, linear, main, published_config, sam_shapes
+from .checkpoints import Layout, Sizes, decoder_shapes, main, published_config, sam_shapes
+from .tensor_shapes import Shapes, attention, gated_mlp, linear, rms_norms
 
 HEAD_DIM = 64  # of the encoder's attention, in the published code
 
@@ -46,21 +46,16 @@ def tensor_shapes(sizes: Sizes2) -> dict[str, tuple[int, ...]]:
     return dict(_shapes(sizes))
 
 
-def _shapes(s: Sizes2) -> Iterator[tuple[str, tuple[int, ...]]]:
+def _shapes(s: Sizes2) -> Shapes:
     yield from sam_shapes(s)
-    width, kv_width = s.encoder_width, s.encoder_kv_heads * HEAD_DIM
+    width = s.encoder_width
     for name, rows in zip((768, 1024), s.queries, strict=True):
         yield f"model.qwen2_model.query_{name}.weight", (rows, width)
     for i in range(s.encoder_layers):
         at = f"model.qwen2_model.model.model.layers.{i}"
-        for name, out in (("q", width), ("k", kv_width), ("v", kv_width)):
-            yield from linear(f"{at}.self_attn.{name}_proj", width, out)
-        yield f"{at}.self_attn.o_proj.weight", (width, width)
-        yield f"{at}.mlp.gate_proj.weight", (s.encoder_mlp, width)
-        yield f"{at}.mlp.up_proj.weight", (s.encoder_mlp, width)
-        yield f"{at}.mlp.down_proj.weight", (width, s.encoder_mlp)
-        yield f"{at}.input_layernorm.weight", (width,)
-        yield f"{at}.post_attention_layernorm.weight", (width,)
+        yield from attention(f"{at}.self_attn", width, width // HEAD_DIM, s.encoder_kv_heads, HEAD_DIM, bias=True)
+        yield from gated_mlp(f"{at}.mlp", width, s.encoder_mlp)
+        yield from rms_norms(at, ("input_layernorm", "post_attention_layernorm"), width)
     yield "model.qwen2_model.model.model.norm.weight", (width,)
     yield from linear("model.projector.layers", width, s.hidden)
     yield "model.view_seperator", (s.hidden,)

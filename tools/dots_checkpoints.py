@@ -9,7 +9,6 @@ The tokenizer is a byte-level one with the published special tokens at their pub
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +17,8 @@ from tokenizers import Tokenizer
 from models.dots_ocr.prompts import PLACEHOLDER
 from models.patches import CLIP_MEAN, CLIP_STD
 
-from .small_checkpoints import byte_tokenizer, main, write_folder
+from .random_checkpoints import byte_tokenizer, main, write_folder
+from .tensor_shapes import PageModelSizes, Shapes, attention, gated_mlp, linear, norm, rms_norms
 
 IMAGE = 151665
 SPECIAL = {
@@ -31,24 +31,9 @@ EOS_OF_MOCR = (151643, 151672, 151673)
 
 
 @dataclass(frozen=True)
-class DotsSizes:
+class DotsSizes(PageModelSizes):
     """Sizes of a dots.ocr checkpoint; the defaults make a small one that keeps every part of the architecture."""
 
-    # decoder
-    hidden: int = 64
-    layers: int = 3
-    heads: int = 4
-    kv_heads: int = 2
-    mlp: int = 96
-    vocabulary: int = 151680
-    max_positions: int = 8192
-    # vision tower
-    width: int = 48
-    vision_layers: int = 2
-    vision_heads: int = 3
-    vision_mlp: int = 88
-    patch: int = 14
-    merge: int = 2
     eos: tuple[int, ...] = EOS
 
     @property
@@ -67,21 +52,15 @@ def tensor_shapes(sizes: DotsSizes) -> dict[str, tuple[int, ...]]:
     return dict(_shapes(sizes))
 
 
-def _shapes(s: DotsSizes) -> Iterator[tuple[str, tuple[int, ...]]]:
+def _shapes(s: DotsSizes) -> Shapes:
     yield "model.embed_tokens.weight", (s.vocabulary, s.hidden)
     yield "lm_head.weight", (s.vocabulary, s.hidden)
     yield "model.norm.weight", (s.hidden,)
     for i in range(s.layers):
         at = f"model.layers.{i}"
-        for name, heads in (("q", s.heads), ("k", s.kv_heads), ("v", s.kv_heads)):
-            yield f"{at}.self_attn.{name}_proj.weight", (heads * s.head_dim, s.hidden)
-            yield f"{at}.self_attn.{name}_proj.bias", (heads * s.head_dim,)
-        yield f"{at}.self_attn.o_proj.weight", (s.hidden, s.heads * s.head_dim)
-        yield f"{at}.mlp.gate_proj.weight", (s.mlp, s.hidden)
-        yield f"{at}.mlp.up_proj.weight", (s.mlp, s.hidden)
-        yield f"{at}.mlp.down_proj.weight", (s.hidden, s.mlp)
-        yield f"{at}.input_layernorm.weight", (s.hidden,)
-        yield f"{at}.post_attention_layernorm.weight", (s.hidden,)
+        yield from attention(f"{at}.self_attn", s.hidden, s.heads, s.kv_heads, s.head_dim, bias=True)
+        yield from gated_mlp(f"{at}.mlp", s.hidden, s.mlp)
+        yield from rms_norms(at, ("input_layernorm", "post_attention_layernorm"), s.hidden)
     tower = "vision_tower"
     yield f"{tower}.patch_embed.patchifier.proj.weight", (s.width, 3, s.patch, s.patch)
     yield f"{tower}.patch_embed.patchifier.proj.bias", (s.width,)
@@ -93,16 +72,12 @@ def _shapes(s: DotsSizes) -> Iterator[tuple[str, tuple[int, ...]]]:
         yield f"{at}.mlp.fc1.weight", (s.vision_mlp, s.width)
         yield f"{at}.mlp.fc2.weight", (s.width, s.vision_mlp)
         yield f"{at}.mlp.fc3.weight", (s.vision_mlp, s.width)
-        yield f"{at}.norm1.weight", (s.width,)
-        yield f"{at}.norm2.weight", (s.width,)
+        yield from rms_norms(at, ("norm1", "norm2"), s.width)
     yield f"{tower}.post_trunk_norm.weight", (s.width,)
     wide = s.width * s.merge**2
-    yield f"{tower}.merger.ln_q.weight", (s.width,)
-    yield f"{tower}.merger.ln_q.bias", (s.width,)
-    yield f"{tower}.merger.mlp.0.weight", (wide, wide)
-    yield f"{tower}.merger.mlp.0.bias", (wide,)
-    yield f"{tower}.merger.mlp.2.weight", (s.hidden, wide)
-    yield f"{tower}.merger.mlp.2.bias", (s.hidden,)
+    yield from norm(f"{tower}.merger.ln_q", s.width)
+    yield from linear(f"{tower}.merger.mlp.0", wide, wide)
+    yield from linear(f"{tower}.merger.mlp.2", wide, s.hidden)
 
 
 def published_config(s: DotsSizes) -> dict[str, object]:

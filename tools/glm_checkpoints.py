@@ -10,13 +10,15 @@ published prompt.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from .small_checkpoints import byte_tokenizer, main, write_folder
+from models.patches import CLIP_MEAN, CLIP_STD
+
+from .random_checkpoints import byte_tokenizer, main, write_folder
+from .tensor_shapes import PageModelSizes, Shapes, attention, gated_mlp, linear, norm, rms_norms
 
 FIRST_SPECIAL = 59246
 SPECIAL = (
@@ -64,27 +66,13 @@ TEMPLATE = """\
 
 
 @dataclass(frozen=True)
-class GlmSizes:
+class GlmSizes(PageModelSizes):
     """Sizes of a GLM-OCR checkpoint; the defaults make a small one that keeps every part of the architecture."""
 
-    # decoder
-    hidden: int = 64
-    layers: int = 3
-    heads: int = 4
-    kv_heads: int = 2
-    head_dim: int = 32  # more than hidden / heads, as published
-    sections: tuple[int, int, int] = (4, 6, 6)
-    mlp: int = 96
     vocabulary: int = 59392
-    max_positions: int = 8192
+    head_dim: int = 32
+    sections: tuple[int, int, int] = (4, 6, 6)  # of head_dim, which is more than hidden / heads, as published
     drafts: int = 1  # layers for multi-token prediction
-    # vision tower
-    width: int = 48
-    vision_layers: int = 2
-    vision_heads: int = 3
-    vision_mlp: int = 88
-    patch: int = 14
-    merge: int = 2
     frames: int = 2
 
 
@@ -99,7 +87,7 @@ def tensor_shapes(sizes: GlmSizes) -> dict[str, tuple[int, ...]]:
     return dict(_shapes(sizes))
 
 
-def _shapes(s: GlmSizes) -> Iterator[tuple[str, tuple[int, ...]]]:
+def _shapes(s: GlmSizes) -> Shapes:
     decoder, vision = "model.language_model", "model.visual"
     yield f"{decoder}.embed_tokens.weight", (s.vocabulary, s.hidden)
     yield "lm_head.weight", (s.vocabulary, s.hidden)
@@ -109,48 +97,35 @@ def _shapes(s: GlmSizes) -> Iterator[tuple[str, tuple[int, ...]]]:
     for i in range(s.layers, s.layers + s.drafts):
         at = f"{decoder}.layers.{i}"
         yield f"{at}.eh_proj.weight", (s.hidden, 2 * s.hidden)
-        for name in ("enorm", "hnorm", "shared_head.norm"):
-            yield f"{at}.{name}.weight", (s.hidden,)
+        yield from rms_norms(at, ("enorm", "hnorm", "shared_head.norm"), s.hidden)
         for name in ("embed_tokens", "shared_head.head"):
             yield f"{at}.{name}.weight", (s.vocabulary, s.hidden)
     yield f"{vision}.patch_embed.proj.weight", (s.width, 3, s.frames, s.patch, s.patch)
     yield f"{vision}.patch_embed.proj.bias", (s.width,)
     for i in range(s.vision_layers):
         at = f"{vision}.blocks.{i}"
-        yield from _linear(f"{at}.attn.qkv", s.width, 3 * s.width)
-        yield from _linear(f"{at}.attn.proj", s.width, s.width)
-        for name in ("q_norm", "k_norm"):
-            yield f"{at}.attn.{name}.weight", (s.width // s.vision_heads,)
-        for name in ("norm1", "norm2"):
-            yield f"{at}.{name}.weight", (s.width,)
-        yield from _linear(f"{at}.mlp.gate_proj", s.width, s.vision_mlp)
-        yield from _linear(f"{at}.mlp.up_proj", s.width, s.vision_mlp)
-        yield from _linear(f"{at}.mlp.down_proj", s.vision_mlp, s.width)
+        yield from linear(f"{at}.attn.qkv", s.width, 3 * s.width)
+        yield from linear(f"{at}.attn.proj", s.width, s.width)
+        yield from rms_norms(f"{at}.attn", ("q_norm", "k_norm"), s.width // s.vision_heads)
+        yield from rms_norms(at, ("norm1", "norm2"), s.width)
+        yield from linear(f"{at}.mlp.gate_proj", s.width, s.vision_mlp)
+        yield from linear(f"{at}.mlp.up_proj", s.width, s.vision_mlp)
+        yield from linear(f"{at}.mlp.down_proj", s.vision_mlp, s.width)
     yield f"{vision}.post_layernorm.weight", (s.width,)
     yield f"{vision}.downsample.weight", (s.hidden, s.width, s.merge, s.merge)
     yield f"{vision}.downsample.bias", (s.hidden,)
     merger = f"{vision}.merger"
     yield f"{merger}.proj.weight", (s.hidden, s.hidden)
-    yield f"{merger}.post_projection_norm.weight", (s.hidden,)
-    yield f"{merger}.post_projection_norm.bias", (s.hidden,)
-    yield f"{merger}.gate_proj.weight", (3 * s.hidden, s.hidden)
-    yield f"{merger}.up_proj.weight", (3 * s.hidden, s.hidden)
-    yield f"{merger}.down_proj.weight", (s.hidden, 3 * s.hidden)
+    yield from norm(f"{merger}.post_projection_norm", s.hidden)
+    yield from gated_mlp(merger, s.hidden, 3 * s.hidden)
 
 
-def _layer(at: str, s: GlmSizes) -> Iterator[tuple[str, tuple[int, ...]]]:
-    for name, heads in (("q", s.heads), ("k", s.kv_heads), ("v", s.kv_heads)):
-        yield f"{at}.self_attn.{name}_proj.weight", (heads * s.head_dim, s.hidden)
-    yield f"{at}.self_attn.o_proj.weight", (s.hidden, s.heads * s.head_dim)
+def _layer(at: str, s: GlmSizes) -> Shapes:
+    yield from attention(f"{at}.self_attn", s.hidden, s.heads, s.kv_heads, s.head_dim)
     yield f"{at}.mlp.gate_up_proj.weight", (2 * s.mlp, s.hidden)
     yield f"{at}.mlp.down_proj.weight", (s.hidden, s.mlp)
     for name in ("input", "post_self_attn", "post_attention", "post_mlp"):
         yield f"{at}.{name}_layernorm.weight", (s.hidden,)
-
-
-def _linear(at: str, inputs: int, outputs: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-    yield f"{at}.weight", (outputs, inputs)
-    yield f"{at}.bias", (outputs,)
 
 
 def published_config(s: GlmSizes) -> dict[str, object]:
@@ -221,8 +196,8 @@ def preprocessor_config(s: GlmSizes) -> dict[str, object]:
         "patch_size": s.patch,
         "temporal_patch_size": s.frames,
         "merge_size": s.merge,
-        "image_mean": [0.48145466, 0.4578275, 0.40821073],
-        "image_std": [0.26862954, 0.26130258, 0.27577711],
+        "image_mean": list(CLIP_MEAN),
+        "image_std": list(CLIP_STD),
         "image_processor_type": "Glm46VImageProcessor",
         "processor_class": "Glm46VProcessor",
     }

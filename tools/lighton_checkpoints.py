@@ -10,7 +10,6 @@ published prompt: neither file was at hand.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +17,8 @@ from tokenizers import Tokenizer
 
 from models.patches import CLIP_MEAN, CLIP_STD
 
-from .small_checkpoints import byte_tokenizer, main, write_folder
+from .random_checkpoints import byte_tokenizer, main, write_folder
+from .tensor_shapes import PageModelSizes, Shapes, attention, gated_mlp, rms_norms
 
 IMAGE = 151655
 SPECIAL = {"<|endoftext|>": 151643, "<|im_start|>": 151644, "<|im_end|>": 151645, "<|image_pad|>": IMAGE}
@@ -36,25 +36,10 @@ TEMPLATE = """\
 
 
 @dataclass(frozen=True)
-class LightOnSizes:
+class LightOnSizes(PageModelSizes):
     """Sizes of a LightOnOCR checkpoint; the defaults make a small one that keeps every part of the architecture."""
 
-    # decoder
-    hidden: int = 64
-    layers: int = 3
-    heads: int = 4
-    kv_heads: int = 2
     head_dim: int = 32
-    mlp: int = 96
-    vocabulary: int = 151680
-    max_positions: int = 8192
-    # vision tower
-    width: int = 48
-    vision_layers: int = 2
-    vision_heads: int = 3
-    vision_mlp: int = 88
-    patch: int = 14
-    merge: int = 2
     longest_edge: int = 1540
     head: bool = False  # with a tensor of the head, which is tied
 
@@ -70,7 +55,7 @@ def tensor_shapes(sizes: LightOnSizes) -> dict[str, tuple[int, ...]]:
     return dict(_shapes(sizes))
 
 
-def _shapes(s: LightOnSizes) -> Iterator[tuple[str, tuple[int, ...]]]:
+def _shapes(s: LightOnSizes) -> Shapes:
     text = "model.language_model"
     yield f"{text}.embed_tokens.weight", (s.vocabulary, s.hidden)
     yield f"{text}.norm.weight", (s.hidden,)
@@ -78,14 +63,10 @@ def _shapes(s: LightOnSizes) -> Iterator[tuple[str, tuple[int, ...]]]:
         yield "lm_head.weight", (s.vocabulary, s.hidden)
     for i in range(s.layers):
         at = f"{text}.layers.{i}"
-        for name, heads in (("q", s.heads), ("k", s.kv_heads), ("v", s.kv_heads)):
-            yield f"{at}.self_attn.{name}_proj.weight", (heads * s.head_dim, s.hidden)
-        yield f"{at}.self_attn.o_proj.weight", (s.hidden, s.heads * s.head_dim)
-        yield f"{at}.self_attn.q_norm.weight", (s.head_dim,)
-        yield f"{at}.self_attn.k_norm.weight", (s.head_dim,)
-        yield from _gated(f"{at}.mlp", s.hidden, s.mlp)
-        yield f"{at}.input_layernorm.weight", (s.hidden,)
-        yield f"{at}.post_attention_layernorm.weight", (s.hidden,)
+        yield from attention(f"{at}.self_attn", s.hidden, s.heads, s.kv_heads, s.head_dim)
+        yield from rms_norms(f"{at}.self_attn", ("q_norm", "k_norm"), s.head_dim)
+        yield from gated_mlp(f"{at}.mlp", s.hidden, s.mlp)
+        yield from rms_norms(at, ("input_layernorm", "post_attention_layernorm"), s.hidden)
     tower = "model.vision_encoder"
     yield f"{tower}.patch_conv.weight", (s.width, 3, s.patch, s.patch)
     yield f"{tower}.ln_pre.weight", (s.width,)
@@ -93,20 +74,13 @@ def _shapes(s: LightOnSizes) -> Iterator[tuple[str, tuple[int, ...]]]:
         at = f"{tower}.transformer.layers.{i}"
         for name in ("q", "k", "v", "o"):
             yield f"{at}.attention.{name}_proj.weight", (s.width, s.width)
-        yield from _gated(f"{at}.feed_forward", s.width, s.vision_mlp)
-        yield f"{at}.attention_norm.weight", (s.width,)
-        yield f"{at}.ffn_norm.weight", (s.width,)
+        yield from gated_mlp(f"{at}.feed_forward", s.width, s.vision_mlp)
+        yield from rms_norms(at, ("attention_norm", "ffn_norm"), s.width)
     projection = "model.vision_projection"
     yield f"{projection}.norm.weight", (s.width,)
     yield f"{projection}.patch_merger.merging_layer.weight", (s.width, s.width * s.merge**2)
     yield f"{projection}.linear_1.weight", (s.hidden, s.width)
     yield f"{projection}.linear_2.weight", (s.hidden, s.hidden)
-
-
-def _gated(at: str, inputs: int, width: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-    yield f"{at}.gate_proj.weight", (width, inputs)
-    yield f"{at}.up_proj.weight", (width, inputs)
-    yield f"{at}.down_proj.weight", (inputs, width)
 
 
 def published_config(s: LightOnSizes) -> dict[str, object]:

@@ -5,19 +5,19 @@ For the tests (scaled down) and for figures at full size::
     python -m tools.paddle_checkpoints FOLDER --full
 
 The tokenizer is a byte-level one with the published special tokens at their published ids, between which most of the
-vocabulary is empty. See ``tools.checkpoints`` for how the weights are drawn.
+vocabulary is empty. See ``tools.random_checkpoints`` for how the weights are drawn.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from .small_checkpoints import byte_tokenizer, write_folder
+from .random_checkpoints import byte_tokenizer, write_folder
+from .tensor_shapes import PageModelSizes, Shapes, attention, gated_mlp, linear, norm, rms_norms
 
 IMAGE, IMAGE_START, IMAGE_END = 100295, 101305, 101306
 BEGIN, END, PLACEHOLDER = "<|begin_of_sentence|>", "<|end_of_sentence|>", "<|IMAGE_PLACEHOLDER|>"
@@ -91,27 +91,14 @@ V1_5 = Revision(_TEMPLATE.replace("ASSISTANT", "Assistant:\\n"), 112896, 1003520
 
 
 @dataclass(frozen=True)
-class PaddleSizes:
+class PaddleSizes(PageModelSizes):
     """Sizes of a PaddleOCR-VL checkpoint; the defaults make a small one that keeps every part of the architecture."""
 
-    # decoder
-    hidden: int = 64
-    layers: int = 3
-    heads: int = 4
-    kv_heads: int = 2
-    head_dim: int = 32
-    sections: tuple[int, int, int] = (4, 6, 6)
-    mlp: int = 96
     vocabulary: int = 101376
-    max_positions: int = 8192
-    # vision tower
-    width: int = 48
-    vision_layers: int = 2
+    head_dim: int = 32
+    sections: tuple[int, int, int] = (4, 6, 6)  # of head_dim
     vision_heads: int = 2
-    vision_mlp: int = 88
-    patch: int = 14
     image_size: int = 384
-    merge: int = 2
     unused: bool = True  # with the tensors that some revisions have and nobody needs
     packed_positions: int = 64  # rows of one of those
 
@@ -131,20 +118,15 @@ def tensor_shapes(sizes: PaddleSizes) -> dict[str, tuple[int, ...]]:
     return dict(_shapes(sizes))
 
 
-def _shapes(s: PaddleSizes) -> Iterator[tuple[str, tuple[int, ...]]]:
+def _shapes(s: PaddleSizes) -> Shapes:
     yield "model.embed_tokens.weight", (s.vocabulary, s.hidden)
     yield "lm_head.weight", (s.vocabulary, s.hidden)
     yield "model.norm.weight", (s.hidden,)
     for i in range(s.layers):
         at = f"model.layers.{i}"
-        for name, heads in (("q", s.heads), ("k", s.kv_heads), ("v", s.kv_heads)):
-            yield f"{at}.self_attn.{name}_proj.weight", (heads * s.head_dim, s.hidden)
-        yield f"{at}.self_attn.o_proj.weight", (s.hidden, s.heads * s.head_dim)
-        yield f"{at}.mlp.gate_proj.weight", (s.mlp, s.hidden)
-        yield f"{at}.mlp.up_proj.weight", (s.mlp, s.hidden)
-        yield f"{at}.mlp.down_proj.weight", (s.hidden, s.mlp)
-        yield f"{at}.input_layernorm.weight", (s.hidden,)
-        yield f"{at}.post_attention_layernorm.weight", (s.hidden,)
+        yield from attention(f"{at}.self_attn", s.hidden, s.heads, s.kv_heads, s.head_dim)
+        yield from gated_mlp(f"{at}.mlp", s.hidden, s.mlp)
+        yield from rms_norms(at, ("input_layernorm", "post_attention_layernorm"), s.hidden)
     vision = "visual.vision_model"
     yield f"{vision}.embeddings.patch_embedding.weight", (s.width, 3, s.patch, s.patch)
     yield f"{vision}.embeddings.patch_embedding.bias", (s.width,)
@@ -152,36 +134,26 @@ def _shapes(s: PaddleSizes) -> Iterator[tuple[str, tuple[int, ...]]]:
     for i in range(s.vision_layers):
         at = f"{vision}.encoder.layers.{i}"
         for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
-            yield from _linear(f"{at}.self_attn.{name}", s.width, s.width)
-        yield from _norm(f"{at}.layer_norm1", s.width)
-        yield from _norm(f"{at}.layer_norm2", s.width)
-        yield from _linear(f"{at}.mlp.fc1", s.width, s.vision_mlp)
-        yield from _linear(f"{at}.mlp.fc2", s.vision_mlp, s.width)
-    yield from _norm(f"{vision}.post_layernorm", s.width)
+            yield from linear(f"{at}.self_attn.{name}", s.width, s.width)
+        yield from norm(f"{at}.layer_norm1", s.width)
+        yield from norm(f"{at}.layer_norm2", s.width)
+        yield from linear(f"{at}.mlp.fc1", s.width, s.vision_mlp)
+        yield from linear(f"{at}.mlp.fc2", s.vision_mlp, s.width)
+    yield from norm(f"{vision}.post_layernorm", s.width)
     wide = s.width * s.merge**2
-    yield from _norm("mlp_AR.pre_norm", s.width)
-    yield from _linear("mlp_AR.linear_1", wide, wide)
-    yield from _linear("mlp_AR.linear_2", wide, s.hidden)
+    yield from norm("mlp_AR.pre_norm", s.width)
+    yield from linear("mlp_AR.linear_1", wide, wide)
+    yield from linear("mlp_AR.linear_2", wide, s.hidden)
     if not s.unused:
         return
     yield f"{vision}.embeddings.packing_position_embedding.weight", (s.packed_positions, s.width)
     yield f"{vision}.head.probe", (1, 1, s.width)
     yield f"{vision}.head.attention.in_proj_weight", (3 * s.width, s.width)
     yield f"{vision}.head.attention.in_proj_bias", (3 * s.width,)
-    yield from _linear(f"{vision}.head.attention.out_proj", s.width, s.width)
-    yield from _norm(f"{vision}.head.layernorm", s.width)
-    yield from _linear(f"{vision}.head.mlp.fc1", s.width, s.vision_mlp)
-    yield from _linear(f"{vision}.head.mlp.fc2", s.vision_mlp, s.width)
-
-
-def _norm(at: str, width: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-    yield f"{at}.weight", (width,)
-    yield f"{at}.bias", (width,)
-
-
-def _linear(at: str, inputs: int, outputs: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-    yield f"{at}.weight", (outputs, inputs)
-    yield f"{at}.bias", (outputs,)
+    yield from linear(f"{vision}.head.attention.out_proj", s.width, s.width)
+    yield from norm(f"{vision}.head.layernorm", s.width)
+    yield from linear(f"{vision}.head.mlp.fc1", s.width, s.vision_mlp)
+    yield from linear(f"{vision}.head.mlp.fc2", s.vision_mlp, s.width)
 
 
 def published_config(s: PaddleSizes) -> dict[str, object]:

@@ -319,7 +319,7 @@ def test_what_the_exporter_does_not_know_is_named(tiny, export_checkpoint, famil
 
 @pytest.mark.parametrize("token", ["<|endofimg|>", "<|endofassistant|>", "<|imgpad|>"])
 def test_a_tokenizer_without_a_token_of_the_prompt_is_refused_by_name(tiny, export_checkpoint, token) -> None:
-    from tools.small_checkpoints import byte_tokenizer
+    from tools.random_checkpoints import byte_tokenizer
 
     checkpoint = tiny("dots-ocr")
     left = {name: number for name, number in dots.SPECIAL.items() if name != token}

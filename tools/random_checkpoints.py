@@ -1,6 +1,7 @@
-"""What the generators of random checkpoints share: a folder in the published layout, and a byte-level tokenizer.
+"""What the generators of random checkpoints share: a folder in the published layout, its weights and its tokenizer.
 
-See ``tools.checkpoints`` for how the weights are drawn.
+Every weight is drawn anew (repeated weights would flatter a benchmark, since sessions share identical buffers), and
+scaled so that activations keep their size from layer to layer.
 """
 
 from __future__ import annotations
@@ -12,11 +13,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
+import ml_dtypes
 import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from tqdm import tqdm
-
-from .checkpoints import write_safetensors
 
 Sizes = TypeVar("Sizes")
 
@@ -52,6 +52,46 @@ def write_folder(
     with tqdm(total=total, unit="B", unit_scale=True, disable=not progress) as bar:
         write_safetensors(folder / "model.safetensors", dict(shapes), np.random.default_rng(seed), bar)
     return folder
+
+
+def write_safetensors(path: Path, shapes: dict[str, tuple[int, ...]], rng: np.random.Generator, bar: tqdm) -> None:
+    """Stream random bfloat16 tensors into one safetensors file (8-byte header length, JSON header, raw data)."""
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, shape in shapes.items():
+        end = offset + 2 * math.prod(shape)
+        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
+    encoded = json.dumps(header).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    with path.open("wb") as file:
+        file.write(len(encoded).to_bytes(8, "little"))
+        file.write(encoded)
+        for name, shape in shapes.items():
+            data = random_tensor(name, shape, rng).tobytes()
+            file.write(data)
+            bar.update(len(data))
+
+
+def random_tensor(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    """Random values that keep activations in range: norms near 1, matrices scaled by their fan-in."""
+    values = rng.standard_normal(shape, dtype=np.float32)
+    if "norm" in name or ".neck.1." in name or ".neck.3." in name:
+        values *= 0.1
+        values += 0.0 if name.endswith("bias") else 1.0
+    elif name.endswith("bias"):
+        values *= 0.1
+    elif "rel_pos" in name or "pos" in name:
+        values *= 0.2
+    elif name == "model.embed_tokens.weight" or len(shape) == 1:
+        values *= 1.0
+    elif name == "lm_head.weight":
+        values *= 3.0 / math.sqrt(shape[1])
+    elif ".mlp.gate.weight" in name:
+        values *= 2.0 / math.sqrt(shape[1])
+    else:
+        values *= 1.0 / math.sqrt(math.prod(shape[1:]))
+    return values.astype(ml_dtypes.bfloat16)
 
 
 def main(write: Callable[..., Path], small: Sizes, full: Sizes, full_size: str, doc: str | None) -> None:
