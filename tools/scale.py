@@ -30,7 +30,7 @@ from server.command.source import DocumentSource
 from server.ray.batch import ClusterRun
 from server.ray.cluster import Pool
 from server.ray.drawing import Drawing
-from server.ray.reading import Answer, ReadingJob
+from server.ray.reading import PageAnswer, ReadingJob
 from server.writers import PageResult
 
 PROCESSES = 4
@@ -44,7 +44,7 @@ class Sleepers:
     async def read(self, first: int, batch: int, seconds: float) -> bytes:
         """Read pages from a number on, for ``seconds`` each."""
         await asyncio.sleep(seconds * batch)
-        return pickle.dumps([Answer(0, PageResult(first + index, "done", text=TEXT), {}) for index in range(batch)])
+        return pickle.dumps([PageAnswer(0, PageResult(first + index, "done", text=TEXT), {}) for index in range(batch)])
 
 
 def measure(

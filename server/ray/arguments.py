@@ -1,4 +1,4 @@
-"""The flags of ``ocr-onnx serve --ray``, and the one that ``read`` has too."""
+"""The flags of ``ocr-onnx serve --ray``, and ``--ray`` itself, which ``ocr-onnx read`` has too."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_address(add_argument: Callable[..., object], what: str) -> None:
-    """``--ray``. what : is done on the cluster."""
+    """Add ``--ray``. what : is done on the cluster, as the help says it: serve, or read."""
     add_argument(
         "--ray",
         metavar="ADDRESS",

@@ -1,11 +1,11 @@
-"""Reads all pages of a run on a cluster: a dataset of Ray Data whose pages are drawn by tasks and read by actors.
+"""Reads all pages of a run on a cluster: tasks of Ray Data draw the pages, and actors read them.
 
 parcels of pages ─> draw (tasks) ─> pixels ─> PageActor (an engine each) ─> answers ─> the head: OUT
 documents, whose pages are read together ───> PageActor, which draws them ──────┘
 
-The head alone writes, page by page as without Ray, so that a page is never in the output twice; Ray Data holds the
-drawing back while the engines, or the head, have enough to do. Pages that are lost with the machine that held them come
-again in another round, alone, until it is known which of them is deadly.
+The head, which is this program, is the only one that writes: page by page as without Ray, and each page once. Ray Data
+stops drawing while the actors, or the head, have enough to do. Pages that were lost with the process that held them are
+read again in another round, one by one, which shows the page that kills its reader.
 """
 
 from __future__ import annotations
@@ -34,73 +34,73 @@ from . import attendance
 from .attendance import Attendance, dismiss, release
 from .cluster import Pool
 from .drawing import PARCEL, Drawing, documents, draw, parcels
-from .reading import Answer, PageActor, ReadingJob
+from .reading import PageActor, PageAnswer, ReadingJob
 
 log = logging.getLogger(__name__)
 
-BLOCK_BYTES = 16 << 20  # of drawn pages that go from machine to machine together
-_AHEAD = 4  # batches of answers that wait for the head
-_END_SECONDS = 20.0  # that a dataset has to end in, once nobody wants its answers
+BLOCK_BYTES = 16 << 20  # of drawn pages, which go from machine to machine in blocks of this size
+_AHEAD = 4  # batches of answers that may wait for the head
+_END_SECONDS = 20.0  # that a dataset may take to end, once nobody wants its answers
 
 
 @dataclass(frozen=True)
 class Round:
-    """One reading of all pages that are left."""
+    """How all pages that are left are sent through the cluster once."""
 
-    parcel: int  # pages that are drawn by one task, and lost with the actor that has them
-    batch: int  # pages that an actor gets at once, or documents whose pages are read together
-    calls: int  # batches that it works on at once
-    ahead: int  # batches that it is sent, with those
-    retries: int  # how often Ray gives a dead actor's batches to another one by itself
+    parcel: int  # pages that one task draws, which are lost together with the process that holds them
+    batch: int  # pages that an actor gets in one call, or documents whose pages are read together
+    calls: int  # calls that an actor works on at the same time
+    in_flight: int  # calls that are sent to an actor and not answered yet, with those that it works on
+    retries: int  # how often Ray itself repeats a call whose actor has died
 
 
-# A batch that dies takes its neighbours along; alone, a page answers for itself.
-ALONE = Round(parcel=1, batch=1, calls=1, ahead=1, retries=1)
+# A deadly page takes the other pages of its batch along. In a batch of one, only that page is lost.
+ALONE = Round(parcel=1, batch=1, calls=1, in_flight=1, retries=1)
 
 
 def rounds(batch: int, *, joint: bool) -> tuple[Round, ...]:
-    """In batches first, then alone, twice: a machine may die under an innocent page.
+    """Pages in batches first, then alone, and alone again: a machine may die under a page that is not the reason.
 
-    joint : pages of a document are read together. Documents come one by one, so that no actor waits for a batch that
-    another one has.
+    joint : all pages of a document are read together. Then a call has one document, so that an actor that has finished
+    its own gets the next at once.
     """
     if joint:
-        return Round(1, 1, calls=batch, ahead=batch, retries=1), ALONE, ALONE
-    return Round(PARCEL, batch, calls=2, ahead=4, retries=1), ALONE, ALONE
+        return Round(1, 1, calls=batch, in_flight=batch, retries=1), ALONE, ALONE
+    return Round(PARCEL, batch, calls=2, in_flight=4, retries=1), ALONE, ALONE
 
 
 class ClusterRun:
-    """One run over all documents, as ``server.command.run.Run`` is without Ray."""
+    """One run over all documents on a cluster; ``server.command.run.Run`` is the same without Ray."""
 
     def __init__(
         self, job: ReadingJob, drawing: Drawing, pool: Pool, sink: Sink,
         head: Callable[[DocumentPlan], Mapping[str, Any]], open_source: Callable[[DocumentPlan], Document],
         progress: Progress, stop: threading.Event, *, batch: int,
     ) -> None:  # fmt: skip
-        """open_source : for formats that want the pages once more when a document is written.
-        batch : pages that an actor gets at once; two batches keep its slots busy."""
+        """head : what the output says of a document. open_source : opens a document again, for formats that need its
+        pages when they are written. batch : pages of a call; two calls at a time keep an actor's slots taken."""
         self._job, self._drawing, self._pool, self._batch = job, drawing, pool, batch
         self._joint = job.together is not None
         self._sink, self._head, self._progress, self._stop = sink, head, progress, stop
         self._open_source = open_source
-        self._left: dict[int, set[int]] = {}  # pages of documents that are being read, by the document's number
+        self._left: dict[int, set[int]] = {}  # a document's number -> pages to read, once its first page has come
         self._done: set[int] = set()  # documents of which nothing is left
         self._keeping: Keeping[int] = Keeping(sink, progress)
-        self._on_the_way: set[tuple[int, int]] = set()  # documents and pages that are being written
+        self._in_writing: set[tuple[int, int]] = set()  # documents and pages that are given to the writer
 
     def read_all(self, plans: Sequence[DocumentPlan]) -> None:
-        """Read every page that is to be read; returns early when ``stop`` is set.
+        """Read every page that is to be read; return early when ``stop`` is set.
 
         Raises
         ------
         CommandFailed
-            when no page can be read any more; those that were finished are kept.
+            when no page can be read any more. Pages that were read before stay in the output.
         """
         for number, plan in enumerate(plans):
             if not plan.todo or plan.error is not None:
                 self._done.add(number)
                 if plan.error is None and not plan.whole and not plan.left:
-                    self._publish(plan)  # killed after its last page, before it was published
+                    self._publish(plan)  # the run before was killed between the last page and this
         try:
             planned = rounds(self._batch, joint=self._joint)
             for turn, how in enumerate(planned):
@@ -116,7 +116,7 @@ class ClusterRun:
         finally:
             self._keeping.close()
             while self._keeping.pages:
-                with contextlib.suppress(CommandFailed):  # of one that cannot be written either, which is left
+                with contextlib.suppress(CommandFailed):  # a page that cannot be written stays to be read
                     self._settle(0)
             for number, plan in enumerate(plans):
                 plan.left += len(self._unread(number, plan))
@@ -129,7 +129,7 @@ class ClusterRun:
 
     def _read_once(self, plans: Sequence[DocumentPlan], how: Round) -> None:
         left = [self._unread(number, plan) for number, plan in enumerate(plans)]
-        if self._joint:  # with one page all are read again; ``take`` knows those that have been kept
+        if self._joint:  # all pages of a document, even for one; ``take`` drops those that were kept before
             left = [plan.todo if unread else () for plan, unread in zip(plans, left, strict=True)]
             rows = list(documents(plans, left, self._sink.pictures))
         else:
@@ -138,23 +138,23 @@ class ClusterRun:
             self.take(plans[answer.number], answer)
         self._settle(0)
 
-    def take(self, plan: DocumentPlan, answer: Answer) -> None:
-        """Keep one page, unless it has been kept: a task that is run again answers again."""
+    def take(self, plan: DocumentPlan, answer: PageAnswer) -> None:
+        """Keep one page, unless the page was kept before: Ray may run a task twice, and then answers come twice."""
         number, index = answer.number, answer.result.page - 1
         if number in self._done:
             return
         if number not in self._left:
             self._left[number] = set(plan.todo)
-        if index not in self._left[number] or (number, index) in self._on_the_way:
+        if index not in self._left[number] or (number, index) in self._in_writing:
             return
-        self._on_the_way.add((number, index))
+        self._in_writing.add((number, index))
         self._keeping.add(number, plan, answer.result, answer.pictures)
         self._settle(MOST)
 
     def _settle(self, most: int) -> None:
-        """Deal with pages that have been written, until no more than ``most`` are on their way."""
+        """Count pages that have been written, and wait until the writer has at most ``most`` pages left."""
         for number, plan, result in self._keeping.settle(most):
-            self._on_the_way.remove((number, result.page - 1))
+            self._in_writing.remove((number, result.page - 1))
             left = self._left[number]
             left.remove(result.page - 1)
             if not left:
@@ -170,15 +170,17 @@ class ClusterRun:
         why = "every process that read it died; leave the page out, or look for the reason in Ray's logs"
         for number, plan in enumerate(plans):
             for index in self._unread(number, plan):
-                self.take(plan, Answer(number, PageResult(index + 1, "failed", why), {}))
+                self.take(plan, PageAnswer(number, PageResult(index + 1, "failed", why), {}))
 
-    def answers(self, rows: list[dict[str, bytes]], how: Round) -> Iterator[Answer]:
-        """What the actors say, as it comes, looking up now and then whether the user wants an end.
+    def answers(self, rows: list[dict[str, bytes]], how: Round) -> Iterator[PageAnswer]:
+        """The answers of the actors in the order in which they come, until the round or the run (``stop``) is over.
+
+        Actors that die and are not started again end the round.
 
         Raises
         ------
         CommandFailed
-            when no actor can be started, or Ray ends the run. One that dies and does not come back ends the round.
+            when no actor can be started, or Ray ends the run.
         """
         arrived: queue.Queue[bytes | Exception | None] = queue.Queue(_AHEAD * how.batch)
         thread = threading.Thread(target=self._fetch, args=(rows, how, arrived), name="ray-data", daemon=True)
@@ -192,7 +194,7 @@ class ClusterRun:
                 except queue.Empty:
                     if engines.is_over():
                         if engines.met:
-                            return  # what is left comes in the next round
+                            return  # the next round reads the pages that are left
                         raise CommandFailed(self._nobody()) from None
                     continue
                 engines.answered()
@@ -209,15 +211,17 @@ class ClusterRun:
 
     @staticmethod
     def _end(thread: threading.Thread, arrived: queue.Queue[bytes | Exception | None]) -> None:
-        """End the thread of a round, whatever the dataset still does: a thread that outlives its round would go on with
-        actors, and with a cluster, that are another's by then."""
-        thread.join(POLL_SECONDS)  # after its last word it ends by itself
+        """End the thread of a round, whatever the dataset still does.
+
+        A thread that outlives its round would go on with the actors of the next one, or with another cluster.
+        """
+        thread.join(POLL_SECONDS)  # after its last answer the thread ends by itself
         if thread.is_alive():
             dismiss()
         patience = time.monotonic() + _END_SECONDS
         while thread.is_alive() and time.monotonic() < patience:
             with contextlib.suppress(queue.Empty):
-                arrived.get(timeout=POLL_SECONDS)  # room for what the thread still has to say
+                arrived.get(timeout=POLL_SECONDS)  # room for answers that the thread still puts
         if thread.is_alive():
             log.warning("Ray's dataset has not ended %g seconds after it was dismissed", _END_SECONDS)
 
@@ -229,7 +233,10 @@ class ClusterRun:
         )
 
     def _fetch(self, rows: list[dict[str, bytes]], how: Round, arrived: queue.Queue[bytes | Exception | None]) -> None:
-        """Runs on a thread of its own: a dataset cannot be asked to wait for only so long."""
+        """Put all answers of a round into ``arrived``, then None or the error that ended the round.
+
+        Runs on a thread of its own, since iterating over a dataset has no timeout.
+        """
         end: Exception | None = None
         try:
             for batch in self.dataset(rows, how).iter_batches(
@@ -237,37 +244,35 @@ class ClusterRun:
             ):
                 for answer in batch.column("answer").to_pylist():
                     arrived.put(answer)
-        except Exception as error:  # told by the thread that waits
+        except Exception as error:  # ``answers`` raises the error on the thread that waits
             log.debug("the dataset ended", exc_info=True)
             end = error
         arrived.put(end)
 
     def dataset(self, rows: list[dict[str, bytes]], how: Round) -> Any:
-        """Ray's dataset of the answers to a round's rows; nothing is read before somebody iterates."""
+        """Ray's dataset of the answers to a round's rows. Nothing is drawn or read until somebody iterates over it."""
         import ray.data
 
-        logging.getLogger("ray.data").setLevel(
-            logging.ERROR
-        )  # its errors come as exceptions, its plans interest nobody
+        logging.getLogger("ray.data").setLevel(logging.ERROR)  # else a plan is logged in every round
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.target_max_block_size = BLOCK_BYTES
-        context.max_errored_blocks = -1  # what is lost comes in the next round
+        context.max_errored_blocks = -1  # pages that are lost are read in the next round
         context.wait_for_min_actors_s = -1
         pool = self._pool
         calls = ray.data.ActorPoolStrategy(
-            size=pool.actors, max_concurrent_calls_per_actor=how.calls, max_tasks_in_flight_per_actor=how.ahead,
+            size=pool.actors, max_concurrent_calls_per_actor=how.calls, max_tasks_in_flight_per_actor=how.in_flight,
             enable_true_multi_threading=True,
         )  # fmt: skip
-        # Blocks of one row: a task is a parcel, and a round for lost pages has tasks of a page.
+        # Blocks of one row, so that a task draws one parcel, and in a round for lost pages one page.
         dataset: Any = ray.data.from_items(rows, override_num_blocks=len(rows))
-        # The tasks that draw are counted here and ask Ray for no CPU: when a machine is lost, the engines that are
-        # started elsewhere would take the last one, and wait for pages that nobody can draw.
+        # The tasks that draw reserve no CPU of Ray; their number is limited here instead. When a machine is lost, its
+        # actors start elsewhere and could reserve the last CPU; then no page could be drawn for them.
         if not self._joint:
             drawers = ray.data.TaskPoolStrategy(size=pool.drawing)
             dataset = dataset.flat_map(functools.partial(draw, drawing=self._drawing), num_cpus=0, compute=drawers)
         with warnings.catch_warnings():
-            # How often an actor is started again can be said in no other way up to 2.63, the last that the extra takes.
+            # max_restarts has no other way in up to Ray 2.63, the last version that the extra ``ray`` allows.
             warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
             return dataset.map_batches(
                 PageActor, fn_constructor_args=(self._job,), batch_size=how.batch, batch_format="pyarrow",

@@ -1,4 +1,7 @@
-"""One request on its way to a replica and back: the house's WSGI application, fed by an asynchronous caller."""
+"""One request on its way to a replica and back: the server's WSGI application, called from an event loop.
+
+The front sends a ``Call``; the replica answers with a ``Head`` and the pieces of the body.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +15,16 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
-AHEAD = 8  # pieces of an answer that wait for a slow client; then the thread that makes them waits
-LOOK_SECONDS = 0.5  # how often a thread that waits so looks whether the client has hung up
+AHEAD = 8  # pieces of an answer that wait for a slow client, before the thread that makes the pieces waits too
+LOOK_SECONDS = 0.5  # between two looks of such a waiting thread whether the client has hung up
 
 
 @dataclass(frozen=True)
 class Call:
-    """A request, whole."""
+    """A request with its whole body."""
 
     method: str
-    path: bytes  # as it was sent, percent signs included
+    path: bytes  # as the client sent the path, still percent-encoded
     query: bytes
     headers: tuple[tuple[bytes, bytes], ...]  # names in lower case
     body: bytes
@@ -30,7 +33,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Head:
-    """What comes before the body of an answer."""
+    """Status and headers of an answer, which come before its body."""
 
     status: int
     headers: tuple[tuple[bytes, bytes], ...]
@@ -40,7 +43,7 @@ Wsgi = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 
 def environ_of(call: Call, is_gone: Callable[[], bool]) -> dict[str, Any]:
-    """The request as WSGI has it. ``is_gone``: whether the client has hung up, which waitress tells in the same way."""
+    """The WSGI environment of a request. is_gone : whether the client has hung up, under the key that waitress uses."""
     environ: dict[str, Any] = {
         "REQUEST_METHOD": call.method,
         "SCRIPT_NAME": "",
@@ -64,7 +67,7 @@ def environ_of(call: Call, is_gone: Callable[[], bool]) -> dict[str, Any]:
     for name, value in call.headers:
         key = name.decode("latin-1").upper().replace("-", "_")
         if key in ("CONTENT_LENGTH", "TRANSFER_ENCODING"):
-            continue  # the body is here, and its length known
+            continue  # the whole body is here, and CONTENT_LENGTH is its length
         key = key if key == "CONTENT_TYPE" else f"HTTP_{key}"
         text = value.decode("latin-1")
         environ[key] = f"{environ[key]},{text}" if key in environ else text
@@ -72,12 +75,13 @@ def environ_of(call: Call, is_gone: Callable[[], bool]) -> dict[str, Any]:
 
 
 async def answers(wsgi: Wsgi, call: Call, threads: Executor) -> AsyncIterator[Head | bytes]:
-    """The head of the answer, then its body piece by piece. Closing the iterator early is a client that hangs up."""
+    """The head of the answer, then its body piece by piece. To close the iterator early cancels the request."""
     loop = asyncio.get_running_loop()
     pieces: asyncio.Queue[Head | bytes | Exception | None] = asyncio.Queue(AHEAD)
     gone = threading.Event()
 
     def send(piece: Head | bytes | Exception | None) -> None:
+        """Called by the thread: put a piece into the queue of the event loop, unless the client has hung up."""
         waiting: Future[None] = asyncio.run_coroutine_threadsafe(pieces.put(piece), loop)
         while not gone.is_set():
             try:
@@ -95,13 +99,13 @@ async def answers(wsgi: Wsgi, call: Call, threads: Executor) -> AsyncIterator[He
             yield piece
     finally:
         gone.set()
-        running.cancel()  # where it has not begun
+        running.cancel()  # only a request that no thread has begun
 
 
 def _run(
     wsgi: Wsgi, call: Call, send: Callable[[Head | bytes | Exception | None], None], gone: threading.Event
 ) -> None:
-    """Runs on a thread, as under waitress."""
+    """Run the application on a thread, as waitress does, and send what it answers."""
     head: list[Head] = []
 
     def start_response(status: str, headers: list[tuple[str, str]], error: Any = None) -> None:
@@ -126,5 +130,5 @@ def _run(
             if hasattr(body, "close"):
                 body.close()
         send(None)
-    except Exception as error:  # raised where the answer is awaited
+    except Exception as error:  # raised by ``answers``, where the caller waits
         send(error)

@@ -1,4 +1,4 @@
-"""The cluster: how it is joined or started, and what it has to compute with."""
+"""Joins a cluster of Ray, or starts one, and counts the engines that its CPUs and GPUs are enough for."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from typing import Any
 from server.command.command_errors import CommandFailed, UsageError
 
 MISSING = "--ray needs the package ray: pip install 'ocr-onnx[ray]'"
-HERE = "here"  # --ray without an address: the cluster of this machine or of RAY_ADDRESS, else one of our own
-THREADS = 4  # of an engine on CPUs, where nobody says how many
-DRAWING = 1  # CPUs that --actors auto leaves to drawing, at least
+HERE = "here"  # --ray without an address: the cluster of RAY_ADDRESS or of this machine, else one of our own
+THREADS = 4  # of an engine on CPUs, where --threads is not given
+DRAWING = 1  # CPUs, at least, that --actors auto leaves to the drawing of pages
 
 
 @dataclass(frozen=True)
 class Pool:
-    """How many engines read, and what each takes of the cluster."""
+    """How many actors read, each with one engine, and what each reserves of the cluster."""
 
     actors: int
-    threads: int  # of each engine on CPUs; 0 on GPUs, where ONNX Runtime decides
+    threads: int  # of each engine on CPUs; 0 on GPUs, where ONNX Runtime chooses
     num_cpus: float
     num_gpus: float
-    drawing: int  # tasks that draw at once
+    drawing: int  # tasks that draw pages at the same time
 
 
 def check_address(address: str) -> None:
-    """See what was given to ``--ray``, which takes the next word where there is one.
+    """Check the value of ``--ray``. argparse takes the next word for that value, even where a document was meant.
 
     Raises
     ------
     UsageError
-        for what is no address.
+        when the value is no address.
     """
     if address.startswith("ray://"):
         raise UsageError(
@@ -54,7 +54,7 @@ def check_address(address: str) -> None:
 
 @contextlib.contextmanager
 def joined(address: str, *, quiet: bool = False) -> Iterator[None]:
-    """Be a driver of the cluster until the block ends; one that was started for it ends with it.
+    """Be a driver of the cluster until the block ends. A cluster that was started for the block ends with the block.
 
     Raises
     ------
@@ -65,8 +65,8 @@ def joined(address: str, *, quiet: bool = False) -> Iterator[None]:
     """
     if importlib.util.find_spec("ray") is None:
         raise UsageError(MISSING)
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # an actor without a GPU sees what it sees now
-    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # a thread that outlives the end must not join what else runs
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # CUDA_VISIBLE_DEVICES stays in actors without GPU
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # a late thread must not join another cluster
     import ray
 
     mine = not ray.is_initialized()
@@ -78,10 +78,10 @@ def joined(address: str, *, quiet: bool = False) -> Iterator[None]:
                 **how, include_dashboard=False, logging_level=logging.ERROR if quiet else logging.WARNING,
                 log_to_driver=not quiet, configure_logging=False,
             )  # fmt: skip
-        except Exception as error:  # of a node that does not start in time, Ray tells a bare one
+        except Exception as error:  # Ray raises Exception itself for a node that does not start in time
             raise CommandFailed(f"no cluster of Ray can be joined (--ray {address}): {error}") from error
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, handler)  # Ray sets one that ends the program at once
+            signal.signal(signal.SIGTERM, handler)  # that of Ray ends the program at once
     try:
         yield
     finally:
@@ -99,13 +99,13 @@ def has_gpus() -> bool:
 def pool_of(actors: str, threads: int, *, gpu: bool) -> Pool:
     """The engines for ``--actors N|auto``.
 
-    auto : one for each GPU; on CPUs as many as there are CPUs for, after one for drawing and an eighth of all.
-    threads : of each engine on CPUs; 0 for the usual number.
+    auto : one engine for each GPU; on CPUs as many engines as find room beside the drawing of pages, which gets an
+    eighth of the CPUs and at least one. threads : of each engine on CPUs; 0 for the usual number.
 
     Raises
     ------
     UsageError
-        when the cluster has not got what they need.
+        when the cluster has fewer CPUs or GPUs than the engines need.
     """
     import ray
 

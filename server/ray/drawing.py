@@ -1,4 +1,7 @@
-"""Parcels of pages, and the tasks that draw them. A task of Ray runs in a process that is kept for the next one."""
+"""Parcels of pages, and the tasks that draw those pages; ``batch`` makes a dataset of both.
+
+Rows of the dataset go from process to process, so that what is more than numbers and bytes is pickled in them.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from server.command.plan import DocumentPlan
 from server.command.source import DocumentSource
 from server.writers.figures import Pictures
 
-PARCEL = 16  # pages of a task: what a dead machine costs the drawing, and how fine the work is spread
+PARCEL = 16  # pages of a task: a dead machine costs as many; smaller parcels spread the work more evenly
 
 
 @dataclass(frozen=True)
@@ -29,11 +32,11 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Wanted:
-    """Pages of one document."""
+    """Pages of one document that are to be read."""
 
     number: int  # of the document in the run
     source: DocumentSource
-    pictures: Pictures  # that are made of its pages
+    pictures: Pictures  # that the output wants of each page
     pages: Sequence[int]  # from 0
 
 
@@ -41,7 +44,7 @@ def parcels(
     plans: Sequence[DocumentPlan], left: Sequence[Sequence[int]], pictures: Callable[[DocumentPlan], Pictures],
     size: int,
 ) -> Iterator[dict[str, bytes]]:  # fmt: skip
-    """The pages that are still to be read, in parcels of ``size``: rows of a dataset. left : pages of each plan."""
+    """The pages that are still to be read, as rows of a dataset. left : of each plan. size : pages of a parcel."""
     parcel: list[Wanted] = []
     room = size
     for number, (plan, todo) in enumerate(zip(plans, left, strict=True)):
@@ -60,14 +63,14 @@ def parcels(
 def documents(
     plans: Sequence[DocumentPlan], left: Sequence[Sequence[int]], pictures: Callable[[DocumentPlan], Pictures]
 ) -> Iterator[dict[str, bytes]]:
-    """The same as ``parcels`` for pages that are read together: a row for each document."""
+    """As ``parcels``, for documents whose pages are read together: each row is a whole document."""
     for number, (plan, todo) in enumerate(zip(plans, left, strict=True)):
         if todo:
             yield {"parcel": pickle.dumps([Wanted(number, plan.source, pictures(plan), todo)])}
 
 
 def draw(row: dict[str, Any], drawing: Drawing) -> Iterator[dict[str, Any]]:
-    """The pages of a parcel, each a row of RGB pixels, or of the reason why there are none."""
+    """Draw the pages of a parcel: a row of RGB pixels for each, or of the reason why the page has none."""
     for wanted in pickle.loads(row["parcel"]):
         try:
             document = open_wanted(wanted, drawing)
@@ -81,12 +84,12 @@ def draw(row: dict[str, Any], drawing: Drawing) -> Iterator[dict[str, Any]]:
 
 
 def open_wanted(wanted: Wanted, drawing: Drawing) -> Document:
-    """The document, on this machine.
+    """Open the document on this machine of the cluster.
 
     Raises
     ------
     InvalidInput
-        when it cannot be opened here.
+        when the document cannot be opened here; the message names the machine.
     """
     try:
         return wanted.source.open(drawing.how, _workers(drawing.limits), never)
@@ -96,7 +99,7 @@ def open_wanted(wanted: Wanted, drawing: Drawing) -> Document:
 
 @functools.cache
 def _workers(limits: Limits) -> Workers:
-    """The processes that strangers' files are decoded in. One: Ray runs as many tasks as there are CPUs."""
+    """One process that decodes strangers' files, kept from task to task: Ray itself runs a task on each CPU."""
     return Workers(1, limits)
 
 
@@ -109,12 +112,12 @@ def _drawn(wanted: Wanted, index: int, document: Document) -> dict[str, Any]:
 
 
 def drawn_of(row: dict[str, Any]) -> Drawn:
-    """The page in a row.
+    """The drawn page of a row that ``draw`` made.
 
     Raises
     ------
     InvalidInput
-        when it could not be drawn, with the reason.
+        when the page could not be drawn, with the reason.
     """
     if row["error"]:
         raise InvalidInput(row["error"])

@@ -1,7 +1,7 @@
-"""The door of the API on a cluster: who comes in, to which model's engines, and how the answer gets out.
+"""The front of the API on a cluster: checks the key and the size of a request, and sends it to a model's replicas.
 
-Serve's proxies take the connections; this application runs behind them, in as many replicas as are wanted, and holds
-nothing between two requests: the engines of a model are asked as Serve's router chooses.
+Serve's proxies take the connections, and this ASGI application runs behind those proxies. The front keeps nothing
+between two requests, so that it may have replicas too; which replica of a model answers is chosen by Serve's router.
 """
 
 from __future__ import annotations
@@ -17,34 +17,35 @@ from server.http.metrics import CONTENT_TYPE
 
 from .bridge import Call, Head
 
-HOUSE = ("/v1/files", "/v1/ocr/jobs")  # what is kept between requests: one replica keeps it
-NO_HOUSE = "files and jobs are kept by one replica, which this application was started without; start it with --desk"
+KEPT = ("/v1/files", "/v1/ocr/jobs")  # paths of what stays between two requests, which one replica keeps: the desk
+NO_DESK = "files and jobs are kept by one replica, which this application was started without; start it with --desk"
 
 Scope = Mapping[str, Any]
 Receive = Callable[[], Awaitable[Mapping[str, Any]]]
 Send = Callable[[Mapping[str, Any]], Awaitable[None]]
 
 
-class Engines(Protocol):
-    """The replicas of one model."""
+class Replicas(Protocol):
+    """The replicas of one model, or the desk."""
 
     def ask(self, call: Call) -> AsyncIterator[Head | bytes]:
-        """Have one of them answer. Raises Unavailable when too many requests wait already."""
+        """Have one replica answer. Raises Unavailable when too many requests wait already."""
 
 
 class Front:
-    """An ASGI application."""
+    """An ASGI application. ``service`` runs it in a replica of Serve."""
 
     def __init__(
-        self, models: Mapping[str, Engines], keys: ApiKeys, max_body: int, metrics: Callable[[], Awaitable[bytes]],
-        desk: Engines | None,
+        self, models: Mapping[str, Replicas], keys: ApiKeys, max_body: int, metrics: Callable[[], Awaitable[bytes]],
+        desk: Replicas | None,
     ) -> None:  # fmt: skip
-        """models : by id, that of the requests that name none first. max_body : bytes. desk : keeps files and jobs."""
+        """models : by id; the first gets the requests that name no model. max_body : bytes. metrics : of all replicas.
+        desk : keeps files and jobs; None where nobody does."""
         self._models, self._keys, self._max_body = models, keys, max_body
         self._metrics, self._desk = metrics, desk
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request, or take part in the server's start and end."""
+        """Answer one request, or confirm a message of the ASGI lifespan."""
         if scope["type"] == "lifespan":
             while True:
                 message = await receive()
@@ -66,7 +67,7 @@ class Front:
             await _send_json(send, 200, {"status": "ok"})
             return
         is_open = path == "/" or path in OPEN_PATHS or OPEN_FILES.fullmatch(path) is not None
-        signed = path.startswith(HOUSE[0]) and b"signature=" in scope["query_string"]  # whose replica checks it
+        signed = path.startswith(KEPT[0]) and b"signature=" in scope["query_string"]  # the desk checks it
         if not (is_open or signed or scope["method"] == "OPTIONS") and not self._keys.knows(
             headers.get("authorization", ""), headers.get("x-api-key", "")
         ):
@@ -79,7 +80,7 @@ class Front:
             await _send_json(send, 200, await self._all_models(call))
             return
         started = False
-        async with aclosing(self._engines(path, call).ask(call)) as pieces:  # type: ignore[type-var]  # a generator
+        async with aclosing(self._replicas(path, call).ask(call)) as pieces:  # type: ignore[type-var]  # a generator
             async for piece in pieces:
                 if isinstance(piece, Head):
                     started = True
@@ -90,12 +91,12 @@ class Front:
             await send({"type": "http.response.body", "body": b""})
 
     async def _read(self, scope: Scope, receive: Receive, headers: Mapping[str, str]) -> Call:
-        """Take the body in, as far as the limit.
+        """The request with its body.
 
         Raises
         ------
         TooLarge
-            at the headers, where they say so.
+            above the limit: before the body is read where Content-Length says so, else while it is read.
         """
         announced = headers.get("content-length", "")
         if announced.isdecimal() and int(announced) > self._max_body:
@@ -120,12 +121,12 @@ class Front:
     def _too_large(self, size: int) -> TooLarge:
         return TooLarge(f"the body has {size} bytes; the limit is {self._max_body >> 20} MiB (--max-body-mb)")
 
-    def _engines(self, path: str, call: Call) -> Engines:
-        """Whose request it is: the model's that it names, or the first one's."""
+    def _replicas(self, path: str, call: Call) -> Replicas:
+        """Who answers the request: the desk, the replicas of the model that it names, or those of the first model."""
         first, *_ = self._models.values()
-        if path.startswith(HOUSE) or (path == "/v1/ocr" and b'"file_id"' in call.body):
+        if path.startswith(KEPT) or (path == "/v1/ocr" and b'"file_id"' in call.body):
             if self._desk is None:
-                raise ApiError(501, NO_HOUSE, code="not_implemented")
+                raise ApiError(501, NO_DESK, code="not_implemented")
             return self._desk
         if path.startswith("/v1/models/"):
             return self._models.get(path.removeprefix("/v1/models/"), first)
@@ -134,16 +135,16 @@ class Front:
         return first
 
     async def _all_models(self, call: Call) -> dict[str, Any]:
-        """What each model's engines say of it."""
+        """The list of models: each entry as a replica of that model says it."""
         data: list[Any] = []
-        for model, engines in self._models.items():
-            content = b"".join([piece async for piece in engines.ask(call) if isinstance(piece, bytes)])
+        for model, replicas in self._models.items():
+            content = b"".join([piece async for piece in replicas.ask(call) if isinstance(piece, bytes)])
             data += [entry for entry in json.loads(content or b"{}").get("data", ()) if entry.get("id") == model]
         return {"object": "list", "data": data}
 
 
 def _model_in(body: bytes) -> str:
-    """The model that a request names; a body that makes no sense is for whoever answers it to refuse."""
+    """The model that a body names; "" for a body that is not JSON, which the replica refuses."""
     try:
         content = json.loads(body)
     except ValueError:
@@ -168,5 +169,5 @@ async def _send_error(send: Send, error: ApiError) -> None:
 
 
 def too_many() -> Unavailable:
-    """What is answered when Serve's queue is full."""
+    """The error for a request that finds Serve's queue full."""
     return Unavailable("the queues of all engines are full; try again later", code="queue_full")

@@ -1,9 +1,10 @@
-"""Which CPUs an engine on a cluster computes on: as many as Ray gave it, and no other engine of ours the same.
+"""Pins an engine on a cluster to CPUs of its own: as many as Ray reserved, and none that another engine of ours has.
 
 Called by the actors of ``read --ray`` and the replicas of ``serve --ray``, each in its process.
 
-Ray counts CPUs and names none. Each process takes its own by names that the system hands out once and takes back when
-the process ends, however it does. Linux only; elsewhere, and where fewer are free, the system goes on choosing.
+Ray counts CPUs but names none. A process claims a CPU by binding a socket to the CPU's name: Linux gives a name to one
+process only, and frees the name when that process ends, even when it is killed. On other systems, and where too few
+CPUs are free, the engine is not pinned.
 """
 
 from __future__ import annotations
@@ -19,27 +20,27 @@ from pathlib import Path
 
 log = logging.getLogger(__name__)
 
-_NAME = "\0ocr-onnx/cpu/{}"  # of an abstract socket, which is no file: one on this machine
+_NAME = "\0ocr-onnx/cpu/{}"  # of an abstract socket: not a file, and unique on a machine
 _THREADS = Path("/proc/self/task")
 
 
 @dataclass
 class Pinned:
-    """CPUs that this process has for as long as it lives, or until ``close``."""
+    """CPUs that this process has claimed: until ``close``, or until the process ends."""
 
     cpus: frozenset[int]
     _claims: list[socket.socket] = field(default_factory=list)
 
     def close(self) -> None:
-        """Let others have them. Idempotent."""
+        """Give the CPUs back, so that other processes can claim them. Idempotent."""
         while self._claims:
             self._claims.pop().close()
 
 
 def pin(count: int) -> Pinned | None:
-    """Keep all threads of this process, and those to come, on ``count`` CPUs that no other process has taken so.
+    """Keep all threads of this process, and those that it starts later, on ``count`` CPUs that it claims.
 
-    None where there are not so many, and nothing is changed: more engines than CPUs, or a system that cannot do it.
+    Returns None and changes nothing where fewer CPUs can be claimed (more engines than CPUs) and on other systems.
     """
     if sys.platform != "linux":
         return None
@@ -53,7 +54,7 @@ def pin(count: int) -> Pinned | None:
         log.warning("this engine stays on all CPUs: %d are free here, and it is to have %d", len(taken), count)
         return None
     for thread in _threads():
-        with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+        with contextlib.suppress(ProcessLookupError):  # the thread has ended meanwhile
             os.sched_setaffinity(thread, pinned.cpus)
     return pinned
 
@@ -62,7 +63,7 @@ def _claim(cpu: int) -> socket.socket | None:
     claim = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     try:
         claim.bind(_NAME.format(cpu))
-    except OSError:  # another process has it
+    except OSError:  # another process has claimed this CPU
         claim.close()
         return None
     return claim

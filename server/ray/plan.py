@@ -1,4 +1,4 @@
-"""How the application is spread over a cluster: from flags to a plan. ray is imported on demand."""
+"""From the flags of ``ocr-onnx serve --ray`` to a plan of replicas. ray is imported on demand."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from . import cluster
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How the application is spread over a cluster."""
+class ServingPlan:
+    """Which models a cluster serves, in how many replicas, and what each replica computes on."""
 
-    models: Sequence[str]  # ids; requests that name none get the first
-    least: int = 1  # replicas of each
+    models: Sequence[str]  # ids; a request that names no model goes to the first
+    least: int = 1  # replicas of each model
     most: int = 1
-    desk: bool = False  # keep files and jobs
-    threads: int = 1  # CPUs of an engine on CPUs
-    gpu: bool = False
-    upscale_seconds: float = 10.0  # of a queue, before another engine is started
-    downscale_seconds: float = 300.0  # without one, before an engine is ended
+    desk: bool = False  # one replica more, which keeps files and jobs
+    threads: int = 1  # CPUs of a replica without a GPU
+    gpu: bool = False  # each replica has a GPU of its own
+    upscale_seconds: float = 10.0  # of a queue, before one replica more is started
+    downscale_seconds: float = 300.0  # without a queue, before a replica is ended
 
 
-def prepared(given: Mapping[str, Any]) -> tuple[Config, ServerOptions, Plan]:
-    """What ``service.build`` takes, from parsed flags. A cluster has been joined.
+def prepared(given: Mapping[str, Any]) -> tuple[Config, ServerOptions, ServingPlan]:
+    """What ``service.build`` takes, from parsed flags. Call this after a cluster has been joined: GPUs are counted.
 
     Raises
     ------
     ConfigError, InvalidInput
-        for a model or a setting that is none.
+        for an unknown model or setting.
     """
     config = read_config(given)
     options = options_of(config, dict(given), flags.given_settings(given))
@@ -48,7 +48,7 @@ def prepared(given: Mapping[str, Any]) -> tuple[Config, ServerOptions, Plan]:
         config.entry(model)
     least, most = given.get("replicas", (1, 1))
     options = replace(options, device="cuda" if gpu else "cpu", threads=0 if gpu else options.threads or 1)
-    plan = Plan(
+    plan = ServingPlan(
         models, least, most, given.get("desk", False), options.threads, gpu,
         **{name: given[name] for name in ("upscale_seconds", "downscale_seconds") if name in given},
     )  # fmt: skip

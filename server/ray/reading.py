@@ -1,4 +1,4 @@
-"""The actors that read pages: one engine each, fed with batches so that its slots are always taken."""
+"""The actors that read pages: each has one engine, and gets enough pages at once to keep the engine's slots taken."""
 
 from __future__ import annotations
 
@@ -29,32 +29,32 @@ MakeReader = Callable[[], Reader]
 
 @dataclass(frozen=True)
 class ReadingJob:
-    """What an actor has to know of the run."""
+    """What an actor has to know of the run; pickled on its way."""
 
     make_reader: MakeReader
-    model_files: str  # digest of the export's files, which every machine's export must have; "" where nobody knows
+    model_files: str  # digest of the export's files, the same on every machine; "" where the reader has no export
     min_confidence: float = 0.0
-    cpus: int = 0  # that an actor computes on; 0: it computes on a GPU
-    together: Drawing | None = None  # pages of a document are one answer, and drawn where they are read
+    cpus: int = 0  # that the engine computes on; 0: on a GPU
+    together: Drawing | None = None  # set where all pages of a document are read together; the actor draws them then
 
 
 @dataclass(frozen=True)
-class Answer:
-    """One page, as it comes back to the head."""
+class PageAnswer:
+    """One page that was read, on its way to the head."""
 
-    number: int  # of the document
+    number: int  # of the document in the run
     result: PageResult
     pictures: dict[str, bytes]
 
 
 class PageActor:
-    """Ray Data makes one for each engine, and calls it with batches of rows, several at a time."""
+    """An engine in a process of Ray. Ray Data makes the actors and calls each with several batches at the same time."""
 
     def __init__(self, job: ReadingJob) -> None:
-        """Load the model. What keeps it from being loaded is the answer to the first batch: it ends the run."""
+        """Load the model. Where that fails, the reason is the answer to the first batch, and ends the run."""
         self._job = job
         self._fatal = ""
-        self._pinned = pin(job.cpus) if job.cpus else None  # before threads are started, which stay where it is
+        self._pinned = pin(job.cpus) if job.cpus else None  # first: threads inherit the CPUs of their process
         try:
             self._reader = job.make_reader()
             slots = self._reader.start()
@@ -64,9 +64,9 @@ class PageActor:
             self._fatal = f"{_where()}: {error}"
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[bytes]]:
-        """Read a batch of rows: drawn pages, or documents (see ``drawing``).
+        """Read a batch of rows: drawn pages, or whole documents (see ``drawing``).
 
-        Each answer is a pickled ``Answer``, or the reason to stop.
+        Each answer is pickled: a ``PageAnswer``, or as a str the reason why the run cannot go on.
         """
         rows = batch.to_pylist() if hasattr(batch, "to_pylist") else batch
         if self._fatal:
@@ -77,16 +77,16 @@ class PageActor:
         except (CommandFailed, Interrupted):
             log.exception("the engine has stopped; another actor takes its place")
             logging.shutdown()
-            os._exit(1)  # Ray starts another one, with an engine that works, and gives it the batch
+            os._exit(1)  # Ray then starts an actor anew, with a new engine, and sends the batch to that one
 
-    def _read(self, row: dict[str, Any]) -> list[Answer]:
+    def _read(self, row: dict[str, Any]) -> list[PageAnswer]:
         index, name = row["index"], row["name"].decode("utf-8", "surrogateescape")
         result, page = read_page(
             self._reader, lambda: drawn_of(row), index, name, min_confidence=self._job.min_confidence
         )
-        return [Answer(row["number"], *with_pictures(pickle.loads(row["pictures"]), result, page, name))]
+        return [PageAnswer(row["number"], *with_pictures(pickle.loads(row["pictures"]), result, page, name))]
 
-    def _read_together(self, row: dict[str, Any]) -> list[Answer]:
+    def _read_together(self, row: dict[str, Any]) -> list[PageAnswer]:
         wanted: Wanted
         (wanted,) = pickle.loads(row["parcel"])
         started, name = time.monotonic(), wanted.source.name
@@ -94,10 +94,12 @@ class PageActor:
         try:
             document = open_wanted(wanted, self._job.together)
         except InvalidInput as error:
-            return [Answer(wanted.number, failed(index, str(error), started), {}) for index in wanted.pages]
+            return [PageAnswer(wanted.number, failed(index, str(error), started), {}) for index in wanted.pages]
         with document:
             read = read_together(self._reader, document, wanted.pages, never, min_confidence=self._job.min_confidence)
-            return [Answer(wanted.number, *with_pictures(wanted.pictures, result, page, name)) for result, page in read]
+            return [
+                PageAnswer(wanted.number, *with_pictures(wanted.pictures, result, page, name)) for result, page in read
+            ]
 
     def _compare(self) -> None:
         files = getattr(self._reader, "model_files", lambda: "")()

@@ -1,7 +1,7 @@
-"""The API on Ray Serve: engines that come and go with the number of waiting requests, behind one address.
+"""The API on Ray Serve: replicas that come and go with the number of waiting requests, behind one address.
 
-proxies of Serve ─> Front (the door) ─> Engine (a model's replicas, the house's own application in each)
-                                    └─> Desk (one replica: files and jobs, where they are wanted)
+proxies of Serve ─> FrontReplica (deployment "Door") ─> EngineReplica ("Engine MODEL"): the server's own application
+                                                    └─> EngineReplica ("Desk"): one, keeps files and jobs (--desk)
 
 ``ocr-onnx serve --ray`` starts it; ``serve run server.ray.service:app model=tiny-ocr replicas=1-3`` does too, with the
 flags of ``ocr-onnx serve`` as arguments (underlines for hyphens).
@@ -34,24 +34,24 @@ from server.options import ServerOptions
 
 from .bridge import Call, Head, answers
 from .front import Front, too_many
-from .numbers import Numbers
 from .pinning import pin
-from .plan import Plan, prepared
+from .plan import ServingPlan, prepared
+from .replica_metrics import ReplicaMetrics
 
-TELL_SECONDS = 5.0  # between two times that a replica tells its metrics
-SLOTS = 4  # requests that an engine decodes together, where --slots does not say
-QUIET = {"enable_access_log": False}  # the application has a line for each request itself
-KEPT_SECONDS = 7 * 86_400.0  # that the desk stays without a request
+SEND_SECONDS = 5.0  # between two times that a replica sends its metrics
+SLOTS = 4  # requests that an engine decodes together, where --slots is not given
+QUIET = {"enable_access_log": False}  # the application writes its own line for each request
+DESK_SECONDS = 7 * 86_400.0  # that the desk stays without a request: it would forget files and jobs
 
 
-class Engine:
-    """One replica of a model: the server's whole application, with one model in it."""
+class EngineReplica:
+    """One replica of a model: the server's whole application with this one model, and so with one engine."""
 
-    def __init__(self, config: Config, options: ServerOptions, numbers: Any) -> None:
-        """Load the model, so that no request comes before it is there."""
+    def __init__(self, config: Config, options: ServerOptions, metrics: Any) -> None:
+        """Load the model: Serve sends requests only after this. metrics : handle of ``ReplicaMetrics``."""
         memory.settle_malloc()
         logs.configure(options.log_format, options.log_level)
-        # Before threads are started, which stay where it is.
+        # First: threads inherit the CPUs of their process.
         self._pinned = pin(options.threads) if options.device == "cpu" else None
         self._application: Application = application_of(config, options)
         self._application.preload(options.model)
@@ -60,30 +60,31 @@ class Engine:
         self._drain_seconds = options.shutdown_timeout
         self._ended = threading.Event()
         name = serve.get_replica_context().replica_tag
-        threading.Thread(target=self._tell, args=(numbers, name), name="numbers", daemon=True).start()
+        threading.Thread(target=self._send_metrics, args=(metrics, name), name="metrics", daemon=True).start()
 
     async def __call__(self, call: Call) -> AsyncIterator[Head | bytes]:
-        """Answer a request piece by piece; the caller who stops listening is a client that hangs up."""
+        """Answer a request piece by piece. A caller that stops iterating cancels the request."""
         async with aclosing(answers(self._application.wsgi, call, self._threads)) as pieces:  # type: ignore[type-var]
             async for piece in pieces:
                 yield piece
 
     def check_health(self) -> None:
-        """Serve replaces a replica whose engine has failed."""
+        """Raise when the engine has failed: Serve then replaces this replica."""
         if not self._application.pool.loaded_keys():
             raise ModelUnavailable("the engine has failed")
 
     def pid(self) -> int:
-        """Of its process."""
+        """The id of the replica's process."""
         return os.getpid()
 
-    def _tell(self, numbers: Any, name: str) -> None:
-        while not self._ended.wait(TELL_SECONDS):
-            with contextlib.suppress(Exception):  # those of an application that just ends; the next time tells the same
-                numbers.put.remote(name, self._application.metrics.text().decode())
+    def _send_metrics(self, metrics: Any, name: str) -> None:
+        while not self._ended.wait(SEND_SECONDS):
+            # Fails while the cluster ends; the next text replaces this one anyway.
+            with contextlib.suppress(Exception):
+                metrics.put.remote(name, self._application.metrics.text().decode())
 
     async def __del__(self) -> None:
-        """Serve has let running requests finish before."""
+        """Called by Serve after running requests have finished, or its patience has ended."""
         self._ended.set()
         application = self._application
         await asyncio.get_running_loop().run_in_executor(None, application.in_flight.drain, self._drain_seconds)
@@ -91,24 +92,24 @@ class Engine:
 
 
 @serve.ingress()
-class Door:
+class FrontReplica:
     """The replica of Serve that ``Front`` runs in."""
 
     def __init__(
-        self, models: Mapping[str, Any], keys: Sequence[str], max_body: int, numbers: Any, desk: Any | None
+        self, models: Mapping[str, Any], keys: Sequence[str], max_body: int, metrics: Any, desk: Any | None
     ) -> None:
-        """models, numbers, desk : handles of the other deployments."""
+        """models, metrics, desk : handles of the other deployments."""
         self._front = Front(
-            {model: _Replicas(handle) for model, handle in models.items()}, ApiKeys(keys), max_body,
-            lambda: numbers.text.remote(), _Replicas(desk) if desk is not None else None,
+            {model: _ServeReplicas(handle) for model, handle in models.items()}, ApiKeys(keys), max_body,
+            lambda: metrics.text.remote(), _ServeReplicas(desk) if desk is not None else None,
         )  # fmt: skip
 
     def __serve_build_asgi_app__(self) -> Front:
         return self._front
 
 
-class _Replicas:
-    """See ``front.Engines``."""
+class _ServeReplicas:
+    """See ``front.Replicas``: asked by a handle of Serve."""
 
     def __init__(self, handle: Any) -> None:
         self._handle = handle.options(stream=True)
@@ -127,22 +128,25 @@ class _Replicas:
                 answer.cancel()
 
 
-def build(config: Config, options: ServerOptions, plan: Plan) -> Any:
+def build(config: Config, options: ServerOptions, plan: ServingPlan) -> Any:
     """The application, ready for ``serve.run``."""
-    numbers = serve.deployment(name="Numbers", logging_config=QUIET, ray_actor_options={"num_cpus": 0})(Numbers).bind()
-    engines = {model: _deployment(config, options, plan, model, numbers) for model in plan.models}
-    desk = _deployment(config, options, plan, plan.models[0], numbers, alone=True) if plan.desk else None
-    door = serve.deployment(
+    metrics = serve.deployment(name="Numbers", logging_config=QUIET, ray_actor_options={"num_cpus": 0})(
+        ReplicaMetrics
+    ).bind()
+    engines = {model: _deployment(config, options, plan, model, metrics) for model in plan.models}
+    desk = _deployment(config, options, plan, plan.models[0], metrics, alone=True) if plan.desk else None
+    front = serve.deployment(
         name="Door", logging_config=QUIET, num_replicas=1, max_ongoing_requests=10_000,
         ray_actor_options={"num_cpus": 0},
         graceful_shutdown_timeout_s=options.shutdown_timeout,
-    )(Door)  # fmt: skip
-    return door.bind(engines, options.api_keys, options.max_body_mb << 20, numbers, desk)
+    )(FrontReplica)  # fmt: skip
+    return front.bind(engines, options.api_keys, options.max_body_mb << 20, metrics, desk)
 
 
 def _deployment(
-    config: Config, options: ServerOptions, plan: Plan, model: str, numbers: Any, *, alone: bool = False
+    config: Config, options: ServerOptions, plan: ServingPlan, model: str, metrics: Any, *, alone: bool = False
 ) -> Any:
+    """The replicas of a model, not started yet. alone : the desk, one replica that nothing scales."""
     slots = options.slots or SLOTS
     scaling = {
         "min_replicas": 0 if alone else plan.least,
@@ -150,11 +154,11 @@ def _deployment(
         "max_replicas": 1 if alone else plan.most,
         "target_ongoing_requests": slots,
         "upscale_delay_s": 0 if alone else plan.upscale_seconds,
-        "downscale_delay_s": KEPT_SECONDS if alone else plan.downscale_seconds,
+        "downscale_delay_s": DESK_SECONDS if alone else plan.downscale_seconds,
         "look_back_period_s": 5,
     }
-    # An engine has its rows and as many requests again, whose images it encodes; all others wait where any engine that
-    # becomes free may take them.
+    # A replica has as many requests as its engine decodes, and as many again whose images are encoded meanwhile. All
+    # other requests wait in Serve's queue, where the first replica that becomes free takes them.
     own = replace(options, model=model, switch_models="off", max_loaded_models=1, api_keys=options.api_keys)
     return serve.deployment(
         logging_config=QUIET,
@@ -165,11 +169,11 @@ def _deployment(
         graceful_shutdown_timeout_s=options.shutdown_timeout,
         health_check_period_s=10,
         ray_actor_options={"num_cpus": 1 if plan.gpu else plan.threads, "num_gpus": 1 if plan.gpu else 0},
-    )(Engine).bind(config, own, numbers)  # fmt: skip
+    )(EngineReplica).bind(config, own, metrics)  # fmt: skip
 
 
 def app(arguments: dict[str, str]) -> Any:
-    """For ``serve run server.ray.service:app NAME=VALUE ...`` and configuration files of Serve.
+    """The application for ``serve run server.ray.service:app NAME=VALUE ...`` and for Serve's configuration files.
 
     arguments : flags of ``ocr-onnx serve --ray`` without the dashes in front, with underlines for hyphens.
     """

@@ -1,4 +1,4 @@
-"""``serve --ray``: an application on a cluster, from the flags to its end. ray is imported on demand."""
+"""Runs ``ocr-onnx serve --ray``: an application on a cluster, from the flags to its end. ray is imported on demand."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def run(given: Mapping[str, Any]) -> int:
     cluster.check_address(given["ray"])
     ended = threading.Event()
     with cluster.joined(given["ray"]):
-        for number in (signal.SIGTERM, signal.SIGINT):  # behind Ray, which has handlers of its own
+        for number in (signal.SIGTERM, signal.SIGINT):  # after Ray, whose handlers these replace
             signal.signal(number, lambda *_: ended.set())
         from ray import serve
 

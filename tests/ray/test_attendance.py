@@ -14,7 +14,7 @@ import pytest
 from server.command.command_errors import CommandFailed
 from server.command.plan import DocumentPlan
 from server.ray import attendance, batch
-from server.ray.reading import Answer, ReadingJob
+from server.ray.reading import PageAnswer, ReadingJob
 from server.writers import PageResult
 
 from . import conftest
@@ -101,7 +101,7 @@ class Rounds:
         return self
 
     def iter_batches(self, **_: Any) -> Iterator[Blocks]:
-        yield Blocks([pickle.dumps(Answer(0, PageResult(page, "done"), {})) for page in self._rounds.pop(0)])
+        yield Blocks([pickle.dumps(PageAnswer(0, PageResult(page, "done"), {})) for page in self._rounds.pop(0)])
         assert self.dismissed.wait(20)
 
     def lives(self, class_name: str) -> bool:

@@ -95,7 +95,7 @@ def test_a_disk_that_refuses_ends_the_run_and_nothing_counts_as_read(tmp_path: P
     from server.command.progress import Progress
     from server.ray.batch import ClusterRun
     from server.ray.cluster import Pool
-    from server.ray.reading import Answer, ReadingJob
+    from server.ray.reading import PageAnswer, ReadingJob
     from server.writers import PageResult
 
     class Full:
@@ -112,7 +112,7 @@ def test_a_disk_that_refuses_ends_the_run_and_nothing_counts_as_read(tmp_path: P
         ReadingJob(StubReader, ""), None, Pool(1, 1, 1, 0, 1), sink, lambda plan: {}, lambda plan: None,  # type: ignore[arg-type, return-value]
         Progress(0, quiet=True), threading.Event(), batch=1,
     )  # fmt: skip
-    run.answers = lambda rows, how: iter(Answer(0, PageResult(page, "done"), {}) for page in (1, 2, 2, 1, 3))  # type: ignore[method-assign]
+    run.answers = lambda rows, how: iter(PageAnswer(0, PageResult(page, "done"), {}) for page in (1, 2, 2, 1, 3))  # type: ignore[method-assign]
     sink.pictures = lambda plan: None  # type: ignore[attr-defined]
     with pytest.raises(CommandFailed, match=r"page [123] of .* cannot be written: No space left"):
         run.read_all([plan])
@@ -123,7 +123,7 @@ def test_answers_that_come_twice_count_once_and_a_document_is_published_when_all
     from server.command.progress import Progress
     from server.ray.batch import ClusterRun
     from server.ray.cluster import Pool
-    from server.ray.reading import Answer, ReadingJob
+    from server.ray.reading import PageAnswer, ReadingJob
     from server.writers import PageResult
 
     events: list[Any] = []
@@ -146,7 +146,7 @@ def test_answers_that_come_twice_count_once_and_a_document_is_published_when_all
         ReadingJob(StubReader, ""), None, Pool(1, 1, 1, 0, 1), Slow(), lambda plan: {}, lambda plan: None,  # type: ignore[arg-type, return-value]
         Progress(0, quiet=True), threading.Event(), batch=1,
     )  # fmt: skip
-    run.answers = lambda rows, how: iter(Answer(0, PageResult(page, "done"), {}) for page in (1, 2, 2, 1, 3))  # type: ignore[method-assign]
+    run.answers = lambda rows, how: iter(PageAnswer(0, PageResult(page, "done"), {}) for page in (1, 2, 2, 1, 3))  # type: ignore[method-assign]
     run.read_all([plan])
     assert sorted(event for event in events if event[0] == "put") == [("put", 1), ("put", 2), ("put", 3)]
     assert [page for kind, page in events if kind == "settle"] == [1, 2, 3]

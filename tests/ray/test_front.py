@@ -12,7 +12,7 @@ import pytest
 from server.http.auth import ApiKeys
 from server.ray.bridge import Call, Head, answers, environ_of
 from server.ray.front import Front, too_many
-from server.ray.numbers import Numbers, merged
+from server.ray.replica_metrics import ReplicaMetrics, merged
 
 
 class Echo:
@@ -222,7 +222,7 @@ def test_metrics_of_replicas_are_one_text_with_a_label_more(monkeypatch: pytest.
     assert 'ocr_requests_total{model="m",replica="r1"} 2.0' in found
     assert 'ocr_requests_total{model="m",replica="r2"} 5.0' in found
     assert 'ocr_stage_seconds_bucket{le="2.0",replica="r1"} 1.0' in found
-    numbers = Numbers()
+    numbers = ReplicaMetrics()
     numbers.put("r1", texts["r1"])
-    monkeypatch.setattr("server.ray.numbers.SILENCE", -1.0)
+    monkeypatch.setattr("server.ray.replica_metrics.SILENCE", -1.0)
     assert b"r1" not in numbers.text()

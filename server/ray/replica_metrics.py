@@ -1,4 +1,4 @@
-"""The metrics of all replicas as one text: Prometheus asks one address, behind which replicas come and go."""
+"""The metrics of all replicas as one text, since Prometheus scrapes one address and replicas come and go behind it."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from collections.abc import Iterator, Mapping
 from prometheus_client import CollectorRegistry, Metric, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-SILENCE = 30.0  # seconds after which a replica that sends nothing counts as gone
+SILENCE = 30.0  # seconds after which a replica that has sent nothing counts as gone
 
 
-class Numbers:
-    """The latest metrics of each replica. One for each application."""
+class ReplicaMetrics:
+    """The latest metrics of each replica. An application has one of these, in an actor of its own."""
 
     def __init__(self) -> None:
         self._latest: dict[str, tuple[float, str]] = {}
 
     def put(self, replica: str, text: str) -> None:
-        """Take what a replica says of itself."""
+        """Take the metrics of one replica, in Prometheus' text format."""
         self._latest[replica] = (time.monotonic(), text)
 
     def text(self) -> bytes:
-        """All of them."""
+        """The metrics of all replicas that have not gone, in Prometheus' text format."""
         until = time.monotonic() - SILENCE
         self._latest = {replica: told for replica, told in self._latest.items() if told[0] > until}
         return merged({replica: text for replica, (_, text) in self._latest.items()})
