@@ -18,6 +18,7 @@ from models.rotary import rotary_tables
 from .attention import attention, numbers_in_cache
 from .experts import Experts, MoeSpec
 from .export_errors import ExportError
+from .graph_ends import add_output, float_input, new_graph
 from .layers import (
     FLOAT,
     FLOAT16,
@@ -30,7 +31,6 @@ from .layers import (
     Precision,
     RmsNorm,
     linear,
-    new_graph,
 )  # fmt: skip
 from .quantize import quantized
 from .weights import Weight, computed, copied, read_otherwise, reordered
@@ -304,14 +304,7 @@ def decoder_graph(decoder: Decoder, *, scored: int = 1) -> ir.Graph:
     """
     spec, compute, border = decoder.spec, decoder.precision.compute, decoder.precision.border
     builder = new_graph("decoder")
-    op = builder.op
-
-    def given(name: str, shape: list[str | int]) -> ir.Value:
-        """A float input, in the type that the layers compute in."""
-        value = builder.input(name, border, shape)
-        return value if border == compute else op.Cast(value, to=compute)
-
-    embeddings = given("inputs_embeds", ["batch", "sequence", spec.hidden])
+    embeddings = float_input(builder, "inputs_embeds", ["batch", "sequence", spec.hidden], compute, border)
     seqlens = builder.input("seqlens_k", INT32, ["batch"])
     total = builder.input("total_length", INT32, [])
     cache_shape: list[str | int] = ["batch", spec.kv_heads, "max_length", spec.head_dim]
@@ -326,15 +319,15 @@ def decoder_graph(decoder: Decoder, *, scored: int = 1) -> ir.Graph:
     if spec.rotary_sections is not None:
         angles: list[str | int] = ["table", spec.head_dim // 2]
         rotary = Rotary(
-            given("rotary_cos", angles),
-            given("rotary_sin", angles),
+            float_input(builder, "rotary_cos", angles, compute, border),
+            float_input(builder, "rotary_sin", angles, compute, border),
             builder.input("rotary_rows", INT64, ["batch", "sequence"]),
         )
-    logits, presents = decoder(op, embeddings, pasts, seqlens, total, rotary, scored=scored)
-    _add_output(builder.graph, logits, "logits", FLOAT, ["batch", spec.vocabulary])
+    logits, presents = decoder(builder.op, embeddings, pasts, seqlens, total, rotary, scored=scored)
+    add_output(builder, logits, "logits", FLOAT, ["batch", spec.vocabulary])
     for i, (key, value) in enumerate(presents):
-        _add_output(builder.graph, key, f"present.{i}.key", compute, cache_shape)
-        _add_output(builder.graph, value, f"present.{i}.value", compute, cache_shape)
+        add_output(builder, key, f"present.{i}.key", compute, cache_shape)
+        add_output(builder, value, f"present.{i}.value", compute, cache_shape)
     return builder.graph
 
 
@@ -344,12 +337,5 @@ def embedding_graph(embedding: Embedding) -> ir.Graph:
     token_ids = builder.input("input_ids", INT64, ["batch", "sequence"])
     rows = embedding(builder.op, token_ids)
     shape: list[str | int] = ["batch", "sequence", embedding.hidden]
-    _add_output(builder.graph, rows, "inputs_embeds", embedding.precision.border, shape)
+    add_output(builder, rows, "inputs_embeds", embedding.precision.border, shape)
     return builder.graph
-
-
-def _add_output(graph: ir.Graph, value: ir.Value, name: str, dtype: ir.DataType, shape: list[str | int]) -> None:
-    value.name = name
-    value.type = ir.TensorType(dtype)
-    value.shape = ir.Shape(shape)
-    graph.outputs.append(value)

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 import onnx_ir as ir
 from onnxscript import GraphBuilder, OpBuilder, nn
 
+from .graph_ends import float_input
 from .layers import MICROSOFT, LayerNorm, Precision, Table, linear
 from .sam_cuda import for_each
-from .sam_vision import Sam, SamSpec, ViewInputs, float_input, resample, sam_graph
+from .sam_vision import Sam, SamSpec, ViewInputs, resample, sam_graph
 from .weights import Weight, copied
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
-from onnxscript import GraphBuilder, OpBuilder, nn
+from onnxscript import OpBuilder, nn
 
 from models.manifest import Provider
 
@@ -284,9 +284,3 @@ class GatedMlp(nn.Module):
         gate, up = op.Split(self.gate_up_proj(op, x), axis=-1, num_outputs=2, _outputs=2)
         silu = op.QuickGelu(gate, alpha=1.0, _domain=MICROSOFT)  # x * sigmoid(alpha x) in one kernel
         return self.down_proj(op, op.Mul(silu, up))
-
-
-def new_graph(name: str) -> GraphBuilder:
-    """An empty graph to declare into."""
-    graph = ir.Graph(inputs=[], outputs=[], nodes=[], opset_imports={"": 21, MICROSOFT: 1}, name=name)
-    return GraphBuilder(graph)

@@ -15,9 +15,10 @@ from onnxscript import GraphBuilder, OpBuilder, nn
 
 from models.rotary import rotary_tables
 
+from .graph_ends import float_input
 from .layers import INT64, MICROSOFT, GatedMlp, Precision, RmsNorm, Table, linear
 from .sam_cuda import for_each
-from .sam_vision import Sam, SamSpec, ViewInputs, float_input, sam_graph
+from .sam_vision import Sam, SamSpec, ViewInputs, sam_graph
 from .weights import Weight, computed, copied
 
 

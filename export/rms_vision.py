@@ -19,7 +19,8 @@ from dataclasses import dataclass
 import onnx_ir as ir
 from onnxscript import OpBuilder, nn
 
-from .layers import FLOAT, INT64, MICROSOFT, Conv, GatedMlp, HeadNorm, Precision, RmsNorm, linear, new_graph
+from .graph_ends import add_float_output, float_input, new_graph
+from .layers import INT64, MICROSOFT, Conv, GatedMlp, HeadNorm, Precision, RmsNorm, linear
 from .mergers import Merger
 from .outliers import OutlierSite
 from .weights import summed_frames
@@ -162,21 +163,15 @@ def tower_graph(tower: Tower) -> ir.Graph:
     """Declare vision.onnx. All float inputs and outputs are float32; the graph casts to its type of computation."""
     spec, compute = tower.spec, tower.precision.compute
     builder = new_graph("vision")
-    op = builder.op
-    shapes: dict[str, list[str | int]] = {
-        "pixel_values": [1, 3, "height", "width"],
-        "rotary_cos": ["patches", spec.head_dim // 2],
-        "rotary_sin": ["patches", spec.head_dim // 2],
-    }
-    inputs = {name: builder.input(name, FLOAT, shape) for name, shape in shapes.items()}
-    if compute != FLOAT:
-        inputs = {name: op.Cast(value, to=compute) for name, value in inputs.items()}
-    inputs["blocks"] = builder.input("blocks", INT64, ["merged"])
-    features = tower(op, inputs.pop("pixel_values"), PageInputs(**inputs))
-    result = features if compute == FLOAT else op.Cast(features, to=FLOAT)
-    result.name, result.type = "features", ir.TensorType(FLOAT)
-    result.shape = ir.Shape(["tokens", tower.merger.spec.hidden])
-    builder.graph.outputs.append(result)
+    angles: list[str | int] = ["patches", spec.head_dim // 2]
+    pixels = float_input(builder, "pixel_values", [1, 3, "height", "width"], compute)
+    page = PageInputs(
+        rotary_cos=float_input(builder, "rotary_cos", angles, compute),
+        rotary_sin=float_input(builder, "rotary_sin", angles, compute),
+        blocks=builder.input("blocks", INT64, ["merged"]),
+    )
+    features = tower(builder.op, pixels, page)
+    add_float_output(builder, features, "features", compute, ["tokens", tower.merger.spec.hidden])
     return builder.graph
 
 

@@ -17,7 +17,8 @@ from onnxscript import GraphBuilder, OpBuilder, nn
 from models.deepseek_ocr.positions import places
 
 from . import sam_cuda
-from .layers import FLOAT, INT64, MICROSOFT, Conv, LayerNorm, Precision, linear, new_graph
+from .graph_ends import add_float_output, float_input, new_graph
+from .layers import INT64, MICROSOFT, Conv, LayerNorm, Precision, linear
 from .sam_cuda import SquareShapes, WindowTables
 from .weights import Load, Recipe, Weight, as_float32, computed, copied
 
@@ -286,28 +287,10 @@ def sam_graph(
     op = builder.op
     pixels, view = view_inputs(builder, spec, precision)
     features = tower(op, pixels, view, *inputs(builder))
-    outputs: dict[str, tuple[ir.Value, ir.DataType, list[str | int]]] = {
-        "features": (features, precision.compute, ["views", "n", hidden]),
-    }
-    for name, weight in separators.items():
-        outputs[name] = (op.Identity(weight), precision.storage, [hidden])
-    return float_outputs(builder, outputs)
-
-
-def float_input(builder: GraphBuilder, name: str, shape: list[str | int], compute: ir.DataType) -> ir.Value:
-    """A float32 input, cast to the graph's type of computation."""
-    value = builder.input(name, FLOAT, shape)
-    return value if compute == FLOAT else builder.op.Cast(value, to=compute)
-
-
-def float_outputs(
-    builder: GraphBuilder, outputs: Mapping[str, tuple[ir.Value, ir.DataType, list[str | int]]]
-) -> ir.Graph:
-    """Add a graph's outputs, cast to float32; returns the graph."""
-    for name, (value, dtype, shape) in outputs.items():
-        result = value if dtype == FLOAT else builder.op.Cast(value, to=FLOAT)
-        result.name, result.type, result.shape = name, ir.TensorType(FLOAT), ir.Shape(shape)
-        builder.graph.outputs.append(result)
+    rows = {name: op.Identity(weight) for name, weight in separators.items()}
+    add_float_output(builder, features, "features", precision.compute, ["views", "n", hidden])
+    for name, row in rows.items():
+        add_float_output(builder, row, name, precision.storage, [hidden])
     return builder.graph
 
 

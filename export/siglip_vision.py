@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import onnx_ir as ir
 from onnxscript import OpBuilder, nn
 
-from .layers import FLOAT, INT64, MICROSOFT, Conv, LayerNorm, Precision, Table, linear, new_graph
+from .graph_ends import add_float_output, float_input, new_graph
+from .layers import INT64, MICROSOFT, Conv, LayerNorm, Precision, Table, linear
 from .weights import copied
 
 
@@ -165,21 +166,14 @@ def tower_graph(tower: SiglipTower) -> ir.Graph:
     """Declare vision.onnx. All float inputs and outputs are float32; the graph casts to its type of computation."""
     spec, compute = tower.spec, tower.precision.compute
     builder = new_graph("vision")
-    op = builder.op
-    shapes: dict[str, list[str | int]] = {
-        "pixel_values": [1, 3, "height", "width"],
-        "position_rows": ["h", spec.grid],
-        "position_columns": ["w", spec.grid],
-        "rotary_cos": ["patches", spec.head_dim // 2],
-        "rotary_sin": ["patches", spec.head_dim // 2],
-    }
-    inputs = {name: builder.input(name, FLOAT, shape) for name, shape in shapes.items()}
-    if compute != FLOAT:
-        inputs = {name: op.Cast(value, to=compute) for name, value in inputs.items()}
-    if tower.precision.provider == "cuda":
-        inputs["merge_shape"] = builder.input("merge_shape", INT64, [5])
-    features = tower(op, inputs.pop("pixel_values"), SiglipInputs(**inputs))
-    result = features if compute == FLOAT else op.Cast(features, to=FLOAT)
-    result.name, result.type, result.shape = "features", ir.TensorType(FLOAT), ir.Shape(["tokens", spec.hidden])
-    builder.graph.outputs.append(result)
+    angles: list[str | int] = ["patches", spec.head_dim // 2]
+    pixels = float_input(builder, "pixel_values", [1, 3, "height", "width"], compute)
+    page = SiglipInputs(
+        position_rows=float_input(builder, "position_rows", ["h", spec.grid], compute),
+        position_columns=float_input(builder, "position_columns", ["w", spec.grid], compute),
+        rotary_cos=float_input(builder, "rotary_cos", angles, compute),
+        rotary_sin=float_input(builder, "rotary_sin", angles, compute),
+        merge_shape=builder.input("merge_shape", INT64, [5]) if tower.precision.provider == "cuda" else None,
+    )
+    add_float_output(builder, tower(builder.op, pixels, page), "features", compute, ["tokens", spec.hidden])
     return builder.graph

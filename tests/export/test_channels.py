@@ -11,7 +11,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from export import layers
-from export.layers import FLOAT, Precision, linear, new_graph
+from export.graph_ends import new_graph
+from export.layers import FLOAT, Precision, linear
 from export.pipeline import Job, export_model
 from export.quantize import dequantize_channels, quantize_channels
 from export.source import Source

@@ -11,7 +11,8 @@ import pytest
 
 from export.decoder import DecoderSpec
 from export.export_errors import ExportError
-from export.layers import FLOAT, FLOAT16, Precision, linear, new_graph
+from export.graph_ends import new_graph
+from export.layers import FLOAT, FLOAT16, Precision, linear
 from export.quantize import Blocks
 from export.weights import DataFile, weights_of
 from models.processor import session_entries
