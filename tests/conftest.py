@@ -1,7 +1,7 @@
 """Fixtures that several packages' tests share: random checkpoints, their exports, pictures.
 
-Tests may be spread over processes (``tools/dev test`` takes two): what is made once for a session is then made once for
-all of them, each process computes on one thread, and tests marked ``alone`` are left to a run of their own.
+Tests may be spread over processes (``tools/dev test`` takes three): what is made once for a session is then made once
+for all of them, each process computes on one thread, and tests marked ``alone`` are left to a run of their own.
 """
 
 from __future__ import annotations
@@ -77,7 +77,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Of the half that runs alone, import only the rooms and files that have such a test: they do without torch."""
+    """Import only files that have a test to run: those of the half that runs alone do without torch."""
+    if config.option.markexpr == "not slow" and collection_path.suffix == ".py":
+        return None if collection_path.relative_to(config.rootpath).as_posix().startswith(QUICK) else True
     if config.option.alone != "only":
         return None
     files = collection_path.rglob("test_*.py") if collection_path.is_dir() else [collection_path]
