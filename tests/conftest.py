@@ -106,7 +106,9 @@ def logging_as_it_was() -> Iterator[None]:
     levels = {logger: logger.level for logger in _loggers()}
     yield
     for logger in _loggers():
-        logger.setLevel(levels.get(logger, logging.NOTSET))
+        before = levels.get(logger, logging.NOTSET)
+        if logger.level != before:  # setLevel goes through all loggers, of which torch and others bring a thousand
+            logger.setLevel(before)
     for handler in set(root.handlers) - set(handlers):
         root.removeHandler(handler)
 

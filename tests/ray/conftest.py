@@ -26,6 +26,8 @@ from server.ray.reading import ReadingJob
 
 # As ``server.ray.cluster.joined`` does it, which these clusters are not started by; Ray reads it when it is imported.
 os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
+# Ray's workers would run at nice 15: whatever else the machine does would leave them next to nothing, for minutes.
+os.environ.setdefault("RAY_worker_niceness", "0")
 NOT_HERE = "Ray is not installed: pip install 'ocr-onnx[ray]'"
 STORE = 200 << 20  # bytes of each node's object store
 
