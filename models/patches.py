@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 LARGEST_ASPECT_RATIO = 200  # published code
 LEAST_PIXELS = 784  # least limit: a block of 28 pixels a side, which is one image token in all these models
+A4_PIXELS = 2_007_040  # of a page of A4 at 145 dots per inch; the default limit of models whose own a CPU cannot bear
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 

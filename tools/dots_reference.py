@@ -19,6 +19,8 @@ from transformers.models.dots3_note.configuration_dots3_note import Dots3NoteVis
 from transformers.models.dots3_note.modeling_dots3_note import Dots3NoteVisionModel
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from .reference import processor_settings
+
 _TOWER = "vision_tower."
 # Published part of a name -> the library's.
 _RENAMED = {
@@ -99,7 +101,5 @@ def tower_of(vision: Any) -> Any:
 
 def image_processor(folder: Path, max_pixels: int) -> Qwen2VLImageProcessorPil:
     """transformers' processor on Pillow, with the checkpoint's settings but for the limit."""
-    settings = json.loads((folder / "preprocessor_config.json").read_text())
-    left_out = ("image_processor_type", "processor_class", "auto_map")
-    kept = {key: value for key, value in settings.items() if key not in left_out}
-    return Qwen2VLImageProcessorPil(**{**kept, "max_pixels": min(max_pixels, settings["max_pixels"])})
+    settings = processor_settings(folder)
+    return Qwen2VLImageProcessorPil(**{**settings, "max_pixels": min(max_pixels, settings["max_pixels"])})

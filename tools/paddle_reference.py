@@ -6,7 +6,6 @@ own processor, so nothing of ours stands between.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,26 +16,23 @@ from PIL import Image
 from transformers import PaddleOCRVLConfig, PaddleOCRVLForConditionalGeneration
 from transformers.models.paddleocr_vl.image_processing_pil_paddleocr_vl import PaddleOCRVLImageProcessorPil
 
+from .reference import filled, processor_settings
+
 
 def load_paddle(
     folder: Path, attention: str = "eager", dtype: torch.dtype = torch.float32
 ) -> PaddleOCRVLForConditionalGeneration:
     """transformers' model with the checkpoint's weights, in evaluation mode."""
-    model, loading = PaddleOCRVLForConditionalGeneration.from_pretrained(
-        folder, config=PaddleOCRVLConfig.from_pretrained(folder), dtype=dtype, attn_implementation=attention,
-        output_loading_info=True,
-    )  # fmt: skip
-    if loading["missing_keys"] or loading["mismatched_keys"]:
-        raise ValueError(f"transformers could not fill {loading['missing_keys']} {loading['mismatched_keys']}")
-    return model.eval()
+    config = PaddleOCRVLConfig.from_pretrained(folder)
+    model: PaddleOCRVLForConditionalGeneration = filled(
+        PaddleOCRVLForConditionalGeneration, folder, config, dtype, attention
+    )
+    return model
 
 
 def image_processor(folder: Path) -> PaddleOCRVLImageProcessorPil:
     """transformers' processor on Pillow, with the checkpoint's settings."""
-    settings = json.loads((folder / "preprocessor_config.json").read_text())
-    return PaddleOCRVLImageProcessorPil(
-        **{key: value for key, value in settings.items() if key not in ("image_processor_type", "processor_class")}
-    )
+    return PaddleOCRVLImageProcessorPil(**processor_settings(folder))
 
 
 @torch.no_grad()

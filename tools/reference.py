@@ -76,14 +76,27 @@ def load_reference(folder: Path, dtype: torch.dtype = torch.float32) -> Unlimite
     return filled(UnlimitedOcrForConditionalGeneration, folder, config, dtype)
 
 
-def filled(kind: Any, folder: Path, config: Any, dtype: torch.dtype) -> Any:
-    """A model of transformers' with all of its weights from the folder, in evaluation mode."""
+def filled(kind: Any, folder: Path, config: Any, dtype: torch.dtype, attention: str = "eager") -> Any:
+    """A model of transformers' with all of its weights from the folder, in evaluation mode.
+
+    Raises
+    ------
+    ValueError
+        when the folder lacks a weight, or has one of another shape.
+    """
     model, loading = kind.from_pretrained(
-        folder, config=config, dtype=dtype, attn_implementation="eager", output_loading_info=True
+        folder, config=config, dtype=dtype, attn_implementation=attention, output_loading_info=True
     )
     if loading["missing_keys"] or loading["mismatched_keys"]:
         raise ValueError(f"transformers could not fill {loading['missing_keys']} {loading['mismatched_keys']}")
     return model.eval()
+
+
+def processor_settings(folder: Path) -> dict[str, Any]:
+    """preprocessor_config.json, without the keys that say which class reads it."""
+    settings: dict[str, Any] = json.loads((folder / "preprocessor_config.json").read_text())
+    left_out = ("image_processor_type", "processor_class", "auto_map")
+    return {key: value for key, value in settings.items() if key not in left_out}
 
 
 @torch.no_grad()

@@ -97,7 +97,7 @@ def load_family(checkpoint: Path, dtype: Any = None) -> ReferenceFamily:
 
 
 class DeepseekReference:
-    """See ``ReferenceFamily``. The later ones of the line say what they cut and load otherwise."""
+    """See ``ReferenceFamily``. The later models of the line override what they cut and load otherwise."""
 
     vision_part = "vision_tower"
 
@@ -116,23 +116,24 @@ class DeepseekReference:
         return torch.randn(1, 3, side, side).to(self._dtype), None, (1, 1)
 
     def page(self, image: Image.Image) -> tuple[Any, ...]:
+        return self.views(image, self.rules_of_model())
+
+    def rules_of_model(self) -> Any:
+        """The family's image rules, for the sizes of the loaded model."""
         from models.deepseek_ocr.images import ImageRules
 
         config = self.model.config.vision_config
         sam, clip = config.sam_config, config.encoder_config
-        rules = ImageRules(
+        return ImageRules(
             patch_size=sam.patch_size, downsample=4, grid=sam.image_size // sam.patch_size,
             clip_grid=clip.image_size // clip.patch_size,
         )  # fmt: skip
-        return self.views(image, rules)
 
     def views(self, image: Image.Image, rules: Any) -> tuple[Any, ...]:
         """What ``features`` takes, by the family's rules."""
-        from models.deepseek_ocr.images import ImageSettings, make_views, normalise
+        from models.deepseek_ocr.images import ImageSettings, make_views
 
-        views = make_views(image, ImageSettings(), rules)
-        tiles = None if views.tiles is None else self._tensor(normalise(views.tiles, rules))
-        return self._tensor(normalise(views.whole, rules)), tiles, views.grid
+        return self._inputs_of(make_views(image, ImageSettings(), rules), rules)
 
     def inputs(self, image: Image.Image, images: int, rules: Any) -> tuple[Any, ...]:
         """What ``features`` takes for one of so many images in a prompt."""
@@ -157,45 +158,35 @@ class DeepseekReference:
     ) -> Reference:
         import torch
 
-        from tools.reference import embed, greedy_logits
-
         with torch.no_grad():
             rules = self.rules(manifest)
             features = [self.features(*self.inputs(image, len(images), rules)).numpy() for image in images]
-        ids = prompt_ids([len(one) for one in features])
-        embeddings = embed(self.model, ids).copy()
-        embeddings[np.array(ids) == manifest.tokens.image] = np.concatenate(features)
-        logits, tokens = greedy_logits(self.model, embeddings, steps, vocabulary)
-        return Reference(features, logits, tokens, ids)
+        return _read_counted(self.model, features, manifest, steps, prompt_ids, vocabulary)
 
-    def _tensor(self, array: np.ndarray) -> Any:
+    def _inputs_of(self, views: Any, rules: Any) -> tuple[Any, ...]:
+        """Views as tensors: the whole page, its tiles or None, and the tiles' grid."""
         import torch
 
-        return torch.from_numpy(array).to(self._dtype)
+        from models.deepseek_ocr.images import normalise
+
+        def tensor(pixels: np.ndarray) -> Any:
+            return torch.from_numpy(normalise(pixels, rules)).to(self._dtype)
+
+        return tensor(views.whole), None if views.tiles is None else tensor(views.tiles), views.grid
 
 
 class UnlimitedReference(DeepseekReference):
     """See ``ReferenceFamily``; several images are global views alone."""
 
-    def page_views(self, image: Image.Image, rules: Any) -> tuple[Any, ...]:
-        """What ``features`` takes for one of several pages."""
-        from models.deepseek_ocr.images import ImageSettings, global_view, normalise
-
-        return self._tensor(normalise(global_view(image, ImageSettings(), rules).whole, rules)), None, (1, 1)
+    def rules_of_model(self) -> Any:
+        return super().rules_of_model().model_copy(update={"max_tiles": 32})
 
     def inputs(self, image: Image.Image, images: int, rules: Any) -> tuple[Any, ...]:
-        return self.page_views(image, rules) if images > 1 else self.views(image, rules)
+        from models.deepseek_ocr.images import ImageSettings, global_view
 
-    def page(self, image: Image.Image) -> tuple[Any, ...]:
-        from models.deepseek_ocr.images import ImageRules
-
-        config = self.model.config.vision_config
-        sam, clip = config.sam_config, config.encoder_config
-        rules = ImageRules(
-            patch_size=sam.patch_size, downsample=4, grid=sam.image_size // sam.patch_size,
-            clip_grid=clip.image_size // clip.patch_size, max_tiles=32,
-        )  # fmt: skip
-        return self.views(image, rules)
+        if images == 1:
+            return self.views(image, rules)
+        return self._inputs_of(global_view(image, ImageSettings(), rules), rules)
 
 
 class Deepseek2Reference(DeepseekReference):
@@ -206,24 +197,20 @@ class Deepseek2Reference(DeepseekReference):
 
         return load_deepseek2(checkpoint, dtype)
 
-    def page(self, image: Image.Image) -> tuple[Any, ...]:
+    def rules_of_model(self) -> Any:
         from models.deepseek_ocr2.images import ImageRules
 
         sam = self.model.config.vision_config.sam_config
         side = sam.image_size
-        rules = ImageRules(
+        return ImageRules(
             patch_size=sam.patch_size, downsample=4, grid=side // sam.patch_size, base_size=side,
             image_size=side * 3 // 4,
         )  # fmt: skip
-        return self.views(image, rules)
 
     def views(self, image: Image.Image, rules: Any) -> tuple[Any, ...]:
-        from models.deepseek_ocr.images import normalise
         from models.deepseek_ocr2.images import ImageSettings, make_views
 
-        views = make_views(image, ImageSettings(), rules)
-        tiles = None if views.tiles is None else self._tensor(normalise(views.tiles, rules))
-        return self._tensor(normalise(views.whole, rules)), tiles, views.grid
+        return self._inputs_of(make_views(image, ImageSettings(), rules), rules)
 
     def rules(self, manifest: Manifest) -> Any:
         from models.deepseek_ocr2.images import ImageRules
@@ -236,22 +223,20 @@ class Deepseek2Reference(DeepseekReference):
         return self.model.model.get_image_features(whole, tiles, counts, return_dict=True).pooler_output[0]
 
 
-class PaddleReference:
-    """See ``ReferenceFamily``. A view is a page of its size, which the processor makes a multiple of 28 pixels."""
+class PatchesReference:
+    """See ``ReferenceFamily``. A page is one pass, cut by the library's own processor; tokens are counted.
+
+    A view is a page of its size, which the processor makes a multiple of its patches.
+    """
 
     vision_part = "visual"
 
-    def __init__(self, checkpoint: Path, dtype: Any) -> None:
-        self.model, self._processor = self.load(checkpoint, dtype)
-        self._dtype = dtype
+    def __init__(self, checkpoint: Path, dtype: Any, model: Any, processor: Any) -> None:
+        """model : with all weights, in evaluation mode. processor : of images, on Pillow."""
+        self.model, self._processor, self._dtype = model, processor, dtype
+        # Random weights choose ids between the published ones, which the small tokenizers of the tests have not.
         vocabulary = Tokenizer.from_file(str(checkpoint / "tokenizer.json")).get_vocab(with_added_tokens=True)
-        self._known = np.sort(np.fromiter(vocabulary.values(), np.int64))  # other rows have no token
-
-    def load(self, checkpoint: Path, dtype: Any) -> tuple[Any, Any]:
-        """The model and its image processor."""
-        from tools.paddle_reference import image_processor, load_paddle
-
-        return load_paddle(checkpoint, dtype=dtype), image_processor(checkpoint)
+        self._known = np.sort(np.fromiter(vocabulary.values(), np.int64))
 
     def view(self, side: int) -> tuple[Any, ...]:
         noise = np.random.default_rng(side).integers(0, 256, (side, side, 3), np.uint8)
@@ -265,6 +250,31 @@ class PaddleReference:
         return self.model.get_image_features(*inputs, return_dict=True).pooler_output[0]
 
     def places(self, start: int, tokens: int) -> Mapping[str, Any]:
+        return {}
+
+    def read(
+        self, manifest: Manifest, images: Sequence[Image.Image], steps: int, prompt_ids: PromptIds, vocabulary: int
+    ) -> Reference:
+        import torch
+
+        with torch.no_grad():
+            features = [self.features(*self.page(image)).numpy() for image in images]
+        return _read_counted(self.model, features, manifest, steps, prompt_ids, self._known)
+
+
+class PaddleReference(PatchesReference):
+    """See ``ReferenceFamily``. Positions follow rows and columns."""
+
+    def __init__(self, checkpoint: Path, dtype: Any) -> None:
+        super().__init__(checkpoint, dtype, *self.load(checkpoint, dtype))
+
+    def load(self, checkpoint: Path, dtype: Any) -> tuple[Any, Any]:
+        """The model and its image processor."""
+        from tools.paddle_reference import image_processor, load_paddle
+
+        return load_paddle(checkpoint, dtype=dtype), image_processor(checkpoint)
+
+    def places(self, start: int, tokens: int) -> Mapping[str, Any]:
         """Counted through an image too: other positions are the same work."""
         import torch
 
@@ -273,7 +283,7 @@ class PaddleReference:
     def read(
         self, manifest: Manifest, images: Sequence[Image.Image], steps: int, prompt_ids: PromptIds, vocabulary: int
     ) -> Reference:
-        """The library's own processor cuts the image and its own code counts the positions."""
+        """The library's own code counts the positions."""
         from tools.paddle_reference import greedy, page_features
 
         found = [page_features(self.model, self._processor, image) for image in images]
@@ -294,49 +304,6 @@ class GlmReference(PaddleReference):
         return load_glm(checkpoint, dtype), image_processor(checkpoint, size=size)
 
 
-class PatchesReference:
-    """See ``ReferenceFamily``. Of families whose pages are one pass and whose tokens are counted."""
-
-    vision_part: str
-    model: Any
-
-    def __init__(self, checkpoint: Path, dtype: Any) -> None:
-        self._dtype = dtype
-        # Random weights choose ids between the published ones, which the small tokenizers of the tests have not.
-        vocabulary = Tokenizer.from_file(str(checkpoint / "tokenizer.json")).get_vocab(with_added_tokens=True)
-        self._known = np.sort(np.fromiter(vocabulary.values(), np.int64))
-
-    def view(self, side: int) -> tuple[Any, ...]:
-        noise = np.random.default_rng(side).integers(0, 256, (side, side, 3), np.uint8)
-        return self.page(Image.fromarray(noise))
-
-    def page(self, image: Image.Image) -> tuple[Any, ...]:
-        raise NotImplementedError
-
-    def features(self, *inputs: Any) -> Any:
-        raise NotImplementedError
-
-    def places(self, start: int, tokens: int) -> Mapping[str, Any]:
-        return {}
-
-    def read(
-        self, manifest: Manifest, images: Sequence[Image.Image], steps: int, prompt_ids: PromptIds, vocabulary: int
-    ) -> Reference:
-        """The library's own processor cuts the image."""
-        import torch
-
-        from tools.reference import embed, greedy_logits
-
-        with torch.no_grad():
-            features = [self.features(*self.page(image)).numpy() for image in images]
-        ids = prompt_ids([len(one) for one in features])
-        embeddings = embed(self.model, ids).copy()
-        if features:
-            embeddings[np.array(ids) == manifest.tokens.image] = np.concatenate(features)
-        logits, tokens = greedy_logits(self.model, embeddings, steps, self._known)
-        return Reference(features, logits, tokens, ids)
-
-
 class DotsReference(PatchesReference):
     """See ``ReferenceFamily``. A page is no larger than the family's own default lets it be."""
 
@@ -346,12 +313,7 @@ class DotsReference(PatchesReference):
         from models.dots_ocr.images import MAX_PIXELS
         from tools.dots_reference import image_processor, load_dots
 
-        super().__init__(checkpoint, dtype)
-        self.model, self._processor = load_dots(checkpoint, dtype), image_processor(checkpoint, MAX_PIXELS)
-
-    def page(self, image: Image.Image) -> tuple[Any, ...]:
-        prepared = self._processor(image, return_tensors="pt")
-        return prepared["pixel_values"].to(self._dtype), prepared["image_grid_thw"]
+        super().__init__(checkpoint, dtype, load_dots(checkpoint, dtype), image_processor(checkpoint, MAX_PIXELS))
 
     def features(self, *inputs: Any) -> Any:
         pixels, grid = inputs
@@ -366,8 +328,7 @@ class LightOnReference(PatchesReference):
     def __init__(self, checkpoint: Path, dtype: Any) -> None:
         from tools.lighton_reference import image_processor, load_lighton
 
-        super().__init__(checkpoint, dtype)
-        self.model, self._processor = load_lighton(checkpoint, dtype), image_processor(checkpoint)
+        super().__init__(checkpoint, dtype, load_lighton(checkpoint, dtype), image_processor(checkpoint))
 
     def page(self, image: Image.Image) -> tuple[Any, ...]:
         import torch
@@ -377,3 +338,21 @@ class LightOnReference(PatchesReference):
 
     def features(self, *inputs: Any) -> Any:
         return self.model.model.get_image_features(*inputs).pooler_output[0]
+
+
+def _read_counted(
+    model: Any, features: list[np.ndarray], manifest: Manifest, steps: int, prompt_ids: PromptIds,
+    allowed: int | np.ndarray,
+) -> Reference:  # fmt: skip
+    """Greedy answer to a prompt whose positions are counted token by token.
+
+    features : of each image, [tokens, hidden]. allowed : tokens that may be chosen, see ``greedy_logits``.
+    """
+    from tools.reference import embed, greedy_logits
+
+    ids = prompt_ids([len(one) for one in features])
+    embeddings = embed(model, ids).copy()
+    if features:
+        embeddings[np.array(ids) == manifest.tokens.image] = np.concatenate(features)
+    logits, tokens = greedy_logits(model, embeddings, steps, allowed)
+    return Reference(features, logits, tokens, ids)

@@ -7,11 +7,10 @@ twice, first with a larger limit: beyond 11.29 megapixels its pixels differ.
 from __future__ import annotations
 
 from models.family_settings import FamilySettings
-from models.patches import LimitedRules, max_pixels_field, min_pixels_field, whole_blocks
+from models.patches import A4_PIXELS, LimitedRules, max_pixels_field, min_pixels_field, whole_blocks
 
 PUBLISHED_MAX_PIXELS = 11_289_600
-# The default limit: a page of A4 at 145 dots per inch. The published limit takes a CPU hours.
-MAX_PIXELS = 2_007_040
+MAX_PIXELS = A4_PIXELS  # the default limit. The published limit takes a CPU hours.
 
 
 class ImageSettings(FamilySettings):

@@ -7,11 +7,10 @@ published limits bound twice the pixels. Here limits are halved once, and all nu
 from __future__ import annotations
 
 from models.family_settings import FamilySettings
-from models.patches import LimitedRules, max_pixels_field, min_pixels_field, whole_blocks
+from models.patches import A4_PIXELS, LimitedRules, max_pixels_field, min_pixels_field, whole_blocks
 
 PUBLISHED_MAX_PIXELS = 4_816_896
-# The default limit: a page of A4 at 145 dots per inch. The published limit takes a CPU six times as long.
-MAX_PIXELS = 2_007_040
+MAX_PIXELS = A4_PIXELS  # the default limit. The published limit takes a CPU six times as long.
 
 
 class ImageSettings(FamilySettings):

@@ -18,7 +18,7 @@ from . import cluster
 from . import llama as llama_cpp
 from .answer import FullAttention
 from .exporting import Export
-from .layout import Detector, DetectorInPyTorch
+from .layout import DetectorContender
 from .ours import Ours
 from .plan import CUDA, KINDS, PARTS, QUICK, Kind, Part, Plan
 from .report import Results, compare, machine, merge, render, rivals, today, versions
@@ -301,10 +301,12 @@ def _peers(args: argparse.Namespace, plan: Plan) -> tuple[list[Contender], llama
 
 def _detectors(args: argparse.Namespace, plan: Plan) -> list[Contender]:
     """Contenders of the part layout."""
-    ours: list[Contender] = [] if args.layout is None else [Detector(args.layout.resolve(), args.threads, plan)]
+    found: list[Contender] = []
+    if args.layout is not None:
+        found.append(DetectorContender(args.threads, plan, folder=args.layout.resolve()))
     if args.layout_checkpoint is not None and plan.device == "cpu":
-        ours.append(DetectorInPyTorch(args.layout_checkpoint.resolve(), args.threads, plan))
-    return ours
+        found.append(DetectorContender(args.threads, plan, checkpoint=args.layout_checkpoint.resolve()))
+    return found
 
 
 def _distinct(ours: Sequence[Ours], kind: Kind) -> list[Ours]:

@@ -16,40 +16,28 @@ from .turns import Memory
 from .worker import WorkerContender, plan_from
 
 
-class Detector(WorkerContender):
-    """An exported detector."""
+class DetectorContender(WorkerContender):
+    """A detector: our export of one, or transformers' module with the checkpoint that an export was made of."""
 
-    module = "tools.bench.layout"
+    module = __name__
 
-    def __init__(self, folder: Path, threads: int, plan: Plan) -> None:
-        super().__init__({"folder": str(folder), "threads": threads}, plan)
+    def __init__(self, threads: int, plan: Plan, *, folder: Path | None = None, checkpoint: Path | None = None) -> None:
+        """folder : an export; or checkpoint : for transformers."""
+        what = {"checkpoint": str(checkpoint)} if folder is None else {"folder": str(folder)}
+        super().__init__({**what, "threads": threads}, plan)
+        self._is_ours = folder is not None
 
     def name(self, kind: Kind) -> str:
-        return "ours, layout"
+        """See ``turns.Contender``."""
+        return "ours, layout" if self._is_ours else "transformers f32, layout"
 
     def can(self, case: Case) -> bool:
+        """See ``turns.Contender``."""
         return case.part == "layout"
 
     def memory(self, kind: Kind) -> Memory:
-        return Memory(2 * 10**9, 10**9)
-
-
-class DetectorInPyTorch(WorkerContender):
-    """The checkpoint that an export was made of, in transformers."""
-
-    module = "tools.bench.layout"
-
-    def __init__(self, checkpoint: Path, threads: int, plan: Plan) -> None:
-        super().__init__({"checkpoint": str(checkpoint), "threads": threads}, plan)
-
-    def name(self, kind: Kind) -> str:
-        return "transformers f32, layout"
-
-    def can(self, case: Case) -> bool:
-        return case.part == "layout"
-
-    def memory(self, kind: Kind) -> Memory:
-        return Memory(3 * 10**9, 3 * 10**9)
+        """See ``turns.Contender``."""
+        return Memory(2 * 10**9, 10**9) if self._is_ours else Memory(3 * 10**9, 3 * 10**9)
 
 
 class _Pages:

@@ -4,41 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 Part = Literal[
-    "export",
-    "load",
-    "vision",
-    "prefill",
-    "decode",
-    "answer",
-    "batch",
-    "overhead",
-    "page",
-    "layout",
-    "blocks",
-    "sharing",
-    "server",
-]
-Kind = Literal[
-    "load", "vision", "decoder", "answer", "page", "layout", "blocks", "sharing"
-]  # what a worker process has in memory
-PARTS: tuple[Part, ...] = (
-    "export",
-    "load",
-    "vision",
-    "prefill",
-    "decode",
-    "answer",
-    "batch",
-    "overhead",
-    "page",
-    "layout",
-    "blocks",
-    "sharing",
-    "server",
-)
+    "export", "load", "vision", "prefill", "decode", "answer", "batch", "overhead", "page", "layout", "blocks",
+    "sharing", "server",
+]  # fmt: skip
+Kind = Literal["load", "vision", "decoder", "answer", "page", "layout", "blocks", "sharing"]  # what a worker has loaded
+PARTS: tuple[Part, ...] = get_args(Part)
 
 KINDS: dict[Part, Kind] = {
     "load": "load",

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 from .plan import KINDS, Case, Kind, Plan
-from .turns import BenchError, Memory
+from .turns import BenchError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -85,7 +85,7 @@ class Worker:
 
 
 class WorkerContender:
-    """A contender that measures in a child. Subclasses say what it is; see ``turns.Contender``."""
+    """The half of a ``turns.Contender`` that measures in a child: subclasses add its name, cases and memory."""
 
     module: str  # of the subject, with a function ``subject(setup)``
 
@@ -94,15 +94,6 @@ class WorkerContender:
         self._worker: Worker | None = None
         self._kind: Kind | None = None
         self._warm: set[Case] = set()
-
-    def name(self, kind: Kind) -> str:
-        raise NotImplementedError
-
-    def can(self, case: Case) -> bool:
-        raise NotImplementedError
-
-    def memory(self, kind: Kind) -> Memory:
-        raise NotImplementedError
 
     def prepare(self, case: Case) -> None:
         """See ``turns.Contender``: starts the child, or another one when another kind of thing must be loaded."""
