@@ -55,7 +55,25 @@ def write_folder(
 
 
 def write_safetensors(path: Path, shapes: dict[str, tuple[int, ...]], rng: np.random.Generator, bar: tqdm) -> None:
-    """Stream random bfloat16 tensors into one safetensors file (8-byte header length, JSON header, raw data)."""
+    """Stream random bfloat16 tensors into one safetensors file."""
+    with path.open("wb") as file:
+        file.write(_header(shapes))
+        for name, shape in shapes.items():
+            data = random_tensor(name, shape, rng).tobytes()
+            file.write(data)
+            bar.update(len(data))
+
+
+def write_without_values(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Write a safetensors file of bfloat16 tensors that has their length and takes no disk: a header and a hole."""
+    header = _header(shapes)
+    with path.open("wb") as file:
+        file.write(header)
+        file.truncate(len(header) + 2 * sum(map(math.prod, shapes.values())))
+
+
+def _header(shapes: Mapping[str, tuple[int, ...]]) -> bytes:
+    """What comes before the data of a safetensors file: eight bytes with the length of the JSON that follows."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, shape in shapes.items():
@@ -64,13 +82,7 @@ def write_safetensors(path: Path, shapes: dict[str, tuple[int, ...]], rng: np.ra
         offset = end
     encoded = json.dumps(header).encode()
     encoded += b" " * (-len(encoded) % 8)
-    with path.open("wb") as file:
-        file.write(len(encoded).to_bytes(8, "little"))
-        file.write(encoded)
-        for name, shape in shapes.items():
-            data = random_tensor(name, shape, rng).tobytes()
-            file.write(data)
-            bar.update(len(data))
+    return len(encoded).to_bytes(8, "little") + encoded
 
 
 def random_tensor(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:

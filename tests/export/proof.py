@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -13,13 +14,16 @@ from tokenizers import Tokenizer
 from models.family import PreparedImage
 from models.manifest import Manifest
 from models.registry import family_of
+from models.settings import InferenceSettings
 from runtime import Model
 from runtime.decoder import Decoder
 from runtime.kv_cache import kept
 from runtime.providers import find_device
+from runtime.requests import Finished, Request, TextDelta
 from runtime.vision import VisionTower
 from tools.reference_family import Reference, ReferenceFamily, load_family
 
+Job = TypeVar("Job")
 GREEDY = {"no_repeat_ngram_size": 0, "stop_on_loop": False, "do_sample": False}
 
 
@@ -101,3 +105,58 @@ class Proof:
 
 def relative_error(ours: np.ndarray, reference: np.ndarray) -> float:
     return float(np.abs(ours - reference).max() / np.abs(reference).max())
+
+
+def cosines(ours: np.ndarray, exact: np.ndarray) -> np.ndarray:
+    """Of each feature, [tokens]."""
+    return np.asarray((ours * exact).sum(1) / np.linalg.norm(ours, axis=1) / np.linalg.norm(exact, axis=1))
+
+
+def check_8_bit_tower(proof: Proof, image: Image.Image, folder: Path) -> np.ndarray:
+    """An 8-bit tower keeps the direction of each feature, and the export's report says so. Returns our features.
+
+    folder : an export of the proof's checkpoint with the report.
+    """
+    (ours,), (exact,) = proof.features([image], folder), proof.features([image])
+    assert cosines(ours, exact).min() > 0.99
+    report = Manifest.load(folder).report["vision_features"]
+    assert report["cosine"] > 0.99
+    assert report["cosine_with_outliers"] > 0.98
+    return ours
+
+
+def check_together_as_alone(folder: Path, read: Callable[[Model, Job], list[int]], jobs: Sequence[Job]) -> None:
+    """Jobs that are read beside each other, in one batch, get the answers that each of them gets alone."""
+    with Model.open(folder, device="cpu", slots=1) as model:
+        alone = [read(model, job) for job in jobs]
+    with Model.open(folder, device="cpu", slots=4) as model, ThreadPoolExecutor(len(jobs)) as threads:
+        together = list(threads.map(lambda job: read(model, job), jobs))
+    assert len({tuple(tokens) for tokens in alone}) > 1
+    assert together == alone
+
+
+def check_streams_beside_each_other(folder: Path, images: Sequence[Image.Image], prompt: str) -> None:
+    """The pieces of requests that run beside each other make the texts that each of them has alone."""
+    settings = InferenceSettings(max_new_tokens=24, **GREEDY)
+    with Model.open(folder, device="cpu", slots=4) as model:
+        alone = [model.read(image, prompt, max_new_tokens=24, **GREEDY).text for image in images]
+        running = [model.submit(Request(prompt, [image], settings)) for image in images]
+        for one, expected in zip(running, alone, strict=True):
+            pieces = []
+            while not isinstance(event := one.next_event(), Finished):
+                pieces.append(event.text if isinstance(event, TextDelta) else "")
+            assert "".join(pieces) == expected
+        assert "".join(model.stream(images[0], prompt, max_new_tokens=24, **GREEDY)) == alone[0]
+
+
+def types_of_cuda_graphs(folder: Path) -> dict[str, dict[str, str]]:
+    """Graph -> the types of its inputs and outputs, by name. They load here as CUDA's graphs, but cannot all run."""
+    import onnxruntime as ort
+
+    manifest, found = Manifest.load(folder), {}
+    for name in ("vision", "embed", "decoder"):
+        graph = getattr(manifest, name)
+        assert set(graph.files) == {"cpu", "cuda"}
+        session = ort.InferenceSession(folder / graph.files["cuda"], providers=["CPUExecutionProvider"])
+        found[name] = {value.name: value.type for value in (*session.get_inputs(), *session.get_outputs())}
+    return found

@@ -16,10 +16,9 @@ from models.deepseek_ocr2.images import attention_bias
 from models.manifest import Manifest
 from models.model_errors import InvalidInput
 from models.registry import family_of
-from runtime import Model
 from runtime.providers import find_device
 from runtime.vision import VisionTower
-from tests.export.proof import GREEDY, Proof, relative_error
+from tests.export.proof import Proof, check_8_bit_tower, check_streams_beside_each_other, relative_error
 from tools.checkpoints import write_random_checkpoint
 from tools.deepseek2_checkpoints import DEEPSEEK_OCR_2, FULL_SIZE, Sizes2, config, tensor_shapes
 
@@ -114,20 +113,8 @@ def test_a_changed_query_changes_its_own_feature_and_those_behind(
 
 @pytest.mark.parametrize("neighbours", [1, 3])
 def test_a_rows_text_is_the_same_whatever_runs_beside_it(proof_of, picture, neighbours) -> None:
-    from models.settings import InferenceSettings
-    from runtime.requests import Finished, Request, TextDelta
-
     images = [picture(150 + 60 * i, 200, i) for i in range(neighbours + 1)]
-    settings = InferenceSettings(max_new_tokens=24, **GREEDY)
-    with Model.open(proof_of().folder, device="cpu", slots=4) as model:
-        alone = [model.read(image, PROMPT, max_new_tokens=24, **GREEDY).text for image in images]
-        running = [model.submit(Request(PROMPT, [image], settings)) for image in images]
-        for one, expected in zip(running, alone, strict=True):
-            pieces = []
-            while not isinstance(event := one.next_event(), Finished):
-                pieces.append(event.text if isinstance(event, TextDelta) else "")
-            assert "".join(pieces) == expected
-        assert "".join(model.stream(images[0], PROMPT, max_new_tokens=24, **GREEDY)) == alone[0]
+    check_streams_beside_each_other(proof_of().folder, images, PROMPT)
 
 
 TOLERANCES = {"f16": (1e-2, 2e-2), "q8": (1e-2, 1e-1), "q4": (1e-2, 1.0)}
@@ -156,12 +143,7 @@ def test_bfloat16_is_written_for_cuda(proof_of, export_checkpoint) -> None:
 def test_an_8_bit_tower_keeps_the_features(proof_of, picture, export_checkpoint) -> None:
     proof, image = proof_of(), picture(300, 420)
     folder = exported(export_checkpoint, proof.checkpoint, "q8", vision_dtype="q8", report=True)
-    (ours,), (exact,) = proof.features([image], folder), proof.features([image])
-    cosines = (ours * exact).sum(1) / np.linalg.norm(ours, axis=1) / np.linalg.norm(exact, axis=1)
-    assert cosines.min() > 0.99
-    report = Manifest.load(folder).report["vision_features"]
-    assert report["cosine"] > 0.99
-    assert report["cosine_with_outliers"] > 0.98
+    check_8_bit_tower(proof, image, folder)
 
 
 def test_the_generator_writes_the_published_names_shapes_and_config() -> None:

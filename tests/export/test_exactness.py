@@ -20,6 +20,7 @@ from runtime import Model
 from runtime.decoder import Decoder
 from runtime.providers import find_device
 from runtime.vision import VisionTower
+from tests.export.proof import types_of_cuda_graphs
 from tools.checkpoints import Sizes, write_random_checkpoint
 from tools.reference import embed, greedy_logits, image_features, load_reference
 
@@ -229,18 +230,10 @@ def test_f16_stays_close_to_f32_when_both_are_fed_the_same_tokens(pair_of, pictu
 
 def test_the_float16_graphs_for_cuda_are_valid_and_share_the_data_file(pair_of, export_checkpoint) -> None:
     """They cannot run here (the CPU's float16 MoE is wrong), but they load, with float16 caches and embeddings."""
-    import onnxruntime as ort
-
     half = export_checkpoint(pair_of(SIZES["default"], 0).checkpoint, "f16")
-    manifest = Manifest.load(half)
-    for name in ("vision", "embed", "decoder"):
-        graph = getattr(manifest, name)
-        assert set(graph.files) == {"cpu", "cuda"}
-        session = ort.InferenceSession(half / graph.files["cuda"], providers=["CPUExecutionProvider"])
-        types = {value.name: value.type for value in (*session.get_inputs(), *session.get_outputs())}
-        if name == "decoder":
-            assert types["inputs_embeds"] == types["past_key_values.0.key"] == "tensor(float16)"
-            assert types["logits"] == "tensor(float)"
+    manifest, types = Manifest.load(half), types_of_cuda_graphs(half)["decoder"]
+    assert types["inputs_embeds"] == types["past_key_values.0.key"] == "tensor(float16)"
+    assert types["logits"] == "tensor(float)"
     assert sum(info.size for file, info in manifest.files.items() if file.endswith(".data")) < 1.1 * 2 * (
         manifest.parameters
     ) + (1 << 20)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from models.model_errors import InvalidInput
 from models.registry import family_of
 from runtime import Model
 from tests.conftest import SHARED
-from tests.export.proof import GREEDY, Proof, relative_error
+from tests.export.proof import GREEDY, Proof, check_together_as_alone, cosines, relative_error
 from tests.export.twins import twin_of
 from tools.glm_checkpoints import (
     FULL_SIZE,
@@ -115,21 +114,8 @@ def test_a_rows_text_is_the_same_whatever_runs_beside_it(proof_of, picture) -> N
     jobs = [([picture(*size, seed)], task) for seed, (size, task) in enumerate([
         ((300, 900), "text"), ((900, 300), "text"), ((400, 400), "table"), ((1, 1), "formula"), ((1400, 28), "text"),
     ])]  # fmt: skip
-    folder = proof_of().folder
     ask = lambda model, job: model.read(job[0], task=job[1], max_new_tokens=32, raw=True, **GREEDY).tokens
-    with Model.open(folder, device="cpu", slots=1) as model:
-        alone = [ask(model, job) for job in jobs]
-    together: list[list[int]] = [[]] * len(jobs)
-    with Model.open(folder, device="cpu", slots=4) as model:
-        threads = [
-            threading.Thread(target=lambda i=i: together.__setitem__(i, ask(model, jobs[i]))) for i in range(len(jobs))
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    assert len({tuple(tokens) for tokens in alone}) > 1
-    assert together == alone
+    check_together_as_alone(proof_of().folder, ask, jobs)
 
 
 def test_streamed_pieces_are_the_whole_answer(proof_of, picture) -> None:
@@ -336,8 +322,7 @@ def test_an_8_bit_tower_keeps_its_features(proof_of, picture, export_checkpoint)
     proof, page = proof_of(), picture(300, 200)
     folder = export_checkpoint(proof.checkpoint, "q8", "glm-ocr", "glm-ocr", vision_dtype="q8")
     (mine,), (theirs,) = proof.features([page], folder), proof.features([page])
-    cosine = (mine * theirs).sum(-1) / np.linalg.norm(mine, axis=-1) / np.linalg.norm(theirs, axis=-1)
-    assert cosine.min() > 0.99
+    assert cosines(mine, theirs).min() > 0.99
 
 
 @pytest.mark.parametrize("dtype", ["f16", "bf16", "q4"])

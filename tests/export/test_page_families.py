@@ -21,7 +21,7 @@ from models.registry import family_of
 from runtime import Model
 from tests.conftest import SHARED
 from tests.export.largest_pass import largest_pass
-from tests.export.proof import GREEDY, Proof, relative_error
+from tests.export.proof import GREEDY, Proof, check_8_bit_tower, check_streams_beside_each_other, relative_error
 from tools import dots_checkpoints as dots
 from tools import lighton_checkpoints as lighton
 
@@ -127,20 +127,8 @@ def test_a_prompt_longer_than_a_chunk_of_the_prefill_gives_the_same_logits(
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_rows_text_is_the_same_whatever_runs_beside_it(proof_of, picture, family) -> None:
-    from models.settings import InferenceSettings
-    from runtime.requests import Finished, Request, TextDelta
-
-    images, prompt = [picture(150 + 60 * i, 200, i) for i in range(4)], PROMPTS[family]
-    settings = InferenceSettings(max_new_tokens=24, **GREEDY)
-    with Model.open(proof_of(family).folder, device="cpu", slots=4) as model:
-        alone = [model.read(image, prompt, max_new_tokens=24, **GREEDY).text for image in images]
-        running = [model.submit(Request(prompt, [image], settings)) for image in images]
-        for one, expected in zip(running, alone, strict=True):
-            pieces = []
-            while not isinstance(event := one.next_event(), Finished):
-                pieces.append(event.text if isinstance(event, TextDelta) else "")
-            assert "".join(pieces) == expected
-        assert "".join(model.stream(images[0], prompt, max_new_tokens=24, **GREEDY)) == alone[0]
+    images = [picture(150 + 60 * i, 200, i) for i in range(4)]
+    check_streams_beside_each_other(proof_of(family).folder, images, PROMPTS[family])
 
 
 TOLERANCES = {"f16": (1e-2, 2e-2), "q8": (1e-2, 1e-1), "q4": (1e-2, 1.0)}
@@ -169,12 +157,7 @@ def test_bfloat16_is_written_for_cuda(proof_of, export_checkpoint, family) -> No
 def test_an_8_bit_tower_keeps_the_features_and_the_report_says_so(proof_of, picture, export_checkpoint, family) -> None:
     proof, image = proof_of(family), picture(300, 420)
     folder = exported(export_checkpoint, proof.checkpoint, family, "q8", vision_dtype="q8", report=True)
-    (ours,), (exact,) = proof.features([image], folder), proof.features([image])
-    cosines = (ours * exact).sum(1) / np.linalg.norm(ours, axis=1) / np.linalg.norm(exact, axis=1)
-    assert cosines.min() > 0.99
-    report = Manifest.load(folder).report["vision_features"]
-    assert report["cosine"] > 0.99
-    assert report["cosine_with_outliers"] > 0.98
+    check_8_bit_tower(proof, image, folder)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="peak memory is read with the resource module")

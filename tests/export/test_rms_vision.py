@@ -23,7 +23,7 @@ from export.outliers import planted
 from export.rms_vision import Tower, TowerSpec, tower_graph, tower_outliers
 from models.patches import PatchRules, page_inputs
 from models.processor import session_entries
-from tests.export.proof import relative_error
+from tests.export.proof import cosines, relative_error
 
 torch = pytest.importorskip("torch")
 
@@ -239,8 +239,3 @@ def test_the_graphs_for_cuda_are_valid_and_compute_no_shapes(case_of, tmp_path, 
         file = written(tmp_path, case_of(family), precision)
         check_structure(file)
         assert "Shape" not in {node.op_type for node in ir.load(file).graph}
-
-
-def cosines(ours: np.ndarray, exact: np.ndarray) -> np.ndarray:
-    """Of each feature."""
-    return np.asarray((ours * exact).sum(1) / np.linalg.norm(ours, axis=1) / np.linalg.norm(exact, axis=1))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from export.graphs import stored_weights
 from export.pipeline import Job, precisions_of
 from export.source import Source
 from tools.checkpoints import FULL_SIZE, published_config, tensor_shapes
+from tools.random_checkpoints import write_without_values
 
 # tokenizer.json (10.0 MB), the graphs themselves (2.9 MB), the manifest with a report.
 OTHER_FILES = 13_500_000
@@ -24,15 +24,7 @@ def full_size(tmp_path_factory: pytest.TempPathFactory) -> DeepseekOcrExport:
     """The published checkpoint without its values: a header, and a file that has its length and holds nothing."""
     folder = tmp_path_factory.mktemp("full")
     (folder / "config.json").write_text(json.dumps(published_config(FULL_SIZE)))
-    header, end = {}, 0
-    for name, shape in tensor_shapes(FULL_SIZE).items():
-        start, end = end, end + 2 * math.prod(shape)
-        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [start, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    with (folder / "model.safetensors").open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        file.truncate(8 + len(text) + end)
+    write_without_values(folder / "model.safetensors", tensor_shapes(FULL_SIZE))
     return DeepseekOcrExport(Checkpoint(folder), {})
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,6 +30,7 @@ from tools.paddle_checkpoints import (
     write_paddle_checkpoint,
 )
 from tools.paddle_reference import image_processor, load_paddle
+from tools.random_checkpoints import write_without_values
 
 PUBLISHED = SHARED / "checkpoints" / "paddleocr-vl"
 
@@ -64,15 +64,7 @@ def test_the_published_files_are_understood_at_full_size(published, tmp_path, un
     """With a header in place of the weights, and a file behind it that has their length and holds nothing."""
     for name in ("config.json", "generation_config.json", "preprocessor_config.json", "chat_template.jinja"):
         (tmp_path / name).write_bytes((published / name).read_bytes())
-    header, end = {}, 0
-    for name, shape in tensor_shapes(replace(FULL_SIZE, unused=unused)).items():
-        start, end = end, end + 2 * math.prod(shape)
-        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [start, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    with (tmp_path / "model.safetensors").open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        file.truncate(8 + len(text) + end)
+    write_without_values(tmp_path / "model.safetensors", tensor_shapes(replace(FULL_SIZE, unused=unused)))
     checkpoint = Checkpoint(tmp_path)
     family = PaddleOcrVlExport(checkpoint, {})
     parts = family.parts(layers.Precision(layers.FLOAT, layers.FLOAT), layers.Precision(layers.FLOAT, layers.FLOAT))

@@ -14,6 +14,7 @@ from export.quantize import Blocks, dequantize, dequantize_channels, quantize, q
 from models.manifest import Manifest
 from runtime import Model
 from tests.export.paddleocr_vl.pairs import GREEDY, SIZES, Pair, ours, relative_error
+from tests.export.proof import types_of_cuda_graphs
 
 
 @pytest.mark.parametrize(("dtype", "vision", "limit"), [("f16", "f16", 1e-4), ("q8", "q8", 0.06), ("q4", "q8", 0.4)])
@@ -87,15 +88,7 @@ def test_positions_turn_keys_and_queries_by_an_operator_that_every_provider_has(
 
 
 def test_the_float16_graphs_for_cuda_are_valid_and_take_float16_angles(pair_of, export_checkpoint) -> None:
-    import onnxruntime as ort
-
     half = export_checkpoint(pair_of().checkpoint, "f16", "paddleocr-vl", "paddleocr-vl")
-    manifest = Manifest.load(half)
-    for name in ("vision", "embed", "decoder"):
-        graph = getattr(manifest, name)
-        assert set(graph.files) == {"cpu", "cuda"}
-        session = ort.InferenceSession(half / graph.files["cuda"], providers=["CPUExecutionProvider"])
-        types = {value.name: value.type for value in (*session.get_inputs(), *session.get_outputs())}
-        if name == "decoder":
-            assert types["inputs_embeds"] == types["past_key_values.0.key"] == types["rotary_cos"] == "tensor(float16)"
-            assert types["logits"] == "tensor(float)"
+    types = types_of_cuda_graphs(half)["decoder"]
+    assert types["inputs_embeds"] == types["past_key_values.0.key"] == types["rotary_cos"] == "tensor(float16)"
+    assert types["logits"] == "tensor(float)"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import sys
-import threading
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from models.registry import family_of
 from runtime import Model
 from tests.export.largest_pass import largest_pass
 from tests.export.paddleocr_vl.pairs import GREEDY, SIZES, check_against_reference
+from tests.export.proof import check_together_as_alone
 from tools.paddle_checkpoints import (
     V1_0,
     V1_5,
@@ -91,23 +91,7 @@ def test_a_rows_text_is_the_same_whatever_runs_beside_it(pair_of, picture) -> No
         ((300, 900), "OCR:"), ((900, 300), "OCR:"), ((400, 400), "Table Recognition:"), ((1, 1), "Chart Recognition:"),
         ((640, 480), "Formula Recognition:"), ((5600, 28), "OCR:"),
     ])]  # fmt: skip
-    folder = pair_of().folder
-    with Model.open(folder, device="cpu", slots=1) as model:
-        alone = [model.read(images, text, **GREEDY).tokens for images, text in jobs]
-    together: list[list[int]] = [[]] * len(jobs)
-    with Model.open(folder, device="cpu", slots=4) as model:
-
-        def read(i: int) -> None:
-            images, text = jobs[i]
-            together[i] = model.read(images, text, **GREEDY).tokens
-
-        threads = [threading.Thread(target=read, args=(i,)) for i in range(len(jobs))]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    assert len({tuple(tokens) for tokens in alone}) > 1
-    assert together == alone
+    check_together_as_alone(pair_of().folder, lambda model, job: model.read(*job, **GREEDY).tokens, jobs)
 
 
 def test_streamed_pieces_are_the_whole_answer(pair_of, picture) -> None:
