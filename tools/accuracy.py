@@ -6,12 +6,12 @@
     python -m tools.accuracy --dtypes f32 --categories tables --task markdown
     python -m tools.accuracy --server http://127.0.0.1:8000/v1 --model tiny-ocr     the same pages through HTTP
 
-``q4+q8`` is the q4 decoder with the 8-bit vision tower; without a + the tower is what the exporter takes by itself. The
-pages are those of ``tools.train_tiny.held_out``, whose fonts and texts no training has seen; they are read as users
-read them, by the runtime with its defaults. The first of the dtypes is what the others are compared with. ``--peers``
-adds rows of tesseract and RapidOCR, where those are installed; all rows then count typographic quotes and dashes as
-plain ones. ``--task`` asks for something else than the plain text: what is read is compared without its boxes, and
-those by themselves. Seconds a page are wall time over all pages, eight of which are asked for at once.
+``q4+q8`` is the q4 decoder with the 8-bit vision tower; without a + the exporter chooses the tower. The pages come from
+``tools.train_tiny.held_out``: no training has seen their fonts and texts. The runtime reads them with its defaults, as
+for any user. The other dtypes are compared with the first. ``--peers`` adds rows of tesseract and RapidOCR, where these
+programs are installed; all rows then count typographic quotes and dashes as plain ones. ``--task`` asks for something
+else than the plain text: texts are compared without boxes, and boxes apart from texts. Seconds a page are wall time
+over all pages, of which eight are asked for at the same time.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ DTYPES = ("f32", "f16", "q8", "q4", "q8+q8", "q4+q8")
 # Points of character error rate that a dtype may cost, over all pages.
 BARS: Mapping[str, float] = {"q8": 0.3, "q4": 1.0}
 _TOGETHER = 8
-# Pages of the others to one dense page, which has as much text as twenty of them.
+# Pages of the other categories for each dense page, which has as much text as twenty such pages.
 _DENSE_SHARE = 10
 
 
@@ -116,9 +116,9 @@ def served(url: str, model: str, crop_mode: bool) -> Read:
 class Found:
     """What one reader made of the pages."""
 
-    scores: Mapping[str, Score]  # category -> its score; of all that have text as "all"
+    scores: Mapping[str, Score]  # category -> its score; "all": of all pages with text
     seconds: float  # a page
-    placed: float | None = None  # share of the boxes that are where they should be; None without any
+    placed: float | None = None  # share of the boxes that are in the right place; None where no page has boxes
 
 
 def asked_about(page: Page, task: str) -> Asked:
@@ -140,7 +140,7 @@ def drawn(categories: Sequence[str], count: int, seed: int, task: str = "free") 
 
 
 def without_boxes(text: str) -> str:
-    """An answer without where its pieces stand."""
+    """An answer without its boxes."""
     return re.sub(r"<\|det\|>.*?<\|/det\|>", "", text)
 
 
@@ -167,7 +167,7 @@ def together(scored: Sequence[Score]) -> Score:
 
 
 def shown(one: Score) -> str:
-    """Its rate, or what was read on pages without text."""
+    """A score as its rate, or, on pages without text, as the number of characters that were read there."""
     return f"{one.rate:.2%}" if one.characters else f"{one.errors} read"
 
 

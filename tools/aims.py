@@ -5,7 +5,7 @@
     python -m tools.aims --checkpoint RUN/tiny-ocr           weights that have been trained just now
 
 The pages are those of ``tools.train_tiny.held_out``. Each dtype is exported and served by a server of its own, as users
-have it. ``tools.accuracy`` compares dtypes and other readers on the same pages, and knows the other prompts.
+have them. ``tools.accuracy`` compares dtypes and other readers on the same pages, and asks for other tasks too.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = args.categories.split(",")
     if unknown := sorted({*chosen} - {*AIMS}):
         parser.error(f"no aim for {', '.join(unknown)}; there are aims for {', '.join(AIMS)}")
-    # The demonstration's pages are the same in every draw: one draw has them.
+    # The demonstration's pages are the same in every draw, so that only the first draw has the demonstration.
     draws = {seed: [one for one in chosen if one != "demo" or seed == args.seeds[0]] for seed in args.seeds}
     pages = {seed: drawn(categories, args.pages, seed) for seed, categories in draws.items() if categories}
     found = {dtype: served_as(dtype, args.checkpoint, pages) for dtype in args.dtypes.split(",")}

@@ -8,7 +8,7 @@ distributions of Pillow and pypdf have a thousand. Whatever its name, each file 
 as a ``file`` part and as an image part to a server of its own. An answer is text, with warnings or without; a clear
 error is a page or a document that was refused with a reason or took too long, or status 400 or 413 with a message.
 All else is a failure, and the exit code 1: an internal error, a traceback, a worker that crashed, another status, no
-answer, a file of which nothing is said, a process that is left, a run that is not over in time.
+answer, a file that no line names, a process that outlives the run, a run that does not end in time.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def read(files: Sequence[Path], folder: Path, model: Sequence[str], pages: str, 
 
 
 def outcome_of(lines: Sequence[Mapping[str, Any]]) -> str:
-    """What the lines of a run manifest say of a document: the worst of it."""
+    """The outcome of a document by the lines of its run manifest: the worst of its pages."""
     errors = [line["error"] for line in lines if line.get("error")]
     for outcome, mark in MARKS.items():
         if any(re.search(mark, error) for error in errors):

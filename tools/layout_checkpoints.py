@@ -39,8 +39,7 @@ _PUBLISHED = (
     (re.compile(r"layers\.(\d+)\.mlp\.fc"), r"layers.\1.fc"),
     (re.compile(r"encoder\.aifi\."), "encoder.encoder."),
 )
-# Of how far a query looks around itself by what it has seen: whole random offsets make every layer chaotic.
-_STEADY = 0.02
+_STEADY = 0.02  # of the weights of sampling offsets: with larger random weights every layer is chaotic
 _SMALL = 0.3  # of the heads of boxes
 _TIED = ("model.decoder.class_embed.", "model.decoder.bbox_embed.")
 

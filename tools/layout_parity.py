@@ -1,8 +1,8 @@
 """How far an exported layout detector is from transformers' own module: what ``tools.parity`` prints of one.
 
-Whole detectors can only be compared where the weights mean something: with random ones near ties in the choice of
-queries are chaotic, and PyTorch in float32 is as far from itself in float64. So the halves are compared as well: what
-the encoder gives, and what the module's decoder makes of the graph's own features.
+Whole detectors can be compared with trained weights only: with random weights, near ties in the choice of queries are
+chaotic, and PyTorch in float32 is as far from PyTorch in float64. So the halves are compared as well: the features of
+the encoder, and what the module's decoder makes of the graph's own features.
 """
 
 from __future__ import annotations

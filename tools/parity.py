@@ -7,8 +7,8 @@ A layout detector's checkpoint and its export are compared in halves and as a wh
 ``tools.layout_parity``.
 
 Both sides are fed the same tokens (the reference's greedy ones), so that one flipped near-tie does not spoil the rest.
-Where an answer looks back through a window, it goes on far beyond that, and what lies there is told by itself. The
-reference runs first, in float32, and is freed before the exports are loaded: DeepSeek-OCR at full size wants 16 GB
+A model whose answers look back through a window answers far beyond that window, and the distances there are told apart.
+The reference runs first, in float32, and is freed before the exports are loaded: DeepSeek-OCR at full size wants 16 GB
 of memory.
 """
 
@@ -41,8 +41,8 @@ from tools.reference_family import Reference, load_family
 class Parity:
     """Distances of one export: maximum errors relative to the largest reference value, mean KL in nats.
 
-    beyond : of the logits alone, after those of the answer's tokens that no longer see all that came before; None:
-    there are none.
+    beyond : of the logits alone, from the first token that no longer sees the whole answer before it; None: there is no
+    such token.
     """
 
     feature_cosine: float
@@ -54,7 +54,7 @@ class Parity:
 
 
 def default_steps(manifest: Manifest) -> int:
-    """Tokens to decode where nobody says how many: where there is a window, as many again behind it."""
+    """Tokens to decode without --steps: 64, and with a window twice the window's length more."""
     return 64 if manifest.sizes.window is None else 64 + 2 * manifest.sizes.window
 
 
@@ -101,7 +101,7 @@ def measure(folder: Path, images: Sequence[Image.Image], reference: Reference) -
     found = Parity(cosine([ours], [theirs]), _relative(ours, theirs), *_logits(np.stack(rows), reference.logits))
     if window is None or len(rows) <= window + 1:
         return found
-    behind = slice(window + 1, None)  # the row after the prompt, and those of as many tokens as the window has
+    behind = slice(window + 1, None)  # after the row of the prompt and a row for each token of the window
     return replace(found, beyond=replace(found, **dict(zip(
         ("logit_error", "divergence", "top_1_agreement"),
         _logits(np.stack(rows[behind]), reference.logits[behind]), strict=True,

@@ -19,7 +19,7 @@ from PIL import Image
 
 Read = Callable[[Image.Image], str]
 
-# Tesseract writes typographic quotes and dashes for plain ones; with peers in a table, all rows are compared without.
+# Tesseract writes typographic quotes and dashes for plain ones; in a table with peers, all rows are compared as plain.
 _PLAIN = str.maketrans({**dict.fromkeys("‘’‚‹›", "'"), **dict.fromkeys("“”„«»", '"'), **dict.fromkeys("–—", "-")})
 
 

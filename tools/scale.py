@@ -1,11 +1,10 @@
-"""Where one head stops: engines that only sleep for the time of a page, as many as are asked for, and the real head.
+"""Where one head stops: any number of engines that only sleep for the time of a page, and the real head.
 
     python -m tools.scale --engines 1,10,100,1000 --seconds 0.43
 
-Engines are coroutines in a few actors of Ray (a process each would take 60 GB for 1,000 of them), each with two batches
-on the way as ``read --ray`` has them. Their answers come back through Ray, are taken apart and kept by the code that
-keeps those of ``read --ray``: parts and the run manifest on a disk. Told is how many pages a second the head takes,
-beside what the engines could give.
+Engines are coroutines in a few actors of Ray (1,000 processes would take 60 GB), each with two batches in flight, as
+for ``read --ray``. Their answers come back through Ray and are kept by the code of ``read --ray``: parts and the run
+manifest on a disk. The table says how many pages a second the head takes, beside what the engines could give.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ def in_turns(name: str, first: Callable[[], object], second: Callable[[], object
 
 
 def together(folder: Path, device: Device, rounds: int) -> None:
-    """Both ways end with the step behind the prompts, which has their last tokens in the second way."""
+    """Prompts one after the other, or in one run. A run leaves the last tokens to the next step, so both take that step."""
     manifest, random = Manifest.load(folder), np.random.default_rng(0)
     decoder = Decoder(folder, manifest, device, max(map(len, PROMPTS)), resident=device.resident)
     for lengths in PROMPTS:
@@ -79,7 +79,7 @@ def together(folder: Path, device: Device, rounds: int) -> None:
 
 
 def features(folder: Path, device: Device, rounds: int) -> None:
-    """Without the memory of views, which would have them all from the second round on."""
+    """Features by way of the host, or on the device. Without the cache of views, which would hold the page's."""
     page = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*PAGE[::-1], 3), np.uint8))
     find, models = model_module.find_device, []
     try:
@@ -96,7 +96,7 @@ def features(folder: Path, device: Device, rounds: int) -> None:
 
 
 def candidates(folder: Path, device: Device, rounds: int) -> None:
-    """Where a device picks none, it is made to."""
+    """64 candidates or 8, picked on the device also where the runtime would pick none."""
     manifest, usual, decoders = Manifest.load(folder), picker.CANDIDATES, []
     try:
         for count in (64, 8):

@@ -269,7 +269,7 @@ def _ours(args: argparse.Namespace) -> list[Path]:
 
 
 def _peers(args: argparse.Namespace, plan: Plan) -> tuple[list[Contender], llama_cpp.Llama | None]:
-    """Peers that were asked for and are there; the others are told with how to get them."""
+    """Peers that were asked for and are installed. For a peer that is missing, an error says how to get it."""
     peers: list[Contender] = []
     found: llama_cpp.Llama | None = None
     if args.peers and args.full is None:
@@ -310,7 +310,7 @@ def _detectors(args: argparse.Namespace, plan: Plan) -> list[Contender]:
 
 
 def _distinct(ours: Sequence[Ours], kind: Kind) -> list[Ours]:
-    """Exports that differ for this kind: one of those that share a vision tower stands for all."""
+    """Exports that differ for this kind. Of several exports with the same vision tower, the first is measured."""
     return list({one.name(kind): one for one in reversed(ours)}.values())[::-1]
 
 

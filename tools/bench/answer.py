@@ -1,7 +1,7 @@
 """Long answers of models whose answers look back through a window: every token is decoded, and timed on the way.
 
-Beside each export stands the same one with full attention, in a process of its own and in turns with it: the window's
-speed and memory stay as they are from its end on, the other's do not.
+Each export is measured with its window and with full attention, in two processes and in turns. Once the window is full,
+speed and memory stay the same; with full attention they go on changing.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class FullAttention(Ours):
 
 
 class Answer:
-    """See ``worker.Subject``: one answer that grows from case to case, and begins anew where a case is behind it."""
+    """See ``worker.Subject``: one answer that grows from case to case, and begins anew for a shorter one."""
 
     def __init__(self, folder: Path, threads: int, plan: Plan, *, full_attention: bool) -> None:
         from runtime.decoder import Decoder
@@ -77,6 +77,6 @@ class Answer:
         self._length = length
 
     def _random(self, count: int) -> list[int]:
-        """Tokens: other ones go to other experts."""
+        """Random tokens: different tokens are routed to different experts."""
         tokens: Any = self._rng.integers(0, self._sizes.vocabulary, count).tolist()
         return list(tokens)

@@ -1,7 +1,7 @@
 """``python -m tools.bench run --ray``: pages a minute of ``read`` with two threads, and with Ray with 1 or 2 actors.
 
-Each is a program of its own that reads the same document; the time is that of its last three quarters, by its run
-manifest, so that neither loading nor the start of Ray counts. In turns, as all measurements here.
+Each way is a program of its own that reads the same document. The time is that of the document's last three quarters,
+by the run manifest, so that neither loading nor the start of Ray counts. In turns, as all measurements here.
 """
 
 from __future__ import annotations

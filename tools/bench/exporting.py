@@ -33,7 +33,7 @@ class Export:
         return Memory(3 * 10**9, 0)
 
     def prepare(self, case: Case) -> None:
-        """Nothing: a first export reads the checkpoint from disk, and so it should."""
+        """Do nothing: an export without a warm-up reads the checkpoint from disk, as a user's does."""
 
     def sample(self, case: Case) -> Mapping[str, float]:
         """Seconds, the process's peak memory (mapped files among it), and the size of what was published."""

@@ -53,7 +53,7 @@ class Llama:
 
 
 def find(folder: Path | None) -> Llama:
-    """The programs of a build, or those on the PATH.
+    """The programs of a build, or the programs on the PATH.
 
     Raises
     ------
@@ -110,7 +110,7 @@ def _step(command: list[str], tell: Callable[[str], None]) -> None:
 
 
 def convert(llama: Llama, checkpoint: Path, target: Path, tell: Callable[[str], None]) -> tuple[Path, Path]:
-    """(decoder in Q8_0 with its tokenizer, vision file in float16), by llama.cpp's own converter. Made once.
+    """(decoder in Q8_0 with its tokenizer, vision file in float16), by llama.cpp's own converter, unless they exist.
 
     Raises
     ------

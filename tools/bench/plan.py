@@ -30,16 +30,16 @@ KINDS: dict[Part, Kind] = {
 
 @dataclass(frozen=True)
 class Plan:
-    """Sizes of every case, and where all is computed; the defaults are the published ones, of a CPU."""
+    """Sizes of every case, and the device. The defaults are those of the published figures, on a CPU."""
 
     device: str = "cpu"  # as the runtime names it
     views: tuple[int, ...] = (640, 1024)  # side of a view, pixels
     prefills: tuple[int, ...] = (512, 900)  # prompt tokens
     contexts: tuple[int, ...] = (128, 512, 2048)  # tokens in the cache when decoding starts
     answers: tuple[int, ...] = (500, 1000, 2000, 4000, 8000)  # tokens of one answer, of models with a window
-    answer_steps: int = 200  # the last ones up to there, which are timed
+    answer_steps: int = 200  # the last tokens of such an answer, which are timed
     rows: tuple[int, ...] = (1, 2, 4, 8, 16)  # requests decoded together
-    batch_context: int = 300  # tokens in each of those rows' caches
+    batch_context: int = 300  # tokens in the cache of each of these rows
     busy_rows: tuple[int, ...] = (1, 8)  # of the steps whose time outside ONNX Runtime is measured
     steps: int = 32  # decode steps of one sample
     page: tuple[int, int] = (1240, 1754)  # pixels; A4 at 150 dpi, which makes 2 x 3 tiles
@@ -81,7 +81,7 @@ class Plan:
                 yield from (Case(part, n, f"{n} client{'s' * (n > 1)}, {page}") for n in self.clients)
 
 
-# A GPU has room for more rows and clients, and a page's answer in every one of them.
+# A GPU has room for more rows and clients, and for a page's answer in every row.
 CUDA = Plan(
     device="cuda", prefills=(256, 900), rows=(1, 8, 32, 64), batch_context=512, busy_rows=(1, 64), clients=(1, 16, 64),
     pages_per_client=1,

@@ -273,7 +273,7 @@ def render(results: Results) -> str:
 
 
 def _limited(series: Sequence[Series]) -> Iterator[list[str]]:
-    """Rows of what has a limit of its own."""
+    """Rows of the metrics that have a limit (``LIMITS``), with whether the limit is met."""
     for one in series:
         for limit in LIMITS:
             if (limit.part, limit.metric) == (one.part, one.metric) and limit.ours in ("", one.contender):

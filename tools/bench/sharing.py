@@ -71,7 +71,7 @@ class Sharing:
         return (len(stream.tokens) - first) / (time.perf_counter() - started)
 
     def _ends(self) -> dict[str, float]:
-        """From the moment at which a request is to end until the device is free of it; the worst of all moments."""
+        """Seconds from a request's cancel or deadline until the device is free again; the worst of all moments."""
         ask = {"passes": 2, "prompt": min(2000, self._model.manifest.max_length - 100), "tokens": 20}
         started = time.perf_counter()
         self._wait(self._submit(**ask))

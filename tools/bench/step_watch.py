@@ -10,11 +10,11 @@ from typing import Any
 class StepWatch:
     """Times the engine's turns, and how much of each is spent inside ONNX Runtime.
 
-    A turn lasts from one decode step's beginning to the next one's: everything that happens in between is in it.
+    A turn lasts from the beginning of a decode step to the beginning of the next, with all that happens in between.
     """
 
     def __init__(self, decoder: Any) -> None:
-        """decoder : see ``runtime.decoder.Decoder``; nothing runs in it yet."""
+        """decoder : see ``runtime.decoder.Decoder``. Call this before the decoder runs anything."""
         self._turns: list[tuple[int, float, float]] = []  # rows, when the step began, seconds inside until then
         self._inside = 0.0
         decoder.wrap_sessions(lambda session: _Timed(session, self))
@@ -50,7 +50,7 @@ class StepWatch:
 
 
 class _Timed:
-    """A session that tells how long it is at work."""
+    """A session that tells the watch how long each of its runs takes."""
 
     def __init__(self, session: Any, watch: StepWatch) -> None:
         self._session, self._watch = session, watch

@@ -1,8 +1,7 @@
 """What measures an export of ours, in a worker of its own.
 
-Vision, prefill and decode are measured at ``runtime.decoder``, page, overhead and load at ``runtime.model``: the page
-has everything in it (image preparation, logit filters, sampling, text), the others compare with what peers' own
-benchmarks measure.
+Vision, prefill and decode are measured at ``runtime.decoder``, as peers' own benchmarks measure them. Page, overhead
+and load are measured at ``runtime.model``: a page includes image preparation, logit filters, sampling and text.
 """
 
 from __future__ import annotations
@@ -88,7 +87,7 @@ class _Decoder:
             if self._filled[row] < context:
                 self._decoder.prefill(row, self._prompt(context))
                 self._filled[row] = context
-        self._steps(rows, context + self._plan.steps - 1, 1)  # the cache grows in steps: let it do so now
+        self._steps(rows, context + self._plan.steps - 1, 1)  # lets the cache grow before the clock runs
         self._steps(rows, context, 1)
 
     def sample(self, part: str, value: int) -> dict[str, float]:
@@ -107,7 +106,7 @@ class _Decoder:
         return (1, value) if part == "decode" else (value, self._plan.batch_context)
 
     def _steps(self, rows: int, context: int, steps: int) -> float:
-        """Seconds of so many decode steps, each row with tokens of its own: other tokens go to other experts."""
+        """Seconds of so many decode steps. Each row has tokens of its own, which go to different experts."""
         tokens = self._rng.integers(0, self._manifest.sizes.vocabulary, (steps, rows)).tolist()
         started = time.perf_counter()
         for step in range(steps):
@@ -130,7 +129,7 @@ class _Page:
         self._watch = StepWatch(engine.decoder)
 
     def prepare(self, part: str, value: int) -> None:
-        # The same sizes as what is measured: kernels choose their memory by shape.
+        # With the shapes of the measurement: kernels choose their memory by shape.
         if part == "overhead":
             self._decode(value, 4)
         else:
@@ -142,7 +141,7 @@ class _Page:
     def _decode(self, rows: int, steps: int) -> dict[str, float]:
         """Whole turns of the engine with so many rows: filters, sampling and text as requests have them by default."""
         words = [" ".join(str(10 * i + row) for i in range(self._plan.batch_context // 2)) for row in range(rows)]
-        # Rows begin one after the other: the first ones go on until the last has had its steps.
+        # Rows begin one after the other: the first rows go on until the last row has had its steps.
         settings = InferenceSettings(max_new_tokens=steps + rows, stop_on_loop=False)
         self._watch.start()
         with self._model.engine.paused():  # the engine sees none before all are queued: a small model ends in 2 ms
@@ -181,7 +180,7 @@ class _Load:
         on_card = self._device.startswith("cuda")
         before = free_memory(0) if on_card else None
         started = time.perf_counter()
-        # On a card with few slots: by itself it takes as many as its memory holds, and that would be what is measured.
+        # On a card with four slots: without a number the cache fills the card, and its size would be measured.
         model = Model.open(self._folder, device=self._device, threads=self._threads, slots=4 if on_card else None)
         seconds = time.perf_counter() - started
         gc.collect()

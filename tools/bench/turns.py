@@ -1,7 +1,7 @@
-"""Measuring in turns: every contender gets one sample of a case before any gets its second.
+"""Measuring in turns: every contender gets one sample of a case before any contender gets a second one.
 
-Other load on a machine comes and goes within seconds and moves every figure by up to three times. In turns it hits all
-contenders alike, so ratios of medians mean something where the figures themselves do not.
+Other load on a machine comes and goes within seconds and changes every figure by up to a factor of three. In turns,
+such load hits all contenders alike, so that the ratios of medians hold where the figures themselves do not.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ class BenchError(Exception):
 
 @dataclass(frozen=True)
 class Memory:
-    """What a contender needs, bytes: while it loads, and afterwards."""
+    """What a contender needs, in bytes."""
 
-    peak: int
-    held: int
+    peak: int  # while it loads
+    held: int  # afterwards
 
 
 class Contender(Protocol):
     """One engine with one type of weights."""
 
     def name(self, kind: Kind) -> str:
-        """How tables call it; contenders with the same name for a kind are the same thing there."""
+        """The contender's name in tables. Two contenders with one name for a kind would measure the same thing."""
 
     def can(self, case: Case) -> bool:
-        """Whether it has this case at all."""
+        """Whether the contender can measure this case."""
 
     def memory(self, kind: Kind) -> Memory: ...
 
@@ -96,8 +96,8 @@ def groups_in_memory(
 ) -> Iterator[list[Contender]]:
     """Split contenders into groups that fit into ``available`` bytes together.
 
-    All in one group where possible; otherwise a group for each peer with its rivals among ours; those that fit into
-    none of them one by one.
+    All in one group where possible; otherwise a group for each peer with its rivals among ours. A contender that fits
+    into no group is a group by itself.
     """
     if _fits(contenders, kind, available):
         yield list(contenders)
@@ -130,8 +130,8 @@ def measure(
 ) -> list[Series]:
     """Measure a group: in each round every case, and in each case every contender that has it.
 
-    number : of the group, for its series. A contender that fails a case is left out of it from then on, and the failure
-    is told.
+    number : of the group, for its series. A contender that fails a case is left out of that case from then on, and
+    ``tell`` gets the reason.
     """
     series: dict[tuple[str, Case, str], Series] = {}
     out: set[tuple[int, Case]] = set()
