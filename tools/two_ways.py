@@ -54,7 +54,7 @@ def in_turns(name: str, first: Callable[[], object], second: Callable[[], object
 
 
 def together(folder: Path, device: Device, rounds: int) -> None:
-    """Prompts one after the other, or in one run. A run leaves the last tokens to the next step, so both take that step."""
+    """Prompts one after the other, or in one run, which leaves the last tokens to a step: both ways take that step."""
     manifest, random = Manifest.load(folder), np.random.default_rng(0)
     decoder = Decoder(folder, manifest, device, max(map(len, PROMPTS)), resident=device.resident)
     for lengths in PROMPTS:
