@@ -72,5 +72,18 @@ def edit_tensors(checkpoint: Path, change: Callable[[dict[str, np.ndarray]], Any
     save_file(tensors, checkpoint / WEIGHTS)
 
 
+def rewritten(source: Path, target: Path, rounded: Callable[[str, np.ndarray], np.ndarray]) -> Path:
+    """A checkpoint's copy in float32. rounded : from a tensor's name and values to the values in the copy."""
+    target.mkdir()
+    for name in ("config.json", "processor_config.json", "tokenizer.json"):
+        (target / name).write_bytes((source / name).read_bytes())
+    tensors: dict[str, np.ndarray] = {}
+    for file in source.glob("*.safetensors"):
+        tensors.update({name: value.astype(np.float32) for name, value in load_file(file).items()})
+    tensors = {name: np.ascontiguousarray(rounded(name, value)) for name, value in tensors.items()}
+    save_file(tensors, target / "model.safetensors")
+    return target
+
+
 def graph_bytes(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.iterdir() if file.suffix in (".onnx", ".data")}

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from safetensors.numpy import load_file, save_file
 
 from export import layers
 from export.graph_ends import new_graph
@@ -20,6 +19,7 @@ from models.processor import session_entries
 from models.registry import family_of
 from runtime.providers import find_device, ort
 from runtime.vision import VisionTower
+from tests.export.jobs import rewritten
 from tools.checkpoints import Sizes, write_random_checkpoint
 from tools.reference import image_features, load_reference
 
@@ -124,15 +124,10 @@ def read(checkpoint: Path, folder: Path, image) -> tuple[np.ndarray, np.ndarray]
 
 def rounded(source: Path, target: Path) -> Path:
     """The checkpoint with every matrix of the tower that is quantised replaced by its rounded values, in float32."""
-    target.mkdir()
-    for name in ("config.json", "processor_config.json", "tokenizer.json"):
-        (target / name).write_bytes((source / name).read_bytes())
-    tensors = {}
-    for file in source.glob("*.safetensors"):
-        tensors.update({name: value.astype(np.float32) for name, value in load_file(file).items()})
     matrix = re.compile(r"model\.(sam_model|vision_model|projector).*(qkv|proj|lin\d|fc\d|layers)\.weight$")
-    for name, weight in tensors.items():
-        if weight.ndim == 2 and matrix.search(name):
-            tensors[name] = np.ascontiguousarray(dequantize_channels(*quantize_channels(weight)))
-    save_file(tensors, target / "model.safetensors")
-    return target
+
+    def value(name: str, weight: np.ndarray) -> np.ndarray:
+        is_quantised = weight.ndim == 2 and matrix.search(name)
+        return dequantize_channels(*quantize_channels(weight)) if is_quantised else weight
+
+    return rewritten(source, target, value)

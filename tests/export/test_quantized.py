@@ -10,7 +10,6 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
-from safetensors.numpy import load_file, save_file
 
 from export import layers
 from export.pipeline import Job, export_model
@@ -20,6 +19,7 @@ from export.weights import DataFile, weights_of
 from models.manifest import Manifest
 from runtime.decoder import Decoder
 from runtime.providers import find_device
+from tests.export.jobs import rewritten
 from tools.checkpoints import Sizes, write_random_checkpoint
 from tools.reference import embed, greedy_logits, load_reference
 
@@ -93,24 +93,19 @@ def test_error_on_gaussian_weights_is_what_the_bits_allow(bits, limit) -> None:
 
 def rounded_checkpoint(source: Path, target: Path, decoder: Blocks) -> Path:
     """The same checkpoint with every matrix that the export quantises replaced by its rounded values, in float32."""
-    target.mkdir()
-    for name in ("config.json", "processor_config.json", "tokenizer.json"):
-        (target / name).write_bytes((source / name).read_bytes())
-    tensors = {}
-    for file in source.glob("*.safetensors"):
-        tensors.update({name: value.astype(np.float32) for name, value in load_file(file).items()})
     # The widths by which the export fits its blocks to rows: those of one product for the experts.
     expert_channels = (SIZES.hidden, SIZES.expert_mlp)
-    for name, weight in tensors.items():
-        blocks = None
+
+    def value(name: str, weight: np.ndarray) -> np.ndarray:
         if re.search(r"mlp\.experts\.", name):
             blocks = decoder.fitting(*expert_channels)
         elif name == "model.embed_tokens.weight" or re.search(r"model\.layers\..*_proj\.weight|lm_head", name):
             blocks = decoder.fitting(weight.shape[1])
-        if blocks is not None:
-            tensors[name] = dequantize(*quantize(weight, blocks), blocks, weight.shape[1])
-    save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, target / "model.safetensors")
-    return target
+        else:
+            return weight
+        return dequantize(*quantize(weight, blocks), blocks, weight.shape[1])
+
+    return rewritten(source, target, value)
 
 
 @pytest.mark.parametrize(("dtype", "bits"), [("q8", 8), ("q4", 4)])
