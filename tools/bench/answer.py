@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import psutil
@@ -78,5 +77,5 @@ class Answer:
 
     def _random(self, count: int) -> list[int]:
         """Random tokens: different tokens are routed to different experts."""
-        tokens: Any = self._rng.integers(0, self._sizes.vocabulary, count).tolist()
-        return list(tokens)
+        tokens: list[int] = self._rng.integers(0, self._sizes.vocabulary, count).tolist()
+        return tokens

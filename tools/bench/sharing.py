@@ -10,7 +10,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -38,7 +37,7 @@ class Sharing:
         self._copy = tempfile.TemporaryDirectory(prefix=".bench-", dir=folder.parent)
         copy = endless_copy(folder, Path(self._copy.name))
         self._model = Model.open(copy, device="cpu", threads=threads, slots=_SLOTS, vision_cache_mb=0)
-        self._engine: Any = self._model.engine
+        self._engine = self._model.engine
         self._feeds = self._model.family.prepare_image(page_image(plan, 0), {}).passes[0]()
         self._rng = np.random.default_rng(0)
 

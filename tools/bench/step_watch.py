@@ -6,6 +6,8 @@ import time
 from itertools import pairwise
 from typing import Any
 
+from runtime.decoder import Decoder
+
 
 class StepWatch:
     """Times the engine's turns, and how much of each is spent inside ONNX Runtime.
@@ -13,29 +15,29 @@ class StepWatch:
     A turn lasts from the beginning of a decode step to the beginning of the next, with all that happens in between.
     """
 
-    def __init__(self, decoder: Any) -> None:
-        """decoder : see ``runtime.decoder.Decoder``. Call this before the decoder runs anything."""
+    def __init__(self, decoder: Decoder) -> None:
+        """Call this before the decoder runs anything."""
         self._turns: list[tuple[int, float, float]] = []  # rows, when the step began, seconds inside until then
         self._inside = 0.0
         decoder.wrap_sessions(lambda session: _Timed(session, self))
         self._score = decoder.score
-        decoder.score = self.score
+        decoder.score = self.score  # type: ignore[method-assign]  # to see when each step begins
 
     def start(self) -> None:
         """Forget what was timed."""
         self._turns.clear()
 
     def score(self, token_ids: list[int], *rest: Any) -> Any:
-        """In place of the decoder's own."""
+        """Called in place of ``Decoder.score``."""
         self._turns.append((len(token_ids), time.perf_counter(), self._inside))
         return self._score(token_ids, *rest)
 
     def inside(self, seconds: float) -> None:
-        """So long was a session at work."""
+        """Add the seconds of one run of a session."""
         self._inside += seconds
 
     def share(self, rows: int) -> dict[str, float]:
-        """Over all turns that began and ended with so many rows; the first, in which bindings are made, left out."""
+        """Over all turns that began and ended with so many rows, but for the first, in which bindings are made."""
         turns = [
             (after - before, used_after - used_before)
             for (now, before, used_before), (then, after, used_after) in pairwise(self._turns)

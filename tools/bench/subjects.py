@@ -54,7 +54,7 @@ def subject(setup: Mapping[str, Any]) -> Subject:
 class _Vision:
     def __init__(self, folder: Path, threads: int, plan: Plan) -> None:
         self._manifest = Manifest.load(folder)
-        self._family: Any = family_of(self._manifest)
+        self._family = family_of(self._manifest)
         self._tower = VisionTower(folder, self._manifest, find_device(plan.device, threads))
 
     def prepare(self, part: str, side: int) -> None:
