@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import os
 import time
@@ -23,16 +22,17 @@ from models.grounding import Box
 from models.layout.step import page_defaults
 from models.layout.task import is_document
 from models.manifest import Manifest
-from models.model_errors import ContextExceeded, InvalidInput
+from models.model_errors import ContextExceeded
 from models.pixels import upright_rgb
 from models.precedence import BY_NAME
 from models.registration import ModelEntry
 from models.registry import default_task, defaults_of, family_of
 from models.settings import LEAST_CONTEXT, InferenceSettings
-from models.turned import back, turned, turned_blocks
+from models.turned import back, turned_blocks
 
 from .engine import Engine
 from .engines import EngineGroup
+from .given_images import ImageLike, made_upright, open_image
 from .grammar import Grammars
 from .layout_step import entry_of, page_reader, with_layout
 from .loading import load_engine, load_tokenizer, rows_without_token
@@ -45,8 +45,6 @@ from .runtime_errors import GenerationFailed
 from .sequence import Sequence as EngineSequence
 from .sequence import Vocabulary
 from .warmup import WarmUp
-
-ImageLike = str | os.PathLike[str] | bytes | Image.Image
 
 log = logging.getLogger(__name__)
 
@@ -340,7 +338,7 @@ class Model:
         values = InferenceSettings().override({**defaults, **settings})
         opened, rotated = [open_image(one) for one in images], (0.0,) * len(images)
         if values.orient == "auto":
-            opened, rotated = _upright([upright_rgb(one, values.transparency) for one in opened])
+            opened, rotated = made_upright([upright_rgb(one, values.transparency) for one in opened])
         return Request(prompt, opened, values, raw, schema=schema), rotated
 
     def _prepared(self, request: Request) -> tuple[list[PreparedImage], list[tuple[int, int]]]:
@@ -390,24 +388,3 @@ def _tokens_of(generation: Generation) -> list[int]:
 def _raise_failure(finished: Finished) -> None:
     if finished.error is not None:
         raise GenerationFailed(finished.error)
-
-
-def open_image(image: ImageLike) -> Image.Image:
-    """The picture, in its own mode. Raises InvalidInput for bytes or a file that cannot be read as a picture."""
-    if isinstance(image, Image.Image):
-        return image
-    source = io.BytesIO(image) if isinstance(image, bytes) else Path(image).expanduser()
-    name = "the image bytes" if isinstance(image, bytes) else str(source)
-    try:
-        with Image.open(source) as opened:
-            opened.load()
-            return opened
-    except Exception as error:  # decoders of damaged files raise all kinds of errors, even OverflowError
-        raise InvalidInput(f"{name} cannot be read as an image: {error}") from error
-
-
-def _upright(images: Sequence[Image.Image]) -> tuple[list[Image.Image], tuple[float, ...]]:
-    from .documents.upright import degrees_to_upright  # only here, since few programs open documents
-
-    degrees = tuple(map(degrees_to_upright, images))
-    return list(map(turned, images, degrees)), degrees

@@ -63,7 +63,7 @@ def export_as(checkpoint: Path, dtype: str, folder: Path) -> Path:
 
 
 @dataclass(frozen=True)
-class Asked:
+class PageQuestion:
     """A page, what is asked about it, and what is to be answered."""
 
     image: Image.Image
@@ -76,7 +76,7 @@ class Asked:
         return 20 + 2 * len(self.text)
 
 
-Read = Callable[[Asked], str]
+Read = Callable[[PageQuestion], str]
 
 
 @contextmanager
@@ -84,7 +84,7 @@ def reader(folder: Path, crop_mode: bool, threads: int | None = None) -> Iterato
     """Reads with an export; may be called from ``_TOGETHER`` threads."""
     with Model.open(folder, device="cpu", threads=threads, slots=_TOGETHER) as model:
 
-        def read(page: Asked) -> str:
+        def read(page: PageQuestion) -> str:
             return model.read(page.image, page.prompt, max_new_tokens=page.budget, crop_mode=crop_mode).text
 
         yield read
@@ -96,7 +96,7 @@ def served(url: str, model: str, crop_mode: bool) -> Read:
 
     client = openai.OpenAI(base_url=url, api_key="none")
 
-    def read(page: Asked) -> str:
+    def read(page: PageQuestion) -> str:
         file = io.BytesIO()
         page.image.save(file, "PNG")
         data = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
@@ -121,14 +121,14 @@ class Found:
     placed: float | None = None  # share of the boxes that are in the right place; None where no page has boxes
 
 
-def asked_about(page: Page, task: str) -> Asked:
+def asked_about(page: Page, task: str) -> PageQuestion:
     """What ``task`` asks about a page; the same every time."""
     if task == "free":
-        return Asked(page.image, None, page.text)
-    return Asked(page.image, *question(random.Random(page.text), page, task))
+        return PageQuestion(page.image, None, page.text)
+    return PageQuestion(page.image, *question(random.Random(page.text), page, task))
 
 
-def drawn(categories: Sequence[str], count: int, seed: int, task: str = "free") -> dict[str, list[Asked]]:
+def drawn(categories: Sequence[str], count: int, seed: int, task: str = "free") -> dict[str, list[PageQuestion]]:
     """``count`` pages of each category, with what ``task`` asks about them."""
     return {
         category: [
@@ -171,7 +171,7 @@ def shown(one: Score) -> str:
     return f"{one.rate:.2%}" if one.characters else f"{one.errors} read"
 
 
-def scores(read: Read, pages: Mapping[str, Sequence[Asked]], alike: Callable[[str], str] = str) -> Found:
+def scores(read: Read, pages: Mapping[str, Sequence[PageQuestion]], alike: Callable[[str], str] = str) -> Found:
     """Read all pages. ``alike`` is applied to readings and truths before they are compared."""
     started = time.perf_counter()
     with ThreadPoolExecutor(_TOGETHER) as pool:

@@ -21,7 +21,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 from models.catalog import CATALOG
-from tools.accuracy import Asked, drawn, scores, served, shown, together
+from tools.accuracy import PageQuestion, drawn, scores, served, shown, together
 from tools.demo import DemoModel, server, write_config
 from tools.train_tiny.evaluate import Score
 
@@ -68,7 +68,7 @@ def dtype_rows(found: Mapping[str, Draws]) -> Iterator[str]:
         yield f"| {dtype} | {rate:.2%} | {points:+.2f} | {'' if aim is None else f'{aim:g}'} | {verdict} |"
 
 
-def served_as(dtype: str, checkpoint: Path, pages: Mapping[int, Mapping[str, list[Asked]]]) -> Draws:
+def served_as(dtype: str, checkpoint: Path, pages: Mapping[int, Mapping[str, list[PageQuestion]]]) -> Draws:
     """Export the checkpoint in ``dtype``, serve it, and read all pages."""
     with tempfile.TemporaryDirectory(prefix="ocr-onnx-aims-") as work:
         folder = Path(work)

@@ -112,7 +112,7 @@ def test_what_is_no_image_is_refused_by_name(model, tmp_path) -> None:
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP"])
 def test_a_damaged_picture_is_refused_or_read_and_nothing_else(model, page, form) -> None:
     """Cut off and flipped bytes: whatever Pillow raises, the caller sees InvalidInput."""
-    from runtime.model import open_image
+    from runtime.given_images import open_image
 
     whole = encoded(page.resize((40, 30)), form)
     random = np.random.default_rng(0)

@@ -9,7 +9,7 @@ from PIL import Image
 
 pytest.importorskip("torch")
 
-from tools.accuracy import Asked, Found, asked_about, main, rows, scores, well_placed, without_boxes
+from tools.accuracy import PageQuestion, Found, asked_about, main, rows, scores, well_placed, without_boxes
 from tools.demo_page import PAGE_TEXT, demo_page
 from tools.peers import installed, plain, rows_of
 from tools.train_tiny.evaluate import Score
@@ -32,8 +32,8 @@ def test_each_dtype_is_held_against_the_first_in_points_of_all_pages() -> None:
 
 
 def test_readings_are_scored_by_category_after_both_sides_are_made_alike() -> None:
-    def page(text: str) -> Asked:
-        return Asked(Image.new("RGB", (8, 8)), None, text)
+    def page(text: str) -> PageQuestion:
+        return PageQuestion(Image.new("RGB", (8, 8)), None, text)
 
     pages = {"clean": [page("“ab” – c"), page("xyz")], "blank": [page("")]}
     reading = {id(pages["clean"][0]): '"ab"  -  c\n\n', id(pages["clean"][1]): "xyy"}
