@@ -9,7 +9,7 @@ from PIL import Image
 
 pytest.importorskip("torch")
 
-from tools.accuracy import PageQuestion, Found, asked_about, main, rows, scores, well_placed, without_boxes
+from tools.accuracy import Found, PageQuestion, asked_about, main, rows, scores, well_placed, without_boxes
 from tools.demo_page import PAGE_TEXT, demo_page
 from tools.peers import installed, plain, rows_of
 from tools.train_tiny.evaluate import Score

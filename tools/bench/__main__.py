@@ -17,7 +17,7 @@ from tools.reference_family import registration_of
 from . import cluster
 from . import llama as llama_cpp
 from .answer import FullAttention
-from .exporting import Export
+from .exporting import ExportContender
 from .layout import DetectorContender
 from .ours import Ours
 from .plan import CUDA, KINDS, PARTS, QUICK, Kind, Part, Plan
@@ -202,7 +202,8 @@ def run(args: argparse.Namespace) -> Results:
 
     if "export" in args.parts and args.full is not None:
         exports: list[Contender] = [
-            Export(args.full, dtype, _vision_dtype(args, dtype), _exports(args) / dtype) for dtype in args.dtypes
+            ExportContender(args.full, dtype, _vision_dtype(args, dtype), _exports(args) / dtype)
+            for dtype in args.dtypes
         ]
         results.series += measure(exports, list(plan.cases("export")), 1, note)
         _save(results, args.json)
@@ -260,7 +261,7 @@ def _ours(args: argparse.Namespace) -> list[Path]:
             folder = _exports(args) / dtype
             if not (folder / "manifest.json").is_file():
                 tell(f"exporting {folder}")
-                export = Export(args.full, dtype, _vision_dtype(args, dtype), folder)
+                export = ExportContender(args.full, dtype, _vision_dtype(args, dtype), folder)
                 export.sample(next(Plan().cases("export")))
             folders.append(folder)
     if not folders:

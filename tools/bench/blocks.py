@@ -20,7 +20,7 @@ from .material import endless_copy, page_image
 from .plan import Plan
 
 
-class Blocks:
+class BlocksSubject:
     """See ``worker.Subject``. Cases: the number of blocks, below each other."""
 
     def __init__(self, folder: Path, threads: int, plan: Plan) -> None:

@@ -17,7 +17,7 @@ from .turns import BenchError, Memory
 from .worker import ROOT
 
 
-class Export:
+class ExportContender:
     """See ``turns.Contender``. Each sample exports anew."""
 
     def __init__(self, checkpoint: Path, dtype: str, vision_dtype: str | None, target: Path) -> None:

@@ -30,7 +30,7 @@ from runtime.requests import Finished, Request
 from runtime.vision import VisionTower
 
 from .answer import Answer
-from .blocks import Blocks
+from .blocks import BlocksSubject
 from .material import endless_copy, page_image, peak_memory
 from .plan import Plan
 from .sharing import Sharing
@@ -44,8 +44,8 @@ def subject(setup: Mapping[str, Any]) -> Subject:
     """What measures in the worker."""
     folder, threads, plan = Path(setup["folder"]), int(setup["threads"]), plan_from(setup["plan"])
     made: dict[str, Any] = {
-        "vision": _Vision, "decoder": _Decoder, "page": _Page, "blocks": Blocks, "sharing": Sharing, "load": _Load,
-        "answer": partial(Answer, full_attention=bool(setup.get("full_attention"))),
+        "vision": _Vision, "decoder": _Decoder, "page": _Page, "blocks": BlocksSubject, "sharing": Sharing,
+        "load": _Load, "answer": partial(Answer, full_attention=bool(setup.get("full_attention"))),
     }  # fmt: skip
     result: Subject = made[setup["kind"]](folder, threads, plan)
     return result
