@@ -1,4 +1,4 @@
-"""Files, modules, classes and functions of this project that the pages name are there."""
+"""Files, modules, classes, functions, flags and variables of this project that the pages name are there."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ OF_OURS = [page for page in PAGES if page.name not in ("onnxruntime.md", "style.
 _IN_BACKTICKS = re.compile(r"`([^`\n]+)`")
 _PATH = re.compile(rf"(?:{'|'.join(ROOMS)})/[\w./*-]*")
 _CLASS = re.compile(r"[A-Z][a-z0-9]+(?:[A-Z][a-z0-9]+)+(?:\.\w+)?")
+_SETTING = re.compile(r"--[a-z][a-z-]+|OCR_ONNX_[A-Z_]+|ocr_[a-z_]+")  # a flag, a variable, a metric
+_OF_PYTEST = frozenset({"--pdb"})
 _DOTTED = re.compile(rf"(?:{'|'.join(ROOMS)})(?:\.\w+)+")
 
 
@@ -97,6 +99,37 @@ def test_what_a_page_names_is_there(page: Path) -> None:
 def test_classes_that_a_page_names_are_there(page: Path) -> None:
     ours = frozenset().union(*(_defined(file) for room in ROOMS for file in (ROOT / room).rglob("*.py")))
     assert sorted(_classes(page.read_text(encoding="utf-8")) - ours) == []
+
+
+def _settings(text: str) -> set[str]:
+    """Flags, environment variables and metrics that begin what stands in backticks."""
+    found = (_SETTING.match(quoted) for quoted in _IN_BACKTICKS.findall(re.sub(r"(?ms)^```.*?^```", "", text)))
+    return {one[0] for one in found if one} - _OF_PYTEST
+
+
+def _spellings(named: str) -> set[str]:
+    """As the code has it: flags are made from settings (``max_tiles``), lists (``api_keys``), switches (``web``)."""
+    setting = named.lstrip("-").replace("-", "_")
+    return {named, setting, f"{setting}s", setting.removeprefix("no_")}
+
+
+@cache
+def _words_of_the_code() -> frozenset[str]:
+    files = [file for room in ROOMS for file in (ROOT / room).rglob("*.py") if file != Path(__file__)]
+    files += [ROOT / "tools" / "dev", *(ROOT / "tools" / "docker").glob("*.y*ml")]
+    return frozenset(word for file in files for word in re.findall(r"[\w-]+", file.read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize("page", OF_OURS, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_flags_variables_and_metrics_that_a_page_names_are_in_the_code(page: Path) -> None:
+    named = _settings(page.read_text(encoding="utf-8"))
+    assert sorted(one for one in named if not _spellings(one) & _words_of_the_code()) == []
+
+
+def test_settings_are_found_in_prose() -> None:
+    text = "`--max-tiles 6`, `OCR_ONNX_CACHE`, `ocr_held`, `max_tiles` and\n```\n`--not-this`\n```\n"
+    assert _settings(text) == {"--max-tiles", "OCR_ONNX_CACHE", "ocr_held"}
+    assert not _spellings("--max-such-thing") & _words_of_the_code()
 
 
 def test_names_are_found_in_prose_and_in_diagrams() -> None:
