@@ -19,6 +19,8 @@ import pytest
 from filelock import FileLock
 from PIL import Image
 
+from tests.kept_workers import KeptWorkers
+
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 # No test asserts a time, so that one on a busy machine does not fail for it.
@@ -96,6 +98,19 @@ def what_is_here_to_stay() -> None:
     """
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="module")
+def workers_of_the_file() -> Iterator[KeptWorkers]:
+    kept = KeptWorkers()
+    yield kept
+    kept.end()
+
+
+@pytest.fixture
+def lent_workers(workers_of_the_file: KeptWorkers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers of this test are those of the test before, where they are well: a picture is read by a process."""
+    monkeypatch.setattr("runtime.documents.workers.Worker", workers_of_the_file)
 
 
 @pytest.fixture(autouse=True)

@@ -111,7 +111,7 @@ MakeService = Callable[..., Service]
 
 
 @pytest.fixture
-def make_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeService]:
+def make_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lent_workers: None) -> Iterator[MakeService]:
     """Build services; ``make(script=..., config_text=..., fetcher=..., any ServerOptions field)``."""
     monkeypatch.setenv("OCR_ONNX_CACHE", str(tmp_path / "cache"))
     services: list[Service] = []
