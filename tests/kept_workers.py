@@ -5,6 +5,7 @@ A worker takes a quarter of a second to start, and nearly every picture that a t
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from collections.abc import Hashable
@@ -68,5 +69,6 @@ class KeptWorker(Worker):
 
 
 def start_of(limits: Limits) -> Hashable:
-    """What a worker is started with."""
-    return limits.seconds, limits.patience, limits.memory, tuple(sys.path)
+    """What a worker is started with, by which another one may be as good."""
+    environment = tuple(os.environ.get(name) for name in ("PATH", "LD_LIBRARY_PATH", "TMPDIR", "LANG", "LC_ALL"))
+    return limits.seconds, limits.patience, limits.memory, tuple(sys.path), environment

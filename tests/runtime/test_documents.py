@@ -20,6 +20,8 @@ from runtime.documents import open_document, parse_pages
 from runtime.documents.picture import PicturePages
 from tests.pdfs import encrypted, rotated, scanned_pdf, text_pdf, without_pages
 
+pytestmark = pytest.mark.usefixtures("lent_workers")
+
 Picture = Callable[..., Image.Image]
 
 

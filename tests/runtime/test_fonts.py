@@ -11,6 +11,8 @@ from runtime.documents import Drawn, open_document
 from runtime.documents.fonts import SCRIPTS, face_for, has_fontconfig, missing_scripts, script_of
 from tests.pdfs import drawn_pdf
 
+pytestmark = pytest.mark.usefixtures("lent_workers")
+
 CASES = Path(__file__).parents[1] / "documents"
 
 

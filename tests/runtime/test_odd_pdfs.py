@@ -19,6 +19,8 @@ from runtime.documents import Drawn, open_document
 from runtime.documents.repair import REPAIRED
 from tests.pdfs import drawn_pdf, encrypted, text_pdf
 
+pytestmark = pytest.mark.usefixtures("lent_workers")
+
 CASES = Path(__file__).parents[1] / "documents"
 WORD = "BT /F 18 Tf 20 150 Td (Hello visible) Tj ET"
 poppler = pytest.mark.skipif(shutil.which("pdftoppm") is None, reason="needs poppler (apt-get install poppler-utils)")

@@ -20,6 +20,8 @@ from models.pixels import to_rgb
 from runtime.documents import open_document
 from runtime.documents.scaling import fitting, scaled_rgb
 
+pytestmark = pytest.mark.usefixtures("lent_workers")
+
 CASES = Path(__file__).parents[1] / "documents"
 
 

@@ -18,10 +18,13 @@ from runtime.documents import open_document
 from runtime.documents.fonts import SCRIPTS, Script, face_for, has_fontconfig
 from tests.pdfs import drawn_pdf
 
-pytestmark = pytest.mark.skipif(
-    shutil.which("pdftoppm") is None or not has_fontconfig(),
-    reason="needs poppler and fontconfig (apt-get install poppler-utils fontconfig)",
-)
+pytestmark = [
+    pytest.mark.usefixtures("lent_workers"),
+    pytest.mark.skipif(
+        shutil.which("pdftoppm") is None or not has_fontconfig(),
+        reason="needs poppler and fontconfig (apt-get install poppler-utils fontconfig)",
+    ),
+]
 
 WORD = "BT /F 18 Tf 20 150 Td (as poppler draws it) Tj ET 40 40 60 30 re f"
 
