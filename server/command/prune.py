@@ -72,9 +72,8 @@ def run(given: Mapping[str, Any]) -> int:
     except ConfigError as error:
         raise CommandFailed(str(error)) from error
     candidates = list(_candidates(config, given["models"], given["all"]))
-    kept = {
-        one.folder: reason for one in candidates if (reason := _in_use(one, models_root(config.cache_dir))) is not None
-    }
+    root, held = models_root(config.cache_dir), _held_files() if candidates else {}
+    kept = {one.folder: reason for one in candidates if (reason := _in_use(one, root, held)) is not None}
     going = [one for one in candidates if one.folder not in kept]
     for one in going:
         print(f"{gigabytes(one.size):>10}  {one.folder}\n{'':>12}{one.reason}")
@@ -139,8 +138,20 @@ def _needless(config: Config, export: Export) -> str | None:
     return None
 
 
-def _in_use(candidate: Candidate, root: Path) -> str | None:
-    """The process that uses the folder now, as far as this user can see."""
+def _held_files() -> dict[str, int]:
+    """Files that processes have open or mapped now, as far as this user can see, each with such a process's id."""
+    held: dict[str, int] = {}
+    for process in psutil.process_iter():
+        unknown = (psutil.Error, OSError, AttributeError)  # another user's, an ended one, or hidden on this system
+        with contextlib.suppress(*unknown):
+            held |= {one.path: process.pid for one in process.memory_maps()}
+        with contextlib.suppress(*unknown):
+            held |= {one.path: process.pid for one in process.open_files()}
+    return held
+
+
+def _in_use(candidate: Candidate, root: Path, held: Mapping[str, int]) -> str | None:
+    """Who uses the folder: an exporter, or a process that has one of the held files."""
     if not candidate.folder.resolve().is_relative_to(root.resolve()):
         return "it is not in the cache"
     try:
@@ -150,15 +161,10 @@ def _in_use(candidate: Candidate, root: Path) -> str | None:
         return "an export is working on it"
     except OSError as error:
         return f"it cannot be locked: {error}"
-    for process in psutil.process_iter():
-        paths: set[str] = set()
-        unknown = (psutil.Error, OSError, AttributeError)  # another user's, an ended one, or hidden on this system
-        with contextlib.suppress(*unknown):
-            paths |= {one.path for one in process.memory_maps()}
-        with contextlib.suppress(*unknown):
-            paths |= {one.path for one in process.open_files()}
-        if any(Path(path).is_relative_to(candidate.folder.resolve()) for path in paths if path.startswith("/")):
-            return f"process {process.pid} has it open; stop it first"
+    folder = candidate.folder.resolve()
+    for path, pid in held.items():
+        if path.startswith("/") and Path(path).is_relative_to(folder):
+            return f"process {pid} has it open; stop it first"
     return None
 
 
