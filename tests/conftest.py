@@ -9,7 +9,9 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +89,18 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     files = collection_path.rglob("test_*.py") if collection_path.is_dir() else [collection_path]
     words = (file.read_text(encoding="utf-8", errors="replace") for file in files)
     return None if any("pytest.mark.alone" in text or "pytest.mark.ray" in text for text in words) else True
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_context_of_tls() -> Iterator[None]:
+    """httpx makes one at each call, in 20 ms, even for http: and a test asks often whether a server has come so far."""
+    httpx = sys.modules.get("httpx")  # imported by the tests that use it
+    with pytest.MonkeyPatch.context() as patch:
+        if httpx is not None:
+            context = httpx.create_ssl_context()
+            for name in ("request", "get", "post", "put", "delete", "stream"):
+                patch.setattr(httpx, name, partial(getattr(httpx, name), verify=context))
+        yield
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 def until(condition: Callable[[], object], seconds: float = 30.0) -> None:
     """Come back when the condition holds; it is an error when it does not within so many seconds."""
-    end = time.monotonic() + seconds
+    end, pause = time.monotonic() + seconds, 0.005
     while not condition():
         assert time.monotonic() < end, "did not happen"
-        time.sleep(0.005)
+        time.sleep(pause)
+        pause = min(1.1 * pause, 0.05)  # who waits for long leaves the processor to what is waited for
