@@ -1,7 +1,7 @@
 """Runs real clients against a server with the built-in model: ``python -m tools.clients [NAME ...]``.
 
-Each is installed into a throw-away environment and shown a picture, a PDF, a picture after a system prompt, and a
-second turn. What it shows is compared with what stands on the page. The table goes to --table.
+Each client is installed into a throw-away environment and sends a picture, a PDF, a picture after a system prompt, and
+a second turn. The text that the client shows is compared with that of the page. The table goes to --table.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PROBES = Path(__file__).parent / "probes"
 PROBE_SECONDS = 900
 MARK = "<!-- written by tools.clients -->"
 MOST_WRONG = 0.05  # of the characters
-# The built-in model reads both without an error when it is asked as it was trained to be.
+# The built-in model reads both pages without an error with the prompts that it was trained with.
 PAGES = ("Invoice 4711\nTotal due 128.50 EUR", "Delivery note 31\nTwo boxes of pens")
 PAGE_SIZE, FONT_SIZE = (640, 240), 26  # pixels
 
@@ -144,7 +144,7 @@ def render(outcomes: Sequence[Outcome]) -> str:
 
 
 def write_table(page: Path, table: str) -> None:
-    """Put the table where the last one stood; what a person wrote above it stays."""
+    """Replace the table that an earlier run wrote; the text above that table stays."""
     head, found, _ = page.read_text(encoding="utf-8").partition(MARK) if page.is_file() else ("", "", "")
     page.write_text(f"{head}{found}\n\n{table}" if found else table, encoding="utf-8")
 

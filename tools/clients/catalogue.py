@@ -15,7 +15,7 @@ class Client:
     packages: tuple[str, ...]
     probe: str  # file in probes/, a Python script or one for Node
     needs_torch: bool = False
-    optional: bool = False  # only when it is asked for by name or flag
+    optional: bool = False  # tried only when asked for by name or flag
 
     @property
     def is_node(self) -> bool:
@@ -33,7 +33,7 @@ CLIENTS = (
     Client("pydantic-ai", ("pydantic-ai-slim[openai]",), "pydantic_agent.py"),
     Client("markitdown", ("markitdown[all]", "openai"), "markitdown_convert.py"),
     Client("mistralai", ("mistralai",), "mistral_ocr.py"),
-    # Not docling itself: that takes torchvision, and with it several GB of CUDA.
+    # Not the package docling, which requires torchvision and with that several GB of CUDA.
     Client("docling", ("docling-slim[convert-core,format-pdf-pypdfium2,format-markdown,cli]",), "docling_vlm.py", True),
     Client("openai for Node", ("openai",), "openai_node.mjs"),
     Client("AI SDK", ("ai", "@ai-sdk/openai-compatible"), "ai_sdk.mjs"),

@@ -41,7 +41,7 @@ class Environment:
         return {"PATH": f"{self._bin}{os.pathsep}{os.environ['PATH']}"}
 
     def install(self) -> None:
-        """Make it, unless it is there.
+        """Make the environment, unless it exists.
 
         Raises
         ------

@@ -23,7 +23,7 @@ entry = {
 }
 (folder / "config.yaml").write_text(json.dumps({"model_list": [entry]}))
 log = (folder / "log").open("w")
-key = f"sk-{secrets.token_hex(24)}"  # without one it does not start
+key = f"sk-{secrets.token_hex(24)}"  # the proxy starts with a key only
 proxy = subprocess.Popen(
     ["litellm", "--config", str(folder / "config.yaml"), "--host", "127.0.0.1", "--port", str(port)],
     env={**os.environ, "LITELLM_MASTER_KEY": key},

@@ -1,7 +1,7 @@
 """Open WebUI with its default settings: its server is started here and asked by its API.
 
-A request with a session, as its page in the browser sends it, gets its built-in tools. The wrapper that a stored chat's
-files get (utils/middleware.py, add_file_context) is written here, for this chat is not stored.
+A request with a session, as Open WebUI's page in the browser sends it, gets the built-in tools. This chat is not
+stored, so the wrapper of a stored chat's files (utils/middleware.py, add_file_context) is written here.
 """
 
 import json
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import probe
 
-START_SECONDS = 600  # the first start fills its database
+START_SECONDS = 600  # the first start fills the database
 
 with socket.socket() as free:
     free.bind(("127.0.0.1", 0))

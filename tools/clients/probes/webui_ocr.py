@@ -5,7 +5,7 @@ import tempfile
 
 os.environ["DATA_DIR"] = tempfile.mkdtemp(prefix="open-webui-")
 os.environ["WEBUI_SECRET_KEY"] = "for this run only"
-os.environ["FROM_INIT_PY"] = "true"  # as its command sets it: the package, not a checkout
+os.environ["FROM_INIT_PY"] = "true"  # as the command open-webui sets it: this is the package, not a checkout
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import probe
