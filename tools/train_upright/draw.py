@@ -76,5 +76,6 @@ def draw(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
         ink = ink_of(pages.page(rng, kind, script, how, held_out=False, sizes=pages.SMALL))
         stands = script in scripts.KNOWN and kind != "vertical"
         add(pieces(ink, _MOST), UP if stands else OTHER)
-        add(pieces(np.ascontiguousarray(np.rot90(ink)), _MOST if kind == "vertical" else _MOST_LYING), OTHER)
+        most = _MOST if kind == "vertical" else _MOST_LYING
+        add(pieces(np.ascontiguousarray(np.rot90(ink)), most), OTHER)
     return np.concatenate(cut), np.concatenate(kinds)

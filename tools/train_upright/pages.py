@@ -189,7 +189,9 @@ def degraded(rng: random.Random, image: Image.Image, paper: int) -> Image.Image:
     if rng.random() < 0.5:
         image = _noisy(rng, image, rng.uniform(2, 16))
     if rng.random() < 0.25:
-        limit = rng.randint(120, 180)
+        # A fixed limit would wipe fine print away that is out of focus.
+        darkest = int(np.percentile(np.asarray(image), 0.5))
+        limit = darkest + rng.uniform(0.4, 0.7) * (paper - darkest)
         image = image.point([255 * (value > limit) for value in range(256)])
     if rng.random() < 0.2:
         dots = np.random.default_rng(rng.getrandbits(32)).random((image.height, image.width)) < 0.002

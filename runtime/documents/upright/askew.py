@@ -1,4 +1,4 @@
-"""The angle by which lines of an upright page lean: where neighbouring rows of pixels differ most.
+"""The angles by which lines of a page lean: where neighbouring rows of pixels differ most.
 
 When lines run straight across, rows of pixels through lines are dark and rows between lines are light; at other angles
 rows are grey. Angles are tried on the page's projection, in strips that are shifted against each other, as by Postl (US
@@ -10,14 +10,20 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from PIL import Image
+
+from .lines import as_picture
 
 _INK = 0.4  # how dark is ink, see lines
-_REDUCED = 2  # times smaller than the page that is looked at
+_MOST_ROWS = 800  # that are looked at; rows of larger pages are taken together
 _STRIPS = 40
 _MOST = 8.0  # degrees, to each side
 _STEP, _FINE_STEP = 0.5, 0.1
 _LEAST_CLEAR = 1.35  # times as unlike as at an ordinary angle; less is no page of lines
 _LEAST_GAIN = 1.08  # times as unlike as they are without a turn
+_LEAST_LEANING = 0.5  # degrees; pieces of lines that lean less are as good as level ones
+_MOST_APART = 5.0  # degrees between the halves of a page that was photographed from aside
+_LEAST_HALF = 100  # pixels that show how lines lean
 
 
 def degrees_to_straight(ink: np.ndarray) -> float:
@@ -38,13 +44,36 @@ def degrees_to_straight(ink: np.ndarray) -> float:
     return round(float(fine[finer.argmax()]), 2)
 
 
+def levelled(ink: np.ndarray, degrees: float) -> np.ndarray:
+    """The ink of a page, with the lines of its upper half and those of its lower half made to run straight across.
+
+    On a photograph taken from aside the halves lean differently. degrees : by which all of it would be turned, taken
+    for a half without an angle of its own, see ``degrees_to_straight``.
+    """
+    height, width = ink.shape
+    if height < 2 * _LEAST_HALF:
+        return ink
+    halves = (ink[: height // 2], ink[height // 2 :])
+    above, below = (degrees_to_straight(half) or degrees for half in halves)
+    if abs(above - below) > _MOST_APART:
+        above = below = degrees
+    top, bottom = above + (above - below) / 2, below + (below - above) / 2  # at the page's edges
+    if max(abs(top), abs(bottom)) < _LEAST_LEANING:
+        return ink
+    first, last = (math.tan(math.radians(angle)) * width / 2 for angle in (top, bottom))
+    corners = (0, first, 0, height + last, width, height - last, width, -first)
+    page = as_picture(ink).transform((width, height), Image.Transform.QUAD, corners, Image.Resampling.BILINEAR)
+    return np.asarray(page, np.float32) / 255
+
+
 def _strips(ink: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Ink of each row of each strip, shape [strips, rows], and each strip's distance from the page's middle."""
-    height, width = (side // _REDUCED * _REDUCED for side in ink.shape)
-    dark = (ink[:height, :width] > _INK).reshape(height // _REDUCED, _REDUCED, width).sum(1, dtype=np.float32)
+    taken = -(-max(ink.shape) // _MOST_ROWS)
+    height, width = (side // taken * taken for side in ink.shape)
+    dark = (ink[:height, :width] > _INK).reshape(height // taken, taken, width).sum(1, dtype=np.float32)
     edges = np.linspace(0, width, min(_STRIPS, max(1, width // 8)) + 1).astype(int)
     sums = np.add.reduceat(dark, edges[:-1], axis=1).T
-    return np.ascontiguousarray(sums), (edges[:-1] + edges[1:] - width) / 2 / _REDUCED
+    return np.ascontiguousarray(sums), (edges[:-1] + edges[1:] - width) / 2 / taken
 
 
 def _unlike(sums: np.ndarray, middles: np.ndarray, degrees: float) -> float:
