@@ -10,7 +10,7 @@ from typing import Any
 
 from .checkpoints import FULL_SIZE as FIRST
 from .checkpoints import Layout, Sizes, decoder_shapes, main, published_config, sam_shapes
-from .tensor_shapes import Shapes, attention, gated_mlp, linear, rms_norms
+from .tensor_shapes import Shapes, gated_mlp, linear, rms_norms
 
 HEAD_DIM = 64  # of the encoder's attention, in the published code
 
@@ -48,12 +48,15 @@ def tensor_shapes(sizes: Sizes2) -> dict[str, tuple[int, ...]]:
 
 def _shapes(s: Sizes2) -> Shapes:
     yield from sam_shapes(s)
-    width = s.encoder_width
+    width, kv_width = s.encoder_width, s.encoder_kv_heads * HEAD_DIM
     for name, rows in zip((768, 1024), s.queries, strict=True):
         yield f"model.qwen2_model.query_{name}.weight", (rows, width)
     for i in range(s.encoder_layers):
         at = f"model.qwen2_model.model.model.layers.{i}"
-        yield from attention(f"{at}.self_attn", width, width // HEAD_DIM, s.encoder_kv_heads, HEAD_DIM, bias=True)
+        # The tower's width may be no multiple of a head's: an exporter has to refuse such a checkpoint.
+        for name, out in (("q", width), ("k", kv_width), ("v", kv_width)):
+            yield from linear(f"{at}.self_attn.{name}_proj", width, out)
+        yield f"{at}.self_attn.o_proj.weight", (width, width)
         yield from gated_mlp(f"{at}.mlp", width, s.encoder_mlp)
         yield from rms_norms(at, ("input_layernorm", "post_attention_layernorm"), width)
     yield "model.qwen2_model.model.model.norm.weight", (width,)
