@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -24,6 +25,10 @@ from PIL import Image
 from tests.kept_workers import KeptWorkers
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+# What a shell starts in the background ignores Ctrl-C, and so would all that the tests start and interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # No test asserts a time, so that one on a busy machine does not fail for it.
 hypothesis.settings.register_profile(
