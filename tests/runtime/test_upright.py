@@ -217,6 +217,14 @@ def test_rules_of_a_table_go_and_its_text_stays() -> None:
     assert (without_rules(plain) == plain).mean() > 0.999
 
 
+@pytest.mark.parametrize("axis", [0, 1])
+def test_rules_are_told_by_their_length_on_pages_of_any_size(axis: int) -> None:
+    for side in range(1, 90):
+        ink = np.zeros((side, 60) if axis == 0 else (60, side), np.float32)
+        np.moveaxis(ink, axis, 0)[:, 30] = 1
+        assert without_rules(ink).any() == (side < 36)
+
+
 @pytest.mark.parametrize("slack", [-40, 40])
 def test_more_lines_are_known_once_both_halves_of_a_page_seen_from_aside_are_straight(slack: int) -> None:
     width, height = PAGE.size

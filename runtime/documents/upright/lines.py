@@ -16,7 +16,7 @@ HEIGHT, WIDTH = 24, 144  # pixels of a piece
 STRIP_HEIGHT, STRIP_WIDTH = 48, 192  # pixels of a strip, which is as high a part of the page and shorter
 CORE = 9  # of its height that most letters fill
 
-LONG_SIDE = 1600  # pixels of the page that is looked at; larger ones are reduced to this
+_LONG_SIDE = 1600  # pixels of the page that is looked at; larger ones are reduced to this
 _CORES = (4, 64)  # of that page: heights of what counts as a line
 _STEP = 100  # pixels across after which lines are looked for anew: a page may have columns, and lie askew
 _PAPER = 16  # pixels within which the paper's brightness hardly changes
@@ -33,7 +33,7 @@ Place = tuple[int, int, int]
 """Where a piece begins on the page: its left edge, top and bottom of its core, in pixels of the page's ink."""
 
 
-def ink_of(page: Image.Image, long_side: int = LONG_SIDE) -> np.ndarray:
+def ink_of(page: Image.Image, long_side: int = _LONG_SIDE) -> np.ndarray:
     """How dark a page is against its paper, shape [height, width], float32 from 0 to 1; reduced to a common size."""
     grey = page.convert("L")
     factor = max(grey.size) / long_side
@@ -100,9 +100,11 @@ def without_rules(ink: np.ndarray) -> np.ndarray:
 def _opened(dark: np.ndarray, length: int, axis: int) -> np.ndarray:
     """Which pixels belong to a run of dark ones along an axis that has at least this length."""
     opened = np.zeros_like(dark)
-    along, kept = np.moveaxis(dark, axis, 0), np.moveaxis(opened, axis, 0)
-    starts, covered = along, 1  # where runs of `covered` begin
-    while covered < length and len(starts):
+    if dark.shape[axis] < length:
+        return opened
+    starts, kept = np.moveaxis(dark, axis, 0), np.moveaxis(opened, axis, 0)
+    covered = 1  # pixels: `starts` says where runs of that length begin
+    while covered < length:
         step = min(covered, length - covered)
         starts = starts[: len(starts) - step] & starts[step:]
         covered += step
