@@ -19,6 +19,7 @@ from typing import Any, Protocol
 from models import __version__
 from models.arguments import Parser
 
+from ..streams import have_streams
 from .command_errors import CommandFailed, Interrupted, UsageError, printable
 from .signals import handled
 
@@ -90,7 +91,7 @@ def build_parser(wanted: str) -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns its exit code: 0, 1 after a failure, 2 after a wrong command line, 130 interrupted."""
-    _have_streams()
+    have_streams()
     arguments = list(sys.argv[1:] if argv is None else argv)
     with handled(_leave, signal.SIGINT):
         given = _parse(arguments)
@@ -112,17 +113,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:  # a full disk, a missing permission: not explained further down
         print(printable(f"error: {error}", keep="\n"), file=sys.stderr)
         return 1
-
-
-def _have_streams() -> None:
-    """Open the null device for closed standard streams: else the next file opened would become one."""
-    for number, (name, mode) in enumerate([("stdin", "r"), ("stdout", "w"), ("stderr", "w")]):
-        if getattr(sys, name) is None:
-            place = os.open(os.devnull, os.O_RDWR)
-            if place != number:
-                os.dup2(place, number)
-                os.close(place)
-            setattr(sys, name, os.fdopen(number, mode, encoding="utf-8", closefd=False))
 
 
 def _parse(arguments: Sequence[str]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from server import flags
 from server.command.command_errors import CommandFailed, UsageError
 from server.options import KEYS_VARIABLE, ServerOptions
 from server.ray import serving
+from server.streams import have_streams
 
 from . import logs
 from .app import Application, application_of
@@ -28,6 +29,7 @@ log = logging.getLogger(__name__)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve until a signal. Returns 0, or 1 after an error that was explained on standard error."""
+    have_streams()
     parser = build_parser()
     return serve(vars(parser.parse_args(argv)), parser.error)
 

@@ -276,3 +276,19 @@ def test_closed_standard_streams_are_no_traceback(closed: str, tmp_path: Path) -
     assert ended.returncode == 2
     if "2>&-" not in closed:
         assert "there is no such file or folder" in ended.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="streams are closed by the shell of POSIX")
+@pytest.mark.parametrize("closed", ["2>&-", "<&- >&- 2>&-"])
+def test_pages_are_drawn_though_standard_streams_are_closed(closed: str, tmp_path: Path) -> None:
+    page, drawn = png(tmp_path / "a.png", 3), tmp_path / "drawn.png"
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import sys\nfrom pathlib import Path\nfrom server.streams import have_streams\n"
+        "from runtime.documents import open_document\nhave_streams()\n"
+        "with open_document(Path(sys.argv[1])) as document:\n    document.page(0).save(sys.argv[2])\n"
+    )
+    command = f"'{sys.executable}' '{program}' '{page}' '{drawn}' {closed}"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run(["sh", "-c", command], check=True, cwd=ROOT, env=environment)
+    assert drawn.exists()
