@@ -97,14 +97,14 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 @pytest.fixture(scope="session", autouse=True)
-def one_context_of_tls() -> Iterator[None]:
-    """httpx makes one at each call, in 20 ms, even for http: and a test asks often whether a server has come so far."""
+def httpx_is_patient_and_has_one_context_of_tls() -> Iterator[None]:
+    """Its own 5 seconds are too few where the machine is busy, and a context costs each call 20 ms, even for http."""
     httpx = sys.modules.get("httpx")  # imported by the tests that use it
     with pytest.MonkeyPatch.context() as patch:
         if httpx is not None:
             context = httpx.create_ssl_context()
             for name in ("request", "get", "post", "put", "delete", "stream"):
-                patch.setattr(httpx, name, partial(getattr(httpx, name), verify=context))
+                patch.setattr(httpx, name, partial(getattr(httpx, name), verify=context, timeout=120))
         yield
 
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 
-def until(condition: Callable[[], object], seconds: float = 30.0) -> None:
+def until(condition: Callable[[], object], seconds: float = 120.0) -> None:
     """Come back when the condition holds; it is an error when it does not within so many seconds."""
     end, pause = time.monotonic() + seconds, 0.005
     while not condition():

@@ -17,6 +17,7 @@ import json
 import logging
 import os
 import random
+import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -79,7 +80,8 @@ class RemoteReader:
         self.joint = several is not None
         self._retries, self._timeout, self._stop, self._jobs = retries, timeout, stop, jobs
         self._lock = threading.Lock()
-        self._connections: set[http.client.HTTPConnection] = set()
+        # In use, each with its socket, which a connection forgets where the answer is its last one.
+        self._connections: dict[http.client.HTTPConnection, socket.socket | None] = {}
         self._given_up = 0  # pages in a row that were given up
         self._told = False  # the user has been told that the prompt is ignored
         self._away = False  # the user has been told that the server does not answer
@@ -155,9 +157,9 @@ class RemoteReader:
 
     def close(self) -> None:
         with self._lock:
-            connections = list(self._connections)
-        for connection in connections:
-            shut(connection)
+            sockets = [connection.sock or kept for connection, kept in self._connections.items()]
+        for one in sockets:
+            shut(one)
 
     # One request.
 
@@ -244,10 +246,12 @@ class RemoteReader:
         """
         connection, target, headers = self.address.connection(path, self._timeout)
         with self._lock:
-            self._connections.add(connection)
+            self._connections[connection] = None
         try:
             typed = {"Content-Type": "application/json"} if body else {}
             connection.request(method, target, body, {**headers, **typed})
+            with self._lock:
+                self._connections[connection] = connection.sock
             response = connection.getresponse()
             if response.status != 200:
                 raise self._refusal(response)
@@ -258,7 +262,7 @@ class RemoteReader:
             raise _TryAgain(f"{type(error).__name__}: {error}") from error
         finally:
             with self._lock:
-                self._connections.discard(connection)
+                self._connections.pop(connection)
             connection.close()
 
     def _refusal(self, response: http.client.HTTPResponse) -> Exception:

@@ -62,10 +62,11 @@ class ServerAddress:
         return connection, f"{self.parts.scheme}://{self.parts.netloc}{target}", {**self.headers, **for_proxy}
 
 
-def shut(connection: http.client.HTTPConnection) -> None:
-    """End a connection that another thread waits on."""
-    with contextlib.suppress(OSError, AttributeError):  # not connected yet, or not any more
-        connection.sock.shutdown(socket.SHUT_RDWR)
+def shut(sock: socket.socket | None) -> None:
+    """End a connection that another thread waits on, by its socket; None: it has none yet."""
+    if sock is not None:
+        with contextlib.suppress(OSError):  # not connected any more
+            sock.shutdown(socket.SHUT_RDWR)
 
 
 def _checked(url: str) -> SplitResult:

@@ -218,7 +218,7 @@ def test_pages_in_flight_are_as_many_as_slots_or_jobs(ocr: Program, tmp_path: Pa
     together = threading.Barrier(3)
 
     def script(number: int, page: Image.Image) -> str:
-        together.wait(10)  # breaks unless three pages are in flight
+        together.wait(60)  # breaks unless three pages are in flight
         return "x"
 
     ocr.script = script

@@ -6,7 +6,7 @@ import errno
 import json
 import os
 import shutil
-import time
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from server.command.folder import OutputFolder
 from server.command.source import DocumentSource
 from tests.command.conftest import Program
 from tests.command.material import GROUNDED, lines, pdf, png
+from tests.waiting import until
 
 
 def test_two_runs_do_not_write_to_one_folder(ocr: Program, tmp_path: Path) -> None:
@@ -94,9 +95,15 @@ def test_a_name_of_any_length_or_shape_stops_nothing(ocr: Program, tmp_path: Pat
 def test_an_error_does_not_wait_for_the_pages_that_are_being_read(
     ocr: Program, tmp_path: Path, monkeypatch: Any
 ) -> None:
+    second = threading.Event()
+    told: list[bool] = []  # whether the reader of the second page was told to stop, before its patience was over
+
     def script(number: int, page: Image.Image) -> str:
-        if number == 2:
-            ocr.readers[-1].stop.wait(10)
+        if number == 1:
+            second.wait(60)
+            return "x"
+        second.set()
+        told.append(ocr.readers[-1].stop.wait(60))
         return "x"
 
     def broken(*_: Any) -> None:
@@ -104,10 +111,10 @@ def test_an_error_does_not_wait_for_the_pages_that_are_being_read(
 
     ocr.script = script
     monkeypatch.setattr(OutputFolder, "settle", broken)
-    started = time.monotonic()
     with pytest.raises(RuntimeError, match="broken"):
         ocr("read", pdf(tmp_path / "a.pdf", 1, 2), "-o", "out")
-    assert time.monotonic() - started < 5
+    until(lambda: told)
+    assert told == [True]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no folders to flush")

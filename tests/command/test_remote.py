@@ -356,15 +356,19 @@ def test_a_proxy_of_the_environment_is_told_who_asks_for_a_tunnel(monkeypatch: A
 
 
 def test_ctrl_c_on_the_last_try_is_no_failure_of_the_page(ocr: Program, proxy: FaultyProxy, tmp_path: Path) -> None:
+    ended: list[bytes] = []
+
     def interrupt(request: Handler, number: int) -> bool:
         request.wfile.write(stream("half of"))
         request.wfile.flush()
-        os.kill(os.getpid(), signal.SIGINT)  # the client ends its connection, which looks like the answer's end
-        time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGINT)
+        request.connection.settimeout(60)
+        ended.append(request.connection.recv(1))  # the client ends its connection, which looks like the answer's end
         return request.hang_up()
 
     proxy.fault = interrupt
     assert read(ocr, proxy, document(tmp_path, 1), "--retries", "0", "-o", "out") == 130
+    assert ended == [b""]
     assert "1 page not read" in ocr.err
     assert "failed" not in (tmp_path / "out/ocr-run.jsonl").read_text()
 

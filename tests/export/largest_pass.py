@@ -28,16 +28,23 @@ def largest_pass(folder: Path, side: int, **settings: Any) -> tuple[int, int, in
 
 
 def _measure(folder: Path, side: int, settings: dict[str, Any]) -> None:
-    import resource  # not on Windows
-
     manifest = Manifest.load(folder)
     page = family_of(manifest).prepare_image(Image.effect_noise((side, side), 90), settings)
     feeds = page.passes[0]()
     tower = VisionTower(folder, manifest, find_device("cpu"))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = _peak()
     features = tower.encode(feeds)["features"]
-    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    print(json.dumps([len(feeds["rotary_cos"]), len(features), grown * (1 if sys.platform == "darwin" else 1024)]))
+    print(json.dumps([len(feeds["rotary_cos"]), len(features), _peak() - before]))
+
+
+def _peak() -> int:
+    """Most resident bytes of this process so far."""
+    import resource  # not on Windows
+
+    if sys.platform == "linux":  # where ru_maxrss begins with what the process had that started this one
+        status = Path("/proc/self/status").read_text()
+        return 1024 * int(status.partition("VmHWM:")[2].split()[0])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 if __name__ == "__main__":

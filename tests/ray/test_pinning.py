@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -87,9 +88,12 @@ def test_an_engine_of_read_ray_computes_on_as_many_cpus_as_it_has_threads(tmp_pa
     class Looking(PageActor):
         def where(self) -> tuple[list[int] | None, list[list[int]]]:
             time.sleep(0.1)
-            threads = Path("/proc/self/task").iterdir()
             own = sorted(self._pinned.cpus) if self._pinned else None
-            return own, [sorted(os.sched_getaffinity(int(thread.name))) for thread in threads]
+            places = []
+            for thread in Path("/proc/self/task").iterdir():
+                with contextlib.suppress(ProcessLookupError):  # it has just ended
+                    places.append(sorted(os.sched_getaffinity(int(thread.name))))
+            return own, places
 
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100 << 20)
     try:
