@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,7 @@ class PdfPages:
         try:
             width, height = page.get_size()
             scale = self._scale(width, height, index)
-            give_appearances(page.raw, lambda annotation: self._structure.stroke_width(index, annotation))
+            give_appearances(self._pdf.raw, page.raw, partial(self._structure.annotation, index))
             bitmap = page.render(scale=scale, rev_byteorder=True, limit_image_cache=True)
             try:
                 image: Image.Image = bitmap.to_pil()

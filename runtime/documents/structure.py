@@ -8,11 +8,32 @@ from __future__ import annotations
 import io
 import math
 import mmap
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 _MARKS = (b"/UserUnit", b"/ObjStm")  # /UserUnit is plain text in the file, or hidden in a compressed object stream
 _UNITS = (0.01, 10_000.0)  # plausible units
+# Entries of an annotation about its look. Others lead to the page and the document.
+_LOOKS = (
+    "/AP",
+    "/BS",
+    "/Border",
+    "/C",
+    "/CA",
+    "/CL",
+    "/Contents",
+    "/DA",
+    "/IT",
+    "/LE",
+    "/LL",
+    "/LLE",
+    "/Name",
+    "/Q",
+    "/RD",
+)
+_DEEPEST = 2  # levels of lists and dictionaries in such an entry
+_MOST_ENTRIES = 100  # entries of one object
 
 
 class Structure:
@@ -31,9 +52,15 @@ class Structure:
         unit = self._number(lambda: self._page(page).get("/UserUnit", 1))
         return unit if unit is not None and _UNITS[0] <= unit <= _UNITS[1] else 1.0
 
-    def stroke_width(self, page: int, annotation: int) -> float | None:
-        """Width in an annotation's border style, in points; None without a border style."""
-        return self._number(lambda: self._page(page).Annots[annotation].BS.get("/W", 1))
+    def annotation(self, page: int, number: int) -> dict[str, Any]:
+        """What an annotation says of its look, in plain Python, names with their slash; empty if it cannot be read."""
+        if not self._open():
+            return {}
+        try:
+            found = self._page(page).Annots[number]
+            return {key: _plain(found[key], _DEEPEST) for key in _LOOKS if key in found}
+        except Exception:  # damaged files cause all kinds of errors: KeyError, TypeError, PdfError ...
+            return {}
 
     def close(self) -> None:
         """Close the file."""
@@ -64,6 +91,19 @@ class Structure:
             except Exception:  # pdfium has opened the file; qpdf's facts are left out
                 self._pdf = None
         return self._pdf is not None
+
+
+def _plain(value: Any, depth: int) -> Any:
+    """A PDF object as numbers, strings, lists and dictionaries. depth : levels of lists and dictionaries to enter."""
+    import pikepdf
+
+    if isinstance(value, pikepdf.Dictionary | pikepdf.Stream):
+        return {key: _plain(value[key], depth - 1) for key in list(value.keys())[:_MOST_ENTRIES]} if depth else {}
+    if isinstance(value, pikepdf.Array):
+        return [_plain(one, depth - 1) for one in list(value)[:_MOST_ENTRIES]] if depth else []
+    if isinstance(value, pikepdf.Name | pikepdf.String):
+        return str(value)
+    return value if isinstance(value, bool) else float(value) if isinstance(value, int | Decimal) else None
 
 
 def _holds(source: Path | bytes, marks: tuple[bytes, ...]) -> bool:

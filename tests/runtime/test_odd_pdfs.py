@@ -115,6 +115,16 @@ ANNOTATIONS = {
     "hollow polygon": "/Subtype /Polygon /Vertices [50 50 150 50 100 120] /C [0 0.5 0] /Border [0 0 3]",
     "polyline": "/Subtype /PolyLine /Vertices [50 50 150 50 100 120] /C [0 0.5 0] /Border [0 0 4]",
     "square": "/Subtype /Square /C [0 0.5 0] /BS << /W 2 >>",
+    "dashed ink": "/Subtype /Ink /InkList [[50 50 80 110 110 60]] /C [1 0 0] /BS << /W 3 /S /D /D [9 5] >>",
+    "ink that shows what is below": "/Subtype /Ink /InkList [[50 50 80 110 150 50]] /CA 0.4 /BS << /W 5 >>",
+    "line between two measured points": "/Subtype /Line /L [60 60 140 60] /C [0 0 1] /LL 20 /LLE 8 /BS << /W 2 >>",
+    "line with arrows": "/Subtype /Line /L [55 60 140 110] /LE [/ClosedArrow /OpenArrow] /IC [1 1 0] /BS << /W 2 >>",
+    "line with a circle and a diamond": "/Subtype /Line /L [55 60 140 110] /LE [/Circle /Diamond] /BS << /W 2 >>",
+    "line with a square and a bar": "/Subtype /Line /L [60 60 140 110] /LE [/Square /Butt] /C [1 0 0] /BS << /W 2 >>",
+    "line with arrows inwards": "/Subtype /Line /L [65 65 130 105] /LE [/ROpenArrow /RClosedArrow] /BS << /W 2 >>",
+    "polyline with ends": "/Subtype /PolyLine /Vertices [55 55 145 55 100 115] /LE [/Slash /OpenArrow] /BS << /W 2 >>",
+    "link": "/Subtype /Link /C [1 0 0] /Border [0 0 2]",
+    "link under a line": "/Subtype /Link /C [0 0 1] /BS << /W 2 /S /U >>",
 }
 
 
@@ -136,11 +146,59 @@ def test_an_annotation_without_appearance_is_drawn_as_poppler_draws_it(annotatio
     assert (np.abs(ours - theirs) > 128).mean() < 0.001
 
 
+def lines_of(annotation: str) -> int:
+    """Lines of text inside an annotation's rectangle."""
+    data = drawn_pdf("", f"/Annots [<< /Type /Annot /Rect [20 20 280 180] {annotation} >>]")
+    inked = (seen(data)[45:355, 50:550] < 200).any(1)
+    return int((np.diff(np.concatenate([[False], inked]).astype(int)) == 1).sum())
+
+
+@pytest.mark.parametrize(
+    ("annotation", "lines"),
+    [
+        ("/Subtype /FreeText /DA (/Helv 18 Tf 0 g) /Contents (five words)", 1),
+        (f"/Subtype /FreeText /DA (0 0 1 rg /Helv 18 Tf) /C [1 1 0.8] /Contents ({'seven hex ' * 11})", 4),
+        ("/Subtype /FreeText /DA (/Helv 18 Tf 0 g) /Contents (one\\rtwo\\nsun)", 3),
+        ("/Subtype /FreeText /Contents (no default appearance)", 1),
+        ("/Subtype /Stamp /Name /NotApproved", 1),
+        ("/Subtype /FreeText /F 2 /Contents (hidden)", 0),
+    ],
+    ids=["a line", "long", "ends of lines", "without a font", "stamp", "hidden"],
+)
+def test_all_lines_of_a_text_without_appearance_are_drawn(annotation: str, lines: int) -> None:
+    assert lines_of(annotation) == lines
+
+
+def test_a_text_with_an_appearance_is_drawn_once_as_it_is() -> None:
+    form = (
+        "<< /Type /XObject /Subtype /Form /BBox [0 0 100 70] /Length 26 >>\n"
+        "stream\n1 0 0 rg 0 0 100 70 re f   \nendstream"
+    )
+    text = "/Subtype /FreeText /Contents (as it is) /AP << /N 6 0 R >>"
+    data = drawn_pdf("", f"/Annots [<< /Type /Annot /Rect [50 50 150 120] {text} >>]", [form])
+    with open_document(data, name="it", dpi=72) as document:
+        twice = [np.asarray(document.page(0)) for _ in range(2)]
+    assert (twice[0] == twice[1]).all()
+    assert (twice[0][85:145, 55:145] == (255, 0, 0)).all()
+
+
+def test_the_same_page_drawn_again_shows_the_same_texts() -> None:
+    text = "/Subtype /FreeText /Contents (twice) /DA (/Helv 18 Tf 0 g)"
+    with open_document(drawn_pdf("", f"/Annots [<< /Rect [50 50 150 120] {text} >>]"), name="it") as document:
+        assert (np.asarray(document.page(0)) == np.asarray(document.page(0))).all()
+
+
 def test_annotations_of_any_shape_stop_nothing() -> None:
     odd = [
         "/Subtype /Ink /InkList [[]]", "/Subtype /Ink /InkList 7", "/Subtype /Line /L [1]", "/Subtype /Line",
         "/Subtype /Polygon /Vertices [1 2]", "/Subtype /Polygon /Vertices [(a) (b) (c) (d)]", "/Subtype /Nothing",
         "/Subtype /Line /L [0 0 1e30 -1e30]", "/Subtype /Ink /InkList [[1 2 3 4]] /BS 3", "/AP 9 /Subtype /Line",
+        "/Subtype /FreeText", "/Subtype /FreeText /DA 3 /Contents 4 /RD [1] /CL [1 2] /Q (x)",
+        "/Subtype /Stamp /Name 7", "/Subtype /Stamp /Name /#01", "/Subtype /Link /BS << /W (x) >>",
+        "/Subtype /FreeText /DA (/F 1.2.3 Tf 9 9 9 9 k) /Contents (\\000\\033) /CA (y)",
+        "/Subtype /FreeText /Contents <FEFFD83DDE00FFFE200BD800E000>",
+        "/Subtype /Line /L [50 50 99 99] /LE [7 /Circle] /LL (x) /Border [0 0 1 [0 0]]",
+        "/Subtype /Line /L [9 9 9 9] /LL 3",
     ]  # fmt: skip
     annotations = " ".join(f"<< /Type /Annot /Rect [50 50 150 120] {one} >>" for one in odd)
     assert seen(drawn_pdf(WORD, f"/Annots [{annotations} 99 0 R null]")).min() < 50
