@@ -13,7 +13,7 @@ from typing import IO, Literal
 import numpy as np
 from PIL import ExifTags, Image, ImageCms, ImageFile, features
 
-from .tones import eight_bits
+from .tones import Greys
 
 Transparency = Literal["white", "black", "drop"]
 
@@ -55,14 +55,20 @@ def orientation(image: Image.Image) -> int:
     return found if found in _TURNS else 1
 
 
-def to_rgb(image: Image.Image, transparency: Transparency = "white") -> Image.Image:
+def has_wide_greys(image: Image.Image) -> bool:
+    """Whether the picture has greys of more than eight bits, whose white depends on the whole picture."""
+    return image.mode.startswith("I") or image.mode == "F"
+
+
+def to_rgb(image: Image.Image, transparency: Transparency = "white", greys: Greys | None = None) -> Image.Image:
     """Convert to RGB like the published code, except greys of many bits, which Pillow would clip, and transparency.
 
     transparency : the background. ``drop`` is the published code's way: the stored colours of transparent pixels, most
-    often black, so that dark text on a transparent background is black on black.
+    often black, so that dark text on a transparent background is black on black. greys : of the picture that this is a
+    part of, if it is one.
     """
-    if image.mode.startswith("I") or image.mode == "F":
-        eight = eight_bits(image)
+    if has_wide_greys(image):
+        eight = (greys or Greys(image)).eight_bits(image)
         if isinstance(clear := image.info.get("transparency"), int) and transparency != "drop":
             eight[np.asarray(image) == clear] = 255 if transparency == "white" else 0
         return Image.fromarray(eight).convert("RGB")

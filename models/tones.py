@@ -9,38 +9,55 @@ from .model_errors import InvalidInput
 
 _BITS = (1, 8, 10, 12, 14, 16, 24, 32)  # bits of cameras and scanners, stored in a wider number
 _TAGS = {tag.name: number for number, tag in TiffTags.TAGS_V2.items()}
+_ROWS = 256  # rows looked at together
 _WHITE_IS_ZERO = 0  # value of PhotometricInterpretation
 
 
-def eight_bits(image: Image.Image) -> np.ndarray:
-    """Greys of a picture in one of Pillow's modes I, I;16 and F, shape [height, width], uint8.
+class Greys:
+    """What the greys of a picture mean: the number for white, and whether they are reversed.
 
     White is named by the file (TIFF's MaxSampleValue, BitsPerSample), or else is the largest number of as many bits as
     the brightest grey needs: a page of 12 bits stored in 16 would be black otherwise.
-
-    Raises
-    ------
-    InvalidInput
-        for greys below zero, and for floating point beyond 16 bits: their white is unknown.
     """
+
+    def __init__(self, image: Image.Image) -> None:
+        """Look at the picture strip by strip: it may fill the memory.
+
+        Raises
+        ------
+        InvalidInput
+            for greys whose white is unknown: below zero, beyond 16 bits in floating point, or beyond 16 bits and far
+            from the largest number of 24 or 32 bits.
+        """
+        ends = [(0.0, 0.0)]
+        for top in range(0, image.height, _ROWS):
+            greys = _finite(image.crop((0, top, image.width, min(top + _ROWS, image.height))))
+            ends.append((float(greys.min(initial=0)), float(greys.max(initial=0))))
+        lowest, highest = min(low for low, _ in ends), max(high for _, high in ends)
+        self._white = _white(image, highest)
+        is_dark = highest > 0xFFFF and highest < self._white / 2
+        if lowest < 0 or is_dark or (image.mode == "F" and highest > 0xFFFF):
+            kind = "floating point" if image.mode == "F" else "signed integers" if lowest < 0 else "integers"
+            raise InvalidInput(
+                f"the picture's greys are {kind} from {lowest:g} to {highest:g}, and where white is nobody knows; save "
+                "it with 8 or 16 bits"
+            )
+        # Pillow itself reverses integers.
+        self._reversed = image.mode == "F" and _tag(image, "PhotometricInterpretation") == _WHITE_IS_ZERO
+
+    def eight_bits(self, part: Image.Image) -> np.ndarray:
+        """Greys of the picture or of a part, shape [height, width], uint8."""
+        eight = np.empty((part.height, part.width), np.uint8)
+        for top in range(0, part.height, _ROWS):  # the whole as floating point would take four times the memory
+            greys = _finite(part.crop((0, top, part.width, min(top + _ROWS, part.height))))
+            scaled = greys // 257 if self._white == 0xFFFF else np.clip(greys * (255 / self._white), 0, 255)
+            eight[top : top + _ROWS] = scaled
+        return 255 - eight if self._reversed else eight
+
+
+def _finite(image: Image.Image) -> np.ndarray:
     greys = np.asarray(image)
-    if image.mode == "F":
-        greys = np.nan_to_num(greys, nan=0.0, posinf=0.0, neginf=0.0)
-    lowest, highest = float(greys.min(initial=0)), float(greys.max(initial=0))
-    if lowest < 0 or (image.mode == "F" and highest > 0xFFFF):
-        kind = "floating point" if image.mode == "F" else "signed integers"
-        raise InvalidInput(
-            f"the picture's greys are {kind} from {lowest:g} to {highest:g}, and where white is nobody knows; save it "
-            "with 8 or 16 bits"
-        )
-    white = _white(image, highest)
-    eight = np.empty(greys.shape, np.uint8)
-    for top in range(0, len(greys), 256):  # the whole page as floating point would take four times the memory
-        part = greys[top : top + 256]
-        eight[top : top + 256] = part // 257 if white == 0xFFFF else np.clip(part * (255 / white), 0, 255)
-    if image.mode == "F" and _tag(image, "PhotometricInterpretation") == _WHITE_IS_ZERO:
-        eight = 255 - eight  # as Pillow does for integers
-    return eight
+    return np.nan_to_num(greys, nan=0.0, posinf=0.0, neginf=0.0) if image.mode == "F" else greys
 
 
 def _white(image: Image.Image, highest: float) -> float:

@@ -47,11 +47,15 @@ class Document:
     def size(self, index: int, stop: Stop = never) -> tuple[int, int]:
         """Width and height in pixels of a page as ``page`` gives it, without drawing. Raises as ``page``."""
 
-        def measure(worker: Worker) -> tuple[int, int]:
-            answer = worker.ask({"do": "size", "page": index})
-            return int(answer["width"]), int(answer["height"])
+        answer = self._measured(index, stop)
+        return int(answer["width"]), int(answer["height"])
 
-        return self._work(measure, self._described(index), stop)
+    def weight(self, index: int, stop: Stop = never) -> int:
+        """Pixels that count for the memory that a page takes: its own, or more if a large picture is scaled down."""
+        return int(self._measured(index, stop)["weight"])
+
+    def _measured(self, index: int, stop: Stop) -> Mapping[str, Any]:
+        return self._work(lambda worker: worker.ask({"do": "size", "page": index}), self._described(index), stop)
 
     def page(self, index: int, stop: Stop = never) -> Image.Image:
         """The picture of a page, turned only as the file says; see ``draw``."""

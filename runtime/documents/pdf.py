@@ -63,6 +63,10 @@ class PdfPages:
         scale = self._scale(width, height, index)
         return math.ceil(width * scale), math.ceil(height * scale)
 
+    def weight(self, index: int) -> int:
+        """Pixels that count for the memory of drawing a page, beyond those of the page itself: none that is known."""
+        return 0
+
     def page(self, index: int) -> Drawn:
         """One page, in RGB."""
         image, missing = self._drawn(index)

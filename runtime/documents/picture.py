@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, Jpeg2KImagePlugin
 
 from models.model_errors import InvalidInput
 from models.pixels import Transparency, to_rgb, turned_upright, upright_size
@@ -23,8 +24,12 @@ from .scaling import fitting, scaled_rgb
 
 _MOST_FRAMES = 2_000  # frames of a picture; a file of a few MB can claim a million, each of which costs time
 _MOST_TIMES = 12  # times a page's limit of pixels is decoded and scaled down: A0 at 600 dpi by default
-_MOST_BYTES = 640_000_000  # bytes of decoded pixels; a worker's memory also holds the result
+_MOST_BYTES = 560_000_000  # bytes of decoded pixels: one bit at A0 and 600 dpi; a worker's memory also holds the result
+_BYTES_IN_FLIGHT = 16  # bytes that each pixel of a page takes while the page is read, here and elsewhere
 _BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16L": 2, "I;16B": 2, "I;16N": 2}  # bytes a pixel; other modes: 4
+_SMALLER = ("JPEG", "JPEG2000", "MPO")  # formats that are decoded smaller than they are
+_TIMES_DECODED = 4  # pixels of such a picture, decoded, for each pixel of its page
+_EDGE_OF_JPEG_2000 = 1 << 16  # bytes of a JPEG 2000 that hold its main header
 _CUT_OFF = "the file is cut off or damaged; what could be decoded of the page was read"
 _LOST_PAGES = "the file is cut off or damaged: what may come after page {} is lost"
 _DAMAGED = "it is damaged, or of a kind that cannot be decoded here: get it again, or save it as PNG"
@@ -59,14 +64,22 @@ class PicturePages:
             self._check(self._image)
             return fitting(*upright_size(self._image), self._shown)
 
+    def weight(self, index: int) -> int:
+        """Pixels of a page that takes as much memory as decoding this frame."""
+        with self._understood():
+            self._image.seek(index)
+            width, height = self._image.size
+            if self._image.format in _SMALLER and not self._image.info.get("progressive"):
+                width, height = fitting(width, height, _TIMES_DECODED * self._shown)
+            return width * height * _BYTES.get(self._image.mode, 4) // _BYTES_IN_FLIGHT
+
     def page(self, index: int) -> Drawn:
         """One frame: upright, in RGB, scaled down where it has too many pixels."""
         with self._understood(_DAMAGED):
             self._image.seek(index)
             self._check(self._image)
             size = fitting(*self._image.size, self._shown)
-            if self._image.size != size:
-                self._image.draft(None, size)  # decodes a JPEG at a half, a quarter ... of its size
+            _decode_smaller(self._image, size)
             try:
                 self._image.load()
             except MemoryError:
@@ -97,8 +110,7 @@ class PicturePages:
             try:
                 frame = stack.enter_context(self._opened())
                 frame.seek(index)
-                if frame.size != size:
-                    frame.draft(None, size)
+                _decode_smaller(frame, size)
                 frame.load()
             except MemoryError:
                 raise
@@ -139,6 +151,29 @@ class PicturePages:
             raise
         except Exception as error:  # decoders of damaged files raise all kinds of errors
             raise InvalidInput(f"{self._name} cannot be read ({_reason(error)}); {remedy or self._taken}") from error
+
+
+def _decode_smaller(image: ImageFile.ImageFile, size: tuple[int, int]) -> None:
+    """Have a JPEG or JPEG 2000 decoded at a half, a quarter ... of its size, but no smaller than ``size``."""
+    if image.size == size:
+        return
+    if isinstance(image, Jpeg2KImagePlugin.Jpeg2KImageFile):
+        levels = math.floor(math.log2(max(1.0, min(image.width / size[0], image.height / size[1]))))
+        image.reduce = min(levels, _levels(image))
+    else:
+        image.draft(None, size)
+
+
+def _levels(image: Jpeg2KImagePlugin.Jpeg2KImageFile) -> int:
+    """How often a JPEG 2000 can be halved: the levels of its wavelets."""
+    assert image.fp is not None
+    place = image.fp.tell()
+    image.fp.seek(0)
+    start = image.fp.read(_EDGE_OF_JPEG_2000)
+    image.fp.seek(place)
+    # The marker COD: its length, Scod, order, layers, kind of colours, and then the levels.
+    marker = start.find(b"\xff\x52\x00")
+    return start[marker + 9] if 0 <= marker < len(start) - 9 and start[marker + 9] <= 32 else 0
 
 
 def _decoded_rows(image: Image.Image) -> tuple[int, int]:

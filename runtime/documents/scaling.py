@@ -6,10 +6,10 @@ import math
 
 from PIL import Image
 
-from models.pixels import Transparency, to_rgb
+from models.pixels import Transparency, has_wide_greys, to_rgb
+from models.tones import Greys
 
-_STRIP_ROWS = 256  # rows of the result made at once
-_WIDE_GREYS = ("I", "F")  # first letters of modes whose white depends on the whole picture
+_STRIP_PIXELS = 4_000_000  # pixels of the picture that are scaled at once, if they are a row of the result or more
 
 
 def fitting(width: int, height: int, most_pixels: int) -> tuple[int, int]:
@@ -22,15 +22,15 @@ def fitting(width: int, height: int, most_pixels: int) -> tuple[int, int]:
 
 def scaled_rgb(image: Image.Image, size: tuple[int, int], transparency: Transparency) -> Image.Image:
     """The picture in RGB, scaled to ``size`` (width, height) in pixels. EXIF orientation is ignored."""
-    if image.mode.startswith(_WIDE_GREYS):
-        image = to_rgb(image, transparency).getchannel(0)
+    greys = Greys(image) if has_wide_greys(image) else None
     scaled = Image.new("RGB", size)
     step = image.height / size[1]  # rows of the picture for one row of the result
-    for top in range(0, size[1], _STRIP_ROWS):
-        bottom = min(top + _STRIP_ROWS, size[1])
+    rows = max(1, int(_STRIP_PIXELS / (image.width * step)))
+    for top in range(0, size[1], rows):
+        bottom = min(top + rows, size[1])
         first = max(0, math.floor((top - 1) * step) - 1)  # the filter reaches a row of the result beyond
         last = min(image.height, math.ceil((bottom + 1) * step) + 1)
-        strip = to_rgb(image.crop((0, first, image.width, last)), transparency)
+        strip = to_rgb(image.crop((0, first, image.width, last)), transparency, greys)
         box = (0, top * step - first, image.width, min(bottom * step, image.height) - first)
         scaled.paste(strip.resize((size[0], bottom - top), Image.Resampling.HAMMING, box=box), (0, top))
     return scaled

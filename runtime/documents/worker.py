@@ -9,7 +9,7 @@
 ``open``     path or bytes, name, dpi, max_pixels,    ``pages``
              picture, transparency, password,
              shown_pixels
-``size``     page                                     ``width``, ``height``
+``size``     page                                     ``width``, ``height``, ``weight``
 ``draw``     page, orient                             ``width``, ``height``, ``warnings``, ``truncated``,
                                                       ``rotated`` and the pixels
 ``close``                                             none
@@ -117,7 +117,8 @@ class _Drawer:
                 self._answer({"pages": self._pages.count})
             case "size":
                 width, height = self._opened.size(command["page"])
-                self._answer({"width": width, "height": height})
+                weight = max(width * height, self._opened.weight(command["page"]))
+                self._answer({"width": width, "height": height, "weight": weight})
             case "draw":
                 drawn = self._opened.page(command["page"])
                 self._send(upright(drawn) if command["orient"] == "auto" else drawn)

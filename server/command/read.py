@@ -82,6 +82,7 @@ exit code: 0 all pages were read; 1 some failed or were left; 2 the command line
 SEVERAL_DEFAULTS: Mapping[str, Any] = {"max_new_tokens": 100_000}
 SERVER_JOBS = 4
 MOST_WORKERS = 8  # processes that draw pages
+DRAWING_BYTES = 640_000_000  # bytes for drawing one page: reading with the built-in model stays under 900 MB
 
 __all__ = ["DESCRIPTION", "EXAMPLES", "ReadCommand", "add_arguments", "run"]
 
@@ -149,7 +150,8 @@ class ReadCommand:
             password=password_of(given),
         )
         self._stop = threading.Event()
-        self._workers = Workers(min(os.cpu_count() or 1, MOST_WORKERS), Limits(self._options.page_timeout))
+        self._limits = Limits(self._options.page_timeout, memory=DRAWING_BYTES)
+        self._workers = Workers(min(os.cpu_count() or 1, MOST_WORKERS), self._limits)
 
     def run(self) -> int:
         """See ``run``."""
@@ -241,7 +243,7 @@ class ReadCommand:
         try:
             doubt = self._given["min_confidence"]
             if isinstance(reader, on_ray.ClusterReader):
-                drawing = Drawing(self._how, Limits(self._options.page_timeout))
+                drawing = Drawing(self._how, self._limits)
                 reader.read_all(plans, drawing, sink, head, self._open, progress, doubt)
             else:
                 Run(reader, sink, self._open, head, progress, self._stop, doubt).read_all(plans, jobs)

@@ -153,8 +153,7 @@ class Run:
             with self._pixels.share() as share:
 
                 def draw() -> Drawn:
-                    width, height = document.size(indices[0], stop)
-                    share.take(width * height, stop)
+                    share.take(document.weight(indices[0], stop), stop)
                     return document.draw(indices[0], stop)
 
                 result, page = read_page(

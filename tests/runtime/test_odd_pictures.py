@@ -96,6 +96,8 @@ def test_greys_whose_white_nobody_knows_are_refused_with_what_they_are() -> None
         drawn(tiff((WORD * 100 - 100).astype(np.int16), 16, sample_format=2))
     with pytest.raises(InvalidInput, match=r"floating point from 0 to 1e\+06"):
         drawn(tiff((WORD * 1e6).astype(np.float32), 32, sample_format=3))
+    with pytest.raises(InvalidInput, match="integers from 0 to 255000"):
+        drawn(tiff((WORD * 255_000).astype(np.uint32), 32))
 
 
 def test_a_grey_picture_with_associated_alpha_is_read() -> None:
@@ -172,6 +174,22 @@ def test_a_picture_beyond_all_that_is_scaled_is_refused_from_its_header() -> Non
         pytest.raises(InvalidInput, match="it has 4000 x 4000 pixels; the limit is 12 million"),
     ):
         document.size(0)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "LA"])
+def test_a_large_jpeg_2000_is_decoded_smaller_and_looks_the_same(mode: str) -> None:
+    image = page(1600, 1200).convert(mode)
+    with open_document(saved(image, "JPEG2000"), name="it", max_pixels=200_000) as document:
+        seen = document.page(0)
+    assert seen.size == fitting(*image.size, 200_000)
+    small = to_rgb(image).resize(seen.size, Image.Resampling.HAMMING)
+    assert np.abs(np.asarray(seen, int) - np.asarray(small, int)).mean() < 3
+
+
+def test_a_large_picture_weighs_more_than_the_page_that_it_becomes() -> None:
+    with open_document(saved(Image.new("CMYK", (4000, 3000)), "TIFF"), name="it", max_pixels=1_100_000) as document:
+        width, height = document.size(0)
+        assert document.weight(0) == 4000 * 3000 * 4 // 16 > width * height
 
 
 # Damage.
