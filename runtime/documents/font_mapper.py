@@ -25,6 +25,7 @@ class FontMapper:
 
     def __init__(self) -> None:
         self.needed: frozenset[int] = frozenset()  # code points that pages were found to lack
+        self.lacking: frozenset[str] = frozenset()  # names of the fonts that these pages ask for
         self._default = pdfium_c.FPDF_GetDefaultSystemFontInfo()
         self._own: dict[int, tuple[Any, int]] = {}  # handle -> the file's bytes, and where the font begins
         self._handles: dict[Face, int] = {}
@@ -50,10 +51,11 @@ class FontMapper:
         self, info: Any, weight: int, italic: int, charset: int, pitch: int, face: Any, exact: Any
     ) -> int | None:
         wide = charset in _CJK_CHARSETS
-        letters = {letter for letter in self.needed if _is_wide(letter) == wide}
+        name = (ctypes.cast(face, ctypes.c_char_p).value or b"").decode("latin-1")
+        # A font that names no character set may hold letters of every width.
+        letters = {letter for letter in self.needed if _is_wide(letter) == wide or name in self.lacking}
         if letters:
-            name = ctypes.cast(face, ctypes.c_char_p).value or b""
-            found = face_for(name.decode("latin-1"), letters, bold=weight >= _BOLD, italic=bool(italic))
+            found = face_for(name, letters, bold=weight >= _BOLD, italic=bool(italic))
             if found is not None and (handle := self._opened(found)) is not None:
                 return handle
         theirs: int | None = self._theirs("MapFont", weight, italic, charset, pitch, face, exact)

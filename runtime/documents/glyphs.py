@@ -33,12 +33,23 @@ class Lacking:
 
     letters: Counter[int] = field(default_factory=Counter)  # code points; 0 where the file does not name the letter
     fonts: set[str] = field(default_factory=set)
+    guessed: Counter[str] = field(default_factory=Counter)  # font -> letters that the file does not name
 
     def __bool__(self) -> bool:
         return bool(self.letters)
 
-    def warning(self) -> str:
-        """A line for the user."""
+    def warnings(self) -> tuple[str, ...]:
+        """Lines for the user."""
+        return (*([self._missing()] if self.letters else []), *([self._guessed()] if self.guessed else []))
+
+    def _guessed(self) -> str:
+        count, fonts = self.guessed.total(), ", ".join(sorted(self.guessed))[:80]
+        return (
+            f"{count} letter{'s' * (count != 1)} may be drawn as others: the font {fonts} is not in the file, which "
+            "does not say what its letters are; make the PDF anew with its fonts embedded"
+        )
+
+    def _missing(self) -> str:
         count, known = self.letters.total(), [letter for letter, _ in self.letters.most_common() if letter]
         example = f", such as {chr(known[0])} (U+{known[0]:04X})" if known else ""
         scripts = [script for script in map(script_of, known) if script is not None]
@@ -68,6 +79,9 @@ def lacking(page: Any, picture: Image.Image) -> Lacking:
             font = outside[key]
             letter = int(pdfium_c.FPDFText_GetUnicode(text, index))
             if font is None or not _is_seen(letter):
+                continue
+            if pdfium_c.FPDFText_HasUnicodeMapError(text, index) == 1:
+                found.guessed[font] += 1
                 continue
             tries = tried.setdefault((font, letter), [])
             if len(tries) < _TRIES and not any(tries):

@@ -52,7 +52,7 @@ class PdfPages:
         handle, self._source = self._load(source, password)
         self._structure, self._password = Structure(self._source, password), password
         self._fonts = mapper()
-        self._fonts.needed = frozenset()
+        self._fonts.needed, self._fonts.lacking = frozenset(), frozenset()
         self._pdf = _with_forms(handle)
         self.count = len(self._pdf)
 
@@ -72,7 +72,7 @@ class PdfPages:
         image, missing = self._drawn(index)
         if missing and self._find_fonts(missing):
             image, missing = self._drawn(index)
-        return Drawn(image, (missing.warning(),) if missing else ())
+        return Drawn(image, missing.warnings())
 
     def _drawn(self, index: int) -> tuple[Image.Image, Lacking]:
         """A drawn page, and the letters that the page lacks."""
@@ -99,6 +99,7 @@ class PdfPages:
         if not letters or not has_fontconfig():
             return False
         self._fonts.needed |= letters
+        self._fonts.lacking |= missing.fonts
         self._pdf.close()
         handle, code = _open(self._source, self._password)
         if not handle:

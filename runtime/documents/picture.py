@@ -29,6 +29,7 @@ _BYTES_IN_FLIGHT = 16  # bytes that each pixel of a page takes while the page is
 _BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16L": 2, "I;16B": 2, "I;16N": 2}  # bytes a pixel; other modes: 4
 _SMALLER = ("JPEG", "JPEG2000", "MPO")  # formats that are decoded smaller than they are
 _TIMES_DECODED = 4  # pixels of such a picture, decoded, for each pixel of its page
+_BYTES_PROGRESSIVE = 3  # bytes a pixel of a progressive JPEG, all of whose coefficients are kept, in most files
 _EDGE_OF_JPEG_2000 = 1 << 16  # bytes of a JPEG 2000 that hold its main header
 _CUT_OFF = "the file is cut off or damaged; what could be decoded of the page was read"
 _LOST_PAGES = "the file is cut off or damaged: what may come after page {} is lost"
@@ -68,10 +69,16 @@ class PicturePages:
         """Pixels of a page that takes as much memory as decoding this frame."""
         with self._understood():
             self._image.seek(index)
-            width, height = self._image.size
-            if self._image.format in _SMALLER and not self._image.info.get("progressive"):
-                width, height = fitting(width, height, _TIMES_DECODED * self._shown)
-            return width * height * _BYTES.get(self._image.mode, 4) // _BYTES_IN_FLIGHT
+            return self._decoded_bytes(self._image) // _BYTES_IN_FLIGHT
+
+    def _decoded_bytes(self, image: Image.Image) -> int:
+        """Bytes of a frame's decoded pixels, by its header."""
+        width, height = image.size
+        if image.format in _SMALLER:
+            if image.info.get("progressive"):
+                return width * height * _BYTES_PROGRESSIVE
+            width, height = fitting(width, height, _TIMES_DECODED * self._shown)
+        return width * height * _BYTES.get(image.mode, 4)
 
     def page(self, index: int) -> Drawn:
         """One frame: upright, in RGB, scaled down where it has too many pixels."""
@@ -132,7 +139,7 @@ class PicturePages:
     def _check(self, image: Image.Image) -> None:
         width, height = image.size
         most = _MOST_TIMES * self._max_pixels
-        if width * height > most or width * height * _BYTES.get(image.mode, 4) > _MOST_BYTES:
+        if width * height > most or self._decoded_bytes(image) > _MOST_BYTES:
             raise TooManyPixels(
                 f"{self._name} has {width} x {height} pixels; the limit is {most / 1e6:g} million, and "
                 f"{_MOST_BYTES / 1e6:g} MB of memory: scale it down"

@@ -85,6 +85,41 @@ def test_text_of_the_four_east_asian_collections_is_drawn(ordering: str, cmap: s
     assert columns_of_ink(page, 130, 220) >= 4
 
 
+def identity_text(text: str, named: bool) -> bytes:
+    """A text in glyphs of a font that is not in the file, counted from 40. named : the file says what they are."""
+    letters = " ".join(f"<{40 + n:04x}> <{letter.encode('utf-16-be').hex()}>" for n, letter in enumerate(text))
+    cmap = (
+        f"begincmap 1 begincodespacerange <0000> <ffff> endcodespacerange {len(text)} beginbfchar {letters} endbfchar"
+    )
+    stream = f"<< /Length {len(cmap)} >>\nstream\n{cmap}\nendstream"
+    descendant = (
+        "<< /Type /Font /Subtype /CIDFontType2 /BaseFont /ArialUnicodeMS /DW 1000 "
+        "/CIDSystemInfo << /Registry (Adobe) /Ordering (Identity) /Supplement 0 >> "
+        "/FontDescriptor << /Type /FontDescriptor /FontName /ArialUnicodeMS /Flags 4 "
+        "/FontBBox [0 -200 1000 900] /ItalicAngle 0 /Ascent 880 /Descent -120 /CapHeight 880 /StemV 80 >> >>"
+    )
+    to_unicode = "/ToUnicode 6 0 R" if named else ""
+    font = (
+        f"<< /Type /Font /Subtype /Type0 /BaseFont /ArialUnicodeMS /Encoding /Identity-H "
+        f"/DescendantFonts [{descendant}] {to_unicode} >>"
+    )
+    codes = "".join(f"{40 + n:04x}" for n in range(len(text)))
+    return drawn_pdf(f"BT /F 24 Tf 20 100 Td <{codes}> Tj ET", f"/Resources << /Font << /F {font} >> >>", [stream])
+
+
+@needs("Chinese", "Japanese", "Korean", "Greek")
+@pytest.mark.parametrize("text", ["中文文档", "日本語の", "한국어글", "ΩαλΞ"])
+def test_glyphs_of_a_missing_font_are_drawn_by_the_letters_that_the_file_names(text: str) -> None:
+    page = drawn(identity_text(text, named=True))
+    assert page.warnings == ()
+    assert columns_of_ink(page, 130, 220) >= 4
+
+
+def test_glyphs_of_a_missing_font_that_the_file_does_not_name_are_said_to_be_guesses() -> None:
+    (warning,) = drawn(identity_text("abcdef", named=False)).warnings
+    assert "6 letters may be drawn as others: the font ArialUnicodeMS is not in the file" in warning
+
+
 def test_letters_without_any_font_are_said_with_the_package_that_helps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")  # without fontconfig
     page = drawn(encoded("Helvetica", RUSSIAN))
