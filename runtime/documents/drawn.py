@@ -14,4 +14,5 @@ class Drawn:
     image: Image.Image  # upright, in RGB
     warnings: tuple[str, ...] = ()  # warnings, a line each, without the document's name
     truncated: bool = False  # the file breaks off; the picture has what was there
+    dpi: float | None = None  # dots per inch of the picture, where the file tells a page's size in inches
     rotated: float = 0  # degrees clockwise by which the page was turned upright, beyond the file's own rotation

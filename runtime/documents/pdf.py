@@ -69,13 +69,13 @@ class PdfPages:
 
     def page(self, index: int) -> Drawn:
         """One page, in RGB."""
-        image, missing = self._drawn(index)
+        image, missing, dpi = self._drawn(index)
         if missing and self._find_fonts(missing):
-            image, missing = self._drawn(index)
-        return Drawn(image, missing.warnings())
+            image, missing, dpi = self._drawn(index)
+        return Drawn(image, missing.warnings(), dpi=dpi)
 
-    def _drawn(self, index: int) -> tuple[Image.Image, Lacking]:
-        """A drawn page, and the letters that the page lacks."""
+    def _drawn(self, index: int) -> tuple[Image.Image, Lacking, float]:
+        """A drawn page, the letters that the page lacks, and its dots per inch."""
         page = self._page(index)
         try:
             width, height = page.get_size()
@@ -87,7 +87,8 @@ class PdfPages:
                 image = image.convert("RGB")
             finally:
                 bitmap.close()
-            return image, lacking(page.raw, image)
+            dpi = scale * _POINTS_PER_INCH / self._structure.user_unit(index)
+            return image, lacking(page.raw, image), dpi
         except pdfium.PdfiumError as error:
             raise InvalidInput(f"page {index + 1} of {self._name} cannot be drawn: {error}") from error
         finally:

@@ -31,6 +31,7 @@ _SMALLER = ("JPEG", "JPEG2000", "MPO")  # formats that are decoded smaller than 
 _TIMES_DECODED = 4  # pixels of such a picture, decoded, for each pixel of its page
 _BYTES_PROGRESSIVE = 3  # bytes a pixel of a progressive JPEG, all of whose coefficients are kept, in most files
 _EDGE_OF_JPEG_2000 = 1 << 16  # bytes of a JPEG 2000 that hold its main header
+_PLAUSIBLE_DPI = (30, 4_800)  # dots per inch that scanners write; files with others tell nothing
 _CUT_OFF = "the file is cut off or damaged; what could be decoded of the page was read"
 _LOST_PAGES = "the file is cut off or damaged: what may come after page {} is lost"
 _DAMAGED = "it is damaged, or of a kind that cannot be decoded here: get it again, or save it as PNG"
@@ -85,7 +86,8 @@ class PicturePages:
         with self._understood(_DAMAGED):
             self._image.seek(index)
             self._check(self._image)
-            size = fitting(*self._image.size, self._shown)
+            width, height = self._image.size
+            size = fitting(width, height, self._shown)
             _decode_smaller(self._image, size)
             try:
                 self._image.load()
@@ -94,7 +96,8 @@ class PicturePages:
             except Exception as error:  # of a damaged file: anything
                 return self._what_is_there(index, size, error)
             self._check(self._image)  # some frames are larger than their header says
-            return Drawn(self._upright(self._image, self._image))
+            upright = self._upright(self._image, self._image)
+            return Drawn(upright, dpi=_dpi(self._image, *upright.size, width * height))
 
     def _upright(self, pixels: Image.Image, frame: Image.Image) -> Image.Image:
         """``pixels`` of a frame in RGB, scaled down to ``size`` and turned as the frame's orientation says."""
@@ -158,6 +161,15 @@ class PicturePages:
             raise
         except Exception as error:  # decoders of damaged files raise all kinds of errors
             raise InvalidInput(f"{self._name} cannot be read ({_reason(error)}); {remedy or self._taken}") from error
+
+
+def _dpi(image: Image.Image, width: int, height: int, pixels: int) -> float | None:
+    """Dots per inch of a page of ``width`` x ``height`` pixels, by the file, which tells them for ``pixels`` pixels."""
+    told = image.info.get("dpi")
+    across = told[0] if isinstance(told, tuple) and told else None
+    if not isinstance(across, int | float) or not _PLAUSIBLE_DPI[0] <= across <= _PLAUSIBLE_DPI[1]:
+        return None
+    return float(across) * math.sqrt(width * height / pixels)
 
 
 def _decode_smaller(image: ImageFile.ImageFile, size: tuple[int, int]) -> None:

@@ -11,7 +11,7 @@
              shown_pixels
 ``size``     page                                     ``width``, ``height``, ``weight``
 ``draw``     page, orient                             ``width``, ``height``, ``warnings``, ``truncated``,
-                                                      ``rotated`` and the pixels
+                                                      ``dpi``, ``rotated`` and the pixels
 ``close``                                             none
 ===========  =======================================  =========================================
 
@@ -136,7 +136,7 @@ class _Drawer:
         warnings = list(dict.fromkeys([*self._warnings, *drawn.warnings, *self._mutters.taken()]))
         self._answer(
             {"width": image.width, "height": image.height, "warnings": warnings, "truncated": drawn.truncated,
-             "rotated": drawn.rotated, "tired": tired}
+             "dpi": drawn.dpi, "rotated": drawn.rotated, "tired": tired}
         )  # fmt: skip
         rows = rows_of_a_strip(image.width)
         for top in range(0, image.height, rows):

@@ -115,7 +115,9 @@ class Worker:
         for top in range(0, height, rows):  # the whole page's bytes would double the memory
             size = (width, min(rows, height - top))
             image.paste(Image.frombytes("RGB", size, self._read(size[0] * size[1] * 3)), (0, top))
-        return Drawn(image, tuple(map(str, answer["warnings"])), bool(answer["truncated"]), float(answer["rotated"]))
+        dpi = None if answer["dpi"] is None else float(answer["dpi"])
+        warnings = tuple(map(str, answer["warnings"]))
+        return Drawn(image, warnings, bool(answer["truncated"]), dpi, float(answer["rotated"]))
 
     def seconds(self) -> float:
         """Seconds of processor time since the worker's start."""

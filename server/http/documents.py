@@ -58,6 +58,7 @@ class DocumentPage:
     error: str | None = None  # error message for the client
     warnings: tuple[str, ...] = ()  # from drawing the page
     truncated: bool = False
+    dpi: float | None = None  # dots per inch of the drawn page, where they are known
     rotated: float = 0  # degrees clockwise by which the page was turned
     start: int = 0  # begin of the page's text in the whole answer, characters
     end: int = 0
@@ -228,6 +229,7 @@ class DocumentGeneration:
                 settings = replace(settings, deadline_s=max(0.0, self._seconds_left()))
             page.size, page.warnings = self._drawn.image.size, self._drawn.warnings
             page.truncated, page.rotated = self._drawn.truncated, self._drawn.rotated
+            page.dpi = self._drawn.dpi
             request = Request(
                 self._prompt, [self._drawn.image], settings, self._reading.raw, self._client,
                 self._reading.alternatives, self._reading.page, self._reading.schema,
@@ -342,6 +344,8 @@ def _describe(page: DocumentPage) -> dict[str, Any]:
     described: dict[str, Any] = {
         **describe_size(page.number, page.size, page.rotated), "start": page.start, "end": page.end,
     }  # fmt: skip
+    if page.dpi is not None:
+        described["dpi"] = round(page.dpi, 2)
     if page.finished is not None:
         described["finish_detail"] = page.finished.detail
         described["completion_tokens"] = page.finished.usage.completion_tokens

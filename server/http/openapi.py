@@ -162,6 +162,7 @@ _PAGE = {
         "page": {"type": "integer", "description": "number, from 1"},
         "width": {"type": "integer", "description": "pixels of the page as it came; 0 when it could not be drawn"},
         "height": _INTEGER,
+        "dpi": {"type": "number", "description": "dots per inch of these pixels, where the document tells a size"},
         "rotated": {
             "enum": [90, 180, 270],
             "description": "degrees clockwise by which the page was turned to be read (orient); else absent",

@@ -123,7 +123,7 @@ def drawn_of(row: dict[str, Any]) -> Drawn:
         raise InvalidInput(row["error"])
     size = row["width"], row["height"]
     image = Image.frombuffer("RGB", size, row["pixels"], "raw", "RGB", 0, 1)
-    return Drawn(image, tuple(row["warnings"]), row["truncated"], row["rotated"])
+    return Drawn(image, tuple(row["warnings"]), row["truncated"], rotated=row["rotated"])
 
 
 def _row(wanted: Wanted, index: int, drawn: Drawn | None = None, *, error: str = "") -> dict[str, Any]:

@@ -67,6 +67,22 @@ def error(result: Any) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.parametrize("size", [(612, 792), (2384, 3370), (6000, 9000)])
+def test_pixels_and_dots_per_inch_give_the_size_of_the_sheet(size: tuple[int, int], service: Service) -> None:
+    (page,) = ask(service, {"document_url": file_url(text_pdf(["a sheet"], size))}).json["pages"]
+    told = page["dimensions"]
+    assert isinstance(told["dpi"], int)
+    inches = (told["width"] / told["dpi"], told["height"] / told["dpi"])
+    assert inches == pytest.approx((size[0] / 72, size[1] / 72), rel=0.02)
+
+
+def test_a_pictures_dots_per_inch_are_the_files(service: Service) -> None:
+    scan = io.BytesIO()
+    Image.new("RGB", (600, 300), "white").save(scan, "PNG", dpi=(300, 300))
+    (page,) = ask(service, {"image_url": file_url(scan.getvalue(), "image/png")}).json["pages"]
+    assert page["dimensions"] == {"dpi": 300, "width": 600, "height": 300}
+
+
 def test_a_document_comes_back_in_mistrals_form(service: Service) -> None:
     answer = ask(service, pages=[2, 0]).json
     assert set(answer) == {"pages", "model", "usage_info", "document_annotation", "ocr"}

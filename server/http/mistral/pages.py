@@ -46,7 +46,9 @@ class MistralPageWriter:
         described : the page's entry in ``ocr.pages``. text : the page's part of the answer, with places. boxes : the
         page's boxes.
         """
-        size = {"dpi": DEFAULT_DPI, "height": described["height"], "width": described["width"]}
+        # A picture without a resolution has as many dots per inch as pages are drawn with: clients want a number.
+        dpi = round(described.get("dpi", DEFAULT_DPI))
+        size = {"dpi": dpi, "height": described["height"], "width": described["width"]}
         page: dict[str, Any] = {"index": described["page"] - 1, "markdown": "", "images": [], "dimensions": size}
         if "error" in described:
             # Mistral's form has no field for errors, and a message would be taken for the page's text.
