@@ -23,7 +23,7 @@ from .drawn import Drawn
 from .font_mapper import mapper
 from .fonts import has_fontconfig
 from .glyphs import Lacking, lacking
-from .repair import REPAIRED, repaired
+from .repair import CUT_OFF, REPAIRED, is_cut_off, repaired
 from .structure import Structure
 
 _POINTS_PER_INCH = 72
@@ -50,6 +50,9 @@ class PdfPages:
         self.warnings: tuple[str, ...] = ()  # warnings about the document, repeated for each page
         # kept alive: pdfium reads these bytes as long as the document is open
         handle, self._source = self._load(source, password)
+        self._is_cut_off = is_cut_off(source)
+        if self._is_cut_off:
+            self.warnings = self.warnings or (CUT_OFF,)
         self._structure, self._password = Structure(self._source, password), password
         self._fonts = mapper()
         self._fonts.needed, self._fonts.lacking = frozenset(), frozenset()
@@ -72,7 +75,7 @@ class PdfPages:
         image, missing, dpi = self._drawn(index)
         if missing and self._find_fonts(missing):
             image, missing, dpi = self._drawn(index)
-        return Drawn(image, missing.warnings(), dpi=dpi)
+        return Drawn(image, missing.warnings(), self._is_cut_off, dpi)
 
     def _drawn(self, index: int) -> tuple[Image.Image, Lacking, float]:
         """A drawn page, the letters that the page lacks, and its dots per inch."""

@@ -16,7 +16,7 @@ from PIL import Image
 
 from models.model_errors import InvalidInput
 from runtime.documents import Drawn, open_document
-from runtime.documents.repair import REPAIRED
+from runtime.documents.repair import CUT_OFF, REPAIRED
 from tests.pdfs import drawn_pdf, encrypted, text_pdf
 
 pytestmark = pytest.mark.usefixtures("lent_workers")
@@ -69,6 +69,50 @@ def test_a_damaged_pdf_shows_the_page_that_it_held(data: bytes, said: bool) -> N
         assert np.abs(np.asarray(page.image.convert("L"), int) - whole).max() == 0
     assert page.image.size == (600, 400)
     assert page.warnings == ((REPAIRED,) if said else ())
+
+
+def in_order() -> bytes:
+    """Five pages of a linearised file: all of the first one comes first."""
+    whole, linear = io.BytesIO(text_pdf([f"page {number}" for number in range(1, 6)])), io.BytesIO()
+    with pikepdf.open(whole) as pdf:
+        pdf.save(linear, linearize=True, object_stream_mode=pikepdf.ObjectStreamMode.disable)
+    return linear.getvalue()
+
+
+ROOTLESS = {
+    "no root in the trailer": re.sub(rb"/Root \d+ 0 R", b"", WHOLE),
+    "a root that is not there": re.sub(rb"/Root \d+ 0 R", b"/Root 99 0 R", WHOLE),
+    "no catalog": WHOLE.replace(b"<< /Type /Catalog /Pages 2 0 R >>", b"null"),
+}
+
+
+@pytest.mark.parametrize("data", ROOTLESS.values(), ids=ROOTLESS)
+def test_pages_are_found_without_what_leads_to_them(data: bytes) -> None:
+    page = first(data)
+    assert np.abs(np.asarray(page.image.convert("L"), int) - seen(WHOLE)).max() == 0
+    assert (page.warnings, page.truncated) == ((REPAIRED,), False)
+
+
+def test_of_a_linearised_file_that_is_cut_off_the_pages_before_are_read() -> None:
+    data = in_order()
+    with open_document(data[: len(data) * 6 // 10], name="it") as document:
+        assert 1 <= document.page_count < 5
+        page = document.draw(0)
+    assert (page.warnings, page.truncated) == ((REPAIRED,), True)
+    assert np.abs(np.asarray(page.image, int) - np.asarray(first(data).image, int)).max() == 0
+
+
+def test_a_pdf_whose_end_is_missing_says_so_though_it_opens() -> None:
+    page = first(WHOLE[: WHOLE.rindex(b"%%EOF")])
+    assert (page.warnings, page.truncated) == ((CUT_OFF,), True)
+    junk = first(WHOLE + b"<html>" * 100)
+    assert (junk.warnings, junk.truncated) == ((), False)
+
+
+def test_an_encrypted_pdf_without_its_trailer_is_refused_rather_than_shown_empty() -> None:
+    data = encrypted(text_pdf(["secret"]), "pass", "AES-256")
+    with pytest.raises(InvalidInput, match="it cannot be read"):
+        first(re.sub(rb"/Root \d+ 0 R", b"", data), password="pass")
 
 
 def test_the_shared_cases_are_drawn() -> None:
