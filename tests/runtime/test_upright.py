@@ -14,11 +14,11 @@ from PIL import Image, ImageDraw
 from models.model_errors import InvalidInput
 from models.turned import back, quarters_and_rest, turned
 from runtime.documents import DrawnPages, open_document
-from runtime.documents.upright import degrees_to_upright, page, strip
+from runtime.documents.upright import degrees_to_upright, page, piece, strip
 from runtime.documents.upright.askew import degrees_to_straight, levelled
 from runtime.documents.upright.lines import CORE, HEIGHT, WIDTH, ink_of, pieces, strips, without_rules
-from runtime.documents.upright.network import UP, WEIGHTS, forward, probabilities, weights
 from runtime.documents.upright.page import turned_by, turned_by_of_all_four, views
+from runtime.documents.upright.piece import UP, probabilities
 from runtime.documents.upright.strip import upright_probabilities
 from runtime.documents.upright.verdict import Votes, sure
 from tests.pdfs import rotated, scanned_pdf
@@ -240,21 +240,26 @@ def test_more_lines_are_known_once_both_halves_of_a_page_seen_from_aside_are_str
     assert levelled_known >= known + 5
 
 
-def test_the_network_is_computed_as_torch_computes_it() -> None:
+def test_a_trained_network_is_written_as_torch_computes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch = pytest.importorskip("torch")
+    from tools.train_upright.train import Network, save
+
+    network = Network().eval()
+    for layer in (network.norm1, network.norm2, network.norm3):
+        layer.running_mean.uniform_(-0.1, 0.1)
+        layer.running_var.uniform_(0.5, 2)
     found = pieces(ink_of(PAGE), 6)
-    given = {name: torch.from_numpy(np.array(value)) for name, value in weights().items()}
-    values = torch.from_numpy(found)[:, None]
-    for number, padding in ((1, 2), (2, 1), (3, 1)):
-        kernel, bias = given[f"conv{number}.weight"], given[f"conv{number}.bias"]
-        values = torch.relu(torch.nn.functional.conv2d(values, kernel, bias, 2, padding))
-    hidden = torch.relu(values.mean(3).flatten(1) @ given["hidden.weight"].T + given["hidden.bias"])
-    expected = hidden @ given["out.weight"].T + given["out.bias"]
-    assert np.allclose(forward(weights(), found), expected.numpy(), atol=1e-4)
+    expected = torch.softmax(network(torch.from_numpy(found)), 1).detach().numpy()
+    monkeypatch.setattr(piece, "NETWORK", tmp_path / "piece.onnx")
+    save(network, piece.NETWORK)
+    assert np.ptp(expected[:, UP]) > 1e-4
+    assert np.allclose(probabilities(found), expected, atol=1e-5)
 
 
-def test_the_weights_are_small() -> None:
-    assert WEIGHTS.stat().st_size < 1 << 20
+def test_the_network_of_pieces_is_small_and_says_nothing_of_the_code_that_made_it() -> None:
+    written = piece.NETWORK.read_bytes()
+    assert len(written) < 1 << 18
+    assert b".py" not in written
 
 
 def test_a_setting_that_is_none_is_refused() -> None:

@@ -10,7 +10,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from runtime.documents.upright.network import WEIGHTS
+from runtime.documents.upright.piece import NETWORK
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -18,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     train = commands.add_parser("train")
-    train.add_argument("-o", "--output", type=Path, default=WEIGHTS)
+    train.add_argument("-o", "--output", type=Path, default=NETWORK)
     train.add_argument("--pages", type=int, default=2000)
     train.add_argument("--epochs", type=int, default=8)
     train.add_argument("--seed", type=int, default=0)

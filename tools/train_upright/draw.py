@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from runtime.documents.upright.lines import ink_of, pieces
-from runtime.documents.upright.network import OTHER, UP
+from runtime.documents.upright.piece import OTHER, UP
 
 from . import pages, scripts
 

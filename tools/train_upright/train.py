@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from copy import deepcopy
 from pathlib import Path
-from typing import Any
 
-import numpy as np
+import onnx_ir
 import torch
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from torch import nn
 
-from runtime.documents.upright.network import DOWN, UP
+from runtime.documents.upright.lines import HEIGHT, WIDTH
+from runtime.documents.upright.piece import DOWN, UP
 
 from .draw import drawn
 
@@ -20,7 +22,7 @@ _LEARNING_RATE = 4e-3
 
 
 def train(output: Path, page_count: int, epochs: int, seed: int, folder: Path | None) -> None:
-    """Draw, train, and write the weights, in half precision. folder : see ``drawn``."""
+    """Draw, train, and write the network. folder : see ``drawn``."""
     started = time.process_time()
     torch.manual_seed(seed)
     torch.set_num_threads(1)
@@ -54,7 +56,7 @@ def train(output: Path, page_count: int, epochs: int, seed: int, folder: Path | 
 
 
 class Network(nn.Module):
-    """As ``runtime.documents.upright.network`` computes it, but for the norms, which are folded in when it is saved."""
+    """Convolutions, the mean over a piece's length, as a shape's place along the line does not matter, and two layers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -70,23 +72,18 @@ class Network(nn.Module):
         scores: torch.Tensor = self.out(torch.relu(self.hidden(values.mean(3).flatten(1))))
         return scores
 
-    def arrays(self) -> dict[str, np.ndarray]:
-        """The weights by their names in ``runtime.documents.upright.network``."""
-        found = {name: value.numpy() for name, value in self.state_dict().items()}
-        for number in (1, 2, 3):
-            conv, norm = f"conv{number}", f"norm{number}"
-            scale = found[f"{norm}.weight"] / np.sqrt(found[f"{norm}.running_var"] + 1e-5)
-            found[f"{conv}.weight"] = found[f"{conv}.weight"] * scale[:, None, None, None]
-            found[f"{conv}.bias"] = (found[f"{conv}.bias"] - found[f"{norm}.running_mean"]) * scale + found[
-                f"{norm}.bias"
-            ]
-        return {name: value for name, value in found.items() if not name.startswith("norm")}
-
 
 def save(network: Network, output: Path) -> None:
-    """Write the weights."""
-    arrays: dict[str, Any] = {name: value.astype(np.float16) for name, value in network.arrays().items()}
-    np.savez_compressed(output, **arrays)
+    """Write the network as the graph that ``runtime.documents.upright.piece`` runs; the norms are folded in."""
+    graph = nn.Sequential(deepcopy(network), nn.Softmax(1)).eval()
+    any_number = ({0: torch.export.Dim("pieces")},)
+    some = torch.zeros(2, HEIGHT, WIDTH)
+    program = torch.onnx.export(
+        graph, (some,), input_names=["pieces"], output_names=["probabilities"], dynamic_shapes=any_number, verbose=False
+    )
+    assert program is not None
+    ClearMetadataAndDocStringPass()(program.model)  # where the code lay that was exported
+    onnx_ir.save(program.model, output)
 
 
 def _turned(values: torch.Tensor, classes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -3,7 +3,7 @@
 Three networks are asked. One sees the whole page, small (``page``): where it says that the page stands, which nearly
 every page does, that is all. Where it says otherwise, pieces of text lines are cut out in the two directions in which
 lines may run (``lines``), and a small network says of each whether it stands, is on its head, or is no line
-(``network``); another one, which is surer about worn letters and digits, says which way up they are (``strip``). The
+(``piece``); another one, which is surer about worn letters and digits, says which way up they are (``strip``). The
 page is turned where they agree (``verdict``). Whatever is in doubt is left as it is: a page turned wrongly is lost, one
 that is left lying is read as well as the model can. The lines of a page that stands may still lean by a few degrees
 (``askew``).
@@ -21,8 +21,8 @@ from models.turned import moved, turned
 from ..drawn import Drawn
 from .askew import degrees_to_straight, levelled
 from .lines import ink_of, pieces, strips, without_rules
-from .network import DOWN, UP, probabilities
 from .page import turned_by, turned_by_of_all_four, views
+from .piece import DOWN, UP, probabilities
 from .strip import upright_probabilities
 from .verdict import LEAST_OF_PAGE, Votes, sure
 

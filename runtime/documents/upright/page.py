@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .published import session
+from .networks import session
 
 NETWORK = Path(__file__).with_name("page.onnx")
 _SHORT_SIDE, _VIEW = 256, 224  # pixels: of the reduced page, and of the squares cut out of the reduced page

@@ -2,7 +2,7 @@
 
 The file is PaddlePaddle's, as the package rapidocr 3.10.0 brings it in ONNX form, byte for byte, under the Apache
 License 2.0 (``strip.NOTICE``). The network was trained on lines of photographed and drawn text and is surer about worn
-digits than the smaller one of pieces (``network``), but knows no strip that is no line, and is as sure of lines that
+digits than the smaller one of pieces (``piece``), but knows no strip that is no line, and is as sure of lines that
 are on their sides.
 """
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .published import session
+from .networks import session
 
 NETWORK = Path(__file__).with_name("strip.onnx")
 

@@ -1,4 +1,4 @@
-"""Networks that others published, run by ONNX Runtime as they are."""
+"""Networks, run by ONNX Runtime as their files are."""
 
 from __future__ import annotations
 
