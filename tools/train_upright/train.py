@@ -56,7 +56,7 @@ def train(output: Path, page_count: int, epochs: int, seed: int, folder: Path | 
 
 
 class Network(nn.Module):
-    """Convolutions, the mean over a piece's length, as a shape's place along the line does not matter, and two layers."""
+    """Convolutions, the mean over a piece's length, as a shape's place in it does not matter, and two linear layers."""
 
     def __init__(self) -> None:
         super().__init__()
