@@ -106,11 +106,10 @@ NOTHING = Votes()
         (0.6, Votes(48, 20, 1), Votes(48, 1, 1), NOTHING, False),  # both are
         (0.4, Votes(48, 40, 1), Votes(48, 1, 1), NOTHING, False),  # the page is in doubt
         (0.9, Votes(48, 40, 1), Votes(48, 30, 1), NOTHING, False),  # lines in both directions
-        (0.9, Votes(48, 20, 20), NOTHING, NOTHING, True),  # letters or digits, of which the page knows what is up
-        (0.9, Votes(48, 10, 30), NOTHING, NOTHING, False),  # their lines say the opposite
-        (0.9, Votes(48, 10, 10), NOTHING, NOTHING, False),  # most are no letters
-        (0.9, Votes(48, 20, 20), Votes(48, 12, 0), NOTHING, False),  # lines in both directions
-        (0.85, Votes(48, 20, 20), NOTHING, NOTHING, False),  # the page is in some doubt
+        (0.9, Votes(48, 20, 20), NOTHING, NOTHING, False),  # letters or digits, of which pieces do not know what is up
+        (0.7, Votes(9, 6, 1), NOTHING, NOTHING, True),  # the same doubt, a table's few lines
+        (0.7, Votes(9, 4, 1), NOTHING, NOTHING, False),  # half of them are no lines
+        (0.7, Votes(9, 6, 2), NOTHING, NOTHING, False),
         (0.9, Votes(20, 4, 0), Votes(48, 0, 1), NOTHING, True),  # a table: few lines, and nothing speaks against those
         (0.9, Votes(20, 4, 2), NOTHING, NOTHING, False),
         (0.9, Votes(48, 20, 0), NOTHING, NOTHING, False),  # most are no lines
@@ -225,7 +224,7 @@ def test_rules_are_told_by_their_length_on_pages_of_any_size(axis: int) -> None:
         assert without_rules(ink).any() == (side < 36)
 
 
-@pytest.mark.parametrize("slack", [-40, 40])
+@pytest.mark.parametrize("slack", [-60, 60])
 def test_more_lines_are_known_once_both_halves_of_a_page_seen_from_aside_are_straight(slack: int) -> None:
     width, height = PAGE.size
     corners = (0, slack, 0, height - slack, width, height + slack, width, -slack)
@@ -258,7 +257,7 @@ def test_a_trained_network_is_written_as_torch_computes_it(tmp_path: Path, monke
 
 def test_the_network_of_pieces_is_small_and_says_nothing_of_the_code_that_made_it() -> None:
     written = piece.NETWORK.read_bytes()
-    assert len(written) < 1 << 18
+    assert len(written) < 1 << 20
     assert b".py" not in written
 
 

@@ -23,7 +23,7 @@ _SCRIPTS = {
     "picture": 8,
 }
 _CONFUSED = {
-    "Tamil": 4,
+    "Tamil": 5,
     "Hebrew": 3,
 }  # weights of scripts whose letters look like Latin ones that are turned; others: 1
 _KINDS = {"text": 36, "columns": 15, "table": 22, "capitals": 10, "digits": 7}

@@ -30,6 +30,7 @@ def train(output: Path, page_count: int, epochs: int, seed: int, folder: Path | 
     print(f"{len(cut)} pieces {Counter(kinds.tolist())}, {time.process_time() - started:.0f} s", flush=True)
     inputs, classes = torch.from_numpy(cut), torch.from_numpy(kinds)
     network = Network()
+    halved = torch.cpu._is_avx512_bf16_supported()  # then bfloat16 takes half of the time
     steps = epochs * (len(cut) // _BATCH)
     optimizer = torch.optim.AdamW(network.parameters(), _LEARNING_RATE, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _LEARNING_RATE, total_steps=steps + 1)
@@ -39,8 +40,9 @@ def train(output: Path, page_count: int, epochs: int, seed: int, folder: Path | 
         for start in range(0, len(cut) - _BATCH + 1, _BATCH):
             chosen = order[start : start + _BATCH]
             values, wanted = _turned(inputs[chosen].float() / 255, classes[chosen])
-            scores = network(values)
-            loss = nn.functional.cross_entropy(scores, wanted)
+            with torch.autocast("cpu", torch.bfloat16, enabled=halved):
+                scores = network(values)
+                loss = nn.functional.cross_entropy(scores, wanted)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -60,10 +62,10 @@ class Network(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv1, self.norm1 = nn.Conv2d(1, 16, 5, 2, 2), nn.BatchNorm2d(16)
-        self.conv2, self.norm2 = nn.Conv2d(16, 40, 3, 2, 1), nn.BatchNorm2d(40)
-        self.conv3, self.norm3 = nn.Conv2d(40, 72, 3, 2, 1), nn.BatchNorm2d(72)
-        self.hidden, self.out = nn.Linear(72 * 3, 64), nn.Linear(64, 3)
+        self.conv1, self.norm1 = nn.Conv2d(1, 32, 5, 2, 2), nn.BatchNorm2d(32)
+        self.conv2, self.norm2 = nn.Conv2d(32, 80, 3, 2, 1), nn.BatchNorm2d(80)
+        self.conv3, self.norm3 = nn.Conv2d(80, 144, 3, 2, 1), nn.BatchNorm2d(144)
+        self.hidden, self.out = nn.Linear(144 * 3, 96), nn.Linear(96, 3)
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         values = values[:, None]

@@ -47,10 +47,10 @@ class _Clear:
 _CLEAR = (
     _Clear(page=0.8, least=3, share=0.5, ratio=1.5, most=48),
     _Clear(page=0.8, least=2, share=0.0, ratio=4.0, most=20),  # a table, or a page with little text
+    _Clear(page=0.7, least=4, share=0.5, ratio=4.0, most=20),  # the same: the page is in some doubt, its lines are not
     _Clear(page=0.9, least=1, share=0.0, ratio=1.5, most=8),  # hardly any line could be cut out
-    _Clear(page=0.5, least=8, share=0.7, ratio=6.0, most=48),  # the page is in some doubt, its lines are not
+    _Clear(page=0.5, least=8, share=0.7, ratio=6.0, most=48),  # a page full of text, in more doubt
 )
-_LEAST_LETTERS = 5
 
 
 def sure(page: float, lines: Votes, aside: Votes, strips: Callable[[], Votes]) -> bool:
@@ -61,11 +61,8 @@ def sure(page: float, lines: Votes, aside: Votes, strips: Callable[[], Votes]) -
     """
     if any(way.of(page, lines, aside) for way in _CLEAR):
         return True
-    # Pieces know digits for letters more surely than which way up they are, which a page that is sure knows.
-    known = lines.up + lines.down >= _LEAST_LETTERS and lines.are_letters(0.5) and lines.agree(aside, 0.5, 2.0)
-    if page >= 0.9 and known:
-        return True
-    # Strips know that still better, but say the same of Chinese from top to bottom on its side: pieces do not.
+    # Pieces know digits for letters more surely than which way up they are. Strips know that better, but say the same
+    # of Chinese from top to bottom on its side, which pieces do not.
     short = lines.pieces <= 16 and aside.pieces <= 10 and lines.up >= lines.down  # cells too short for a piece
     letters = lines.are_letters(0.15) and lines.agree(aside, 0.5, 2.0)
     if page < 0.6 or not (short or letters):
