@@ -155,6 +155,10 @@ def _deployment(
         "target_ongoing_requests": slots,
         "upscale_delay_s": 0 if alone else plan.upscale_seconds,
         "downscale_delay_s": DESK_SECONDS if alone else plan.downscale_seconds,
+        # Replicas and callers count their requests each second and tell the controller every metrics_interval_s, which
+        # decides by the mean of the last look_back_period_s: what is told less often is too old for it. Ray 2.60 names
+        # environment variables that will replace the interval, but does not read them yet.
+        "metrics_interval_s": 2,
         "look_back_period_s": 5,
     }
     # A replica has as many requests as its engine decodes, and as many again whose images are encoded meanwhile. All

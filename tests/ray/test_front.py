@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import warnings
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -226,3 +227,12 @@ def test_metrics_of_replicas_are_one_text_with_a_label_more(monkeypatch: pytest.
     numbers.put("r1", texts["r1"])
     monkeypatch.setattr("server.ray.replica_metrics.SILENCE", -1.0)
     assert b"r1" not in numbers.text()
+
+
+def test_the_settings_of_scaling_are_none_that_ray_says_it_will_refuse() -> None:
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'ocr-onnx[ray]'")
+    from server.ray.service import app
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        app({"model": "tiny-ocr", "threads": "1", "replicas": "1-3"})

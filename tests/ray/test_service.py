@@ -7,6 +7,7 @@ import io
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -21,6 +22,7 @@ import psutil
 import pytest
 
 from tests.command.conftest import ROOT, environment, tiny_home
+from tests.waiting import until
 from tools.demo_page import demo_page
 
 __all__ = ["tiny_home"]  # a fixture
@@ -34,6 +36,13 @@ def request(**more: Any) -> dict[str, Any]:
     url = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
     content = [{"type": "image_url", "image_url": {"url": url}}]
     return {"model": "tiny-ocr", "max_tokens": 200, "messages": [{"role": "user", "content": content}], **more}
+
+
+def free_port() -> int:
+    """A port that nobody listened on just now: Serve takes no 0."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+    return port
 
 
 class Served:
@@ -93,7 +102,7 @@ def serve(tiny_home: Path) -> Iterator[Callable[..., Served]]:
     running: list[Served] = []
 
     def start(*flags: str) -> Served:
-        running.append(Served(tiny_home, 18_000 + os.getpid() % 10_000, *flags))
+        running.append(Served(tiny_home, free_port(), *flags))
         return running[-1]
 
     yield start
@@ -176,7 +185,7 @@ def deployed(tiny_home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Calla
 
     from server.ray.service import app
 
-    port = 28_000 + os.getpid() % 10_000
+    port = free_port()
     serve.start(http_options={"host": "127.0.0.1", "port": port})
 
     def deploy(slots: str) -> str:
@@ -192,19 +201,21 @@ def deployed(tiny_home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Calla
 def test_no_request_is_lost_while_a_new_version_takes_over(deployed: Callable[[str], str]) -> None:
     url = deployed("2")
     done = threading.Event()
+    codes: list[int] = []
 
-    def client(_: int) -> list[int]:
-        codes = []
+    def client(_: int) -> None:
         while not done.is_set():
             codes.append(httpx.post(f"{url}/v1/chat/completions", json=request(), timeout=240).status_code)
-        return codes
 
     with ThreadPoolExecutor(4) as clients:
         asked = [clients.submit(client, number) for number in range(4)]
-        time.sleep(3)
-        deployed("3")
-        time.sleep(3)
-        done.set()
-        codes = [code for one in asked for code in one.result()]
+        try:
+            until(lambda: len(codes) > 8)
+            deployed("3")
+            before = len(codes)
+            until(lambda: len(codes) > before + 8)
+        finally:
+            done.set()
+        for one in asked:
+            one.result()
     assert set(codes) == {200}
-    assert len(codes) > 8

@@ -117,7 +117,13 @@ def test_a_picture_that_needs_too_much_memory_is_refused_and_the_workers_go_on()
 def test_pages_of_a_document_are_drawn_by_several_workers_at_once() -> None:
     with Workers(2) as workers, open_document(text_pdf(["a", "b"] * 8), workers=workers) as document:
         pages: list[Image.Image] = []
-        threads = [threading.Thread(target=lambda n=n: pages.append(document.page(n))) for n in range(8)]
+        together = threading.Barrier(8)
+
+        def draw(number: int) -> None:
+            together.wait(60)
+            pages.append(document.page(number))
+
+        threads = [threading.Thread(target=draw, args=(number,)) for number in range(8)]
         for thread in threads:
             thread.start()
         for thread in threads:

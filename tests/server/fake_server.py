@@ -1,7 +1,8 @@
 """The real server process with scripted models: ``python -m tests.server.fake_server`` takes ocr-onnx-serve's flags.
 
-The prompt decides what a model does. Words with a meaning: ``slow`` (40 pieces, 50 ms apart), ``brisk`` (10 ms apart),
-``silent`` (2 s before the first piece), ``endless``, ``broken`` (the engine fails); ``Multi page`` reads all pages.
+The prompt decides what a model does. Words with a meaning: ``held`` (40 pieces, all but the first when the file that
+``GATE`` names is there), ``brisk`` (40 pieces, 10 ms apart), ``silent`` (2 s before the first piece), ``endless``,
+``broken`` (the engine fails); ``Multi page`` reads all pages.
 """
 
 from __future__ import annotations
@@ -31,10 +32,12 @@ def script(request: Request) -> Iterable[Step]:
         return
     if "silent" in request.prompt:
         yield 2.0
-    if "slow" in request.prompt:
-        for number in range(40):
+    if "held" in request.prompt:
+        yield "0 "
+        while not os.path.exists(os.environ["GATE"]):
+            yield 0.02
+        for number in range(1, 40):
             yield f"{number} "
-            yield 0.05
     elif "brisk" in request.prompt:
         for number in range(40):
             yield f"{number} "
@@ -65,7 +68,7 @@ if __name__ == "__main__":
     ModelSource.check = lambda self, key: None  # type: ignore[method-assign]  # the folders below are empty
     server.http.running.PING_SECONDS = 0.5
     if "HASTY" in os.environ:  # for tests of slow clients
-        server.http.door.HEADER_SECONDS = server.http.door.GRACE_SECONDS = 1.0
+        server.http.door.HEADER_SECONDS = server.http.door.GRACE_SECONDS = 3.0
     for model_id, dtype in (
         ("deepseek-ocr", "q8"),
         ("tiny-ocr", "f32"),

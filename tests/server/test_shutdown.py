@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+from pathlib import Path
 
 import httpx
 import pytest
@@ -14,9 +15,12 @@ from tests.waiting import until
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_lets_running_requests_finish_and_refuses_new_ones(start_fake: StartServer, number: int) -> None:
-    server = start_fake()
-    raw = Raw(server, chat("slow", stream=True))
+def test_a_signal_lets_running_requests_finish_and_refuses_new_ones(
+    start_fake: StartServer, tmp_path: Path, number: int
+) -> None:
+    gate = tmp_path / "gate"
+    server = start_fake(GATE=str(gate))
+    raw = Raw(server, chat("held", stream=True))
     raw.read_until(b'"0 "')
     server.process.send_signal(number)
     server.wait_for_line("shutting down")
@@ -24,6 +28,7 @@ def test_a_signal_lets_running_requests_finish_and_refuses_new_ones(start_fake: 
     assert (refused.status_code, refused.json()["error"]["code"]) == (503, "shutting_down")
     assert httpx.get(f"{server.url}/ready").status_code == 503
     assert httpx.get(f"{server.url}/health").status_code == 200
+    gate.touch()
     raw.read_until(b"[DONE]")
     assert b'"39 "' in raw.received
     assert b'"finish_reason":"stop"' in raw.received
@@ -31,7 +36,7 @@ def test_a_signal_lets_running_requests_finish_and_refuses_new_ones(start_fake: 
 
 
 def test_requests_beyond_the_shutdown_timeout_end_with_a_clean_last_event(start_fake: StartServer) -> None:
-    server = start_fake("--shutdown-timeout", "0.3")
+    server = start_fake("--shutdown-timeout", "2")
     streamed = Raw(server, chat("endless", stream=True))
     plain = Raw(server, chat("endless"))
     body = chat("endless", stream=True)

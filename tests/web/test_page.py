@@ -21,6 +21,7 @@ from PIL import Image
 from server.http.web.downloads import FORMATS
 from tests.pdfs import scanned_pdf
 from tests.server.conftest import ServerProcess, data_url
+from tests.server.document_requests import numbered
 from tests.server.sockets import metric
 from tests.waiting import until
 from tests.web.conftest import CHROMIUM, Open
@@ -120,10 +121,10 @@ def test_cancel_frees_the_slot(visit: Open, scripted: ServerProcess) -> None:
     tab = visit(scripted)
     choose(tab, "describe", png(printed()))
     wait_for_pages(tab, "reading")
-    until(lambda: metric(scripted, "ocr_active_requests") == 1, 20)
+    until(lambda: metric(scripted, "ocr_active_requests") == 1)
     tab.click("#cancel")
     wait_for_pages(tab, "cancelled")
-    until(lambda: metric(scripted, "ocr_requests_present") == 0, 20)
+    until(lambda: metric(scripted, "ocr_requests_present") == 0)
 
 
 def test_a_reload_in_mid_stream_frees_the_slot(visit: Open, scripted: ServerProcess) -> None:
@@ -132,7 +133,7 @@ def test_a_reload_in_mid_stream_frees_the_slot(visit: Open, scripted: ServerProc
     wait_for_pages(tab, "reading")
     tab.on("dialog", lambda dialog: dialog.accept())
     tab.reload()
-    until(lambda: metric(scripted, "ocr_requests_present") == 0, 20)
+    until(lambda: metric(scripted, "ocr_requests_present") == 0)
     choose(tab, "free", png(printed()))
     wait_for_text(tab, "Hello, page.")
 
@@ -172,7 +173,7 @@ def test_a_full_queue_is_waited_for_and_the_wait_is_shown(visit: Open, start: Ca
     wait_for_pages(first, "reading")
     other = visit(server)
     choose(other, "describe", {**png(printed()), "name": "b.png"})
-    until(lambda: metric(server, "ocr_requests_present") == 2, 20)
+    until(lambda: metric(server, "ocr_requests_present") == 2)
     tab = visit(server)
     choose(tab, "free", png(printed()))
     tab.wait_for_function("() => /Next try in \\d+ s/.test(document.querySelector('#progress').innerText)")
@@ -320,13 +321,13 @@ def test_a_phone_needs_no_sideways_scrolling(visit: Open, scripted: ServerProces
 
 def test_300_pages_stay_usable(visit: Open, scripted: ServerProcess) -> None:
     tab = visit(scripted)
-    choose(tab, "free", {**pdf(300), "name": "long.pdf"})
-    wait_for_pages(tab, "done", 20)
+    choose(tab, "free", {**pdf(1), "name": "long.pdf", "buffer": numbered(300)})
+    wait_for_pages(tab, "done", 39)  # whose widths are 101 to 139 pixels: the others are not read to their end
     tab.click("[aria-label^='long.pdf, page 300:']")
     assert tab.inner_text("#where") == "300 / 300"
     tab.click("[aria-label='Cancel long.pdf']")
-    wait_for_pages(tab, "cancelled", 200)
-    until(lambda: metric(scripted, "ocr_requests_present") == 0, 20)
+    wait_for_pages(tab, "cancelled", 261)
+    until(lambda: metric(scripted, "ocr_requests_present") == 0)
 
 
 def test_the_task_about_something_asks_what(visit: Open, scripted: ServerProcess) -> None:

@@ -1,7 +1,8 @@
 """The real server process with scripted models whose task decides what they say.
 
-``markdown``: a title, a table and a figure with their boxes. ``free``: a few words. ``ocr``: nothing. ``figure``: what
-a hostile page would have a model write. ``describe``: words without end.
+``markdown``: a title, a table and a figure with their boxes. ``free``: a few words, but a page of 140 to 379 pixels'
+width is never read to its end. ``ocr``: nothing. ``figure``: what a hostile page would have a model write.
+``describe``: words without end.
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ def script(request: Request) -> Iterable[Step]:
             yield f"{number} "
             yield 0.02
     elif task == "free":
+        while 140 <= request.images[0].width < 380:
+            yield 0.05
         yield from ("Hello, ", "page.")
 
 
