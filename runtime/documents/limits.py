@@ -16,7 +16,10 @@ _SHOWN_TIMES = 2  # pixels drawn for each pixel that the model sees, for the mod
 _LEAST_SHOWN = 2_010_000  # least limit of a page, whatever the model sees: A4 at the default dpi is not scaled down
 DEFAULT_MAX_PIXELS = 50_000_000  # pixels of one page; the server's default limit for an image
 # Formats that Pillow recognises by their first bytes and decodes itself.
-IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "JPEG2000", "PPM", "PCX", "SGI", "QOI", *MORE_FORMATS)
+IMAGE_FORMATS = (
+    "PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "JPEG2000", "PPM", "PCX", "SGI", "QOI", *MORE_FORMATS, "ICO", "ICNS",
+    "DIB", "PSD", "DDS", "SUN", "XBM", "MSP",
+)  # fmt: skip
 
 Stop = Callable[[], bool]  # polled: true once the caller wants an end
 

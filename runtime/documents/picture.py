@@ -19,6 +19,7 @@ from models.model_errors import InvalidInput
 from models.pixels import Transparency, to_rgb, turned_upright, upright_size
 
 from .drawn import Drawn
+from .kinds import named
 from .limits import IMAGE_FORMATS, TooManyPixels
 from .scaling import fitting, scaled_rgb
 
@@ -31,6 +32,7 @@ _SMALLER = ("JPEG", "JPEG2000", "MPO")  # formats that are decoded smaller than 
 _TIMES_DECODED = 4  # pixels of such a picture, decoded, for each pixel of its page
 _BYTES_PROGRESSIVE = 3  # bytes a pixel of a progressive JPEG, all of whose coefficients are kept, in most files
 _EDGE_OF_JPEG_2000 = 1 << 16  # bytes of a JPEG 2000 that hold its main header
+_START = 1024  # bytes by which the kind of a file is told
 _PLAUSIBLE_DPI = (30, 4_800)  # dots per inch that scanners write; files with others tell nothing
 _CUT_OFF = "the file is cut off or damaged; what could be decoded of the page was read"
 _LOST_PAGES = "the file is cut off or damaged: what may come after page {} is lost"
@@ -121,7 +123,7 @@ class PicturePages:
                 frame = stack.enter_context(self._opened())
                 frame.seek(index)
                 _decode_smaller(frame, size)
-                frame.load()
+                _load_what_is_there(frame)
             except MemoryError:
                 raise
             except Exception:
@@ -160,7 +162,19 @@ class PicturePages:
         except (InvalidInput, MemoryError):
             raise
         except Exception as error:  # decoders of damaged files raise all kinds of errors
+            kind = None if remedy else named(self._start(), decoded="HEIF" in IMAGE_FORMATS)
+            if kind is not None:
+                raise InvalidInput(f"{self._name} cannot be read: {kind}") from error
             raise InvalidInput(f"{self._name} cannot be read ({_reason(error)}); {remedy or self._taken}") from error
+
+    def _start(self) -> bytes:
+        if isinstance(self._source, bytes):
+            return self._source[:_START]
+        try:
+            with self._source.open("rb") as file:
+                return file.read(_START)
+        except OSError:
+            return b""
 
 
 def _dpi(image: Image.Image, width: int, height: int, pixels: int) -> float | None:
@@ -193,6 +207,15 @@ def _levels(image: Jpeg2KImagePlugin.Jpeg2KImageFile) -> int:
     # The marker COD: its length, Scod, order, layers, kind of colours, and then the levels.
     marker = start.find(b"\xff\x52\x00")
     return start[marker + 9] if 0 <= marker < len(start) - 9 and start[marker + 9] <= 32 else 0
+
+
+def _load_what_is_there(frame: ImageFile.ImageFile) -> None:
+    try:
+        frame.load()
+    except OSError:
+        if frame.format != "TIFF" or frame.tile:
+            raise
+        frame.load()  # Pillow keeps the strips that libtiff decoded before the error
 
 
 def _decoded_rows(image: Image.Image) -> tuple[int, int]:

@@ -9,6 +9,7 @@ import os
 import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -218,6 +219,51 @@ def test_of_half_a_picture_one_half_is_there_and_the_rest_is_white(form: str) ->
         image = image.quantize(256)
     assert np.abs(np.asarray(seen.image, int)[there] - np.asarray(image.convert("RGB"), int)[there]).mean() < 25
     assert np.asarray(seen.image)[lost].min() == 255
+
+
+@pytest.mark.parametrize("part", [0.5, 0.9])
+def test_of_a_tiff_in_strips_that_is_cut_off_the_strips_before_are_read(part: float) -> None:
+    image, rows = page(400, 500), 50
+    strips = [zlib.compress(image.crop((0, top, 400, top + rows)).tobytes()) for top in range(0, 500, rows)]
+    count, begin = len(strips), 8 + 2 + 9 * 12 + 4  # where the lists of strips are: behind the directory
+    sizes = [len(strip) for strip in strips]
+    places = [begin + 8 * count + sum(sizes[:number]) for number in range(count)]
+    entries = [(256, 400), (257, 500), (258, 8), (259, 8), (262, 1), (273, begin), (277, 1), (278, rows),
+               (279, begin + 4 * count)]  # fmt: skip
+    directory = b"".join(struct.pack("<HHII", tag, 4, count if tag in (273, 279) else 1, to) for tag, to in entries)
+    head = b"II*\0" + struct.pack("<IH", 8, len(entries)) + directory + bytes(4)
+    data = head + struct.pack(f"<{2 * count}I", *places, *sizes) + b"".join(strips)
+    assert (drawn(data) == np.asarray(image)).all()
+    with open_document(data[: int(len(data) * part)], name="it") as document:
+        seen = document.draw(0)
+    there = sum(place + size <= len(data) * part for place, size in zip(places, sizes, strict=True))
+    greys = np.asarray(seen.image.convert("L"))
+    assert seen.truncated
+    assert 0 < there < count
+    assert (greys[: there * rows] == np.asarray(image)[: there * rows]).all()
+    assert (greys[there * rows :] == 255).all()
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(50), "it is a JPEG XL picture, which is not read here; save it as PDF"),
+        (b"PK\x03\x04" + bytes(26) + b"word/document.xml", "an office document or a book, which is not read here"),
+        (b"<?xml version='1.0'?>\n<svg xmlns='x'/>", "a drawing in SVG, which is not read here"),
+        (saved(page(), "WEBP")[:-50], "a WebP picture that is cut off or damaged; get it again"),
+        (saved(page(), "TIFF")[:6] + b"\xff" * 40, "a TIFF, or a camera's raw picture, that is cut off or damaged"),
+    ],
+)
+def test_a_refusal_names_what_the_file_is(data: bytes, words: str) -> None:
+    with pytest.raises(InvalidInput, match=words):
+        drawn(data)
+
+
+@pytest.mark.parametrize("form", ["ICO", "DIB", "DDS", "XBM", "MSP"])
+def test_older_formats_that_pillow_reads_are_read(form: str) -> None:
+    image = page(200, 120).convert("RGBA" if form == "ICO" else "1" if form in ("XBM", "MSP") else "RGB")
+    greys = drawn(saved(image, form, sizes=[image.size]) if form == "ICO" else saved(image, form))
+    assert np.abs(greys - np.asarray(image.convert("L"), int)).max() <= 2
 
 
 def test_a_picture_of_which_nothing_is_left_is_refused() -> None:
