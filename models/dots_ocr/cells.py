@@ -250,7 +250,7 @@ def _groups(pairs: list[tuple[str, Any]]) -> list[dict[str, Any]]:
 def _cell(values: dict[str, Any]) -> Cell | None:
     """The cell of values; None without a box, a category and a text."""
     box, category, text = _corners(values.get("bbox")), values.get("category"), values.get("text")
-    words = _latex_of_controls(text) if isinstance(text, str) else ""
+    words = _latex_of_controls(_whole(text)) if isinstance(text, str) else ""
     if box is None and not (isinstance(category, str) and words):
         return None
     return Cell(category if isinstance(category, str) else "", words, box)
@@ -274,7 +274,7 @@ def _by_fields(text: str) -> list[Cell]:
         return []
     box = _corners(re.findall(r"-?[0-9]+(?:\.[0-9]+)?", numbers[1]))
     said = "" if words is None else _ESCAPES.sub(_unescaped, words[1])
-    return [Cell(category[1], said, box)] if box is not None else []
+    return [Cell(category[1], _whole(said), box)] if box is not None else []
 
 
 def _unescaped(escape: re.Match[str]) -> str:
@@ -283,6 +283,11 @@ def _unescaped(escape: re.Match[str]) -> str:
     except ValueError:
         return escape[0]
     return str(found)
+
+
+def _whole(text: str) -> str:
+    """The text with lone halves of characters replaced, which JSON can escape and no file takes."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def _with_backslashes(text: str) -> str:

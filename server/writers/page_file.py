@@ -13,6 +13,7 @@ from models.blocks import figures_of
 from models.grounding import has_places, with_pictures
 
 from .material import Material, figure_pictures
+from .plain import printable
 from .render import FIGURE, page_html
 from .result import PageResult
 from .text import TextFile
@@ -34,7 +35,8 @@ def head_of(name: str) -> str:
     """The file's text before the pages."""
     return (
         '<!doctype html>\n<html>\n<head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}"><title>{html.escape(name)}</title>\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+        f"<title>{html.escape(printable(name))}</title>\n"
         f"<style>{_STYLE}</style></head>\n<body>\n"
     )
 
@@ -78,7 +80,9 @@ class HtmlWriter:
         self._first = False
         if result.state == "failed":
             words = f"page {result.page} could not be read: {result.error}"
-            self._file.write(f'<section id="page-{result.page}"><p><em>{html.escape(words)}</em></p></section>')
+            self._file.write(
+                f'<section id="page-{result.page}"><p><em>{html.escape(printable(words))}</em></p></section>'
+            )
         else:
             markup = with_figures(page_html_of(result), figure_pictures(result, self._material))
             self._file.write(f'<section id="page-{result.page}">\n{markup}\n</section>')

@@ -22,6 +22,8 @@ from mdit_py_plugins.dollarmath import dollarmath_plugin
 from models.grounding import FIGURE_LABEL, PICTURE, pictures_in, to_markdown, with_pictures
 from models.model_errors import InvalidInput
 
+from .plain import printable
+
 MOST_CHARACTERS = 60_000  # characters of one page's text: more than any model writes
 MOST_FORMULA = 4_000  # characters of one formula
 DEEPEST = 60  # depth of braces in a formula, as its converter recurses
@@ -146,8 +148,11 @@ def page_html(text: str, boxes: Sequence[tuple[str, str]] = (), longest: int | N
 
 
 def clean(markup: str) -> str:
-    """Nothing but the tags and attributes above, links to http, https and mailto, in well-formed HTML."""
-    return _cleaner().clean(markup)
+    """Nothing but the tags and attributes above, links to http, https and mailto, in well-formed HTML.
+
+    Control characters are left out.
+    """
+    return _cleaner().clean(printable(markup))
 
 
 def _markdown_html(source: str) -> str:

@@ -7,6 +7,7 @@ computed.
 from __future__ import annotations
 
 import csv
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -18,8 +19,12 @@ from .result import PageResult
 from .tables import PlacedCell, cells_of, rows_of
 from .text import TextFile
 
-# Beginnings of text that spreadsheets compute when they open CSV. A sign before a number is harmless.
-_FORMULA = re.compile(r"[=@]|[+-](?=.*[A-Za-z(|!])")
+log = logging.getLogger(__name__)
+
+# Beginnings of text that spreadsheets compute when they open CSV. A sign before a number is harmless. Some take
+# signs of full width, too.
+_FORMULA = re.compile(r"[=@\uff1d\uff20]|[+\uff0b\uff0d-](?=.*(?:[A-Za-z(|!]|\d\s*[-+*/^&<>=]))")
+_LONGEST_CELL = 32_767  # characters of a cell in Excel
 
 
 def _tables(result: PageResult) -> Iterator[Sequence[PlacedCell[str]]]:
@@ -73,6 +78,11 @@ class XlsxWriter:
             for one in cells:
                 cell = sheet.cell(one.row + 1, one.column + 1)
                 cell.value = one.what
+                if len(one.what) > _LONGEST_CELL:
+                    log.warning(
+                        "page %d: a cell of %d characters is cut to %d, the most that a spreadsheet's cell holds",
+                        result.page, len(one.what), _LONGEST_CELL,
+                    )  # fmt: skip
                 cell.data_type = "s"
                 if one.height > 1 or one.width > 1:
                     sheet.merge_cells(

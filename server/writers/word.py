@@ -25,6 +25,7 @@ from docx.text.paragraph import Paragraph
 
 from .material import Material, figure_pictures
 from .page_file import page_html_of
+from .plain import printable
 from .result import PageResult
 from .tables import placed, span
 
@@ -89,7 +90,7 @@ class WordWriter:
     def page(self, result: PageResult) -> None:
         if result.state == "failed":
             words = f"page {result.page} could not be read: {result.error}"
-            self._pages.add(f"<p><em>{html.escape(words)}</em></p>", ())
+            self._pages.add(f"<p><em>{html.escape(printable(words))}</em></p>", ())
         else:
             self._pages.add(page_html_of(result), figure_pictures(result, self._material))
 

@@ -234,3 +234,9 @@ def test_work_on_nonsense_grows_as_its_length_does(sign: str, monkeypatch: pytes
     text = sign * 3000 + "}" * 3000
     cells_of(text)
     assert parsed <= 6 * len(text)
+
+
+def test_half_a_character_that_json_escapes_alone_is_replaced() -> None:
+    answer = r'[{"bbox": [1, 2, 30, 40], "category": "Text", "text": "a\ud800b \ud83d\ude00"}]'
+    (block,) = layout_blocks(answer, 100, 100)
+    assert block.text == "a\ufffdb \U0001f600"

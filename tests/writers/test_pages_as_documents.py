@@ -148,3 +148,10 @@ def test_pictures_that_a_text_has_places_for_are_inside(form: str) -> None:
         pictures = [part.blob for part in document.part.package.iter_parts() if "/media/" in part.partname]
         assert [is_red(content) for content in pictures] == [True]
         assert "words" in [paragraph.text for paragraph in document.paragraphs]
+
+
+def test_html_has_no_control_characters_of_names_errors_and_texts() -> None:
+    pages = [done(1, "bell\x07 and escape\x1b[31m"), PageResult(2, "failed", "it says \x1b[2J")]
+    text = written("html", pages, name="red\x1b[31m\udcff.pdf").decode()
+    assert not [sign for sign in text if ord(sign) < 32 and sign != "\n"]
+    assert "bell and escape[31m" in text

@@ -53,7 +53,7 @@ def test_csv_has_the_tables_below_each_other() -> None:
 
 @pytest.mark.parametrize(("cell", "harmless"), [
     ("=cmd|x", False), ("@SUM(A1)", False), ("+cmd|x", False), ("-2+3+cmd|x", False), ("-5", True), ("+49 30 12", True),
-    ("a=b", True),
+    ("a=b", True), ("-2+3", False), ("+1*2", False), ("\uff1d1+1", False), ("-1.234 €", True), ("- none", False),
 ])  # fmt: skip
 def test_csv_gives_spreadsheets_nothing_to_compute(cell: str, harmless: bool) -> None:
     text = written("csv", [done(1, "x", blocks=(Block("table", f"<table><tr><td>{cell}</td></tr></table>"),))]).decode()
@@ -65,3 +65,9 @@ def test_spans_that_overlap_or_are_too_wide_make_no_broken_workbook() -> None:
     merged = book(done(1, "x", blocks=(Block("table", odd),))).worksheets[0].merged_cells.ranges
     cells = [cell for one in merged for cell in one.cells]
     assert len(cells) == len(set(cells))
+
+
+def test_a_cell_that_is_too_long_for_a_spreadsheet_is_cut_and_said(caplog: pytest.LogCaptureFixture) -> None:
+    table = Block("table", f"<table><tr><td>{'y' * 40_000}</td></tr></table>")
+    assert len(book(done(7, "x", blocks=(table,))).worksheets[0]["A1"].value) == 32_767
+    assert "page 7: a cell of 40000 characters is cut to 32767" in caplog.text
