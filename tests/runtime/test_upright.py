@@ -73,6 +73,13 @@ def test_light_text_on_dark_is_turned_as_dark_on_light(degrees: int) -> None:
 
 
 @TURNS
+def test_grey_text_beside_a_black_picture_is_seen(degrees: int) -> None:
+    page = Image.eval(PAGE.convert("L"), lambda value: 180 + value * 75 // 255)
+    page.paste(0, (80, page.height * 2 // 3, page.width - 80, page.height - 60))
+    assert degrees_to_upright(turned(page, back(degrees))) == degrees
+
+
+@TURNS
 def test_a_document_is_turned_where_it_is_asked_for_and_says_so(degrees: int) -> None:
     with open_document(scanned_pdf([turned(PAGE, back(degrees))], dpi=144), orient="auto") as document:
         drawn = document.draw(0)
@@ -239,6 +246,7 @@ def test_more_lines_are_known_once_both_halves_of_a_page_seen_from_aside_are_str
     assert levelled_known >= known + 5
 
 
+@pytest.mark.filterwarnings("ignore:.*treespec:FutureWarning")  # of torch itself, when it exports
 def test_a_trained_network_is_written_as_torch_computes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch = pytest.importorskip("torch")
     from tools.train_upright.train import Network, save

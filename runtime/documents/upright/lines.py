@@ -22,6 +22,7 @@ _STEP = 100  # pixels across after which lines are looked for anew: a page may h
 _PAPER = 16  # pixels within which the paper's brightness hardly changes
 _DARK = 110  # of 255: a page whose middle brightness is lower is light on dark
 _LEAST_CONTRAST = 40  # between ink and paper, of 255; less is taken for an empty page
+_NEAR, _FAINTEST = 32, 0.3  # pixels of a place with a contrast of its own; the least of that, of the page's
 _INK = 0.4  # how dark is ink
 _LEAST_INK_WIDTH = 0.45  # of a piece's width that has ink in its core
 _FILLED = (0.08, 0.75)  # the share of a core that is ink
@@ -53,13 +54,25 @@ def ink_of(page: Image.Image, long_side: int = _LONG_SIDE) -> np.ndarray:
         contrast = _contrast(darker)
     if contrast < _LEAST_CONTRAST:
         return np.zeros(darker.shape, np.float32)
-    return np.asarray(np.minimum(darker, contrast) * np.float32(1 / contrast), np.float32)
+    return np.asarray(np.minimum(darker / _contrast_near(darker, contrast), 1), np.float32)
 
 
 def _contrast(darker: np.ndarray) -> int:
     """What few of the pixels are darker than, which is ink."""
     counts = np.bincount(darker[::2, ::2].ravel(), minlength=256)
     return int(np.searchsorted(np.cumsum(counts), 0.995 * counts.sum()))
+
+
+def _contrast_near(darker: np.ndarray, contrast: int) -> np.ndarray:
+    """What the darkest near each place is darker by than its paper, float32: print is fainter than a picture beside it.
+
+    contrast : of the whole page, which bounds the result.
+    """
+    height, width = darker.shape
+    rows = np.maximum.reduceat(darker, np.arange(0, height, _NEAR), 0)
+    darkest = Image.fromarray(np.maximum.reduceat(rows, np.arange(0, width, _NEAR), 1)).filter(ImageFilter.MaxFilter(3))
+    near = np.asarray(darkest.resize((width, height), Image.Resampling.BILINEAR), np.float32)
+    return np.clip(near, max(_LEAST_CONTRAST, _FAINTEST * contrast), contrast)
 
 
 def pieces(ink: np.ndarray, most: int) -> np.ndarray:
