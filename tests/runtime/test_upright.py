@@ -114,7 +114,7 @@ NOTHING = Votes()
         (0.4, Votes(48, 40, 1), Votes(48, 1, 1), NOTHING, False),  # the page is in doubt
         (0.9, Votes(48, 40, 1), Votes(48, 30, 1), NOTHING, False),  # lines in both directions
         (0.9, Votes(48, 20, 20), NOTHING, NOTHING, False),  # letters or digits, of which pieces do not know what is up
-        (0.7, Votes(9, 6, 1), NOTHING, NOTHING, True),  # the same doubt, a table's few lines
+        (0.6, Votes(9, 6, 1), NOTHING, NOTHING, True),  # the page is in some doubt, the few lines of its table are not
         (0.7, Votes(9, 4, 1), NOTHING, NOTHING, False),  # half of them are no lines
         (0.7, Votes(9, 6, 2), NOTHING, NOTHING, False),
         (0.9, Votes(20, 4, 0), Votes(48, 0, 1), NOTHING, True),  # a table: few lines, and nothing speaks against those

@@ -47,7 +47,7 @@ class _Clear:
 _CLEAR = (
     _Clear(page=0.8, least=3, share=0.5, ratio=1.5, most=48),
     _Clear(page=0.8, least=2, share=0.0, ratio=4.0, most=20),  # a table, or a page with little text
-    _Clear(page=0.7, least=4, share=0.5, ratio=4.0, most=20),  # the same: the page is in some doubt, its lines are not
+    _Clear(page=0.6, least=3, share=0.5, ratio=4.0, most=20),  # the same: the page is in some doubt, its lines are not
     _Clear(page=0.9, least=1, share=0.0, ratio=1.5, most=8),  # hardly any line could be cut out
     _Clear(page=0.5, least=8, share=0.7, ratio=6.0, most=48),  # a page full of text, in more doubt
 )
