@@ -6,9 +6,10 @@ on whole rows.
 
 from __future__ import annotations
 
+import json
 import threading
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
 
 # Whitespace between JSON's tokens is bounded: an unsure model would go on with blanks for ever.
 _BLANKS = r"[ \n\t]{1,40}"
+_MOST_TRIES = 60  # parts of a schema to look at for the one that cannot be followed
+# Keys of JSON Schema that hold further schemas: by name, in a list, one.
+_NAMED = ("properties", "patternProperties", "$defs", "definitions")
+_LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
+_SINGLE = ("items", "additionalProperties")
 
 
 class Grammars:
@@ -39,19 +45,51 @@ class Grammars:
         InvalidInput
             for a schema that is invalid, that no text satisfies, or that has an unknown keyword.
         """
-        from llguidance import LLMatcher, LLTokenizer  # megabytes, which few programs need
+        from llguidance import LLTokenizer  # megabytes, which few programs need
 
         with self._lock:
             if self._tokenizer is None:
                 self._tokenizer = LLTokenizer(self._own.to_str(), n_vocab=self._size, eos_token=self._eos)
+        matcher = self._compiled(schema)
+        if isinstance(matcher, str):
+            place = self._place(json.loads(schema), matcher)
+            raise InvalidInput(f"the schema cannot be followed{place}: {matcher}")
+        return Grammar(matcher, self._size)
+
+    def _compiled(self, schema: str) -> LLMatcher | str:
+        """The matcher of a schema, or why there is none."""
+        from llguidance import LLMatcher
+
         try:
             grammar = LLMatcher.grammar_from_json_schema(schema, overrides={"whitespace_pattern": _BLANKS})
         except ValueError as error:
-            raise InvalidInput(f"the schema cannot be followed: {error}") from error
+            return str(error)
+        assert self._tokenizer is not None, "a schema was compiled before the vocabulary was read"
         matcher = LLMatcher(self._tokenizer, grammar, log_level=0)
-        if matcher.is_error():
-            raise InvalidInput(f"the schema cannot be followed: {matcher.get_error()}")
-        return Grammar(matcher, self._size)
+        return matcher.get_error() if matcher.is_error() else matcher
+
+    def _place(self, schema: Any, reason: str) -> str:
+        """`` at #/properties/a``, the innermost part that fails for the same reason; nothing for the whole schema."""
+        place, tries, parts = "", _MOST_TRIES, _parts(schema)
+        while tries and (found := next(parts, None)) is not None:
+            tries -= 1
+            name, part = found
+            if self._compiled(json.dumps(part)) == reason:
+                place, parts = f"{place}/{name}", _parts(part)
+        return f" at #{place}" if place else ""
+
+
+def _parts(schema: Any) -> Iterator[tuple[str, Any]]:
+    """The schemas directly in a schema, with their places."""
+    if not isinstance(schema, dict):
+        return
+    for key, value in schema.items():
+        if key in _NAMED and isinstance(value, dict):
+            yield from ((f"{key}/{name}", part) for name, part in value.items())
+        elif key in _LISTS and isinstance(value, list):
+            yield from ((f"{key}/{number}", part) for number, part in enumerate(value))
+        elif key in _SINGLE and isinstance(value, dict):
+            yield key, value
 
 
 class Grammar:

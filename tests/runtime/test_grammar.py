@@ -92,6 +92,20 @@ def test_a_schema_that_cannot_be_followed_is_refused_with_the_reason(
         grammars.follow(json.dumps(schema))
 
 
+@pytest.mark.parametrize(
+    ("schema", "place"),
+    [
+        ({"properties": {"a": {"properties": {"b": {"type": "strin"}}}}}, "followed at #/properties/a/properties/b: "),
+        ({"properties": {"a": {"items": {"anyOf": [{}, {"type": "x"}]}}}}, "at #/properties/a/items/anyOf/1: "),
+        ({"$defs": {"x": {"uniqueItems": True}}, "$ref": "#/$defs/x"}, r"at #/\$defs/x: "),
+        ({"type": "nonsense"}, "cannot be followed: "),
+    ],
+)
+def test_a_refusal_names_the_place_in_the_schema(grammars: Grammars, schema: Any, place: str) -> None:
+    with pytest.raises(InvalidInput, match=place):
+        grammars.follow(json.dumps(schema))
+
+
 def test_a_token_that_leaves_the_schema_is_an_error_of_its_row(grammars: Grammars) -> None:
     grammar = grammars.follow(TEXT)
     with pytest.raises(RuntimeError, match="followed no further"):
