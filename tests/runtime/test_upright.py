@@ -251,7 +251,9 @@ def test_a_trained_network_is_written_as_torch_computes_it(tmp_path: Path, monke
     torch = pytest.importorskip("torch")
     from tools.train_upright.train import Network, save
 
+    torch.manual_seed(0)
     network = Network().eval()
+    network.out.weight.data *= 50  # for pieces to differ by more than rounding
     for layer in (network.norm1, network.norm2, network.norm3):
         layer.running_mean.uniform_(-0.1, 0.1)
         layer.running_var.uniform_(0.5, 2)
@@ -259,7 +261,7 @@ def test_a_trained_network_is_written_as_torch_computes_it(tmp_path: Path, monke
     expected = torch.softmax(network(torch.from_numpy(found)), 1).detach().numpy()
     monkeypatch.setattr(piece, "NETWORK", tmp_path / "piece.onnx")
     save(network, piece.NETWORK)
-    assert np.ptp(expected[:, UP]) > 1e-4
+    assert np.ptp(expected[:, UP]) > 1e-3
     assert np.allclose(probabilities(found), expected, atol=1e-5)
 
 
