@@ -28,11 +28,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any, Literal, cast
 
 from PIL import Image
 
-from export.pipeline import Job, export_model
+from export.pipeline import Dtype, Job, VisionDtype, export_model
 from export.source import Source
 from models.catalog import CATALOG
 from models.grounding import parse_boxes
@@ -53,7 +55,7 @@ _DENSE_SHARE = 10
 
 def export_as(checkpoint: Path, dtype: str, folder: Path) -> Path:
     """Export a checkpoint folder of the family in ``DTYPE`` or ``DTYPE+VISION_DTYPE``."""
-    decoder, _, vision = dtype.partition("+")
+    decoder, _, vision = cast("tuple[Dtype, str, VisionDtype | Literal['']]", dtype.partition("+"))  # of DTYPES
     source = Source(checkpoint, str(checkpoint), None, "directory")
     target = folder / dtype
     export_model(
@@ -100,7 +102,7 @@ def served(url: str, model: str, crop_mode: bool) -> Read:
         file = io.BytesIO()
         page.image.save(file, "PNG")
         data = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
-        content = [{"type": "image_url", "image_url": {"url": data}}]
+        content: list[Any] = [{"type": "image_url", "image_url": {"url": data}}]
         if page.prompt:
             content.append({"type": "text", "text": page.prompt.removeprefix("<image>\n")})
         answer = client.chat.completions.create(
@@ -171,6 +173,10 @@ def shown(one: Score) -> str:
     return f"{one.rate:.2%}" if one.characters else f"{one.errors} read"
 
 
+def _read_by(peer: peers.Read, page: PageQuestion) -> str:
+    return peer(page.image)
+
+
 def scores(read: Read, pages: Mapping[str, Sequence[PageQuestion]], alike: Callable[[str], str] = str) -> Found:
     """Read all pages. ``alike`` is applied to readings and truths before they are compared."""
     started = time.perf_counter()
@@ -179,7 +185,7 @@ def scores(read: Read, pages: Mapping[str, Sequence[PageQuestion]], alike: Calla
     seconds = (time.perf_counter() - started) / sum(map(len, pages.values()))
     found = {}
     for category, read_texts in texts.items():
-        truths = [replace(page, text=alike(page.text)) for page in pages[category]]
+        truths: Any = [replace(page, text=alike(page.text)) for page in pages[category]]  # score takes but the text
         found[category] = score(truths, [alike(text) for text in read_texts])
     written = [one for one in found.values() if one.characters]
     found["all"] = together(written)
@@ -248,7 +254,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                     found[dtype] = scores(read, pages, alike)
     for name, peer in others.items():
         print(f"reading with {name}", file=sys.stderr, flush=True)
-        found[name] = scores(lambda page, peer=peer: peer(page.image), pages, alike)
+        found[name] = scores(partial(_read_by, peer), pages, alike)
     table = list(rows(found))
     print("\n".join(table))
     return int(any("MISSED" in row for row in table))

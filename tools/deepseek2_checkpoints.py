@@ -54,8 +54,8 @@ def _shapes(s: Sizes2) -> Shapes:
     for i in range(s.encoder_layers):
         at = f"model.qwen2_model.model.model.layers.{i}"
         # The tower's width may be no multiple of a head's: an exporter has to refuse such a checkpoint.
-        for name, out in (("q", width), ("k", kv_width), ("v", kv_width)):
-            yield from linear(f"{at}.self_attn.{name}_proj", width, out)
+        for part, out in (("q", width), ("k", kv_width), ("v", kv_width)):
+            yield from linear(f"{at}.self_attn.{part}_proj", width, out)
         yield f"{at}.self_attn.o_proj.weight", (width, width)
         yield from gated_mlp(f"{at}.mlp", width, s.encoder_mlp)
         yield from rms_norms(at, ("input_layernorm", "post_attention_layernorm"), width)

@@ -46,7 +46,10 @@ def reference_config(folder: Path) -> DeepseekOcr2Config:
 
 def load_deepseek2(folder: Path, dtype: torch.dtype = torch.float32) -> DeepseekOcr2ForConditionalGeneration:
     """transformers' model with the checkpoint's weights, in evaluation mode."""
-    return filled(DeepseekOcr2ForConditionalGeneration, folder, reference_config(folder), dtype)
+    model: DeepseekOcr2ForConditionalGeneration = filled(
+        DeepseekOcr2ForConditionalGeneration, folder, reference_config(folder), dtype
+    )
+    return model
 
 
 @torch.no_grad()

@@ -43,7 +43,8 @@ def load_decoder(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
     rope = {"rope_type": "default", "rope_theta": config["rope_theta"]}
     decoder = Qwen2Config(**{**text, "model_type": "qwen2", "rope_parameters": rope})
     with no_init_weights():
-        model = Qwen2ForCausalLM._from_config(decoder, dtype=dtype, attn_implementation="eager")
+        library: Any = Qwen2ForCausalLM  # whose method has no types
+        model = library._from_config(decoder, dtype=dtype, attn_implementation="eager")
     return _filled(model, folder, lambda name: None if name.startswith(_TOWER) else name)
 
 
@@ -93,7 +94,7 @@ def tower_of(vision: Any) -> Any:
         mlp_layer_types=["dense"] * layers, adapter_in_dim=width, adapter_out_dim=vision["hidden_size"],
         attention_bias=False, mlp_bias=False, rms_norm_eps=vision["rms_norm_eps"],
     )  # fmt: skip
-    tower = Dots3NoteVisionModel(config)
+    tower: Any = Dots3NoteVisionModel(config)
     for block in tower.blocks:
         block.attn.q_norm = block.attn.k_norm = torch.nn.Identity()
     return tower.eval()

@@ -113,6 +113,7 @@ def run_with_features(graph: Path, pixels: np.ndarray) -> dict[str, np.ndarray]:
         ((reader, _),) = weight.uses()
         (feature,) = reader.inputs[:1]
         assert feature is not None
+        assert feature.dtype is not None
         same = ir.node("Identity", [feature])
         same.outputs[0].name = f"feature_{level}"
         same.outputs[0].dtype, same.outputs[0].shape = feature.dtype, feature.shape
@@ -134,12 +135,13 @@ def run_module(
     hook = module.model.encoder.register_forward_hook(lambda part, given, output: kept.append(output))
     encoder_outputs = None
     if features is not None:
-        maps = [torch.from_numpy(features[name]) for name in feature_names(features)]
+        maps: Any = [torch.from_numpy(features[name]) for name in feature_names(features)]  # V2 takes a list of them
         mask = features.get("mask_features")
         encoder_outputs = BaseModelOutput(last_hidden_state=maps) if mask is None else (maps, torch.from_numpy(mask))
     # V2 sorts its queries unstably; which of the possible orders comes out is no property of the model.
     argsort = torch.argsort
-    torch.argsort = lambda values, dim=-1, descending=False: argsort(
+    library: Any = torch
+    library.argsort = lambda values, dim=-1, descending=False: argsort(
         values, dim=dim, descending=descending, stable=True
     )
     try:

@@ -102,10 +102,9 @@ def measure(folder: Path, images: Sequence[Image.Image], reference: Reference) -
     if window is None or len(rows) <= window + 1:
         return found
     behind = slice(window + 1, None)  # after the row of the prompt and a row for each token of the window
-    return replace(found, beyond=replace(found, **dict(zip(
-        ("logit_error", "divergence", "top_1_agreement"),
-        _logits(np.stack(rows[behind]), reference.logits[behind]), strict=True,
-    ))))  # fmt: skip
+    error, mean_kl, agreement = _logits(np.stack(rows[behind]), reference.logits[behind])
+    beyond = replace(found, logit_error=error, divergence=mean_kl, top_1_agreement=agreement)
+    return replace(found, beyond=beyond)
 
 
 def _logits(ours: np.ndarray, reference: np.ndarray) -> tuple[float, float, float]:

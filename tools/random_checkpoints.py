@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import ml_dtypes
 import numpy as np
@@ -54,7 +54,7 @@ def write_folder(
     return folder
 
 
-def write_safetensors(path: Path, shapes: dict[str, tuple[int, ...]], rng: np.random.Generator, bar: tqdm) -> None:
+def write_safetensors(path: Path, shapes: dict[str, tuple[int, ...]], rng: np.random.Generator, bar: tqdm[Any]) -> None:
     """Stream random bfloat16 tensors into one safetensors file."""
     with path.open("wb") as file:
         file.write(_header(shapes))

@@ -72,8 +72,10 @@ def sam_config(vision: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]])
 
 def load_reference(folder: Path, dtype: torch.dtype = torch.float32) -> UnlimitedOcrForConditionalGeneration:
     """transformers' model with the checkpoint's weights, in evaluation mode."""
-    config = reference_config(folder)
-    return filled(UnlimitedOcrForConditionalGeneration, folder, config, dtype)
+    model: UnlimitedOcrForConditionalGeneration = filled(
+        UnlimitedOcrForConditionalGeneration, folder, reference_config(folder), dtype
+    )
+    return model
 
 
 def filled(kind: Any, folder: Path, config: Any, dtype: torch.dtype, attention: str = "eager") -> Any:

@@ -133,7 +133,7 @@ class DeepseekReference:
         """What ``features`` takes, by the family's rules."""
         from models.deepseek_ocr.images import ImageSettings, make_views
 
-        return self._inputs_of(make_views(image, ImageSettings(), rules), rules)
+        return self._inputs_of(make_views(image, ImageSettings.model_validate({}), rules), rules)
 
     def inputs(self, image: Image.Image, images: int, rules: Any) -> tuple[Any, ...]:
         """What ``features`` takes for one of so many images in a prompt."""
@@ -186,7 +186,7 @@ class UnlimitedReference(DeepseekReference):
 
         if images == 1:
             return self.views(image, rules)
-        return self._inputs_of(global_view(image, ImageSettings(), rules), rules)
+        return self._inputs_of(global_view(image, ImageSettings.model_validate({}), rules), rules)
 
 
 class Deepseek2Reference(DeepseekReference):
@@ -210,7 +210,7 @@ class Deepseek2Reference(DeepseekReference):
     def views(self, image: Image.Image, rules: Any) -> tuple[Any, ...]:
         from models.deepseek_ocr2.images import ImageSettings, make_views
 
-        return self._inputs_of(make_views(image, ImageSettings(), rules), rules)
+        return self._inputs_of(make_views(image, ImageSettings.model_validate({}), rules), rules)
 
     def rules(self, manifest: Manifest) -> Any:
         from models.deepseek_ocr2.images import ImageRules

@@ -55,7 +55,7 @@ def measure(
     """
     import ray
 
-    processes = [
+    processes: list[Any] = [
         ray.remote(Sleepers).options(num_cpus=0, max_concurrency=2 * engines + 2).remote()
         for _ in range(min(PROCESSES, engines))
     ]
@@ -121,7 +121,7 @@ def main() -> None:
     )
     print("engines  pages/s could  pages/s taken  of a core  and kept on disk")
     for engines in map(int, given.engines.split(",")):
-        row = []
+        row: list[float] = []
         for keep in (False, True):
             with tempfile.TemporaryDirectory(prefix="scale-") as folder:
                 row += measure(engines, given.seconds, given.batch, given.length, Path(folder), keep=keep)

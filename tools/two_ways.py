@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -81,16 +82,17 @@ def together(folder: Path, device: Device, rounds: int) -> None:
 def features(folder: Path, device: Device, rounds: int) -> None:
     """Features by way of the host, or on the device. Without the cache of views, which would hold the page's."""
     page = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*PAGE[::-1], 3), np.uint8))
-    find, models = model_module.find_device, []
+    opening: Any = model_module  # which looks the device up by a name of its own
+    find, models = opening.find_device, []
     try:
         for resident in (False, True):
             there = replace(device, resident=resident)
-            model_module.find_device = lambda name, threads, there=there: there  # type: ignore[assignment, misc]
+            opening.find_device = lambda name, threads, there=there: there
             models.append(Model.open(folder, device=device.name, slots=1, vision_cache_mb=0, warm_up="none"))
         through, staying = (lambda model=model: model.read(page, max_new_tokens=1) for model in models)
         in_turns("first token of a page, features through the host or on the device", through, staying, rounds)
     finally:
-        model_module.find_device = find
+        opening.find_device = find
         for model in models:
             model.close()
 

@@ -84,7 +84,7 @@ def test_the_share_of_a_step_outside_sessions_is_what_the_clock_says(monkeypatch
         def wrap_sessions(self, wrap: Callable[[Any], Any]) -> None:
             self.sessions = tuple(map(wrap, self.sessions))
 
-        def score(self, token_ids: list[int], lengths: list[int]) -> np.ndarray:
+        def score(self, token_ids: list[int], lengths: list[int], positions: list[int] | None = None) -> np.ndarray:
             for session in self.sessions:
                 session.run_with_iobinding(None)
             return np.zeros(1)

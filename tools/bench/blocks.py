@@ -9,6 +9,7 @@ from __future__ import annotations
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -37,7 +38,7 @@ class BlocksSubject:
 
     def sample(self, part: str, value: int) -> dict[str, float]:
         image, self._strips.count = page_image(self._plan), value
-        budget = {"max_new_tokens": self._plan.block_tokens, "stop_on_loop": False}
+        budget: dict[str, Any] = {"max_new_tokens": self._plan.block_tokens, "stop_on_loop": False}
         started = time.perf_counter()
         page = self._model.read(image, task="document", **budget)
         together = time.perf_counter() - started

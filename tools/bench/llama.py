@@ -189,7 +189,8 @@ class LlamaPeer:
         sizes = ["-p", str(case.value), "-n", "0"]
         if case.part == "decode":
             sizes = ["-p", "0", "-n", str(self._plan.steps), "-d", str(case.value)]
-        command = [self._llama.bench, "-m", self._file, *sizes, "-t", str(self._threads), "-r", "1", "-o", "json"]
+        how = ["-t", str(self._threads), "-r", "1", "-o", "json"]
+        command: list[str | Path] = [self._llama.bench, "-m", self._file, *sizes, *how]
         return {"tokens/s": bench_speed(_run(command).stdout)}
 
     def close(self) -> None:
@@ -202,7 +203,7 @@ class LlamaPeer:
         with tempfile.TemporaryDirectory() as folder:
             image = Path(folder) / "page.png"
             page_image(self._plan).save(image)
-            command = [
+            command: list[str | Path] = [
                 self._llama.page, "-m", decoder, "--mmproj", vision, "--image", image, "-p", "Free OCR.",
                 "-n", str(self._plan.page_tokens), "--temp", "0", "--ignore-eos", "-t", str(self._threads),
                 "-c", "8192", "--chat-template", "deepseek-ocr", "-lv", "4",

@@ -240,7 +240,7 @@ def render(results: Results) -> str:
         + f"; {results.date[:10]}"
     )
     pieces = [about]
-    ordered = sorted(results.series, key=lambda one: PARTS.index(one.part))  # type: ignore[arg-type]
+    ordered = sorted(results.series, key=lambda one: PARTS.index(one.part))
     rows = [
         [
             one.part, one.case, one.contender, _number(one.median), _number(one.best), one.metric,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
+from runtime.candidates import Scores
 from runtime.decoder import Decoder
 
 
@@ -27,10 +29,10 @@ class StepWatch:
         """Forget what was timed."""
         self._turns.clear()
 
-    def score(self, token_ids: list[int], *rest: Any) -> Any:
+    def score(self, token_ids: Sequence[int], lengths: Sequence[int], positions: Sequence[int] | None = None) -> Scores:
         """Called in place of ``Decoder.score``."""
         self._turns.append((len(token_ids), time.perf_counter(), self._inside))
-        return self._score(token_ids, *rest)
+        return self._score(token_ids, lengths, positions)
 
     def inside(self, seconds: float) -> None:
         """Add the seconds of one run of a session."""

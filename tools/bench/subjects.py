@@ -114,7 +114,9 @@ class _Decoder:
         return time.perf_counter() - started
 
     def _prompt(self, tokens: int) -> np.ndarray:
-        return self._decoder.embed(self._rng.integers(0, self._manifest.sizes.vocabulary, tokens).tolist())
+        ids = self._rng.integers(0, self._manifest.sizes.vocabulary, tokens).tolist()
+        embeddings: np.ndarray = self._decoder.embed(ids)
+        return embeddings
 
 
 class _Page:

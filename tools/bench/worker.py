@@ -62,7 +62,8 @@ class Worker:
         found: dict[str, Any] = json.loads(answer)
         if "error" in found:
             raise BenchError(found["error"])
-        return found["values"]
+        values: dict[str, float] = found["values"]
+        return values
 
     def close(self) -> None:
         for pipe in self._pipes():
@@ -133,7 +134,8 @@ class WorkerContender:
 
 def plan_from(values: Mapping[str, Any]) -> Plan:
     """A plan that went through JSON."""
-    return Plan(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+    tuples: dict[str, Any] = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+    return Plan(**{**values, **tuples})
 
 
 def main() -> None:
