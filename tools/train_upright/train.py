@@ -14,6 +14,7 @@ from torch import nn
 
 from runtime.documents.upright.lines import HEIGHT, WIDTH
 from runtime.documents.upright.piece import DOWN, UP
+from tools.train_tiny.train import working_dtype
 
 from .draw import drawn
 
@@ -30,7 +31,7 @@ def train(output: Path, page_count: int, epochs: int, seed: int, folder: Path | 
     print(f"{len(cut)} pieces {Counter(kinds.tolist())}, {time.process_time() - started:.0f} s", flush=True)
     inputs, classes = torch.from_numpy(cut), torch.from_numpy(kinds)
     network = Network()
-    halved = torch.cpu._is_avx512_bf16_supported()  # then bfloat16 takes half of the time
+    halved = working_dtype(torch.device("cpu")) == torch.bfloat16
     steps = epochs * (len(cut) // _BATCH)
     optimizer = torch.optim.AdamW(network.parameters(), _LEARNING_RATE, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _LEARNING_RATE, total_steps=steps + 1)
