@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import struct
@@ -26,7 +27,12 @@ ROOT = Path(__file__).parents[2]
 
 
 def workers_of(process: psutil.Process) -> set[psutil.Process]:
-    return {child for child in process.children() if "runtime.documents.worker" in " ".join(child.cmdline())}
+    found = set()
+    for child in process.children():
+        with contextlib.suppress(psutil.NoSuchProcess):  # a child that ends meanwhile
+            if "runtime.documents.worker" in " ".join(child.cmdline()):
+                found.add(child)
+    return found
 
 
 @pytest.fixture
