@@ -32,6 +32,7 @@ def train(arguments: argparse.Namespace) -> None:
         scale=arguments.scale,
         packed=arguments.packed,
         decay_minutes=arguments.decay_minutes,
+        bits=arguments.bits,
     )
     trainer = Trainer(options, STAGES, TinySpec())
     state = arguments.run_dir / "state.pt"
@@ -111,6 +112,9 @@ def command_line() -> argparse.ArgumentParser:
     command.add_argument("--packed", type=Path, metavar="FOLDER", help="read batches that `pack` has rendered")
     command.add_argument(
         "--decay-minutes", type=float, default=0, help="last of --minutes, over which the learning rate falls to zero"
+    )
+    command.add_argument(
+        "--bits", type=int, choices=(4, 8), default=0, help="show every second step the decoder as q4 or q8 has it"
     )
     command.add_argument("--export", type=Path, help="write the checkpoint folder here at the end")
     command.set_defaults(action=train)

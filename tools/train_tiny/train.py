@@ -22,6 +22,9 @@ from torch.nn import functional
 from torch.utils.data import Dataset
 from transformers import UnlimitedOcrForConditionalGeneration
 
+from export.pipeline import BLOCK_SIZES
+from export.quantize import Blocks, dequantize, quantize
+
 from .batches import Batch, Pages, batch_stream
 from .checkpoint import load_checkpoint
 from .curriculum import Stage, stage_of
@@ -29,6 +32,8 @@ from .model import TinySpec, build_model, cast_weights, use_training_kernels
 from .muon import FloatMuon
 from .packed import Packed
 from .views import IGNORE, PROBE_CLASSES, SLOTS
+
+EXPERTS = (".gate_up_proj", ".down_proj")  # rounded in blocks of one size
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,7 @@ class TrainOptions:
     scale: int = 1  # pages of a batch, as a multiple of what the curriculum says: a GPU takes more
     packed: Path | None = None  # a folder of batches that were rendered beforehand
     decay_minutes: float = 0.0  # last of `minutes`, over which the learning rate falls to zero
+    bits: int = 0  # every second step sees the decoder rounded to these bits, as the exporter rounds it; 0: never
 
 
 class Neighbours:
@@ -199,11 +205,33 @@ class Trainer:
         with torch.no_grad():
             for name, value in self.masters.items():
                 value.grad = None
-                self.working[name].copy_(value.view_as(self.working[name]))
                 self.average[name].lerp_(value, 1 - decay)
         self.step += 1
+        self.set_working()
         self.images += len(batch.input_ids)
         return {name: value.item() for name, value in reported.items()} | {"grad_norm": norm.item()}
+
+    @torch.no_grad()
+    def set_working(self) -> None:
+        """Copy the masters into the working weights of the step to come, rounded where that step sees them so.
+
+        The gradient at the rounded weights then moves the masters (the straight-through estimator,
+        https://arxiv.org/abs/1308.3432).
+        """
+        rounds = self.options.bits and self.step % 2
+        for name, value in self.masters.items():
+            blocks = self.blocks(name, value) if rounds else None
+            seen = value if blocks is None else rounded(value, blocks)
+            self.working[name].copy_(seen.view_as(self.working[name]))
+
+    def blocks(self, name: str, value: Tensor) -> Blocks | None:
+        """Return how the exporter's q8 and q4 round this parameter, or None where they keep it."""
+        if value.ndim < 2 or "mlp.gate." in name or not name.startswith(("model.language_model.", "lm_head.")):
+            return None
+        blocks = Blocks(self.options.bits, BLOCK_SIZES[f"q{self.options.bits}"])
+        group = name.rpartition(".")[0]
+        together = [self.masters[group + part].shape[-1] for part in EXPERTS] if value.ndim == 3 else []
+        return blocks.fitting(value.shape[-1], *together)
 
     def state(self) -> dict[str, Any]:
         """Return everything that a resumed run needs."""
@@ -224,8 +252,8 @@ class Trainer:
         with torch.no_grad():
             for name, value in self.masters.items():
                 value.copy_(state["masters"][name])
-                self.working[name].copy_(value.view_as(self.working[name]))
                 self.average[name].copy_(state["average"][name])
+        self.set_working()
         for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(saved)
 
@@ -237,8 +265,8 @@ class Trainer:
             for name, value in self.masters.items():
                 if name in weights:
                     value.copy_(weights[name].view_as(value))
-                    self.working[name].copy_(weights[name])
                 self.average[name].copy_(value)
+        self.set_working()
 
     def save(self) -> None:
         """Write the state to the run folder, whole or not at all."""
@@ -285,6 +313,13 @@ def averaged_model(state_file: Path, spec: TinySpec) -> UnlimitedOcrForCondition
             value.copy_(average[name].view_as(value))
     model.eval()
     return model
+
+
+def rounded(value: Tensor, blocks: Blocks) -> Tensor:
+    """Return `value` [..., channels] as the exporter's graphs see it after rounding, of the same shape."""
+    rows = value.detach().cpu().reshape(-1, value.shape[-1]).numpy()
+    seen = dequantize(*quantize(rows, blocks), blocks, rows.shape[-1])
+    return torch.from_numpy(seen).to(value.device).view(value.shape)
 
 
 def working_dtype(device: torch.device) -> torch.dtype:
