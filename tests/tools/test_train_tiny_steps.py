@@ -87,6 +87,34 @@ def test_a_resumed_run_goes_on_exactly(tmp_path: Path) -> None:
     assert torch.equal(averaged.lm_head.weight, rest.average["lm_head.weight"])
 
 
+def test_every_second_step_sees_the_decoder_in_few_bits_and_moves_what_stands_behind_it(tmp_path: Path) -> None:
+    stages = MICRO_STAGES[1:]
+    trainer = Trainer(micro_options(tmp_path, bits=4, dtype="float32"), stages, MICRO)
+    batch = Pages(stages, MICRO, 0)[0]
+
+    def few_valued() -> set[str]:
+        """Names of working weights with no more than sixteen values in the 32 channels of a block."""
+        matrices = {name: value for name, value in trainer.working.items() if value.ndim > 1 and value.shape[-1] >= 32}
+        return {
+            name
+            for name, value in matrices.items()
+            if all(len(row[:32].unique()) <= 16 for row in value.flatten(0, -2))
+        }
+
+    trainer.train_step(batch)
+    rounded, before = few_valued(), {name: value.clone() for name, value in trainer.masters.items()}
+    assert {name.rpartition(".")[0].rpartition(".")[2] for name in rounded if "weight" in name} >= {"q_proj", "lm_head"}
+    assert any(name.endswith("experts.gate_up_proj") for name in rounded)
+    assert not any("mlp.gate." in name or "vision" in name for name in rounded)
+    report = trainer.train_step(batch)  # at the rounded weights
+    assert not few_valued() & rounded
+    assert all(not torch.equal(trainer.masters[name], before[name]) for name in rounded)
+    assert all(torch.equal(trainer.working[name].view_as(value), value) for name, value in trainer.masters.items())
+    for _ in range(10):
+        last = trainer.train_step(batch)
+    assert last["text"] < 0.8 * report["text"]
+
+
 def test_stages_follow_each_other_and_the_last_goes_on() -> None:
     stages = [MICRO_STAGES.index(stage_of(MICRO_STAGES, step)) for step in (0, 1, 2, 101, 10_000)]
     assert stages == [0, 0, 1, 1, 1]
