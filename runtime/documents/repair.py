@@ -98,8 +98,6 @@ def _with_a_root(data: bytes) -> bytes:
     if not (catalogs and trees):
         root, tree = next_number, next_number + 1
         kids = b" ".join(b"%d 0 R" % page for page in pages)
-        added = b"\n%d 0 obj\n<< /Type /Catalog /Pages %d 0 R >>\nendobj\n" % (
-            root,
-            tree,
-        ) + b"%d 0 obj\n<< /Type /Pages /Kids [%s] /Count %d >>\nendobj" % (tree, kids, len(pages))
+        added = b"\n%d 0 obj\n<< /Type /Catalog /Pages %d 0 R >>\nendobj" % (root, tree)
+        added += b"\n%d 0 obj\n<< /Type /Pages /Kids [%s] /Count %d >>\nendobj" % (tree, kids, len(pages))
     return data + b"\nendstream\nendobj" + added + b"\ntrailer\n<< /Root %d 0 R >>\nstartxref\n0\n%%%%EOF\n" % root
