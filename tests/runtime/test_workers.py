@@ -30,6 +30,7 @@ def workers_of(process: psutil.Process) -> set[psutil.Process]:
     found = set()
     for child in process.children():
         with contextlib.suppress(psutil.NoSuchProcess):  # a child that ends meanwhile
+            until(child.cmdline)  # which is empty for a moment, before the child's program begins
             if "runtime.documents.worker" in " ".join(child.cmdline()):
                 found.add(child)
     return found
