@@ -146,6 +146,13 @@ def write_config(folder: Path, text: str) -> Path:
     return path
 
 
+def free_port() -> int:
+    """A port of the loopback interface that nobody listened on just now, for programs that do not take 0."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+    return port
+
+
 @contextmanager
 def server(model: DemoModel, device: str, dtype: str, log: Path) -> Iterator[str]:
     """Run the server on a free port of the loopback interface, from ready to stopped; yields its address.
@@ -155,9 +162,7 @@ def server(model: DemoModel, device: str, dtype: str, log: Path) -> Iterator[str
     DemoError
         when it does not become ready, or does not stop with exit code 0 on SIGTERM.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "server", "--config", str(model.config), "--model", model.id]
     command += ["--device", device, "--dtype", dtype, "--host", "127.0.0.1", "--port", str(port)]
     say(f"\n$ {' '.join(command[1:])}    (log: {log})")

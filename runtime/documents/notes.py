@@ -1,4 +1,4 @@
-"""Texts that annotations hold without drawing them: free text, stamps, captions of lines.
+"""Texts that annotations hold without drawing them: free text and stamps.
 
 pdfium draws one line of a free text, cut off at its border. The texts are added to the opened page, under the
 annotations, and not to the file. Called by worker processes only.

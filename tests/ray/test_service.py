@@ -7,7 +7,6 @@ import io
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -23,6 +22,7 @@ import pytest
 
 from tests.command.conftest import ROOT, environment, tiny_home
 from tests.waiting import until
+from tools.demo import free_port
 from tools.demo_page import demo_page
 
 __all__ = ["tiny_home"]  # a fixture
@@ -36,13 +36,6 @@ def request(**more: Any) -> dict[str, Any]:
     url = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
     content = [{"type": "image_url", "image_url": {"url": url}}]
     return {"model": "tiny-ocr", "max_tokens": 200, "messages": [{"role": "user", "content": content}], **more}
-
-
-def free_port() -> int:
-    """A port that nobody listened on just now: Serve takes no 0."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-    return port
 
 
 class Served:
