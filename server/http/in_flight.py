@@ -247,10 +247,16 @@ class RequestsInFlight:
         self._exports.require(key)
         return True
 
-    def drain(self, timeout: float) -> bool:
-        """Refuse new requests, wait for those in flight, end the rest early. True when none was ended early."""
+    def refuse(self) -> int:
+        """Refuse new requests from here on; return how many are in flight."""
         with self._changed:
             self._draining = True
+            return len(self._places)
+
+    def drain(self, timeout: float) -> bool:
+        """Refuse new requests, wait for those in flight, end the rest early. True when none was ended early."""
+        self.refuse()
+        with self._changed:
             self._changed.wait_for(lambda: not self._places or self._expired, timeout)
             finished = not self._places
         if not finished:

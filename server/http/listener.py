@@ -98,9 +98,8 @@ class HttpServer:
     def _drain(self) -> None:
         try:
             in_flight = self._application.in_flight
-            log.info(
-                "shutting down: %d requests have %.0f s to finish", in_flight.present, self._options.shutdown_timeout
-            )
+            present = in_flight.refuse()  # before the log says so
+            log.info("shutting down: %d requests have %.0f s to finish", present, self._options.shutdown_timeout)
             if not in_flight.drain(self._options.shutdown_timeout):
                 log.warning("the time for running requests is over; they were ended early")
         finally:

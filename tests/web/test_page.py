@@ -166,6 +166,30 @@ def test_a_wrong_key_asks_for_another(visit: Open, start: Callable[..., ServerPr
     assert tab.evaluate("[document.cookie, localStorage.length]") == ["", 0]
 
 
+def test_a_late_answer_to_an_old_key_takes_nothing_from_whoever_is_typing(
+    visit: Open, start: Callable[..., ServerProcess]
+) -> None:
+    server = start("--api-key", "secret")
+    tab = visit(server)
+    tab.wait_for_selector("#drawer[open]")
+    held: list[Any] = []
+    tab.route("**/v1/models", lambda route: held.append(route))
+    tab.fill("#key", "wrong")
+    tab.click("#drawer .primary")  # the changed key and the closed drawer ask one after the other
+    until(lambda: bool(tab.evaluate("true")) and len(held) == 2)
+    held[1].continue_()
+    tab.wait_for_selector("#drawer[open]")
+    tab.fill("#key", "secret")
+    with tab.expect_response("**/v1/models"):
+        held[0].continue_()
+    tab.unroute("**/v1/models")
+    tab.evaluate("new Promise(requestAnimationFrame)")
+    assert tab.input_value("#key") == "secret"
+    tab.click("#drawer .primary")
+    choose(tab, "free", png(printed()))
+    wait_for_text(tab, "Hello, page.")
+
+
 def test_a_full_queue_is_waited_for_and_the_wait_is_shown(visit: Open, start: Callable[..., ServerProcess]) -> None:
     server = start("--slots", "1", "--max-queue", "1")
     first = visit(server)

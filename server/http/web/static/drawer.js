@@ -21,12 +21,14 @@ export class Drawer {
   }
 
   open(why) {
+    if ($("drawer").open) return; // somebody is writing in it
     $("key").value = api.key();
     $("drawer").showModal();
     if (why === "key") $("key").focus();
   }
 
   take(settings) {
+    if (JSON.stringify(settings) === JSON.stringify(this.settings)) return; // fields that somebody may be writing in
     this.settings = settings;
     this.values = Object.fromEntries(Object.entries(this.values).filter(([name]) => settings.some((one) => one.name === name)));
     this.draw();

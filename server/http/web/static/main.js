@@ -33,14 +33,20 @@ function say(text) {
   $("notice").hidden = !text;
 }
 
-// What the server has: models, tasks, settings.
+// What the server has: models, tasks, settings. A closed drawer, a new key and a chosen model ask anew: only the last
+// one to ask shows its answer, whichever comes last.
+let asking = 0;
 async function start() {
+  const mine = ++asking;
   try {
-    models = await api.models();
+    const found = await api.models();
     const wanted = $("model").value || (await api.config("")).model;
+    if (mine !== asking) return;
+    models = found;
     $("model").replaceChildren(...models.map(({ id, exported }) => new Option(exported === false ? `${id} (not exported)` : id, id, false, id === wanted)));
-    await chooseModel();
+    await chooseModel(mine);
   } catch (error) {
+    if (mine !== asking) return;
     if (error.status === 401) {
       say(api.key() ? "This key is not one of the server's." : "This server needs a key.");
       drawer.open("key");
@@ -48,9 +54,10 @@ async function start() {
   }
 }
 
-async function chooseModel() {
+async function chooseModel(mine = ++asking) {
   const model = models.find((one) => one.id === $("model").value);
   const known = await api.config(model.id);
+  if (mine !== asking) return;
   limits = known;
   reader.atOnce = known.at_once;
   drawer.take(known.settings);
