@@ -138,6 +138,27 @@ def test_a_reload_in_mid_stream_frees_the_slot(visit: Open, scripted: ServerProc
     wait_for_text(tab, "Hello, page.")
 
 
+def test_a_page_that_is_turned_while_it_is_read_is_read_anew_and_can_be_cancelled(
+    visit: Open, scripted: ServerProcess
+) -> None:
+    tab = visit(scripted)
+    choose(tab, "describe", png(printed()))
+    wait_for_pages(tab, "reading")
+    width, height = tab.evaluate(
+        "[document.querySelector('#picture').naturalWidth, document.querySelector('#picture').naturalHeight]"
+    )
+    tab.click("#rotate")
+    tab.click("#rotate")
+    tab.click("#rotate")
+    turned = "([height, width]) => { const shown = document.querySelector('#picture'); return shown.naturalWidth === height && shown.naturalHeight === width; }"
+    tab.wait_for_function(turned, arg=[height, width])
+    wait_for_pages(tab, "reading")
+    until(lambda: bool(tab.evaluate("true")) and metric(scripted, "ocr_active_requests") == 1)
+    tab.click("#cancel")
+    wait_for_pages(tab, "cancelled")
+    until(lambda: metric(scripted, "ocr_requests_present") == 0)
+
+
 def test_documents_queue_and_are_cancelled_one_by_one(visit: Open, scripted: ServerProcess) -> None:
     tab = visit(scripted)
     choose(tab, "describe", {**png(printed()), "name": "first.png"}, {**png(printed()), "name": "second.png"})

@@ -44,21 +44,28 @@ export class Page {
     return canvas;
   }
 
-  async turn() {
-    const canvas = await this.canvas(90);
-    this.turned = (this.turned + 90) % 360;
-    await this.show(await blobOf(canvas, "image/png"));
+  // Turn by 90 degrees, one turn after the other.
+  turn() {
+    const turning = async () => {
+      const canvas = await this.canvas(90);
+      this.turned = (this.turned + 90) % 360;
+      await this.show(await blobOf(canvas, "image/png"));
+    };
+    this.turning = (this.turning ?? Promise.resolve()).then(turning);
+    return this.turning;
   }
 
   // Once a drawn page has been read, a smaller picture of it is enough to look at.
   async shrink() {
     if (!this.document.drawn || this.turned || Math.max(this.width, this.height) <= PREVIEW) return;
-    const { width, height } = this;
+    const { width, height, blob } = this;
     const scale = PREVIEW / Math.max(width, height);
     const canvas = document.createElement("canvas");
     [canvas.width, canvas.height] = [Math.round(width * scale), Math.round(height * scale)];
-    canvas.getContext("2d").drawImage(await createImageBitmap(this.blob), 0, 0, canvas.width, canvas.height);
-    await this.show(await blobOf(canvas, "image/jpeg"));
+    canvas.getContext("2d").drawImage(await createImageBitmap(blob), 0, 0, canvas.width, canvas.height);
+    const smaller = await blobOf(canvas, "image/jpeg");
+    if (this.blob !== blob) return; // it was turned meanwhile
+    await this.show(smaller);
     Object.assign(this, { width, height, whole: false }); // boxes are in pixels of the page as it was read
   }
 

@@ -260,9 +260,10 @@ $("task").onchange = chooseTask;
 $("previous").onclick = () => beside(-1);
 $("next").onclick = () => beside(1);
 $("rotate").onclick = async () => {
-  if (!current?.blob) return;
-  await current.turn();
-  reader.again(current);
+  const page = current; // another one may be looked at once this one is turned
+  if (!page?.blob) return;
+  await page.turn();
+  reader.again(page);
 };
 $("again").onclick = () => reader.again(current);
 $("cancel").onclick = () => current.stop?.abort();

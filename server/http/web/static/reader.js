@@ -76,16 +76,18 @@ export class Reader {
     this.refused(error);
   }
 
+  // A page that is read again meanwhile (turned, say) belongs to the later reading: this one then ends without a word.
   async read(page) {
-    page.stop = new AbortController();
+    const stop = (page.stop = new AbortController());
     page.state = "queued";
     page.began = performance.now();
     this.changed(page);
     for (let attempt = 1; ; attempt++) {
       try {
-        await this.stream(page);
+        await this.stream(page, stop);
         break;
       } catch (error) {
+        if (page.stop !== stop) return;
         if (error.name === "AbortError") {
           page.state = "cancelled";
           break;
@@ -97,13 +99,16 @@ export class Reader {
           break;
         }
         const seconds = Math.min(error.retryAfter ?? 2 ** attempt, LONGEST_WAIT);
-        if (!(await this.waited(page, error, seconds))) {
+        const goesOn = await this.waited(page, error, seconds, stop);
+        if (page.stop !== stop) return;
+        if (!goesOn) {
           page.state = "cancelled";
           break;
         }
         Object.assign(page, { text: "", pieces: [], tokens: 0, state: "queued", note: null });
       }
     }
+    if (page.stop !== stop) return;
     page.note = page.state === "failed" ? page.note : null;
     page.stop = null;
     await page.shrink();
@@ -112,23 +117,24 @@ export class Reader {
   }
 
   // Count down to the next try; false when it was cancelled meanwhile.
-  async waited(page, error, seconds) {
+  async waited(page, error, seconds, stop) {
     for (let left = Math.ceil(seconds); left > 0; left--) {
-      if (page.stop.signal.aborted) return false;
+      if (stop.signal.aborted) return false;
       page.note = `${error.message} Next try in ${left} s.`;
       this.changed(page);
       await new Promise((done) => setTimeout(done, 1000));
     }
-    return !page.stop.signal.aborted;
+    return !stop.signal.aborted;
   }
 
   refused(error) {
     if (error.status === 401) this.onKeyNeeded?.();
   }
 
-  async stream(page) {
+  async stream(page, stop) {
     const body = requestOf(this.settings(), await dataUrl(page.blob));
-    for await (const chunk of api.chat(body, page.stop.signal)) {
+    for await (const chunk of api.chat(body, stop.signal)) {
+      if (page.stop !== stop) return;
       const stage = chunk.ocr?.stage;
       if (stage) page.state = stage;
       const choice = chunk.choices?.[0];
