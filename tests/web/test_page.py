@@ -150,7 +150,10 @@ def test_a_page_that_is_turned_while_it_is_read_is_read_anew_and_can_be_cancelle
     tab.click("#rotate")
     tab.click("#rotate")
     tab.click("#rotate")
-    turned = "([height, width]) => { const shown = document.querySelector('#picture'); return shown.naturalWidth === height && shown.naturalHeight === width; }"
+    turned = """([height, width]) => {
+        const shown = document.querySelector("#picture");
+        return shown.naturalWidth === height && shown.naturalHeight === width;
+    }"""
     tab.wait_for_function(turned, arg=[height, width])
     wait_for_pages(tab, "reading")
     until(lambda: bool(tab.evaluate("true")) and metric(scripted, "ocr_active_requests") == 1)
