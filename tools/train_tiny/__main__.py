@@ -1,4 +1,4 @@
-"""`python -m tools.train_tiny train | pack | export | mean | evaluate`: train, write and measure the built-in model."""
+"""`python -m tools.train_tiny COMMAND`: train (join, pack), write (export, mean) and evaluate the built-in model."""
 
 import argparse
 import os
@@ -13,6 +13,7 @@ from .evaluate import evaluate_folder
 from .held_out import CATEGORIES, MORE_CATEGORIES
 from .model import TinySpec
 from .packed import WrongPages, pack
+from .replicas import ApartError, join_runs
 from .train import Trainer, TrainOptions, averaged_model
 
 
@@ -46,6 +47,15 @@ def train(arguments: argparse.Namespace) -> None:
         raise SystemExit(f"error: {error}") from error
     if arguments.export:
         export(arguments)
+
+
+def join(arguments: argparse.Namespace) -> None:
+    """Let runs go on from the mean of their states."""
+    try:
+        step = join_runs(arguments.run_dirs)
+    except (OSError, ApartError) as error:
+        raise SystemExit(f"error: {error}") from error
+    print(f"{len(arguments.run_dirs)} runs go on from their mean at step {step}")
 
 
 def pack_pages(arguments: argparse.Namespace) -> None:
@@ -118,6 +128,10 @@ def command_line() -> argparse.ArgumentParser:
     )
     command.add_argument("--export", type=Path, help="write the checkpoint folder here at the end")
     command.set_defaults(action=train)
+
+    command = commands.add_parser("join", help="let runs of several seeds go on from the mean of their states")
+    command.add_argument("run_dirs", type=Path, nargs="+", metavar="RUN", help="run folders that are at the same step")
+    command.set_defaults(action=join)
 
     command = commands.add_parser("pack", help="render batches beforehand, on several processes")
     command.add_argument("--out", type=Path, required=True, metavar="FOLDER")

@@ -225,6 +225,6 @@ STAGES = (
     Stage(1400, ALL_SIZES, DOCUMENTS, ALL_TASKS, wear=0.3, blank=0.01, turned=0.02, learning_rate=6e-4),
     # The same with more of what was worst then: accents, small type, single lines.
     Stage(6800, EVERY_SIZE, EVERY_KIND, EVERY_TASK, wear=0.3, blank=0.01, turned=0.02, learning_rate=6e-4),
-    # Tiles of 256 pixels instead of 192 (until here), small type and dense pages, for which there was no room. For a GPU too.
+    # Tiles of 256 pixels, until here 192: small type, and dense pages, for which there was no room. For a GPU too.
     Stage(1_000_000, FINER_SIZES, FINER_KINDS, EVERY_TASK, wear=0.3, blank=0.01, turned=0.02, learning_rate=6e-4),
 )
