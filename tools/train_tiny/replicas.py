@@ -26,9 +26,7 @@ def join_runs(run_dirs: Sequence[Path]) -> int:
     if len(set(steps.values())) > 1:
         told = ", ".join(f"{folder} at step {step}" for folder, step in steps.items())
         raise ApartError(f"{told}; let all of them train to one step (--steps)")
-    joined = mean_of(states)
-    for total in ("images", "seconds"):
-        joined[total] = sum(state[total] for state in states)
+    joined = mean_of(states)  # pages and seconds stay those of the first run
     for folder in run_dirs:
         torch.save(joined, folder / "state.tmp")
         (folder / "state.tmp").replace(folder / "state.pt")
