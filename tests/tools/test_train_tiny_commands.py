@@ -6,6 +6,7 @@ import os
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,12 +15,14 @@ pytest.importorskip("torch", reason="training needs the export extra")
 pytest.importorskip("transformers", reason="training needs the export extra")
 
 from tests.tools.micro import MICRO
+from tools.train_tiny import evaluate
 from tools.train_tiny.__main__ import command_line
-from tools.train_tiny.checkpoint import save_checkpoint
+from tools.train_tiny.checkpoint import mean_checkpoint, read_spec, save_checkpoint
 from tools.train_tiny.curriculum import STAGES, stage_of
 from tools.train_tiny.evaluate import evaluate_folder
 from tools.train_tiny.held_out import held_out_pages
 from tools.train_tiny.model import build_model
+from tools.train_tiny.views import make_views
 
 
 def test_a_folder_is_measured_on_the_categories_that_are_asked_for(tmp_path: Path) -> None:
@@ -32,6 +35,26 @@ def test_a_folder_is_measured_on_the_categories_that_are_asked_for(tmp_path: Pat
     arguments = command_line().parse_args(["evaluate", str(tmp_path), "--categories", "one_line,poems"])
     with pytest.raises(SystemExit, match="no category poems; there are one_line, clean"):
         arguments.action(arguments)
+
+
+def test_weights_are_measured_and_written_for_tiles_of_another_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_checkpoint(build_model(MICRO, 0), MICRO, tmp_path / "one")
+    other = replace(MICRO, image_size=MICRO.image_size + MICRO.token_pixels)
+    save_checkpoint(build_model(other, 1), other, tmp_path / "other")
+    mean_checkpoint([tmp_path / "one", tmp_path / "other"], tmp_path / "mean")
+    assert read_spec(tmp_path / "mean") == MICRO
+    seen = []
+    monkeypatch.setattr(evaluate, "make_views", lambda *given: seen.append(given[2]) or make_views(*given))
+    for more in ([], ["--tile", "96"]):
+        words = ["evaluate", str(tmp_path / "one"), "--pages", "1", "--categories", "one_line", *more]
+        arguments = command_line().parse_args(words)
+        arguments.action(arguments)
+    assert seen == [64, 96]
+    with pytest.raises(SystemExit):
+        command_line().parse_args(["evaluate", str(tmp_path / "one"), "--tile", "200"])
+    assert "200 is no multiple of 32" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(os.name == "nt", reason="a shell script for Linux machines with a card")

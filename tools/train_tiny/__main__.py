@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,6 +16,19 @@ from .model import TinySpec
 from .packed import WrongPages, pack
 from .replicas import ApartError, join_runs
 from .train import Trainer, TrainOptions, averaged_model
+
+
+def spec_of(arguments: argparse.Namespace) -> TinySpec:
+    """Return the shipped sizes, with tiles as --tile says."""
+    return TinySpec() if arguments.tile is None else replace(TinySpec(), image_size=arguments.tile)
+
+
+def tile(value: str) -> int:
+    """Read the side of a tile: pixels that vision tokens cover without a rest."""
+    side, token = int(value), TinySpec().token_pixels
+    if side <= 0 or side % token:
+        raise argparse.ArgumentTypeError(f"{value} is no multiple of {token}, the pixels that a vision token covers")
+    return side
 
 
 def train(arguments: argparse.Namespace) -> None:
@@ -35,7 +49,7 @@ def train(arguments: argparse.Namespace) -> None:
         decay_minutes=arguments.decay_minutes,
         bits=arguments.bits,
     )
-    trainer = Trainer(options, STAGES, TinySpec())
+    trainer = Trainer(options, STAGES, spec_of(arguments))
     state = arguments.run_dir / "state.pt"
     if state.exists():
         trainer.load(torch.load(state, map_location=arguments.device, weights_only=True))
@@ -60,7 +74,7 @@ def join(arguments: argparse.Namespace) -> None:
 
 def pack_pages(arguments: argparse.Namespace) -> None:
     """Render batches beforehand."""
-    pages = Pages(STAGES, TinySpec(), arguments.seed, arguments.scale)
+    pages = Pages(STAGES, spec_of(arguments), arguments.seed, arguments.scale)
     try:
         pack(pages, arguments.out, arguments.first_step, arguments.steps, arguments.workers)
     except WrongPages as error:
@@ -69,7 +83,7 @@ def pack_pages(arguments: argparse.Namespace) -> None:
 
 def export(arguments: argparse.Namespace) -> None:
     """Write the averaged weights of the run folder as a checkpoint folder."""
-    spec = TinySpec()
+    spec = spec_of(arguments)
     save_checkpoint(averaged_model(arguments.run_dir / "state.pt", spec), spec, arguments.export)
 
 
@@ -91,7 +105,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     print("| category | pages | characters | character error rate | pages without error |")
     print("| --- | --- | --- | --- | --- |")
     for category, score in evaluate_folder(
-        arguments.folder, arguments.pages, arguments.seed, categories, arguments.device
+        arguments.folder, arguments.pages, arguments.seed, categories, arguments.device, arguments.tile
     ):
         rate = f"{score.rate:.2%}" if score.characters else f"{score.errors} read"
         print(f"| {category} | {score.pages} | {score.characters} | {rate} | {score.exact} |", flush=True)
@@ -161,6 +175,10 @@ def command_line() -> argparse.ArgumentParser:
     command.add_argument("--seed", type=int, default=1)
     command.set_defaults(action=evaluate)
 
+    for name in ("train", "pack", "export", "evaluate"):
+        commands.choices[name].add_argument(
+            "--tile", type=tile, metavar="PIXELS", help="side of a tile, where it is not to be the one of the folder"
+        )
     return parser
 
 

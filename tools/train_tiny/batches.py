@@ -19,8 +19,6 @@ from .render import Page, PageStyle, blank_page, render_page, turned
 from .tasks import question
 from .views import IGNORE, Views, choose_grid, make_views, normalise
 
-LONG = 1800  # characters of a page that is only asked for its text: tags and boxes would go beyond the last position
-
 
 @dataclass
 class Batch:
@@ -148,7 +146,6 @@ class Pages(Dataset[Batch]):
         sizes = (canvas.view, spec.image_size, spec.max_tiles, spec.token_pixels)
         views = [make_views(page, *sizes, crop=canvas.crop) for page in pages]
         asked = rng.choices(list(stage.tasks), list(stage.tasks.values()), k=len(pages))
-        asked = [task if len(page.text) <= LONG else "free" for page, task in zip(pages, asked, strict=True)]
         questions = [question(rng, page, task) for page, task in zip(pages, asked, strict=True)]
         batch = collate(views, questions, self.tokenizer)
         batch.trained = stage.trained

@@ -3,6 +3,7 @@
 import json
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -181,14 +182,15 @@ def load_checkpoint(folder: Path, dtype: torch.dtype = torch.float32) -> Unlimit
 
 
 def mean_checkpoint(folders: Sequence[Path], out: Path) -> None:
-    """Write the mean of the weights of checkpoint folders, stored in float16; one named twice counts twice.
+    """Write the mean of the weights of checkpoint folders, stored in float16, with the first one's size of tiles; one
+    named twice counts twice.
 
     Weights of one run, before and after further training, often read better as a mean than either does ("model soups",
     arXiv 2203.05482). Raises ValueError where the folders are not of one size.
     """
     specs = [read_spec(folder) for folder in folders]
     for folder, spec in zip(folders, specs, strict=True):
-        if spec != specs[0]:
+        if replace(spec, image_size=specs[0].image_size) != specs[0]:
             raise ValueError(f"{folder} and {folders[0]} hold models of different sizes; give folders of one model")
     mean = load_checkpoint(folders[0])
     total = dict(mean.named_parameters())

@@ -142,23 +142,6 @@ EVERY_KIND = {
 }  # fmt: skip
 EVERY_TASK = {"free": 0.55, "markdown": 0.18, "ocr": 0.17, "locate": 0.1}
 
-FINER_SIZES = (
-    (0.40, Canvas(256, 32, (16, 36), 11, natural=True, fill=0.8, widths=(240, 660))),
-    (0.10, Canvas(256, 32, (18, 30), 7, natural=True, least=3, fill=0.9, widths=(300, 460))),
-    (0.14, Canvas(256, 32, (11, 20), 12, natural=True, fill=0.7, widths=(180, 440))),
-    (0.06, Canvas(256, 32, (36, 66), 5, natural=True, fill=0.7, widths=(400, 1100))),
-    (0.06, Canvas(256, 32, (16, 44), 2, natural=True)),
-    (0.04, Canvas(256, 14, (18, 44), 6)),
-    (0.04, Canvas(256, 14, (18, 40), 8, crop=False)),
-    (0.10, Canvas(256, 12, (13, 22), 28, natural=True, least=10, fill=0.8, widths=(420, 800), words=16)),
-    (0.06, Canvas(256, 6, (14, 18), 46, natural=True, least=34, fill=0.95, widths=(640, 820), words=20)),
-)
-"""As `EVERY_SIZE`, in tiles of 256 pixels, with pages of ten to 28 lines and dense ones like a printed A4 page."""
-FINER_KINDS = {
-    "random": 0.02, "letters": 0.02, "words": 0.12, "prose": 0.17, "figures": 0.07, "receipt": 0.10, "code": 0.02,
-    "latin": 0.11, "till": 0.14, "invoice": 0.15, "article": 0.08,
-}  # fmt: skip
-
 STAGES = (
     # The vision tower learns the characters: full canvases of large type, no decoder.
     Stage(700, ((1.0, Canvas(192, 32, (24, 44), 6, crop=False, fill=0.7)),), EARLY, trained="vision"),
@@ -223,8 +206,6 @@ STAGES = (
     ),
     # Both halves on all of it, and the other prompts.
     Stage(1400, ALL_SIZES, DOCUMENTS, ALL_TASKS, wear=0.3, blank=0.01, turned=0.02, learning_rate=6e-4),
-    # The same with more of what was worst then: accents, small type, single lines.
-    Stage(6800, EVERY_SIZE, EVERY_KIND, EVERY_TASK, wear=0.3, blank=0.01, turned=0.02, learning_rate=6e-4),
-    # Tiles of 256 pixels, until here 192: small type, and dense pages, for which there was no room. For a GPU too.
-    Stage(1_000_000, FINER_SIZES, FINER_KINDS, EVERY_TASK, wear=0.3, blank=0.01, turned=0.02, learning_rate=6e-4),
+    # The same with more of what was worst then: accents, small type, single lines. For a GPU too.
+    Stage(1_000_000, EVERY_SIZE, EVERY_KIND, EVERY_TASK, wear=0.3, blank=0.01, turned=0.02, learning_rate=6e-4),
 )

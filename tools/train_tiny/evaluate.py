@@ -4,7 +4,7 @@ The project's end-to-end tests import `edit_distance`; `python -m tools.train_ti
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -128,11 +128,17 @@ def score(pages: Sequence[Page], texts: Sequence[str]) -> Score:
 
 
 def evaluate_folder(
-    folder: Path, count: int, seed: int = 1, categories: Sequence[str] = CATEGORIES, device: str = "cpu"
+    folder: Path,
+    count: int,
+    seed: int = 1,
+    categories: Sequence[str] = CATEGORIES,
+    device: str = "cpu",
+    tile: int | None = None,
 ) -> Iterator[tuple[str, Score]]:
     """Yield each category with its score on `count` pages, of a checkpoint folder as it is shipped: float16 weights,
-    computed in float32."""
+    computed in float32; in tiles of `tile` pixels, or of the folder's where that is None."""
     model, spec = nn.Module.to(load_checkpoint(folder), device), read_spec(folder)
+    spec = spec if tile is None else replace(spec, image_size=tile)
     use_training_kernels(model)
     for category in categories:
         pages = held_out_pages(category, count, seed)

@@ -23,14 +23,14 @@ class TinySpec:
     """Sizes of one tiny model; the defaults are the shipped one."""
 
     base_size: int = 256  # side of the global view, pixels
-    image_size: int = 256  # side of a tile, pixels
+    image_size: int = 192  # side of a tile, pixels
     max_tiles: int = 9
     patch_size: int = 8  # SAM patch; a vision token covers 4 x 4 of them
     sam_width: int = 128
     sam_layers: int = 4
     sam_heads: int = 2
     sam_mlp: int = 512
-    sam_window: int = 8  # divides the grids (32 patches): no padded windows
+    sam_window: int = 8  # divides both grids (32 and 24 patches): no padded windows
     sam_global: tuple[int, ...] = (2,)  # layers with global attention
     neck: int = 128  # channels of the SAM neck
     downsample: tuple[int, int] = (128, 256)  # channels of the two stride-2 convs; the last is the CLIP width
