@@ -21,6 +21,7 @@ from tests.command.conftest import ROOT, Program, command, environment, page_of
 from tests.command.faulty_proxy import FaultyProxy, Handler
 from tests.pdfs import scanned_pdf
 from tests.server.conftest import ServerProcess
+from tests.waiting import until
 
 
 @pytest.fixture(scope="module")
@@ -368,6 +369,7 @@ def test_ctrl_c_on_the_last_try_is_no_failure_of_the_page(ocr: Program, proxy: F
 
     proxy.fault = interrupt
     assert read(ocr, proxy, document(tmp_path, 1), "--retries", "0", "-o", "out") == 130
+    until(lambda: ended)  # the proxy's thread may see the end after the client has said that it is over
     assert ended == [b""]
     assert "1 page not read" in ocr.err
     assert "failed" not in (tmp_path / "out/ocr-run.jsonl").read_text()
