@@ -177,7 +177,10 @@ def command_line() -> argparse.ArgumentParser:
 
     for name in ("train", "pack", "export", "evaluate"):
         commands.choices[name].add_argument(
-            "--tile", type=tile, metavar="PIXELS", help="side of a tile, where it is not to be the one of the folder"
+            "--tile",
+            type=tile,
+            metavar="PIXELS",
+            help="side of a tile (default: the shipped one; evaluate: the folder's)",
         )
     return parser
 
