@@ -12,7 +12,9 @@ pytest.importorskip("transformers", reason="training needs the export extra")
 
 
 from tests.tools.micro import MICRO, MICRO_STAGES, same  # noqa: E402
+from tools.train_tiny import __main__ as commands  # noqa: E402
 from tools.train_tiny.batches import Pages  # noqa: E402
+from tools.train_tiny.checkpoint import read_spec  # noqa: E402
 from tools.train_tiny.curriculum import Canvas, Stage, stage_of  # noqa: E402
 from tools.train_tiny.muon import FloatMuon  # noqa: E402
 from tools.train_tiny.packed import Packed, WrongPages, pack  # noqa: E402
@@ -83,7 +85,7 @@ def test_a_resumed_run_goes_on_exactly(tmp_path: Path) -> None:
         assert torch.equal(value, rest.masters[name]), name
     logs = [(tmp_path / part / "log.jsonl").read_text(encoding="utf-8").splitlines() for part in ("whole", "parts")]
     assert len(logs[0]) == len(logs[1]) == 6
-    averaged = averaged_model(tmp_path / "parts/state.pt", MICRO)
+    averaged = averaged_model(torch.load(tmp_path / "parts/state.pt", weights_only=True), MICRO)
     assert torch.equal(averaged.lm_head.weight, rest.average["lm_head.weight"])
 
 
@@ -118,6 +120,21 @@ def test_every_second_step_sees_the_decoder_in_few_bits_and_moves_what_stands_be
 def test_stages_follow_each_other_and_the_last_goes_on() -> None:
     stages = [MICRO_STAGES.index(stage_of(MICRO_STAGES, step)) for step in (0, 1, 2, 101, 10_000)]
     assert stages == [0, 0, 1, 1, 1]
+
+
+def test_a_run_goes_on_and_is_written_in_the_tiles_that_it_was_trained_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commands, "TinySpec", lambda: MICRO)
+    larger = replace(MICRO, image_size=96)
+    Trainer(micro_options(tmp_path, steps=1), MICRO_STAGES, larger).run(workers=0)
+    words = ["export", "--run-dir", str(tmp_path), "--export", str(tmp_path / "written")]
+    arguments = commands.command_line().parse_args(words)
+    arguments.action(arguments)
+    assert read_spec(tmp_path / "written") == larger
+    other = commands.command_line().parse_args(["train", "--run-dir", str(tmp_path), "--steps", "2"])
+    with pytest.raises(SystemExit, match="in tiles of 96 pixels, not 64; --tile 96"):
+        other.action(other)
 
 
 def test_packed_batches_are_the_rendered_ones_and_train_the_same(tmp_path: Path) -> None:

@@ -52,7 +52,10 @@ def train(arguments: argparse.Namespace) -> None:
     trainer = Trainer(options, STAGES, spec_of(arguments))
     state = arguments.run_dir / "state.pt"
     if state.exists():
-        trainer.load(torch.load(state, map_location=arguments.device, weights_only=True))
+        try:
+            trainer.load(torch.load(state, map_location=arguments.device, weights_only=True))
+        except ValueError as error:
+            raise SystemExit(f"error: {error}") from error
     elif arguments.start_from:
         trainer.start_from(arguments.start_from, arguments.start_step)
     try:
@@ -82,9 +85,10 @@ def pack_pages(arguments: argparse.Namespace) -> None:
 
 
 def export(arguments: argparse.Namespace) -> None:
-    """Write the averaged weights of the run folder as a checkpoint folder."""
-    spec = spec_of(arguments)
-    save_checkpoint(averaged_model(arguments.run_dir / "state.pt", spec), spec, arguments.export)
+    """Write the averaged weights of the run folder as a checkpoint folder, with the tiles that it was trained in."""
+    state = torch.load(arguments.run_dir / "state.pt", map_location="cpu", weights_only=True)
+    spec = replace(TinySpec(), image_size=state.get("tile", TinySpec().image_size))
+    save_checkpoint(averaged_model(state, spec), spec, arguments.export)
 
 
 def mean(arguments: argparse.Namespace) -> None:
@@ -175,7 +179,7 @@ def command_line() -> argparse.ArgumentParser:
     command.add_argument("--seed", type=int, default=1)
     command.set_defaults(action=evaluate)
 
-    for name in ("train", "pack", "export", "evaluate"):
+    for name in ("train", "pack", "evaluate"):
         commands.choices[name].add_argument(
             "--tile",
             type=tile,

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .train import save_state
+
 
 class ApartError(ValueError):
     """Runs that cannot meet."""
@@ -28,8 +30,7 @@ def join_runs(run_dirs: Sequence[Path]) -> int:
         raise ApartError(f"{told}; let all of them train to one step (--steps)")
     joined = mean_of(states)  # pages and seconds stay those of the first run
     for folder in run_dirs:
-        torch.save(joined, folder / "state.tmp")
-        (folder / "state.tmp").replace(folder / "state.pt")
+        save_state(joined, folder)
     return int(joined["step"])
 
 

@@ -237,6 +237,7 @@ class Trainer:
         """Return everything that a resumed run needs."""
         return {
             "step": self.step,
+            "tile": self.spec.image_size,
             "first_step": self.first_step,
             "images": self.images,
             "seconds": self.seconds,
@@ -246,7 +247,12 @@ class Trainer:
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on from `state`."""
+        """Go on from `state`. Raises ValueError where that was trained in tiles of another size."""
+        tile = state.get("tile", self.spec.image_size)
+        if tile != self.spec.image_size:
+            raise ValueError(
+                f"the run was trained in tiles of {tile} pixels, not {self.spec.image_size}; --tile {tile}"
+            )
         self.step, self.images, self.seconds = state["step"], state["images"], state["seconds"]
         self.first_step = state.get("first_step", 0)
         with torch.no_grad():
@@ -270,9 +276,7 @@ class Trainer:
 
     def save(self) -> None:
         """Write the state to the run folder, whole or not at all."""
-        path = self.options.run_dir / "state.pt"
-        torch.save(self.state(), path.with_suffix(".tmp"))
-        path.with_suffix(".tmp").replace(path)
+        save_state(self.state(), self.options.run_dir)
 
     def run(self, workers: int = 1) -> None:
         """Train until the steps or the minutes are used up; log to `log.jsonl`, save as it goes."""
@@ -304,9 +308,16 @@ class Trainer:
         self.save()
 
 
-def averaged_model(state_file: Path, spec: TinySpec) -> UnlimitedOcrForConditionalGeneration:
-    """Return the float32 model of a saved state's averaged weights, with the library's own attention and experts."""
-    average = torch.load(state_file, map_location="cpu", weights_only=True)["average"]
+def save_state(state: dict[str, Any], run_dir: Path) -> None:
+    """Write a run's state into its folder, whole or not at all."""
+    path = run_dir / "state.pt"
+    torch.save(state, path.with_suffix(".tmp"))
+    path.with_suffix(".tmp").replace(path)
+
+
+def averaged_model(state: dict[str, Any], spec: TinySpec) -> UnlimitedOcrForConditionalGeneration:
+    """Return the float32 model of a state's averaged weights, with the library's own attention and experts."""
+    average = state["average"]
     model = build_model(spec)
     with torch.no_grad():
         for name, value in model.named_parameters():

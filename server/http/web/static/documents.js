@@ -44,14 +44,14 @@ export class Page {
     return canvas;
   }
 
-  // Turn by 90 degrees, one turn after the other.
+  // Turn by 90 degrees, one turn after the other, whether or not the one before could be made.
   turn() {
     const turning = async () => {
       const canvas = await this.canvas(90);
       this.turned = (this.turned + 90) % 360;
       await this.show(await blobOf(canvas, "image/png"));
     };
-    this.turning = (this.turning ?? Promise.resolve()).then(turning);
+    this.turning = (this.turning ?? Promise.resolve()).then(turning, turning);
     return this.turning;
   }
 
