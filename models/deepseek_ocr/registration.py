@@ -35,7 +35,7 @@ DEEPSEEK_OCR = Registration(
             str(_TINY_OCR),
             # A config.toml that deepseek-ocr.rs wrote sets 1024 and 640 for every model; an entry's defaults win.
             # A token is a letter here: 20 tokens come again with every block that begins where the one above does.
-            defaults=MappingProxyType({"base_size": 256, "image_size": 192, "no_repeat_ngram_size": 40}),
+            defaults=MappingProxyType({"base_size": 256, "image_size": 224, "no_repeat_ngram_size": 40}),
             tasks=("free", "markdown", "ocr", "locate"),  # the prompts that the model was trained on
             description="built-in miniature: a demonstration and a test instrument, not a product for documents",
         ),

@@ -211,7 +211,7 @@ def test_a_file_of_deepseek_ocr_rs_loads_and_names_once_what_is_skipped(
     assert (quantised.id, quantised.dtype, quantised.defaults["base_size"]) == ("deepseek-ocr", "q8", 1024)
     assert config.entry("deepseek-ocr-q4k").dtype == "q4"
     tiny = precedence.resolve(config.inference, config.entry("tiny-ocr").defaults, {}, {})
-    assert (tiny.value("base_size"), tiny.value("image_size")) == (256, 192)
+    assert (tiny.value("base_size"), tiny.value("image_size")) == (256, 224)
 
 
 def test_an_entry_lays_its_fields_over_the_catalogue(tmp_path: Path) -> None:

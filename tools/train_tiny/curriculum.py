@@ -142,6 +142,25 @@ EVERY_KIND = {
 }  # fmt: skip
 EVERY_TASK = {"free": 0.55, "markdown": 0.18, "ocr": 0.17, "locate": 0.1}
 
+FINEST_SIZES = (
+    (0.40, ALL_SIZES[0][1]),
+    (0.08, ALL_SIZES[1][1]),
+    (0.20, ALL_SIZES[2][1]),
+    (0.14, Canvas(256, 40, (16, 28), 7, natural=True, least=3, fill=0.9, widths=(420, 650))),
+    (0.06, ALL_SIZES[3][1]),
+    (0.05, EVERY_SIZE[4][1]),
+    (0.04, ALL_SIZES[4][1]),
+    (0.03, ALL_SIZES[5][1]),
+)
+"""As `EVERY_SIZE`, with more small type and with wide and low pages, whose few tiles shrink the type."""
+STRIPS = ((0.35, Canvas(256, 40, (20, 40), 2, natural=True, widths=(280, 640))), *FINEST_SIZES)
+"""The same, and a quarter of the steps on a line or two."""
+FINEST_KINDS = {
+    "random": 0.02, "letters": 0.02, "words": 0.1, "prose": 0.16, "figures": 0.08, "receipt": 0.12, "code": 0.02,
+    "latin": 0.1, "till": 0.15, "invoice": 0.15, "article": 0.08,
+}  # fmt: skip
+FINEST_TASKS = {"free": 0.62, "markdown": 0.15, "ocr": 0.14, "locate": 0.09}
+
 STAGES = (
     # The vision tower learns the characters: full canvases of large type, no decoder.
     Stage(700, ((1.0, Canvas(192, 32, (24, 44), 6, crop=False, fill=0.7)),), EARLY, trained="vision"),
@@ -206,6 +225,12 @@ STAGES = (
     ),
     # Both halves on all of it, and the other prompts.
     Stage(1400, ALL_SIZES, DOCUMENTS, ALL_TASKS, wear=0.3, blank=0.01, turned=0.02, learning_rate=6e-4),
-    # The same with more of what was worst then: accents, small type, single lines. For a GPU too.
-    Stage(1_000_000, EVERY_SIZE, EVERY_KIND, EVERY_TASK, wear=0.3, blank=0.01, turned=0.02, learning_rate=6e-4),
+    # The same with more of what was worst then: accents, small type, single lines.
+    Stage(7842, EVERY_SIZE, EVERY_KIND, EVERY_TASK, wear=0.3, blank=0.01, turned=0.02, learning_rate=6e-4),
+    # Larger tiles, small steps: small type, and pages whose few tiles shrink it.
+    Stage(1000, FINEST_SIZES, FINEST_KINDS, FINEST_TASKS, wear=0.3, blank=0.01, turned=0.02, learning_rate=3e-4),
+    # Single lines, whose strips of many tiles have very large type, were worse for it.
+    Stage(155, STRIPS, FINEST_KINDS, FINEST_TASKS, wear=0.3, blank=0.01, turned=0.02, learning_rate=1.5e-4),
+    # For whoever goes on, on a GPU too.
+    Stage(1_000_000, STRIPS, FINEST_KINDS, FINEST_TASKS, wear=0.3, blank=0.01, turned=0.02, learning_rate=3e-4),
 )

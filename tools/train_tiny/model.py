@@ -23,7 +23,7 @@ class TinySpec:
     """Sizes of one tiny model; the defaults are the shipped one."""
 
     base_size: int = 256  # side of the global view, pixels
-    image_size: int = 192  # side of a tile, pixels
+    image_size: int = 224  # side of a tile, pixels
     max_tiles: int = 9
     patch_size: int = 8  # SAM patch; a vision token covers 4 x 4 of them
     sam_width: int = 128
