@@ -23,6 +23,7 @@ from pathlib import Path
 from models.catalog import CATALOG
 from tools.accuracy import PageQuestion, drawn, scores, served, shown, together
 from tools.demo import DemoModel, server, write_config
+from tools.train_tiny.checkpoint import read_spec
 from tools.train_tiny.evaluate import Score
 
 AIMS: Mapping[str, float] = {
@@ -68,13 +69,24 @@ def dtype_rows(found: Mapping[str, Draws]) -> Iterator[str]:
         yield f"| {dtype} | {rate:.2%} | {points:+.2f} | {'' if aim is None else f'{aim:g}'} | {verdict} |"
 
 
+def entry_of(checkpoint: Path) -> str:
+    """Return the entry of config.toml under which a checkpoint folder is served, in tiles of the folder's own size.
+
+    The catalogue's entry names the size of the built-in weights, which would win over that of the folder.
+    """
+    tile = read_spec(checkpoint).image_size
+    return (
+        f'[models.entries.{NAME}]\nkind = "deepseek-ocr"\nsource = {json.dumps(str(checkpoint.resolve()))}\n'
+        f"defaults = {{ image_size = {tile} }}\n"
+    )
+
+
 def served_as(dtype: str, checkpoint: Path, pages: Mapping[int, Mapping[str, list[PageQuestion]]]) -> Draws:
     """Export the checkpoint in ``dtype``, serve it, and read all pages."""
     with tempfile.TemporaryDirectory(prefix="ocr-onnx-aims-") as work:
         folder = Path(work)
-        entry = f'[models.entries.{NAME}]\nkind = "deepseek-ocr"\nsource = {json.dumps(str(checkpoint.resolve()))}\n'
         environment = os.environ | {"XDG_CACHE_HOME": str(folder / "cache")}
-        model = DemoModel(NAME, True, environment, write_config(folder, entry))
+        model = DemoModel(NAME, True, environment, write_config(folder, entry_of(checkpoint)))
         export = [sys.executable, "-m", "export", NAME, "--config", str(model.config), "--dtype", dtype]
         subprocess.run(export, env=environment, check=True, stdout=sys.stderr)
         with redirect_stdout(sys.stderr), server(model, "cpu", dtype, folder / "server.log") as url:

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 pytest.importorskip("torch")
 
+from models.config import load_config
+from tests.tools.micro import MICRO
 from tools import aims
-from tools.aims import AIMS, aim_rows, dtype_rows, main
+from tools.aims import AIMS, NAME, aim_rows, dtype_rows, entry_of, main
+from tools.demo import write_config
+from tools.train_tiny.checkpoint import save_checkpoint
 from tools.train_tiny.evaluate import Score
 from tools.train_tiny.held_out import CATEGORIES, MORE_CATEGORIES
+from tools.train_tiny.model import build_model
 
 
 def cells(table: Iterator[str]) -> list[list[str]]:
@@ -58,6 +65,14 @@ def test_the_demonstration_s_pages_are_read_once_and_the_others_in_every_draw(mo
     assert main(["--pages", "3", "--seeds", "4", "5", "--dtypes", "f32,q8", "--categories", "blank,demo"]) == 0
     assert asked == {dtype: {4: {"blank": 3, "demo": 3}, 5: {"blank": 3}} for dtype in ("f32", "q8")}
     assert "MISSED" not in capsys.readouterr().out
+
+
+def test_weights_are_read_in_the_tiles_that_their_folder_names(tmp_path: Path) -> None:
+    other = replace(MICRO, image_size=96)
+    save_checkpoint(build_model(other, 0), other, tmp_path / "weights")
+    entry = load_config(write_config(tmp_path, entry_of(tmp_path / "weights"))).entry(NAME)
+    assert entry.source == str(tmp_path / "weights")
+    assert (entry.defaults["image_size"], entry.defaults["no_repeat_ngram_size"]) == (96, 40)
 
 
 def test_every_aim_is_about_pages_that_there_are(capsys) -> None:

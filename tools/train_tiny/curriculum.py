@@ -227,7 +227,8 @@ STAGES = (
     Stage(1400, ALL_SIZES, DOCUMENTS, ALL_TASKS, wear=0.3, blank=0.01, turned=0.02, learning_rate=6e-4),
     # The same with more of what was worst then: accents, small type, single lines.
     Stage(7842, EVERY_SIZE, EVERY_KIND, EVERY_TASK, wear=0.3, blank=0.01, turned=0.02, learning_rate=6e-4),
-    # Larger tiles, small steps: small type, and pages whose few tiles shrink it.
+    # (Its last 1,042 steps were in tiles of 256, with pages of ten lines to 46 that are no longer here; see README.md.)
+    # Tiles of 224, small steps: small type, and pages whose few tiles shrink it.
     Stage(1000, FINEST_SIZES, FINEST_KINDS, FINEST_TASKS, wear=0.3, blank=0.01, turned=0.02, learning_rate=3e-4),
     # Single lines, whose strips of many tiles have very large type, were worse for it.
     Stage(155, STRIPS, FINEST_KINDS, FINEST_TASKS, wear=0.3, blank=0.01, turned=0.02, learning_rate=1.5e-4),

@@ -30,7 +30,7 @@ class TinySpec:
     sam_layers: int = 4
     sam_heads: int = 2
     sam_mlp: int = 512
-    sam_window: int = 8  # divides both grids (32 and 24 patches): no padded windows
+    sam_window: int = 8  # divides the global view's grid (32 patches); a tile's (28) is padded to it
     sam_global: tuple[int, ...] = (2,)  # layers with global attention
     neck: int = 128  # channels of the SAM neck
     downsample: tuple[int, int] = (128, 256)  # channels of the two stride-2 convs; the last is the CLIP width
