@@ -161,6 +161,23 @@ FINEST_KINDS = {
 }  # fmt: skip
 FINEST_TASKS = {"free": 0.62, "markdown": 0.15, "ocr": 0.14, "locate": 0.09}
 
+MORE_BILLS = (
+    (0.30, ALL_SIZES[0][1]),
+    (0.22, Canvas(256, 40, (17, 30), 11, natural=True, least=4, fill=0.9, widths=(310, 640))),
+    (0.17, ALL_SIZES[2][1]),
+    (0.14, STRIPS[0][1]),
+    (0.08, FINEST_SIZES[3][1]),
+    (0.06, ALL_SIZES[3][1]),
+    (0.02, ALL_SIZES[4][1]),
+    (0.01, ALL_SIZES[5][1]),
+)
+"""As `FINEST_SIZES`, with pages as bills have them and with strips of a line or two."""
+MORE_BILLS_KINDS = {
+    "random": 0.02, "letters": 0.01, "words": 0.1, "prose": 0.13, "figures": 0.06, "receipt": 0.1, "code": 0.01,
+    "latin": 0.1, "till": 0.2, "invoice": 0.2, "article": 0.07,
+}  # fmt: skip
+MORE_BILLS_TASKS = {"free": 0.7, "markdown": 0.1, "ocr": 0.13, "locate": 0.07}
+
 STAGES = (
     # The vision tower learns the characters: full canvases of large type, no decoder.
     Stage(700, ((1.0, Canvas(192, 32, (24, 44), 6, crop=False, fill=0.7)),), EARLY, trained="vision"),
@@ -232,6 +249,10 @@ STAGES = (
     Stage(1000, FINEST_SIZES, FINEST_KINDS, FINEST_TASKS, wear=0.3, blank=0.01, turned=0.02, learning_rate=3e-4),
     # Single lines, whose strips of many tiles have very large type, were worse for it.
     Stage(155, STRIPS, FINEST_KINDS, FINEST_TASKS, wear=0.3, blank=0.01, turned=0.02, learning_rate=1.5e-4),
-    # For whoever goes on, on a GPU too.
-    Stage(1_000_000, STRIPS, FINEST_KINDS, FINEST_TASKS, wear=0.3, blank=0.01, turned=0.02, learning_rate=3e-4),
+    # Bills, what was worst then.
+    Stage(1018, MORE_BILLS, MORE_BILLS_KINDS, MORE_BILLS_TASKS, wear=0.3, blank=0.01, turned=0.02, learning_rate=3e-4),
+    # The same for whoever goes on, on a GPU too.
+    Stage(
+        1_000_000, MORE_BILLS, MORE_BILLS_KINDS, MORE_BILLS_TASKS, wear=0.3, blank=0.01, turned=0.02, learning_rate=3e-4
+    ),
 )

@@ -221,6 +221,9 @@ def receipt(rng: random.Random, held_out: bool) -> Iterator[str]:
     def money() -> str:
         return f"{rng.randrange(10 ** rng.randint(1, 3))}.{rng.randrange(100):02} {currency}".strip()
 
+    def reference() -> str:
+        return "-".join(str(rng.randrange(10 ** rng.randint(1, 4))) for _ in range(rng.randint(2, 4)))
+
     while True:
         item = rng.choice(pool)
         line = rng.choice((
@@ -229,7 +232,7 @@ def receipt(rng: random.Random, held_out: bool) -> Iterator[str]:
             f"{rng.choice(('Total', 'Tax', 'Sum', 'Net', 'Paid', 'Due', 'Change'))}: {money()}",
             f"{item.capitalize()}, {rng.randint(1, 900)} {rng.choice(pool)}", f"Thank you, {rng.choice(pool)}!",
             f"{rng.choice(('Invoice', 'Order', 'No.', 'Ref.'))} {rng.randint(1950, 2040)}-{rng.randrange(1000):03}",
-            f"Date: {date(rng)}",
+            f"Date: {date(rng)}", f"{rng.choice(('Tel.', 'No.', 'Ref.', item.capitalize()))} {reference()}",
         ))  # fmt: skip
         yield from (line + LINE_END).split(" ")
 
