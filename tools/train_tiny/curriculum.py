@@ -177,6 +177,9 @@ MORE_BILLS_KINDS = {
     "latin": 0.1, "till": 0.2, "invoice": 0.2, "article": 0.07,
 }  # fmt: skip
 MORE_BILLS_TASKS = {"free": 0.7, "markdown": 0.1, "ocr": 0.13, "locate": 0.07}
+LATEST = Stage(
+    1018, MORE_BILLS, MORE_BILLS_KINDS, MORE_BILLS_TASKS, wear=0.3, blank=0.01, turned=0.02, learning_rate=3e-4
+)
 
 STAGES = (
     # The vision tower learns the characters: full canvases of large type, no decoder.
@@ -249,10 +252,7 @@ STAGES = (
     Stage(1000, FINEST_SIZES, FINEST_KINDS, FINEST_TASKS, wear=0.3, blank=0.01, turned=0.02, learning_rate=3e-4),
     # Single lines, whose strips of many tiles have very large type, were worse for it.
     Stage(155, STRIPS, FINEST_KINDS, FINEST_TASKS, wear=0.3, blank=0.01, turned=0.02, learning_rate=1.5e-4),
-    # Bills, what was worst then.
-    Stage(1018, MORE_BILLS, MORE_BILLS_KINDS, MORE_BILLS_TASKS, wear=0.3, blank=0.01, turned=0.02, learning_rate=3e-4),
-    # The same for whoever goes on, on a GPU too.
-    Stage(
-        1_000_000, MORE_BILLS, MORE_BILLS_KINDS, MORE_BILLS_TASKS, wear=0.3, blank=0.01, turned=0.02, learning_rate=3e-4
-    ),
+    # Bills, what was worst then; the same again for whoever goes on, on a GPU too.
+    LATEST,
+    replace(LATEST, steps=1_000_000),
 )
